@@ -1,0 +1,18 @@
+"""What a user is told when something cannot be done."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TaraError(Exception):
+    """A mistake that its maker can correct: the message says what, where, and what next, in one sentence or two."""
+
+
+class TaraWarning(UserWarning):
+    """Something that works, but hardly as its maker meant it."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` with a leading space when one of the ``known`` names is close to ``name``, else nothing."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,85 @@
+"""Low-rank deltas of linear layers."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The delta of one linear layer, ``scale * B A``.
+
+    ``a`` is (rank, d_in), ``b`` is (d_out, rank), ``scale`` is alpha / rank (Hu et al., LoRA, arXiv 2106.09685).
+    """
+
+    a: Float[Tensor, "rank d_in"]
+    b: Float[Tensor, "d_out rank"]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.a.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.b.shape[0]
+
+    def delta(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """What the layer's output gains for the input ``x``: ``scale * x A^T B^T``."""
+        return self.scale * (x @ self.a.T @ self.b.T)
+
+    def dense(self) -> Float[Tensor, "d_out d_in"]:
+        """What the layer's weight gains: ``scale * B A``."""
+        return self.scale * (self.b @ self.a)
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "LowRank":
+        """The same delta on another device or in another precision."""
+        return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
+
+
+def fresh(
+    d_in: int,
+    d_out: int,
+    *,
+    rank: int,
+    scale: float = 1.0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LowRank:
+    """A delta that changes nothing yet: ``A`` uniform in +-1/sqrt(d_in) as PEFT draws it, ``B`` zero.
+
+    Drawn on the CPU in float32 and then cast, so that the numbers do not depend on device or precision.
+    """
+    bound = 1 / math.sqrt(d_in)
+    a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * bound
+    return LowRank(a.to(dtype), torch.zeros(d_out, rank, dtype=dtype), scale)
+
+
+def row_delta(
+    x: Float[Tensor, "rows tokens d_in"],
+    a: Float[Tensor, "rows rank d_in"],
+    b: Float[Tensor, "rows d_out rank"],
+    scale: Float[Tensor, " rows"],
+) -> Float[Tensor, "rows tokens d_out"]:
+    """Each row's own delta: ``scale_i * x_i A_i^T B_i^T`` for row i."""
+    return torch.bmm(torch.bmm(x, a.mT), b.mT) * scale[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class RowLowRank:
+    """One linear layer's delta for each row of a batch: ``a`` (rows, rank, d_in), ``b`` (rows, d_out, rank)."""
+
+    a: Float[Tensor, "rows rank d_in"]
+    b: Float[Tensor, "rows d_out rank"]
+    scale: Float[Tensor, " rows"]
+
+    def delta(self, x: Float[Tensor, "rows tokens d_in"]) -> Float[Tensor, "rows tokens d_out"]:
+        """What the layer's output gains, in the precision of ``x``."""
+        return row_delta(x, self.a.to(x.dtype), self.b.to(x.dtype), self.scale.to(x.dtype))
