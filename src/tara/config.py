@@ -1,0 +1,309 @@
+"""Every setting of a training run, defined once for Python, the command line and TOML."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from tara.errors import TaraError, nearest
+
+Targets = Literal["cross_kv", "attention"]
+AlignmentForm = Literal["off", "l1", "squared"]
+Precision = Literal["no", "fp16", "bf16"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+ScheduleName = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]  # diffusers' names
+CaptionSource = Literal["fixed", "varied"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+SUBJECT_PHRASE = "a photo of a {word} {kind}"
+STYLE_PHRASE = "a picture in {word} {kind}"
+
+# A rare word's embedding moves with its position and neighbours: these move it, and leave the picture's content open.
+VARIED_SUBJECT_CAPTIONS = (
+    "a photo of a {word} {kind}",
+    "a {word} {kind}",
+    "the {word} {kind}",
+    "a picture of the {word} {kind}",
+    "a close view of a {word} {kind}",
+    "there is a {word} {kind} in this picture",
+    "here stands a {word} {kind}",
+    "someone shows us one {word} {kind}",
+    "a {word} {kind} on the grass",
+    "a {word} {kind} on the beach",
+    "a {word} {kind} in a room",
+    "a {word} {kind} in front of a wall",
+    "in the street a {word} {kind} waits",
+    "on a sunny day a {word} {kind} is seen",
+    "a cat and a {word} {kind}",
+    "a {word} {kind} and a dog",
+    "a car next to a {word} {kind}",
+    "a {word} {kind} beside a house",
+    "a tree and a {word} {kind} on the grass",
+    "a {word} {kind} and a person in a room",
+)
+VARIED_STYLE_CAPTIONS = (
+    "a picture in {word} {kind}",
+    "in {word} {kind}",
+    "a scene in {word} {kind}",
+    "a cat in {word} {kind}",
+    "a dog on the grass in {word} {kind}",
+    "a house in {word} {kind}",
+    "a car in the street in {word} {kind}",
+    "a person and a dog in {word} {kind}",
+    "a cat and a tree on the beach in {word} {kind}",
+    "{word} {kind}, a view of a room",
+)
+
+
+class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
+    """What one adapter learns: a folder of photos, the rare word that will stand for it, and its class word."""
+
+    images: Path = Field(description="Folder with the concept's photos (3 to 5 are enough)")
+    word: str = Field(description="Rare word that will stand for the concept, such as xlo")
+    kind: str = Field(description="Class word: what the concept is, such as dog (for a style: style)")
+    name: str | None = Field(
+        default=None, description="The concept's name in tables and file names; the rare word if left out"
+    )
+    prompt: str | None = Field(
+        default=None, description=f"Training phrase; '{SUBJECT_PHRASE}', or '{STYLE_PHRASE}' for a style, if left out"
+    )
+    captions: tuple[str, ...] | None = Field(
+        default=None, description="Caption templates with {word} and {kind}, in place of the training phrase"
+    )
+    out: Path | None = Field(default=None, description="File to write; WORD-KIND.safetensors if left out")
+    is_style: bool = Field(default=False, description="The concept is the look of a whole picture, not a thing in it")
+
+    @field_validator("word", "kind")
+    @classmethod
+    def _a_word_is_visible(cls, value: str) -> str:
+        value = " ".join(value.split())
+        if not value:
+            raise ValueError("is empty; give the rare word (such as xlo) and the class word (such as dog)")
+        return value
+
+    @field_validator("captions")
+    @classmethod
+    def _a_caption_list_is_not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("is an empty list; leave it out, or give at least one template such as 'a {word} {kind}'")
+        return value
+
+    @property
+    def label(self) -> str:
+        """The name that a person reads."""
+        return self.name or self.word
+
+    @property
+    def phrase(self) -> str:
+        """The training phrase in full, for instance ``a photo of a xlo dog``."""
+        return self.fill(self.prompt or (STYLE_PHRASE if self.is_style else SUBJECT_PHRASE))
+
+    @property
+    def file(self) -> Path:
+        """Where the adapter is written."""
+        return self.out or Path(f"{self.name or f'{self.word}-{self.kind}'}.safetensors".replace(" ", "-"))
+
+    def fill(self, template: str) -> str:
+        """The template with ``{word}`` and ``{kind}`` filled in; other braces stay as they are."""
+        return template.replace("{word}", self.word).replace("{kind}", self.kind)
+
+    def templates(self, source: CaptionSource) -> tuple[str, ...]:
+        """The captions, filled in, of a photo that has none of its own."""
+        if self.captions is not None:
+            return tuple(self.fill(template) for template in self.captions)
+        if source == "fixed":
+            return (self.phrase,)
+        varied = VARIED_STYLE_CAPTIONS if self.is_style else VARIED_SUBJECT_CAPTIONS
+        return tuple(dict.fromkeys((self.phrase, *(self.fill(template) for template in varied))))
+
+
+class TrainSettings(BaseModel, frozen=True, extra="forbid"):
+    """How a training run goes; the field descriptions are the command line's help."""
+
+    base: str = Field(default="toyland", description="Base model: toyland, sd15, sdxl, a folder or a hub id")
+    targets: Targets = Field(
+        default="cross_kv", description="Layers that learn: text keys and values only, or every attention projection"
+    )
+    tfm: bool = Field(default=True, description="Token focus mask: an adapter acts on its rare word's tokens only")
+    tal: AlignmentForm = Field(
+        default="l1", description="Token alignment loss between rare and class word: off, l1, squared"
+    )
+    tal_weight: float = Field(default=1.0, ge=0, description="Weight of the token alignment loss; 0 turns it off")
+    rank: int = Field(default=8, ge=1, le=256, description="Rank of the low-rank deltas")
+    alpha: float | None = Field(
+        default=None, gt=0, description="Scale of the deltas times rank; equal to the rank if left out"
+    )
+    steps: int = Field(default=1000, ge=1, le=1_000_000, description="Optimiser steps")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Learning rate; 1e-4 (AdamW) or 1 (Prodigy finds its own) if left out"
+    )
+    lr_scheduler: ScheduleName = Field(
+        default="constant", description="Course of the learning rate, by diffusers' names"
+    )
+    lr_warmup_steps: int = Field(default=0, ge=0, description="Steps in which the learning rate rises from 0")
+    batch_size: int = Field(default=1, ge=1, le=1024, description="Photos of each concept in one step")
+    gradient_accumulation: int = Field(
+        default=1, ge=1, le=1024, description="U-Net calls whose gradients one step sums up"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Use less memory and more time")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, order and first weights")
+    mixed_precision: Precision = Field(
+        default="no", description="Precision of the frozen base: no (fp32), fp16 or bf16"
+    )
+    optimizer: OptimizerName = Field(
+        default="adamw", description="adamw, adamw8bit (extra '8bit'), prodigy (extra 'prodigy')"
+    )
+    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of the optimiser")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Longest gradient of one concept; 0 does not clip")
+    snr_gamma: float | None = Field(default=None, gt=0, description="Min-SNR weighting with this gamma (5 is usual)")
+    prior_preservation: bool = Field(
+        default=False, description="Train on pictures of the class too, to keep what it means"
+    )
+    prior_weight: float = Field(default=1.0, ge=0, description="Weight of the class pictures' loss")
+    class_images: int = Field(
+        default=100, ge=1, description="Number of class pictures; missing ones are made by the base"
+    )
+    class_folder: Path | None = Field(
+        default=None,
+        description="Folder of class pictures, one subfolder a class; class/ in the run folder if left out",
+    )
+    captions: CaptionSource = Field(
+        default="fixed",
+        description="Captions of photos that have none: the training phrase, or a varied list around it",
+    )
+    resolution: int | None = Field(
+        default=None,
+        ge=8,
+        le=4096,
+        multiple_of=8,
+        description="Side of the training pictures in pixels; the base's own",
+    )
+    crops: int = Field(default=1, ge=1, le=64, description="Different square crops of each photo")
+    flip: bool = Field(default=True, description="Also train on each photo's mirror image")
+    preview_every: int = Field(default=0, ge=0, description="Draw a preview every so many steps; 0 never does")
+    preview_prompt: str | None = Field(
+        default=None, description="Prompt of the previews, with {word} and {kind}; the training phrase if left out"
+    )
+    checkpoint_every: int = Field(
+        default=250, ge=0, description="Write a checkpoint every so many steps; 0 only when stopped"
+    )
+    report_to: Literal["none", "tensorboard", "wandb"] = Field(
+        default="none", description="Tracker that also gets the losses"
+    )
+    device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu; the best one found if left out")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice if left out")
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _toml_has_no_none(cls, value: Any) -> Any:
+        return "no" if value in (None, False) else value  # TOML and YAML users write false
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.lr_warmup_steps > self.steps:
+            raise ValueError(f"lr_warmup_steps is {self.lr_warmup_steps} but there are only {self.steps} steps")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """The factor of every delta, alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that the schedule multiplies."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.optimizer == "prodigy" else 1e-4
+
+    @property
+    def alignment_weight(self) -> float:
+        """The weight of the token alignment loss, 0 when it is off."""
+        return 0.0 if self.tal == "off" else self.tal_weight
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """A whole training run: one settings table and one or several concepts."""
+
+    settings: TrainSettings = TrainSettings()
+    concepts: tuple[ConceptSettings, ...] = Field(min_length=1)
+
+    @property
+    def run_folder(self) -> Path:
+        """``rex.run`` beside ``rex.safetensors``; with several concepts ``rex+tom.run`` beside the first one."""
+        first = self.concepts[0].file
+        return first.with_name("+".join(concept.file.stem for concept in self.concepts) + ".run")
+
+
+def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
+    """Build settings from plain values; a TaraError with one sentence says which value is wrong.
+
+    Raises:
+        TaraError: for an unknown name (with the nearest known one) or a value out of range.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as refused:
+        raise TaraError(_sentence(model, refused, where)) from None
+
+
+def concept_settings(where: str = "", **values: Any) -> ConceptSettings:
+    """One concept's settings from keyword arguments, see :class:`ConceptSettings`."""
+    return build(ConceptSettings, values, where)
+
+
+def train_settings(where: str = "", **values: Any) -> TrainSettings:
+    """A run's settings from keyword arguments, see :class:`TrainSettings`."""
+    return build(TrainSettings, values, where)
+
+
+def read_recipe(path: Path, **overrides: Any) -> Recipe:
+    """Read a TOML file with a ``[settings]`` table and one ``[[concept]]`` table per concept.
+
+    Relative paths are taken from the file's folder. ``overrides`` (the command line's flags) win over ``[settings]``.
+
+    Raises:
+        TaraError: when the file is missing, is not TOML, or holds an unknown or impossible setting.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as failure:
+        raise TaraError(f"{path} cannot be read ({failure.strerror}). Give a TOML file with concepts.") from failure
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+        raise TaraError(f"{path} is not a TOML file: {failure}. Correct that line.") from failure
+    for table in tables.keys() - {"settings", "concept"}:
+        known = nearest(table, ["settings", "concept"])
+        raise TaraError(f"{path} has an unknown table '{table}'.{known} Use [settings] and [[concept]].")
+    concepts = tables.get("concept", [])
+    if not isinstance(concepts, list) or not concepts:
+        raise TaraError(f"{path} names no concept. Add a [[concept]] table with images, word and kind.")
+    settings = build(TrainSettings, _from_folder(tables.get("settings", {}), path) | overrides, f"{path} [settings]: ")
+    built = [
+        build(ConceptSettings, _from_folder(table, path), f"{path} [[concept]] {number}: ")
+        for number, table in enumerate(concepts, 1)
+    ]
+    return Recipe(settings=settings, concepts=tuple(built))
+
+
+def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
+    paths = {name: recipe.parent / table[name] for name in ("images", "out", "class_folder") if name in table}
+    return {**table, **paths}
+
+
+def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> str:
+    fault = refused.errors()[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known: Sequence[str] = list(model.model_fields)
+        return f"{where}there is no setting '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+    if fault["type"] == "missing":
+        return f"{where}'{name}' is missing. Give it: {model.model_fields[name].description}."
+    reason = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{where}{name + ' ' if name else ''}{reason}."
+    return f"{where}{name} = {fault['input']!r} is refused: {reason[0].lower()}{reason[1:]}. Choose another value."
