@@ -96,7 +96,7 @@ class Adapter:
             tensors[f"{PREFIX}{layer}.lora_A.weight"] = low_rank.a.detach().cpu().contiguous()
             tensors[f"{PREFIX}{layer}.lora_B.weight"] = low_rank.b.detach().cpu().contiguous()
         path = Path(path)
-        atomic_write(path, safetensors.torch.save(tensors, metadata=self._header()))
+        atomic_write(path, _in_order(safetensors.torch.save(tensors, metadata=self._header())))
         return path
 
     def _header(self) -> dict[str, str]:
@@ -123,7 +123,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     header, tensors = _read(path)
     if CARD_KEY not in header:
         raise TaraError(
-            f"'{path}' has no adapter card: it is a LoRA of another tool. Train it with tara, or load it with diffusers."
+            f"'{path}' has no adapter card: it is another tool's LoRA. Train it with tara, or load it with diffusers."
         )
     card = _card(path, header[CARD_KEY])
     if alpha is not None:
@@ -139,12 +139,21 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise TaraError(f"'{path}' is empty (0 bytes). Train the adapter again, or copy the file again.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: it is not a dict
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             return dict(file.metadata() or {}), tensors
     except (SafetensorError, OSError) as failure:
         raise TaraError(
             f"'{path}' is not a whole safetensors file ({failure}). Give an adapter that tara wrote."
         ) from failure
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same safetensors file with its header sorted: the library writes metadata in a random order."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8 bytes
+    return len(header).to_bytes(8, "little") + header + file[8 + size :]
 
 
 def _card(path: Path, text: str) -> AdapterCard:
@@ -171,7 +180,7 @@ def _layers(path: Path, tensors: Mapping[str, Tensor], card: AdapterCard) -> dic
         a, b = left.pop(key), left.pop(f"{PREFIX}{layer}.lora_B.weight", None)
         if b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != card.rank or b.shape[1] != card.rank:
             raise TaraError(
-                f"'{path}' is damaged: layer '{layer}' does not hold a pair of rank {card.rank}. Train the adapter again."
+                f"'{path}' is damaged: layer '{layer}' has no pair of rank {card.rank}. Train the adapter again."
             )
         layers[layer] = LowRank(a, b, card.scale)
     if left or not layers:

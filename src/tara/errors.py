@@ -13,6 +13,6 @@ class TaraWarning(UserWarning):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` with a leading space when one of the ``known`` names is close to ``name``, else nothing."""
+    """`` Did you mean 'x'?`` with a leading space when a ``known`` name is close to ``name``, else nothing."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
@@ -17,11 +18,10 @@ def word_spans(text: str, word: str) -> list[Span]:
     Whole words only (``lo`` is not in ``xlo``, but ``xlo's`` counts), whatever the case; the parts of a word such as
     ``toy dog`` may be apart by any white space.
     """
-    parts = [re.escape(part) for part in word.split()]
-    if not parts:
+    pattern = r"\s+".join(re.escape(part) for part in word.split())
+    if not pattern:
         return []
-    pattern = rf"(?<!\w){r'\s+'.join(parts)}(?!\w)"
-    return [match.span() for match in re.finditer(pattern, text, flags=re.IGNORECASE)]
+    return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, flags=re.IGNORECASE)]
 
 
 def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
@@ -32,11 +32,7 @@ def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
         span: where the word is, from :func:`word_spans`.
     """
     first, end = span
-    return [
-        position
-        for position, (start, stop) in enumerate(offsets)
-        if start < stop and start < end and stop > first
-    ]
+    return [position for position, (start, stop) in enumerate(offsets) if start < stop and start < end and stop > first]
 
 
 def token_mask(tokens: int, positions: Iterable[int]) -> Bool[Tensor, " tokens"]:
@@ -46,6 +42,27 @@ def token_mask(tokens: int, positions: Iterable[int]) -> Bool[Tensor, " tokens"]
     return mask
 
 
-def is_cut_off(span: Span, kept_characters: int) -> bool:
-    """Whether a part of the span lies behind the text's characters that the tokenizer kept."""
-    return span[1] > kept_characters
+@dataclass(frozen=True)
+class Tokenized:
+    """A text as the text encoder sees it.
+
+    ``offsets`` holds the characters of each of the encoder's tokens, padding included; special tokens are empty.
+    ``kept`` is how many characters fitted; ``text[kept:]`` is lost.
+    """
+
+    text: str
+    offsets: tuple[Span, ...]
+    kept: int
+
+    @property
+    def lost(self) -> str:
+        """The end of the text that did not fit, empty when everything did."""
+        return self.text[self.kept :].strip()
+
+    def holds(self, span: Span) -> bool:
+        """Whether all of the span's characters reached the encoder."""
+        return span[1] <= self.kept
+
+    def positions(self, span: Span) -> tuple[int, ...]:
+        """Positions of the span's tokens."""
+        return tuple(find_word(self.offsets, span))

@@ -1,0 +1,44 @@
+"""Several personal subjects in one picture: token-aware low-rank adapters for diffusion models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tara.adapter import Adapter, load_adapter
+    from tara.errors import TaraError
+    from tara.sampling import Studio, prepare, prepared, release
+    from tara.training import train
+
+    __version__: str
+
+__all__ = [
+    "Adapter",
+    "Studio",
+    "TaraError",
+    "__version__",
+    "load_adapter",
+    "prepare",
+    "prepared",
+    "release",
+    "train",
+]
+
+_HOMES = {
+    "Adapter": "tara.adapter",
+    "Studio": "tara.sampling",
+    "TaraError": "tara.errors",
+    "load_adapter": "tara.adapter",
+    "prepare": "tara.sampling",
+    "prepared": "tara.sampling",
+    "release": "tara.sampling",
+    "train": "tara.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and diffusers take seconds to import: `import tara` and `tara --help` do without until a name is used
+    if name == "__version__":
+        return import_module("importlib.metadata").version("tara")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tara' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,340 @@
+"""A diffusers pipeline as the rest of tara sees it: text in, noise prediction out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tara.attention import KEY, KeysValues, TextConditioning, install, no_grad_kv, uninstall
+from tara.errors import TaraError
+from tara.losses import PredictionType
+from tara.tokens import Span, Tokenized
+
+ALIASES = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "stabilityai/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # no such repository
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What bases of one kind share; an adapter fits every base of its family."""
+
+    name: str
+    text_width: int
+    text_encoders: int = 1
+    size_conditioning: bool = False  # pooled text and picture sizes enter the U-Net too
+
+
+FAMILIES = (
+    Family("sd1", text_width=768),
+    Family("sd2", text_width=1024),
+    Family("sdxl", text_width=2048, text_encoders=2, size_conditioning=True),
+)
+
+
+def family_of(unet_config: Any) -> Family:
+    """The family by the U-Net's own config; one that nobody has named yet is called after its text width."""
+    width, sized = int(unet_config.cross_attention_dim), unet_config.addition_embed_type == "text_time"
+    for family in FAMILIES:
+        if (family.text_width, family.size_conditioning) == (width, sized):
+            return family
+    shape = "sdxl" if sized else "sd"
+    return Family(f"{shape}-{width}", width, text_encoders=2 if sized else 1, size_conditioning=sized)
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoding:
+    """Encoded texts: ``embeddings`` (rows, tokens, d), ``pooled`` (rows, d) where the family has it, their tokens."""
+
+    embeddings: Tensor
+    pooled: Tensor | None
+    tokenized: tuple[Tokenized, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.embeddings.shape[0]
+
+    def take(self, rows: Sequence[int]) -> "TextEncoding":
+        """The given rows, in that order, repeated as often as they are named."""
+        index = torch.tensor(list(rows), device=self.embeddings.device)
+        pooled = None if self.pooled is None else self.pooled[index]
+        return TextEncoding(self.embeddings[index], pooled, tuple(self.tokenized[row] for row in rows))
+
+    @staticmethod
+    def join(parts: Sequence["TextEncoding"]) -> "TextEncoding":
+        """All rows of all parts, one after the other."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return TextEncoding(
+            torch.cat([part.embeddings for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            tuple(tokens for part in parts for tokens in part.tokenized),
+        )
+
+
+def resolve_base(name: str | Path) -> str:
+    """The folder or hub id behind a base's name: ``toyland``, ``sd15``, ``sdxl``, a folder, or a hub id as it is."""
+    if str(name) == "toyland" and not Path(name).is_dir():
+        import toyland
+
+        return str(toyland.BASE)
+    return ALIASES.get(str(name), str(name))
+
+
+def load_base(name: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
+    """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
+
+    Raises:
+        TaraError: when there is no such base or it is of a kind that adapters cannot work on.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    where = resolve_base(name)
+    try:
+        pipe: Any = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype or torch.float32)
+    except (OSError, ValueError) as failure:
+        reason = str(failure).strip().splitlines()[0]
+        raise TaraError(
+            f"The base '{name}' cannot be loaded ({reason}). Give toyland, sd15, sdxl, a pipeline folder or a hub id."
+        ) from failure
+    backbone = Backbone.from_pipeline(pipe)
+    pipe.to(device or best_device())
+    return backbone
+
+
+def best_device() -> str:
+    """``cuda`` where there is one, else ``mps``, else ``cpu``."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_supported(unet: Any) -> None:
+    """Keys and values must be a linear function of the text alone.
+
+    Raises:
+        TaraError: naming the first layer where they are not.
+    """
+    if getattr(unet, "encoder_hid_proj", None) is not None:
+        raise _unsupported("encoder_hid_proj", "it projects the text before the attention layers")
+    for name in unet.attn_processors:
+        layer = name.removesuffix(".processor")
+        attn = unet.get_submodule(layer)
+        if getattr(attn, "add_k_proj", None) is not None:
+            raise _unsupported(layer, "it has added keys and values")
+        if not layer.endswith(".attn2"):
+            if attn.is_cross_attention:
+                raise _unsupported(layer, "it is a cross-attention outside attn2")
+            continue
+        if attn.norm_cross:
+            raise _unsupported(layer, "it normalises the text (norm_cross)")
+        if not attn.is_cross_attention:
+            raise _unsupported(layer, "its attn2 does not look at the text")
+
+
+def _unsupported(layer: str, why: str) -> TaraError:
+    return TaraError(
+        f"This base does not work with adapters on text keys and values: '{layer}' is unsuited, because {why}. "
+        "Use a Stable Diffusion 1.x, 2.x or SDXL base."
+    )
+
+
+class Backbone:
+    """One loaded base: the parts of its pipeline, and what training and composition ask of them."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.unet: Any = pipe.unet
+        self.vae: Any = pipe.vae
+        self.scheduler: Any = pipe.scheduler
+        second = getattr(pipe, "tokenizer_2", None), getattr(pipe, "text_encoder_2", None)
+        self.tokenizers = [part for part in (pipe.tokenizer, second[0]) if part is not None]
+        self.text_encoders = [part for part in (pipe.text_encoder, second[1]) if part is not None]
+        self.family = family_of(self.unet.config)
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any) -> "Backbone":
+        """A backbone around a loaded diffusers pipeline, which stays the user's.
+
+        Raises:
+            TaraError: when the pipeline has no U-Net with CLIP text, or one that adapters cannot work on.
+        """
+        missing = [part for part in ("unet", "vae", "tokenizer", "encode_prompt") if not hasattr(pipe, part)]
+        if missing:
+            raise TaraError(
+                f"A {type(pipe).__name__} has no {missing[0]}. Use a Stable Diffusion 1.x, 2.x or SDXL pipeline."
+            )
+        check_supported(pipe.unet)
+        return cls(pipe)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @cached_property
+    def attention_layers(self) -> list[str]:
+        """Paths of the attentions of all transformer blocks: ``....attn1`` and ``....attn2``."""
+        names = [name.removesuffix(".processor") for name in self.unet.attn_processors]
+        return [name for name in names if name.endswith((".attn1", ".attn2"))]
+
+    @cached_property
+    def cross_layers(self) -> list[str]:
+        """Paths of the cross-attentions, ``....attn2``."""
+        return [name for name in self.attention_layers if name.endswith(".attn2")]
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The noise schedule, float32, one value per training timestep."""
+        return self.scheduler.alphas_cumprod
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        return cast(PredictionType, self.scheduler.config.prediction_type)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels per latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the base's own square pictures in pixels."""
+        size = self.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0]) * self.vae_scale
+
+    def freeze(self) -> None:
+        """Evaluation mode, no gradients: what training assumes."""
+        for part in (self.unet, self.vae, *self.text_encoders):
+            part.requires_grad_(False).eval()
+
+    def projection_sizes(self, path: str) -> tuple[int, int]:
+        """(d_in, d_out) of a projection such as ``....attn2.to_k``."""
+        linear: Any = self.unet.get_submodule(path)
+        return int(linear.in_features), int(linear.out_features)
+
+    def tokenize(self, text: str) -> Tokenized:
+        """The text's tokens by characters, as long as the encoder's input (77 for CLIP)."""
+        found = [_tokenize(self.pipe, tokenizer, text) for tokenizer in self.tokenizers]
+        if any(other != found[0] for other in found):
+            raise TaraError(f"The base's tokenizers split '{text}' differently. Use tokenizers that agree.")
+        return found[0]
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], clip_skip: int | None = None) -> TextEncoding:
+        """Encode texts one by one, so that a text's numbers do not depend on its neighbours in the batch."""
+        return TextEncoding.join([self._encode(text, clip_skip) for text in texts])
+
+    @torch.no_grad()
+    def encode_negative(self, text: str | None) -> TextEncoding:
+        """The unconditional or negative text as stock pipelines encode it: zeros for None where the base says so."""
+        encoding = self._encode(text or "", None)
+        if text is None and getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
+            pooled = None if encoding.pooled is None else torch.zeros_like(encoding.pooled)
+            return TextEncoding(torch.zeros_like(encoding.embeddings), pooled, encoding.tokenized)
+        return encoding
+
+    def _encode(self, text: str, clip_skip: int | None) -> TextEncoding:
+        found: Sequence[Tensor | None] = self.pipe.encode_prompt(
+            prompt=text,
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            clip_skip=clip_skip,
+        )  # (conditional, unconditional) and, with a second encoder, their pooled vectors
+        embeddings, pooled = found[0], found[2] if len(found) > 2 else None
+        assert embeddings is not None
+        return TextEncoding(embeddings, pooled, (self.tokenize(text),))
+
+    def kv(self, embeddings: Tensor) -> dict[str, KeysValues]:
+        """Keys and values of embeddings (rows, tokens, d) through each cross-attention's current to_k and to_v."""
+        return {layer: no_grad_kv(self.unet.get_submodule(layer), embeddings) for layer in self.cross_layers}
+
+    def install(self) -> None:
+        """Put our attention processors on the U-Net, see :func:`tara.attention.install`."""
+        install(self.unet)
+
+    def release(self) -> None:
+        """Put the stock processors back."""
+        uninstall(self.unet)
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        encoding: TextEncoding,
+        conditioning: TextConditioning | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        """One U-Net call.
+
+        Args:
+            latents: (rows, channels, height, width), noisy.
+            timesteps: (rows,).
+            encoding: the rows' texts; keys and values come from ``conditioning`` where it is given.
+            conditioning: see :class:`TextConditioning`; needs :meth:`install` first.
+            time_ids: (rows, 6) picture sizes of families that take them; the latents' own size if left out.
+
+        Returns:
+            The prediction, shaped as ``latents``; what it means says ``prediction_type``.
+        """
+        added: dict[str, Tensor] = {}
+        if self.family.size_conditioning:
+            assert encoding.pooled is not None
+            sizes = self.size_ids(latents) if time_ids is None else time_ids
+            added = {"text_embeds": encoding.pooled, "time_ids": sizes.to(encoding.pooled)}
+        return self.unet(
+            latents,
+            timesteps,
+            encoding.embeddings,
+            cross_attention_kwargs=None if conditioning is None else {KEY: conditioning},
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+    def size_ids(self, latents: Tensor) -> Tensor:
+        """(rows, 6): original size, upper left crop corner, target size of an uncropped picture (SDXL, 2307.01952)."""
+        height, width = latents.shape[-2] * self.vae_scale, latents.shape[-1] * self.vae_scale
+        return torch.tensor([[height, width, 0, 0, height, width]] * latents.shape[0], device=latents.device)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the U-Net's latents of pictures (rows, 3, height, width) in [-1, 1]."""
+        half = self.vae.dtype
+        if half == torch.float16 and self.vae.config.force_upcast:
+            self.vae.to(torch.float32)  # this autoencoder overflows in half precision
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        self.vae.to(half)
+        shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
+        return (posterior.mean - shift) * scale, posterior.std * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (rows, 3, height, width) in [0, 1] of the U-Net's clean latents."""
+        shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
+        pixels: Tensor = self.vae.decode((latents / scale + shift).to(self.vae.dtype), return_dict=False)[0]
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+def _tokenize(pipe: Any, tokenizer: Any, text: str) -> Tokenized:
+    if hasattr(pipe, "maybe_convert_prompt"):
+        text = pipe.maybe_convert_prompt(text, tokenizer)  # a textual inversion may stand for several tokens
+    length = int(tokenizer.model_max_length)
+    found = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=length, padding="max_length")
+    offsets: tuple[Span, ...] = tuple((int(first), int(end)) for first, end in found["offset_mapping"])
+    everything = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    kept = len(text) if len(everything) <= length else max(end for _, end in offsets)
+    return Tokenized(text, offsets, kept)
