@@ -313,11 +313,12 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the U-Net's latents of pictures (rows, 3, height, width) in [-1, 1]."""
-        half = self.vae.dtype
-        if half == torch.float16 and self.vae.config.force_upcast:
-            self.vae.to(torch.float32)  # this autoencoder overflows in half precision
+        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if overflows:
+            self.vae.to(torch.float32)
         posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        self.vae.to(half)
+        if overflows:
+            self.vae.to(torch.float16)
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
         return (posterior.mean - shift) * scale, posterior.std * scale
 
@@ -333,8 +334,15 @@ def _tokenize(pipe: Any, tokenizer: Any, text: str) -> Tokenized:
     if hasattr(pipe, "maybe_convert_prompt"):
         text = pipe.maybe_convert_prompt(text, tokenizer)  # a textual inversion may stand for several tokens
     length = int(tokenizer.model_max_length)
-    found = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=length, padding="max_length")
-    offsets: tuple[Span, ...] = tuple((int(first), int(end)) for first, end in found["offset_mapping"])
-    everything = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    kept = len(text) if len(everything) <= length else max(end for _, end in offsets)
+    found = tokenizer(
+        text,
+        return_offsets_mapping=True,
+        truncation=True,
+        max_length=length,
+        padding="max_length",
+        return_overflowing_tokens=True,
+    )
+    pieces: Sequence[Sequence[Span]] = found["offset_mapping"]  # more than one when the text is too long
+    offsets: tuple[Span, ...] = tuple((int(first), int(end)) for first, end in pieces[0])
+    kept = len(text) if len(pieces) == 1 else max(end for _, end in offsets)
     return Tokenized(text, offsets, kept)
