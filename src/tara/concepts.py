@@ -1,0 +1,135 @@
+"""A concept made ready for training: its photos as latents, its captions as embeddings, its words checked."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tara.backbone import Backbone
+from tara.cache import Caption, Latents, TextCache, cache_latents
+from tara.config import ConceptSettings, TrainSettings
+from tara.data import Example, read_examples
+from tara.draws import concept_key
+from tara.errors import TaraError, TaraWarning
+from tara.ordinary_words import is_ordinary
+from tara.tokens import word_spans
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PriorMaterial:
+    """Pictures of the class, and the training phrase without the rare word."""
+
+    latents: Latents
+    caption: Caption
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """Everything about one concept that training reads."""
+
+    concept: ConceptSettings
+    key: str
+    latents: Latents
+    captions: tuple[tuple[Caption, ...], ...]
+    """For each photo the captions that it is trained with."""
+    prior: PriorMaterial | None = None
+
+
+def prior_acts(settings: TrainSettings) -> bool:
+    """Whether class pictures can change anything: without the rare word a masked ``cross_kv`` adapter is silent."""
+    masked = settings.tfm and settings.targets == "cross_kv"
+    return settings.prior_preservation and settings.prior_weight > 0 and not masked
+
+
+def class_phrase(concept: ConceptSettings) -> str:
+    """The training phrase without the rare word, for instance ``a photo of a dog``."""
+    phrase = concept.phrase
+    for first, end in reversed(word_spans(phrase, concept.word)):
+        phrase = phrase[:first] + phrase[end:]
+    return " ".join(phrase.split())
+
+
+def check_concepts(concepts: Sequence[ConceptSettings], settings: TrainSettings) -> list[list[Example]]:
+    """Read the photos of all concepts and check their words and captions, before anything slow begins.
+
+    Warns (TaraWarning) of a rare word that is an ordinary one and of settings that have no effect.
+
+    Raises:
+        TaraError: for unreadable photos, a caption without its words, or two concepts that would write one file.
+    """
+    files = [concept.file.absolute() for concept in concepts]
+    for concept, file in zip(concepts, files, strict=True):
+        if files.count(file) > 1:
+            raise TaraError(f"Two concepts would write '{concept.file}'. Give each its own out.")
+    if settings.prior_preservation and not prior_acts(settings):
+        warnings.warn(
+            "Prior preservation has no effect here: with cross_kv targets and the token focus mask an adapter is silent "
+            "where the rare word is not, and the class prompt has none. No class pictures are made. Leave it out.",
+            TaraWarning,
+            stacklevel=2,
+        )
+    return [_checked(concept, settings) for concept in concepts]
+
+
+def prepare(
+    concept: ConceptSettings,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    backbone: Backbone,
+    texts: TextCache,
+    class_folder: Path | None,
+) -> Material:
+    """Encode a concept's photos and captions; the autoencoder and the text encoder are not needed after this.
+
+    Raises:
+        TaraError: when a caption is too long for its words, or the resolution does not fit the base.
+    """
+    resolution = settings.resolution or backbone.resolution
+    return Material(
+        concept=concept,
+        key=concept_key(concept.word, concept.kind),
+        latents=cache_latents(backbone, examples, resolution=resolution, crops=settings.crops, flip=settings.flip),
+        captions=tuple(
+            tuple(texts.caption(text, concept.word, concept.kind) for text in example.captions) for example in examples
+        ),
+        prior=None
+        if class_folder is None
+        else PriorMaterial(
+            latents=cache_latents(
+                backbone,
+                read_examples(class_folder, (class_phrase(concept),)),
+                resolution=resolution,
+                crops=1,
+                flip=settings.flip,
+            ),
+            caption=texts.caption(class_phrase(concept), concept.word, concept.kind),
+        ),
+    )
+
+
+def _checked(concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
+    if word_spans(concept.kind, concept.word):
+        raise TaraError(f"The rare word '{concept.word}' is in the class word '{concept.kind}'. Choose another one.")
+    if is_ordinary(concept.word):
+        warnings.warn(
+            f"'{concept.word}' is an ordinary English word: the base has its own idea of it, which the concept would "
+            "have to fight. A made-up word such as 'xlo' is better.",
+            TaraWarning,
+            stacklevel=3,
+        )
+    _check_caption(concept, concept.phrase, "The training phrase", settings)
+    examples = read_examples(concept.images, concept.templates(settings.captions))
+    for example in examples:
+        for caption in example.captions:
+            _check_caption(concept, caption, f"The caption of {concept.images / example.name}", settings)
+    return examples
+
+
+def _check_caption(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:
+    needed = [("rare", concept.word)]
+    if settings.alignment_weight > 0:
+        needed.append(("class", concept.kind))
+    for role, word in needed:
+        if not word_spans(text, word):
+            what_next = "Add it" if role == "rare" else "Add it, or train with tal = 'off'"
+            raise TaraError(f"{where}, '{text}', lacks the {role} word '{word}'. {what_next}.")

@@ -1,0 +1,72 @@
+"""Noise, timesteps and the order of photos, as functions of (seed, concept, call)."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draw:
+    """What chance decides for a concept's rows of one U-Net call; everything lies on the CPU, noise in float32."""
+
+    photos: tuple[int, ...]
+    variants: tuple[int, ...]
+    captions: tuple[float, ...]
+    """One number in [0, 1) per row, which picks one of the photo's captions."""
+    timesteps: Int[Tensor, " rows"]
+    posterior_noise: Float[Tensor, "rows *shape"]
+    noise: Float[Tensor, "rows *shape"]
+
+
+def concept_key(rare_word: str, class_word: str) -> str:
+    """What names a concept in every draw: its two words, and nothing about the other concepts or their order."""
+    return f"{rare_word.lower()}\n{class_word.lower()}"
+
+
+def generator_for(seed: int, *parts: str | int) -> torch.Generator:
+    """A CPU generator that is a function of the seed and the parts, alike on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def draw(
+    seed: int,
+    key: str,
+    call: int,
+    *,
+    rows: int,
+    photos: int,
+    variants: int,
+    timesteps: int,
+    shape: tuple[int, ...],
+) -> Draw:
+    """Draw the rows of one U-Net call.
+
+    Args:
+        seed: the run's seed.
+        key: the concept's key, see :func:`concept_key`.
+        call: number of the U-Net call since training began, from 0.
+        rows: rows of this concept in a call.
+        photos: number of the concept's photos; every photo comes once before any comes again.
+        variants: number of crops and flips of each photo.
+        timesteps: number of timesteps of the base; each is as likely as any other.
+        shape: shape of one picture's latents.
+    """
+    generator = generator_for(seed, key, "call", call)
+    return Draw(
+        photos=tuple(_photo(seed, key, call * rows + row, photos) for row in range(rows)),
+        variants=tuple(torch.randint(variants, (rows,), generator=generator).tolist()),
+        captions=tuple(torch.rand(rows, generator=generator, dtype=torch.float64).tolist()),
+        timesteps=torch.randint(timesteps, (rows,), generator=generator),
+        posterior_noise=torch.randn(rows, *shape, generator=generator),
+        noise=torch.randn(rows, *shape, generator=generator),
+    )
+
+
+def _photo(seed: int, key: str, position: int, photos: int) -> int:
+    """The photo at a position of the endless shuffled order."""
+    epoch, place = divmod(position, photos)
+    return int(torch.randperm(photos, generator=generator_for(seed, key, "order", epoch))[place])
