@@ -1,0 +1,108 @@
+"""How a picture was made, kept inside the picture's own PNG file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tara.errors import TaraError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+KEY = "tara"
+
+
+class PictureSettings(BaseModel, frozen=True, extra="forbid"):
+    """How pictures are drawn; the field descriptions are the command line's help."""
+
+    base: str = Field("toyland", description="Base model: toyland, sd15, sdxl, a folder or a hub id")
+    negative: str | None = Field(None, description="What the pictures should not show; adapters never act on it")
+    guidance: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")
+    steps: int = Field(30, ge=1, le=1000, description="Denoising steps")
+    scheduler: str | None = Field(None, description="Sampler, by diffusers' names (ddim, euler, dpm++, unipc, ...)")
+    width: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Width in pixels; the base's own")
+    height: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Height in pixels; the base's own")
+    image: Path | None = Field(None, description="Picture to start from (image-to-image)")
+    strength: float | None = Field(None, gt=0, le=1, description="How far to move away from --image: near 0 to 1")
+    mask: Path | None = Field(None, description="Redraw only where this picture is white (inpainting of --image)")
+    context: Literal["prompt", "bank", "delta"] | None = Field(
+        None, description="Where a rare word's embedding is taken from; what the adapter says if left out"
+    )
+    composer: Literal["tara", "sum"] = Field(
+        "tara", description="tara: each adapter acts on its own word; sum: plain addition, for comparison"
+    )
+
+
+class UsedFile(BaseModel, frozen=True):
+    """A file that a picture depends on: as it was named (with options, for an adapter), and its content."""
+
+    given: str
+    path: str
+    sha256: str
+
+
+class Origin(BaseModel, frozen=True):
+    """Everything that it takes to draw one picture again."""
+
+    prompt: str
+    seed: int
+    adapters: tuple[UsedFile, ...] = ()
+    inputs: tuple[UsedFile, ...] = ()
+    settings: PictureSettings = PictureSettings()
+    tara_version: str = Field(default_factory=lambda: _version())
+
+
+def used_file(path: Path, given: str | None = None) -> UsedFile:
+    """Name a file and its content."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as failure:
+        raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Check its path.") from failure
+    return UsedFile(given=given or str(path), path=str(path), sha256=digest)
+
+
+def png_with_origin(image: Image.Image, origin: Origin) -> bytes:
+    """The picture as a PNG file that tells how it was made."""
+    from PIL import PngImagePlugin
+
+    information = PngImagePlugin.PngInfo()
+    information.add_itxt(KEY, origin.model_dump_json())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=information)
+    return buffer.getvalue()
+
+
+def read_origin(path: Path) -> Origin:
+    """Read how a picture was made.
+
+    Raises:
+        TaraError: when the file is no picture or does not tell.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()  # text chunks may stand after the pixels
+            text: object = image.info.get(KEY)
+    except (UnidentifiedImageError, OSError, SyntaxError) as failure:
+        reason = getattr(failure, "strerror", None) or "it is no whole picture"
+        raise TaraError(f"'{path}' cannot be read ({reason}). Give a PNG that `tara generate` wrote.") from failure
+    if not isinstance(text, str):
+        raise TaraError(f"'{path}' does not tell how it was made. Give a PNG as `tara generate` wrote it, unedited.")
+    try:
+        return Origin.model_validate_json(text)
+    except ValidationError as failure:
+        raise TaraError(
+            f"'{path}' tells how it was made in a form unknown to this version of tara. Update tara."
+        ) from (failure)
+
+
+def _version() -> str:
+    from tara.adapter import tara_version  # imported here: it brings torch, which a command's help does not need
+
+    return tara_version()
