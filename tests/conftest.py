@@ -10,9 +10,10 @@ with jaxtyping.install_import_hook(["tara.lora", "tara.losses", "tara.tokens"], 
     import tara.losses
     import tara.tokens  # noqa: F401
 
-import tiny_bases
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+import tiny_bases
 
 torch.set_num_threads(1)  # sums then have one order, and tests may run beside something else
 

@@ -14,17 +14,17 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 # `xlo` is not among them and falls into `x` and `lo`, `szn` into three letters, `rex` is one token
-WORDS = (
-    "a an the of in on and photo picture dog cat car toy house beach grass robot style lo rex tom pixel red brown big "
-    "with beside two nice"
-).split()
+VOCABULARY = """
+a an the of in on and with beside two photo picture dog cat car toy house beach grass robot style
+lo rex tom pixel red brown big nice
+"""
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789'.,!?-"
 
 
 def tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer with a vocabulary of a few words; everything else falls into letters."""
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in VOCABULARY.split():
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             merge = (pieces[0], pieces[1])

@@ -1,0 +1,214 @@
+"""Adapters and prompts to text keys and values."""
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tara.adapter import Context
+from tara.attention import KeysValues, TextConditioning
+from tara.backbone import Backbone, TextEncoding
+from tara.binding import AdapterUse, Binding
+from tara.errors import TaraError
+from tara.lora import LowRank
+from tara.tokens import word_spans
+
+
+def check_fits(backbone: Backbone, use: AdapterUse) -> None:
+    """Refuse an adapter whose layers are not this base's.
+
+    Raises:
+        TaraError: naming both families, or the first layer that differs.
+    """
+    card = use.adapter.card
+    if card.family != backbone.family.name:
+        raise TaraError(
+            f"{use.name} was trained on a base of family '{card.family}', this base is '{backbone.family.name}'. "
+            f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
+        )
+    for path, low_rank in use.adapter.layers.items():
+        try:
+            sizes = backbone.projection_sizes(path)
+        except AttributeError:
+            sizes = None
+        if sizes != (low_rank.d_in, low_rank.d_out):
+            raise TaraError(
+                f"{use.name} changes a layer '{path}' of {low_rank.d_in} x {low_rank.d_out}, which this base does not "
+                "have. Use the base that it was trained on, or train it again on this one."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Edit:
+    """What one adapter changes in a batch: ``rows`` and ``positions`` (n,), and the embeddings (n, d) it reads there.
+
+    ``whole`` replaces the key and value rows by those of ``embeddings`` before the delta is added.
+    """
+
+    use: AdapterUse
+    rows: Tensor
+    positions: Tensor
+    embeddings: Tensor
+    whole: bool
+
+
+def text_kv(
+    backbone: Backbone,
+    encoding: TextEncoding,
+    bindings: Sequence[Sequence[Binding]],
+    context: Context | None = None,
+    encode: Callable[[str], TextEncoding] | None = None,
+) -> TextConditioning:
+    """Keys and values of every cross-attention for a batch of prompts, once for all denoising steps.
+
+    ``K = X W_K^T + sum_c M_c (w_c s_c X_c A_c^T B_c^T)``, the same for V (TARA, arXiv 2508.08812): the U-Net's current
+    projections, plus each adapter's delta at its rare word's tokens.
+
+    Args:
+        backbone: the base.
+        encoding: (rows, tokens, d), in the order of the U-Net's batch.
+        bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
+        context: where X_c is taken from, see :data:`tara.adapter.Context`; each card's own choice if left out.
+        encode: encodes a training phrase; ``backbone.encode`` if left out.
+
+    Raises:
+        TaraError: when two adapters want the same row as a whole, or a card's phrase lacks its rare word.
+    """
+    assert len(bindings) == encoding.rows, "one list of bindings per row"
+    edits = _edits(encoding, bindings, context, encode or (lambda text: backbone.encode([text])))
+    kv = {
+        layer: _edited(layer, backbone.unet.get_submodule(layer), encoding.embeddings, edits)
+        for layer in backbone.cross_layers
+    }
+    return TextConditioning(kv)
+
+
+@torch.no_grad()
+def _edited(layer: str, attn: Any, embeddings: Tensor, edits: Sequence[_Edit]) -> KeysValues:
+    # all rows in one product, as the stock processor does it: rows without adapters then equal the base's bit by bit
+    found: list[Tensor] = []
+    for name in ("to_k", "to_v"):
+        projection = getattr(attn, name)
+        out: Tensor = projection(embeddings)
+        for edit in edits:
+            if edit.whole:
+                out[edit.rows, edit.positions] = projection(edit.embeddings)
+        for edit in edits:
+            low_rank = edit.use.adapter.cross_kv.get(f"{layer}.{name}")
+            if low_rank is not None:
+                delta = edit.use.weight * _delta(low_rank, edit.embeddings)
+                out.index_put_((edit.rows, edit.positions), delta.to(out.dtype), accumulate=True)
+        found.append(out)
+    return found[0], found[1]
+
+
+def _delta(low_rank: LowRank, x: Tensor) -> Tensor:
+    precision = torch.promote_types(x.dtype, torch.float32)
+    return low_rank.to(x.device, precision).delta(x.to(precision))
+
+
+def _edits(
+    encoding: TextEncoding,
+    bindings: Sequence[Sequence[Binding]],
+    context: Context | None,
+    encode: Callable[[str], TextEncoding],
+) -> list[_Edit]:
+    grouped: dict[int, list[tuple[int, Binding]]] = {}
+    for row, of_row in enumerate(bindings):
+        for binding in of_row:
+            grouped.setdefault(id(binding.use), []).append((row, binding))
+    edits: list[_Edit] = []
+    for entries in sorted(grouped.values(), key=lambda entries: entries[0][1].use.order):
+        edits.append(_edit(encoding, entries, context, encode))
+    _check_apart([edit for edit in edits if edit.whole])
+    return edits
+
+
+def _edit(
+    encoding: TextEncoding,
+    entries: Sequence[tuple[int, Binding]],
+    context: Context | None,
+    encode: Callable[[str], TextEncoding],
+) -> _Edit:
+    use = entries[0][1].use
+    x = encoding.embeddings
+    rows = [row for row, binding in entries for word in binding.occurrences for _ in word]
+    positions = [position for _, binding in entries for word in binding.occurrences for position in word]
+    rows, positions = (torch.tensor(index, dtype=torch.long, device=x.device) for index in (rows, positions))
+    chosen: Context = "prompt" if entries[0][1].everywhere else context or use.adapter.card.context
+    if chosen == "prompt":
+        return _Edit(use, rows, positions, x[rows, positions], whole=False)
+    bank = _bank(use, encode).to(x)
+    pieces = [piece for _, binding in entries for word in binding.occurrences for piece in _match(len(word), len(bank))]
+    return _Edit(use, rows, positions, bank[pieces], whole=chosen == "bank")
+
+
+def _bank(use: AdapterUse, encode: Callable[[str], TextEncoding]) -> Tensor:
+    """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
+    card = use.adapter.card
+    encoding = encode(card.phrase)
+    tokenized = encoding.tokenized[0]
+    spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
+    if not spans:
+        raise TaraError(
+            f"The training phrase '{card.phrase}' of {use.name} lacks its rare word '{card.rare_word}'. Compose it "
+            "with context='prompt', or train it again."
+        )
+    return encoding.embeddings[0, list(tokenized.positions(spans[0]))]
+
+
+def _match(wanted: int, given: int) -> list[int]:
+    """Which of the phrase's ``given`` pieces stands at each of a rebound word's ``wanted`` tokens.
+
+    Aligned at the end, where a causal text encoder has seen the whole word; the first piece is repeated.
+    """
+    return [max(0, given - wanted + place) for place in range(wanted)]
+
+
+def _check_apart(edits: Sequence[_Edit]) -> None:
+    taken: dict[tuple[int, int], AdapterUse] = {}
+    for edit in edits:
+        for place in zip(edit.rows.tolist(), edit.positions.tolist(), strict=True):
+            if place in taken:
+                raise TaraError(
+                    f"{taken[place].name} and {edit.use.name} listen to the same tokens. Rebind one "
+                    f"({edit.use.name}:word=NEW), or compose with context='prompt'."
+                )
+            taken[place] = edit.use
+
+
+GlobalPart = Mapping[str, Sequence[tuple[float, LowRank]]]
+"""By projection: the weighted deltas that act on everything."""
+
+
+def global_part(uses: Iterable[AdapterUse]) -> dict[str, list[tuple[float, LowRank]]]:
+    """The adapters' deltas outside the text's keys and values, with their weights."""
+    parts: dict[str, list[tuple[float, LowRank]]] = {}
+    for use in sorted(uses, key=lambda use: use.order):
+        if use.global_strength:
+            for path, low_rank in use.adapter.global_part.items():
+                parts.setdefault(path, []).append((use.global_strength, low_rank))
+    return parts
+
+
+@contextmanager
+def fused(unet: Any, parts: GlobalPart) -> Generator[None]:
+    """Add global parts to the U-Net's weights for a ``with`` block; afterwards the kept originals are put back."""
+    originals: list[tuple[Any, Tensor]] = []
+    try:
+        for path, deltas in parts.items():
+            module = unet.get_submodule(path)
+            weight = getattr(module, "base_layer", module).weight  # PEFT wraps layers that have a LoRA loaded
+            originals.append((weight, weight.data))
+            precision = torch.promote_types(weight.dtype, torch.float32)
+            total = weight.data.to(precision, copy=True)
+            for strength, low_rank in deltas:
+                total += strength * low_rank.to(weight.device, precision).dense()
+            weight.data = total.to(weight.dtype)
+        yield
+    finally:
+        for weight, original in originals:
+            weight.data = original
