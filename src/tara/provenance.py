@@ -53,7 +53,7 @@ class Origin(BaseModel, frozen=True):
     seed: int
     adapters: tuple[UsedFile, ...] = ()
     inputs: tuple[UsedFile, ...] = ()
-    settings: PictureSettings = PictureSettings()
+    settings: PictureSettings = Field(default_factory=lambda: PictureSettings.model_validate({}))
     tara_version: str = Field(default_factory=lambda: _version())
 
 
