@@ -43,16 +43,16 @@ def tara_version() -> str:
 class AdapterCard(BaseModel, frozen=True):
     """What an adapter file tells about itself; nobody has to remember the rare word."""
 
-    format_version: int = Field(FORMAT_VERSION, ge=1)
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
     rare_word: str = Field(min_length=1, description="The word that stands for the concept")
     class_word: str = Field(min_length=1, description="What the concept is; may have several words")
     family: str = Field(description="Family of bases that the adapter fits, see tara.backbone.Family")
-    base: str = Field("", description="The base that it was trained on, as the user named it")
+    base: str = Field(default="", description="The base that it was trained on, as the user named it")
     rank: int = Field(ge=1)
     alpha: float = Field(description="scale = alpha / rank, as PEFT counts")
-    targets: str = Field("cross_kv", description="Which layers were trained: cross_kv or attention")
+    targets: str = Field(default="cross_kv", description="Which layers were trained: cross_kv or attention")
     phrase: str = Field(description="The fixed training phrase; its rare word's rows are the bank")
-    context: Context = Field("bank", description="The context that composition uses unless told otherwise")
+    context: Context = Field(default="bank", description="The context that composition uses unless told otherwise")
     is_style: bool = False
     settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")
     examples: tuple[str, ...] = ()

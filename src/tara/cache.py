@@ -50,8 +50,8 @@ def cache_latents(
     """
     if resolution % backbone.vae_scale:
         raise TaraError(
-            f"resolution = {resolution} is not a multiple of {backbone.vae_scale}, which this base's autoencoder needs. "
-            "Choose one that is."
+            f"resolution = {resolution} is refused: this base's autoencoder needs a multiple of {backbone.vae_scale}. "
+            "Choose one."
         )
     means: list[Tensor] = []
     deviations: list[Tensor] = []

@@ -63,8 +63,8 @@ def check_concepts(concepts: Sequence[ConceptSettings], settings: TrainSettings)
             raise TaraError(f"Two concepts would write '{concept.file}'. Give each its own out.")
     if settings.prior_preservation and not prior_acts(settings):
         warnings.warn(
-            "Prior preservation has no effect here: with cross_kv targets and the token focus mask an adapter is silent "
-            "where the rare word is not, and the class prompt has none. No class pictures are made. Leave it out.",
+            "Prior preservation has no effect here: with cross_kv targets and the token focus mask an adapter acts on "
+            "its rare word alone, and the class prompt has none. No class pictures are made. Leave it out.",
             TaraWarning,
             stacklevel=2,
         )

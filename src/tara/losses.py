@@ -70,8 +70,8 @@ def min_snr_weights(
 
 
 def token_alignment_loss(
-    rare_keys: Sequence[Float[Tensor, "rare_tokens d"]],
-    class_keys: Sequence[Float[Tensor, "class_tokens d"]],
+    rare_keys: Sequence[Float[Tensor, "_rare_tokens _d"]],
+    class_keys: Sequence[Float[Tensor, "_class_tokens _d"]],
     form: Literal["l1", "squared"] = "l1",
 ) -> Float[Tensor, ""]:
     """Distance between a rare word's keys with their delta and its class word's frozen keys (TARA, arXiv 2508.08812).

@@ -1,0 +1,346 @@
+"""Training: concepts become adapters, one step at a time, several of them side by side in one U-Net call."""
+
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tara.adapter import Adapter, AdapterCard
+from tara.attention import TextConditioning, installed
+from tara.backbone import Backbone
+from tara.cache import TextCache
+from tara.checkpoints import TrainingState
+from tara.concepts import check_concepts, prepare, prior_acts
+from tara.config import ConceptSettings, Targets, TrainSettings
+from tara.draws import generator_for
+from tara.errors import TaraError, TaraWarning
+from tara.losses import denoising_loss, token_alignment_loss
+from tara.optimizers import ConceptOptimizers, learning_rate_schedule
+from tara.rows import NoiseSchedule, PictureRows, TextRows, picture_rows, text_rows
+from tara.weights import ConceptWeights, per_row
+
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+SKIPPED_IN_A_ROW = 50  # then the concept is surely not learning any more
+PRIVATE = {"device", "threads", "class_folder", "report_to"}  # of this machine, not of the adapter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptStep:
+    """One concept's part in a step: its losses before the update, and what became of its gradient."""
+
+    name: str
+    loss: float
+    denoising: float
+    alignment: float
+    prior: float
+    grad_norm: float
+    skipped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimiser step of all concepts; ``index`` counts finished steps, from 1 to ``steps``."""
+
+    index: int
+    steps: int
+    learning_rate: float
+    concepts: tuple[ConceptStep, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the concepts."""
+        return sum(concept.loss for concept in self.concepts) / len(self.concepts)
+
+
+class Training:
+    """A training run in progress: the concepts' material, their weights, and the number of finished steps."""
+
+    def __init__(
+        self,
+        concepts: Sequence[ConceptSettings],
+        settings: TrainSettings,
+        backbone: Backbone,
+        class_folders: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Read and encode everything that the steps need.
+
+        Args:
+            concepts: what to learn; each becomes one adapter.
+            settings: how.
+            backbone: the frozen base; its precision is the U-Net's.
+            class_folders: for prior preservation, each class word's folder of class pictures.
+
+        Raises:
+            TaraError: for bad photos, captions or words, and for a missing optimiser package.
+        """
+        examples = check_concepts(concepts, settings)
+        folders = _prior_folders(concepts, settings, class_folders or {})
+        self.concepts, self.settings, self.backbone, self.step = tuple(concepts), settings, backbone, 0
+        self._texts = TextCache(backbone)
+        self._materials = [
+            prepare(concept, read, settings, backbone, self._texts, folders.get(concept.kind))
+            for concept, read in zip(concepts, examples, strict=True)
+        ]
+        precise = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+        self._schedule = NoiseSchedule(
+            alphas_cumprod=backbone.alphas_cumprod.to(backbone.device, precise),
+            prediction_type=backbone.prediction_type,
+            snr_gamma=settings.snr_gamma,
+        )
+        self._weights = ConceptWeights(
+            {path: backbone.projection_sizes(path) for path in target_layers(backbone, settings.targets)},
+            rank=settings.rank,
+            scale=settings.scale,
+            generators=[generator_for(settings.seed, material.key, "weights") for material in self._materials],
+            device=backbone.device,
+            dtype=precise,
+        )
+        self._optimizers = ConceptOptimizers(
+            self._weights.flat,
+            name=settings.optimizer,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            loss_scaling=backbone.dtype == torch.float16,
+        )
+        self._learning_rate = learning_rate_schedule(
+            settings.lr_scheduler,
+            peak=settings.peak_learning_rate,
+            warmup=settings.lr_warmup_steps,
+            steps=settings.steps,
+        )
+        self._last_text: TextRows | None = None
+        self._skipped = [0] * len(concepts)
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Train to the last step. Between two records the run may be saved, the base used, or the rest left undone."""
+        with _borrowed(self.backbone, self.settings.gradient_checkpointing):
+            while self.step < self.settings.steps:
+                if not installed(self.backbone.unet):  # a preview may have released the pipeline
+                    self.backbone.install()
+                yield self._one_step()
+
+    def adapters(self) -> list[Adapter]:
+        """The adapters as they are now, one per concept, on the CPU."""
+        return [
+            Adapter(self._card(concept), self._weights.low_ranks(index), name=concept.file.name)
+            for index, concept in enumerate(self.concepts)
+        ]
+
+    def state(self) -> TrainingState:
+        """Everything that a run resumed after this step needs."""
+        tensors, plain = self._optimizers.state()
+        named = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+        return TrainingState(
+            step=self.step,
+            tensors={"weights": self._weights.flat.detach().clone(), **named},
+            plain={"optimizer": plain, "concepts": [material.key for material in self._materials]},
+        )
+
+    def load(self, state: TrainingState) -> None:
+        """Go on from a state; the steps to come are those of a run that was never stopped.
+
+        Raises:
+            TaraError: when the state is of other concepts, another base or another rank.
+        """
+        keys = [material.key for material in self._materials]
+        if state.plain.get("concepts") != keys or state.tensors["weights"].shape != self._weights.flat.shape:
+            raise TaraError(
+                "The checkpoint is of other concepts, another base or another rank than these settings. "
+                "Resume with the settings of its run folder, or train anew."
+            )
+        named = {name.removeprefix("optimizer."): tensor for name, tensor in state.tensors.items()}
+        del named["weights"]
+        self._weights.load(state.tensors["weights"])
+        self._optimizers.load(named, state.plain["optimizer"])
+        self.step = state.step
+
+    def _one_step(self) -> StepRecord:
+        calls = self.settings.gradient_accumulation
+        rate = self._learning_rate(self.step)
+        factors = self._weights.flat.new_tensor(self._optimizers.loss_scales) / calls
+        total = torch.zeros(())
+        for call in range(self.step * calls, (self.step + 1) * calls):
+            losses = self._losses(call)
+            (losses[0] * factors).sum().backward()
+            total = total.to(losses) + losses.detach() / calls
+        applied = self._optimizers.step(rate)
+        self.step += 1
+        parts = [
+            ConceptStep(
+                name=concept.label,
+                loss=loss,
+                denoising=denoising,
+                alignment=alignment,
+                prior=prior,
+                grad_norm=what.grad_norm,
+                skipped=what.skipped,
+            )
+            for concept, (loss, denoising, alignment, prior), what in zip(
+                self.concepts, total.T.tolist(), applied, strict=True
+            )
+        ]
+        self._watch(parts)
+        return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
+
+    def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
+        """Total, denoising, alignment and prior loss of each concept in one U-Net call."""
+        settings, count = self.settings, len(self.concepts)
+        pictures = picture_rows(
+            self._materials, self._schedule, seed=settings.seed, call=call, batch_size=settings.batch_size
+        )
+        text = self._text(pictures)
+        conditioning = self._conditioning(text)
+        predicted = self.backbone.predict(
+            pictures.noisy.to(self.backbone.dtype),
+            pictures.timesteps,
+            text.encoding,
+            conditioning,
+            time_ids=pictures.sizes,
+        ).to(pictures.target)
+        rows = denoising_loss(predicted, pictures.target, pictures.weights).unflatten(0, (count, -1))
+        denoising = rows[:, : settings.batch_size].mean(1)
+        zeros = torch.zeros_like(denoising)
+        prior = rows[:, settings.batch_size :].mean(1) if rows.shape[1] > settings.batch_size else zeros
+        alignment = self._alignment(text, conditioning).to(denoising) if settings.alignment_weight else zeros
+        total = denoising + settings.alignment_weight * alignment + settings.prior_weight * prior
+        return torch.stack([total, denoising, alignment, prior])
+
+    def _text(self, pictures: PictureRows) -> TextRows:
+        # with one fixed caption per concept all calls have the same text
+        last = self._last_text
+        if last is None or last.captions != pictures.captions:
+            last = text_rows(pictures.captions, self._texts, concepts=len(self.concepts), tfm=self.settings.tfm)
+            self._last_text = last
+        return last
+
+    def _conditioning(self, text: TextRows) -> TextConditioning:
+        """Each row's keys and values with its concept's delta; deltas of other layers go along by row."""
+        factors, scale = self._weights.factors(self.backbone.dtype), self._weights.scale
+        kv = {
+            layer: (
+                text.with_deltas(keys, factors.pop(f"{layer}.to_k"), scale),
+                text.with_deltas(values, factors.pop(f"{layer}.to_v"), scale),
+            )
+            for layer, (keys, values) in text.kv.items()
+        }
+        rows_per_concept = len(text.captions) // len(self.concepts)
+        return TextConditioning(
+            kv, {path: per_row(pair, rows_per_concept, scale) for path, pair in factors.items()} or None
+        )
+
+    def _alignment(self, text: TextRows, conditioning: TextConditioning) -> Float[Tensor, " concepts"]:
+        """TAL of each concept over its photos' captions; a caption that all of them share is looked at once."""
+        form = self.settings.tal
+        assert form != "off"
+        losses: list[Tensor] = []
+        for rows in torch.arange(len(text.captions)).unflatten(0, (len(self.concepts), -1)).tolist():
+            photos = rows[: self.settings.batch_size]
+            shared = all(text.captions[row] is text.captions[photos[0]] for row in photos)
+            pairs = [(layer, row) for layer in text.kv for row in (photos[:1] if shared else photos)]
+            rare = [conditioning.kv[layer][0][row, _stretch(text.captions[row].first_rare)] for layer, row in pairs]
+            kind = [text.kv[layer][0][row, _stretch(text.captions[row].kind)] for layer, row in pairs]
+            losses.append(token_alignment_loss(rare, kind, form))
+        return torch.stack(losses)
+
+    def _watch(self, parts: Sequence[ConceptStep]) -> None:
+        for index, part in enumerate(parts):
+            self._skipped[index] = self._skipped[index] + 1 if part.skipped else 0
+            if self._skipped[index] == SKIPPED_IN_A_ROW:
+                warnings.warn(
+                    f"The gradients of '{part.name}' were not finite in {SKIPPED_IN_A_ROW} steps in a row, so it no "
+                    "longer learns. Lower learning_rate, or use mixed_precision bf16 or no.",
+                    TaraWarning,
+                    stacklevel=2,
+                )
+
+    def _card(self, concept: ConceptSettings) -> AdapterCard:
+        settings: dict[str, Any] = self.settings.model_dump(mode="json", exclude=PRIVATE)
+        return AdapterCard(
+            rare_word=concept.word,
+            class_word=concept.kind,
+            family=self.backbone.family.name,
+            base=self.settings.base,
+            rank=self.settings.rank,
+            alpha=self.settings.scale * self.settings.rank,
+            targets=self.settings.targets,
+            phrase=concept.phrase,
+            is_style=concept.is_style,
+            settings={**settings, "trained_steps": self.step},
+            examples=concept.templates("varied")[:4],
+        )
+
+
+def train_concepts(
+    concepts: Sequence[ConceptSettings],
+    settings: TrainSettings,
+    backbone: Backbone,
+    resume: TrainingState | None = None,
+) -> Generator[StepRecord, None, list[Adapter]]:
+    """Train several concepts side by side; each comes out as if it had been trained alone.
+
+    Yields:
+        a record of every step.
+
+    Returns:
+        the adapters, in the order of the concepts (a generator's value: ``adapters = yield from ...``).
+
+    Raises:
+        TaraError: see :class:`Training`.
+    """
+    training = Training(concepts, settings, backbone)
+    if resume is not None:
+        training.load(resume)
+    yield from training.steps()
+    return training.adapters()
+
+
+def target_layers(backbone: Backbone, targets: Targets) -> list[str]:
+    """Paths of the projections that learn, in the U-Net's order."""
+    if targets == "cross_kv":
+        return [f"{layer}.{name}" for layer in backbone.cross_layers for name in ("to_k", "to_v")]
+    return [f"{layer}.{name}" for layer in backbone.attention_layers for name in ATTENTION_PROJECTIONS]
+
+
+def _prior_folders(
+    concepts: Sequence[ConceptSettings], settings: TrainSettings, given: Mapping[str, Path]
+) -> Mapping[str, Path]:
+    if not prior_acts(settings):
+        return {}
+    for concept in concepts:
+        if concept.kind not in given:
+            raise TaraError(f"Prior preservation needs pictures of the class '{concept.kind}'. Give their folder.")
+    return given
+
+
+@contextmanager
+def _borrowed(backbone: Backbone, gradient_checkpointing: bool) -> Generator[None]:
+    """Freeze the base and put our processors in, and give it back as it was."""
+    parts = [backbone.unet, backbone.vae, *backbone.text_encoders]
+    wanted_gradients = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    was_training = [part for part in parts if part.training]
+    was_checkpointing, was_installed = bool(backbone.unet.is_gradient_checkpointing), installed(backbone.unet)
+    try:
+        backbone.freeze()
+        if gradient_checkpointing and not was_checkpointing:
+            backbone.unet.enable_gradient_checkpointing()
+        yield
+    finally:
+        if gradient_checkpointing and not was_checkpointing:
+            backbone.unet.disable_gradient_checkpointing()
+        if not was_installed:
+            backbone.release()
+        for parameter in wanted_gradients:
+            parameter.requires_grad_()
+        for part in was_training:
+            part.train()
+
+
+def _stretch(positions: Sequence[int]) -> slice:
+    """A word's tokens follow one another."""
+    return slice(min(positions), max(positions) + 1)
