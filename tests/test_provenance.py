@@ -12,7 +12,7 @@ ORIGIN = Origin(
     prompt='a "xlo" dog, très joli',
     seed=2**40,
     adapters=(UsedFile(given="rex.safetensors:0.8", path="rex.safetensors", sha256="00"),),
-    settings=PictureSettings(steps=7, guidance=3.5, negative="rain", image=Path("a.png"), strength=0.5),
+    settings=PictureSettings(steps=7, guidance_scale=3.5, negative_prompt="rain", image=Path("a.png"), strength=0.5),
 )
 
 

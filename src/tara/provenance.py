@@ -18,13 +18,13 @@ KEY = "tara"
 
 
 class PictureSettings(BaseModel, frozen=True, extra="forbid"):
-    """How pictures are drawn; the field descriptions are the command line's help."""
+    """How pictures are drawn, by the names of `tara.Studio`; the descriptions are the command line's help."""
 
     base: str = Field("toyland", description="Base model: toyland, sd15, sdxl, a folder or a hub id")
-    negative: str | None = Field(None, description="What the pictures should not show; adapters never act on it")
-    guidance: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")
+    negative_prompt: str | None = Field(None, description="What the pictures should not show; adapters never act on it")
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")
     steps: int = Field(30, ge=1, le=1000, description="Denoising steps")
-    scheduler: str | None = Field(None, description="Sampler, by diffusers' names (ddim, euler, dpm++, unipc, ...)")
+    scheduler: str | None = Field(None, description="Sampler: ddim, ddpm, dpm, euler, euler_a, heun, lms, pndm or unipc; the base's own")
     width: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Width in pixels; the base's own")
     height: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Height in pixels; the base's own")
     image: Path | None = Field(None, description="Picture to start from (image-to-image)")

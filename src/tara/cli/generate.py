@@ -1,0 +1,172 @@
+"""`tara generate`: a prompt, adapters and seeds to pictures that remember how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tara.cli.flags import given, with_flags
+from tara.cli.progress import progress
+from tara.config import build
+from tara.errors import TaraError
+from tara.files import atomic_write, writable_folder
+from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, used_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tara.sampling import Generated
+
+FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
+MOST_SEEDS, MOST_SHOWN = 10_000, 64
+DEFAULT_SEEDS = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be drawn."""
+
+    prompt: str
+    adapters: tuple[str, ...]
+    used: tuple[UsedFile, ...]
+    inputs: tuple[UsedFile, ...]
+    seeds: tuple[int, ...]
+    settings: PictureSettings
+
+
+def _generate(
+    prompt: Annotated[str | None, Parameter(help="What to draw, with the adapters' rare words in it")] = None,
+    /,
+    *,
+    adapter: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name=("--adapter", "-a"),
+            negative=(),
+            show_default=False,
+            help="FILE or FILE:key=value,... with keys weight, word, kind, global, alpha; FILE:0.8 is a weight. "
+            "Give it once per adapter",
+        ),
+    ] = (),
+    seeds: Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")] = None,
+    out: Annotated[Path, Parameter(help="Folder to write to")] = Path("out"),
+    from_: Annotated[
+        Path | None, Parameter(name="--from", help="Repeat this picture as its file tells; other flags change it")
+    ] = None,
+    batch_size: Annotated[int, Parameter(help="Pictures drawn at a time; it does not change them")] = 4,
+    device: Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")] = None,
+    **values: Any,
+) -> None:
+    """Draw pictures with any number of adapters: `tara generate "a xlo dog on a beach" -a rex.safetensors`."""
+    if batch_size < 1:
+        raise TaraError(f"--batch-size {batch_size} draws nothing. Give 1 or more.")
+    order = _order(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
+    writable_folder(out)
+    shown: list[tuple[Image, str]] = []
+    for picture in _drawn(order, batch_size, device):
+        origin = Origin(
+            prompt=order.prompt, seed=picture.seed, adapters=order.used, inputs=order.inputs, settings=order.settings
+        )
+        atomic_write(out / f"seed-{picture.seed:04d}.png", png_with_origin(picture.image, origin))
+        if len(shown) < MOST_SHOWN:
+            shown.append((picture.image, f"seed {picture.seed}"))
+    _write_sheet(out / "sheet.png", order.prompt, shown)
+    count = "1 picture" if len(order.seeds) == 1 else f"{len(order.seeds)} pictures"
+    print(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
+
+
+generate = with_flags(_generate, {PictureSettings: FLAGS}, ["Pictures"])
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from `7`, `0-3` or `0,2,5-9`, in the order given, each once.
+
+    Raises:
+        TaraError: for anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise TaraError(f"--seeds '{text}' is not a list of seeds. Write it like 7, 0-3 or 0,2,5-9.")
+        start, stop = int(first), int(last) if dash else int(first)
+        if not start <= stop < 2**63:
+            raise TaraError(f"--seeds '{text}': '{part.strip()}' is no range. Write the smaller number first.")
+        if stop - start + len(seeds) >= MOST_SEEDS:
+            raise TaraError(f"--seeds '{text}' asks for more than {MOST_SEEDS} pictures. Ask for fewer at a time.")
+        seeds.extend(range(start, stop + 1))
+    return tuple(dict.fromkeys(seeds))
+
+
+def _order(
+    prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
+) -> Order:
+    """Put together what the flags say and what the picture to be repeated says; flags win."""
+    origin = read_origin(source) if source else None
+    kept = origin.settings.model_dump() if origin else {}
+    settings = build(PictureSettings, kept | changed, "tara generate: ")
+    text = prompt if prompt is not None else (origin.prompt if origin else "")
+    if not text.strip():
+        raise TaraError('There is no prompt. Write it behind the command: tara generate "a xlo dog on a beach".')
+    for name in ("mask", "strength"):
+        if getattr(settings, name) is not None and settings.image is None:
+            raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
+    inputs = tuple(used_file(path) for path in (settings.image, settings.mask) if path)
+    if origin and not adapters:
+        adapters = tuple(file.given for file in origin.adapters)
+    used = tuple(used_file(adapter_path(spec), spec) for spec in adapters)
+    if origin:
+        _check_unchanged(origin, used + inputs)
+    if seeds is not None:
+        chosen = parse_seeds(seeds)
+    elif origin:
+        chosen = (origin.seed,)
+    else:
+        chosen = DEFAULT_SEEDS
+    return Order(prompt=text, adapters=adapters, used=used, inputs=inputs, seeds=chosen, settings=settings)
+
+
+def adapter_path(spec: str) -> Path:
+    """The file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
+    return Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0])
+
+
+def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
+    """Refuse to repeat a picture with a file that has the same name and another content."""
+    then = {file.path: file.sha256 for file in (*origin.adapters, *origin.inputs)}
+    for file in now:
+        if then.get(file.path, file.sha256) != file.sha256:
+            raise TaraError(
+                f"'{file.path}' has changed since this picture was made with it. Bring the old file back, "
+                "or draw a new picture without --from."
+            )
+
+
+def _drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
+    from tara.binding import parse_use
+    from tara.sampling import Studio, sampling_settings
+
+    # all that can be refused is refused before the base is loaded, which takes long
+    uses = [parse_use(spec) for spec in order.adapters]
+    settings = order.settings.model_dump(exclude={"base"}, exclude_none=True) | {"batch_size": batch_size}
+    sampling_settings(settings)
+    studio = Studio(order.settings.base, device=device)
+    with progress("Drawing", len(order.seeds)) as advance:
+        yield from studio.stream(
+            order.prompt,
+            uses,
+            order.seeds,
+            on_step=lambda step: advance(step.fraction * step.images, ""),
+            **settings,
+        )
+
+
+def _write_sheet(path: Path, prompt: str, pictures: Sequence[tuple[Image, str]]) -> None:
+    from tara.report import contact_sheet, png_bytes, wrapped
+
+    images, seeds = zip(*pictures, strict=True)
+    atomic_write(path, png_bytes(contact_sheet(wrapped(images, seeds, title=prompt))))

@@ -1,0 +1,34 @@
+"""One line that tells how far a command is, and how long it will still take."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+Advance = Callable[[float, str], None]
+"""Takes how much is done in all, and a short note such as the loss."""
+
+
+@contextmanager
+def progress(title: str, total: int) -> Generator[Advance]:
+    """Show a bar on the error stream (standard output stays for results); a log file gets its last state only."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
+        task = bars.add_task(title, total=total, note="")
+        yield lambda done, note: bars.update(task, completed=done, note=note)

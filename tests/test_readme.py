@@ -1,0 +1,63 @@
+"""What the README tells people to type is there to be typed."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import tara
+from tara.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [block for page in PAGES if page.exists() for block in pattern.findall(page.read_text(encoding="utf-8"))]
+
+
+def shell_lines() -> list[str]:
+    joined = [block.replace("\\\n", " ") for block in blocks("(?:bash|sh|console)")]
+    return [line.removeprefix("$ ").strip() for block in joined for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if re.match(r"(\S*/)?tara\s", line)])
+def test_every_tara_command_of_the_pages_is_understood(line: str):
+    app.parse_args(shlex.split(line, comments=True)[1:], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if line.startswith("make ")])
+def test_every_make_target_of_the_pages_exists(line: str):
+    target = shlex.split(line, comments=True)[1]
+    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if re.match(r"(\S*/)?python\s+\S+\.py", line)])
+def test_every_script_of_the_pages_exists(line: str):
+    assert (ROOT / shlex.split(line, comments=True)[1]).is_file()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_every_python_block_of_the_pages_uses_names_that_exist(block: str):
+    used = [
+        node.attr
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tara"
+    ]
+    assert [name for name in used if not hasattr(tara, name)] == []
+
+
+def test_the_first_commands_are_demo_and_test():
+    first = [line.split("#")[0].strip() for line in shell_lines() if line.startswith("make ")]
+    assert first[:2] == ["make demo", "make test"]
+
+
+def test_every_picture_of_the_pages_is_in_the_repository():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text) + re.findall(r'<img[^>]*src="([^"]+)"', text):
+            if not name.startswith(("http:", "https:")):
+                assert (page.parent / name).is_file(), f"{page.name} shows {name}"
