@@ -18,6 +18,13 @@ import tiny_bases
 torch.set_num_threads(1)  # sums then have one order, and tests may run beside something else
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of other libraries about each other, which neither they nor we act on."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    )
+
+
 @pytest.fixture
 def sd_pipe() -> StableDiffusionPipeline:
     """A fresh SD-shaped pipeline, epsilon prediction, 32 x 32 pixels."""

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tara.adapter import Adapter, load_adapter
+    from tara.conditioning import prepare, prepared, release
     from tara.errors import TaraError
-    from tara.sampling import Studio, prepare, prepared, release
+    from tara.sampling import Studio
     from tara.training import train
 
     __version__: str
@@ -28,9 +29,9 @@ _HOMES = {
     "Studio": "tara.sampling",
     "TaraError": "tara.errors",
     "load_adapter": "tara.adapter",
-    "prepare": "tara.sampling",
-    "prepared": "tara.sampling",
-    "release": "tara.sampling",
+    "prepare": "tara.conditioning",
+    "prepared": "tara.conditioning",
+    "release": "tara.conditioning",
     "train": "tara.training",
 }
 

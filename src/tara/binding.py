@@ -52,6 +52,9 @@ class AdapterUse:
 AdapterLike = str | Path | Adapter | AdapterUse
 """A file, ``FILE:key=value,...``, a loaded adapter, or one with options."""
 
+AdapterLists = Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
+"""One list of adapters for all prompts, or one list for each prompt."""
+
 
 def parse_use(text: str) -> AdapterUse:
     """Load ``FILE[:key=value,...]``: keys weight, word, kind, global, alpha; ``FILE:0.8`` means weight=0.8.

@@ -1,0 +1,256 @@
+"""Prompts and adapters to the arguments of a stock diffusers pipeline call."""
+
+import inspect
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast, get_args
+
+from tara.adapter import Adapter, Context
+from tara.attention import KEY, installed
+from tara.backbone import Backbone, TextEncoding
+from tara.binding import AdapterLike, AdapterLists, AdapterUse, Binding, as_use, bind, bind_everywhere, warn_if_cut
+from tara.compose import check_fits, fused, global_part, text_kv
+from tara.errors import TaraError, nearest
+
+Composer = Literal["tara", "sum"]
+"""``tara``: an adapter acts on its rare word's tokens; ``sum``: on every token of every row, as summed plain LoRAs."""
+
+EncodingCache = MutableMapping[tuple[str | None, int | None, bool], TextEncoding]
+CACHED_TEXTS = 256  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How prompts become keys and values.
+
+    ``guidance_scale`` is the pipeline's own default when None; at 1 or less, guidance and its rows are off.
+    ``context`` is each card's own choice when None, see :data:`tara.adapter.Context`.
+    """
+
+    guidance_scale: float | None = None
+    num_images_per_prompt: int = 1
+    clip_skip: int | None = None
+    context: Context | None = None
+    composer: Composer = "tara"
+
+    def __post_init__(self) -> None:
+        if self.context not in {None, *get_args(Context)}:
+            raise TaraError(f"context is '{self.context}'. Choose one of {', '.join(get_args(Context))}.")
+        if self.composer not in get_args(Composer):
+            raise TaraError(f"composer is '{self.composer}'. Choose one of {', '.join(get_args(Composer))}.")
+        if self.num_images_per_prompt < 1:
+            raise TaraError(f"num_images_per_prompt is {self.num_images_per_prompt}. Give 1 or more.")
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRow:
+    """One prompt, what to keep away from, and its adapters."""
+
+    prompt: str
+    negative: str | None = None
+    uses: tuple[AdapterUse, ...] = ()
+
+
+def prepare(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists = (),
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Keyword arguments for a stock diffusers pipeline call: ``pipe(**tara.prepare(pipe, ...), image=..., ...)``.
+
+    Text-to-image, image-to-image, inpainting and ControlNet pipelines of SD 1.x, 2.x and SDXL. Puts processors on the
+    U-Net that act exactly as stock ones in every other call; :func:`release` takes them off.
+
+    Args:
+        pipe: a loaded pipeline.
+        prompt: one prompt or several.
+        adapters: for all prompts, or one list for each prompt; see :data:`tara.binding.AdapterLike`.
+        negative_prompt: for all prompts, or one for each; adapters never act on it.
+        options: fields of :class:`TextOptions`: guidance_scale, num_images_per_prompt, clip_skip, context, composer.
+
+    Raises:
+        TaraError: when an adapter does not fit the base or the prompt, or has a global part (use :func:`prepared`).
+    """
+    backbone = Backbone.from_pipeline(pipe)
+    rows = prompt_rows(backbone, prompt, adapters, negative_prompt)
+    for use in (use for row in rows for use in row.uses if use.global_strength):
+        raise TaraError(
+            f"{use.name} also changes layers that act on everything. Use `with tara.prepared(...) as kwargs:`, or "
+            f"leave that part out with {use.name}:global=0."
+        )
+    arguments = pipeline_arguments(backbone, rows, text_options(options))
+    backbone.install()
+    return arguments
+
+
+@contextmanager
+def prepared(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists = (),
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Generator[dict[str, Any]]:
+    """:func:`prepare` for a ``with`` block, also for adapters with a global part: it is in the U-Net's weights inside.
+
+    Afterwards, also after an exception, weights and processors are what they were.
+
+    Raises:
+        TaraError: as :func:`prepare`, and when the prompts' global parts differ.
+    """
+    backbone = Backbone.from_pipeline(pipe)
+    rows = prompt_rows(backbone, prompt, adapters, negative_prompt)
+    if len({global_key(row.uses) for row in rows}) > 1:
+        raise TaraError("The prompts' adapters change different layers for everything. Draw these prompts one by one.")
+    with borrowed(backbone, rows[0].uses):
+        yield pipeline_arguments(backbone, rows, text_options(options))
+
+
+def release(pipe: Any) -> None:
+    """Take our processors off the pipeline's U-Net again."""
+    Backbone.from_pipeline(pipe).release()
+
+
+@contextmanager
+def borrowed(backbone: Backbone, uses: Sequence[AdapterUse]) -> Generator[None]:
+    """The U-Net with our processors and the adapters' global parts, for a ``with`` block."""
+    before = installed(backbone.unet)
+    try:
+        with fused(backbone.unet, global_part(uses)):
+            backbone.install()
+            yield
+    finally:
+        if not before:
+            backbone.release()
+
+
+def global_key(uses: Sequence[AdapterUse]) -> tuple[tuple[int, float], ...]:
+    """What rows must share to be drawn in one batch: the adapters' global parts."""
+    return tuple(sorted((id(use.adapter), use.global_strength) for use in uses if use.global_strength))
+
+
+def text_options(options: Mapping[str, Any]) -> TextOptions:
+    """Options by name; TaraError for an unknown name or value."""
+    known = [field.name for field in fields(TextOptions)]
+    for name in options.keys() - set(known):
+        raise TaraError(f"There is no option '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+    return TextOptions(**options)
+
+
+def prompt_rows(
+    backbone: Backbone,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists,
+    negative_prompt: str | Sequence[str] | None,
+) -> list[PromptRow]:
+    """One row per prompt, its adapters loaded and checked against the base."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise TaraError("There is no prompt. Give at least one.")
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives: list[str | None] = [negative_prompt] * len(prompts)
+    else:
+        negatives = list(negative_prompt)
+    per_prompt = _per_prompt(adapters, len(prompts))
+    if len(negatives) != len(prompts):
+        raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
+    for use in {id(use): use for uses in per_prompt for use in uses}.values():
+        check_fits(backbone, use)
+    return [PromptRow(*row) for row in zip(prompts, negatives, per_prompt, strict=True)]
+
+
+def _per_prompt(adapters: AdapterLists, prompts: int) -> list[tuple[AdapterUse, ...]]:
+    if isinstance(adapters, (str, Adapter, AdapterUse)):
+        raise TaraError("adapters is one adapter, not a list. Write adapters=[...].")
+    flat = cast(list[AdapterLike], [entry for entry in adapters if not isinstance(entry, (list, tuple))])
+    if len(flat) == len(adapters):
+        return [tuple(as_use(entry) for entry in flat)] * prompts
+    if flat or len(adapters) != prompts:
+        raise TaraError(f"adapters has {len(adapters)} entries. Give one list for all prompts, or {prompts} lists.")
+    return [tuple(as_use(entry) for entry in entries) for entries in cast(Sequence[Sequence[AdapterLike]], adapters)]
+
+
+def pipeline_arguments(
+    backbone: Backbone, rows: Sequence[PromptRow], options: TextOptions, cache: EncodingCache | None = None
+) -> dict[str, Any]:
+    """The arguments themselves, for a U-Net with our processors; ``cache`` keeps encoded texts between calls."""
+    parameters = inspect.signature(backbone.pipe.__call__).parameters
+    if "cross_attention_kwargs" not in parameters:
+        raise TaraError(
+            f"A {type(backbone.pipe).__name__} call takes no cross_attention_kwargs. Use a stock text-to-image, "
+            "image-to-image, inpainting or ControlNet pipeline."
+        )
+    guidance = options.guidance_scale
+    guidance = float(parameters["guidance_scale"].default) if guidance is None else guidance
+    texts = _Texts(backbone, {} if cache is None else cache)
+    positive = TextEncoding.join([texts.positive(row.prompt, options.clip_skip) for row in rows])
+    bindings = [_bindings(row, positive, index, options.composer) for index, row in enumerate(rows)]
+    negative = None
+    if _guided(backbone, guidance):
+        negative = TextEncoding.join([texts.negative(row.negative) for row in rows])
+    encoding, of_rows = _batch(positive, negative, bindings, options)
+    # training phrases are encoded as in training, without clip_skip
+    conditioning = text_kv(backbone, encoding, of_rows, options.context, texts.positive)
+    return {
+        **_embeddings(positive, ""),
+        **({} if negative is None else _embeddings(negative, "negative_")),
+        "guidance_scale": guidance,
+        "num_images_per_prompt": options.num_images_per_prompt,
+        "cross_attention_kwargs": {KEY: conditioning},
+    }
+
+
+def _guided(backbone: Backbone, guidance_scale: float) -> bool:
+    # as in the stock pipelines' do_classifier_free_guidance
+    return guidance_scale > 1 and backbone.unet.config.time_cond_proj_dim is None
+
+
+def _bindings(row: PromptRow, positive: TextEncoding, index: int, composer: Composer) -> list[Binding]:
+    tokenized = positive.tokenized[index]
+    warn_if_cut(tokenized)
+    return bind(tokenized, row.uses) if composer == "tara" else bind_everywhere(tokenized, row.uses)
+
+
+def _batch(
+    positive: TextEncoding, negative: TextEncoding | None, bindings: list[list[Binding]], options: TextOptions
+) -> tuple[TextEncoding, list[list[Binding]]]:
+    """Rows as the stock pipelines order them, ``[unconditional..., conditional...]``, each prompt's copies together."""
+    copies = [row for row in range(positive.rows) for _ in range(options.num_images_per_prompt)]
+    conditional = [bindings[row] for row in copies]
+    if negative is None:
+        return positive.take(copies), conditional
+    unconditional = [[] for _ in copies] if options.composer == "tara" else conditional
+    return TextEncoding.join([negative.take(copies), positive.take(copies)]), [*unconditional, *conditional]
+
+
+def _embeddings(encoding: TextEncoding, prefix: str) -> dict[str, Any]:
+    pooled = {} if encoding.pooled is None else {f"{prefix}pooled_prompt_embeds": encoding.pooled}
+    return {f"{prefix}prompt_embeds": encoding.embeddings, **pooled}
+
+
+class _Texts:
+    """Encoded texts, each encoded once."""
+
+    def __init__(self, backbone: Backbone, cache: EncodingCache) -> None:
+        self.backbone = backbone
+        self.cache = cache
+
+    def positive(self, text: str, clip_skip: int | None = None) -> TextEncoding:
+        return self._kept((text, clip_skip, False))
+
+    def negative(self, text: str | None) -> TextEncoding:
+        return self._kept((text, None, True))
+
+    def _kept(self, key: tuple[str | None, int | None, bool]) -> TextEncoding:
+        text, clip_skip, negative = key
+        if key not in self.cache:
+            if len(self.cache) >= CACHED_TEXTS:
+                self.cache.clear()
+            new = self.backbone.encode_negative(text) if negative else self.backbone.encode([text or ""], clip_skip)
+            self.cache[key] = new
+        return self.cache[key]
