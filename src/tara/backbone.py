@@ -97,7 +97,7 @@ def load_base(name: str | Path, device: str | None = None, dtype: torch.dtype | 
 
     where = resolve_base(name)
     try:
-        pipe: Any = DiffusionPipeline.from_pretrained(where, torch_dtype=dtype or torch.float32)
+        pipe: Any = DiffusionPipeline.from_pretrained(where, dtype=dtype or torch.float32)
     except (OSError, ValueError) as failure:
         reason = str(failure).strip().splitlines()[0]
         raise TaraError(
@@ -248,6 +248,8 @@ class Backbone:
         return encoding
 
     def _encode(self, text: str, clip_skip: int | None) -> TextEncoding:
+        if clip_skip is not None and len(self.text_encoders) == 1:
+            return TextEncoding(self._skipping(text, clip_skip), None, (self.tokenize(text),))
         found: Sequence[Tensor | None] = self.pipe.encode_prompt(
             prompt=text,
             device=self.device,
@@ -258,6 +260,20 @@ class Backbone:
         embeddings, pooled = found[0], found[2] if len(found) > 2 else None
         assert embeddings is not None
         return TextEncoding(embeddings, pooled, (self.tokenize(text),))
+
+    def _skipping(self, text: str, clip_skip: int) -> Tensor:
+        """Embeddings without the encoder's last layers, computed here: the stock pipeline of diffusers 0.42 looks for
+        ``text_model``, which the encoders of transformers 5 no longer have."""
+        (tokenizer,), (encoder,) = self.tokenizers, self.text_encoders
+        if not 0 <= clip_skip < encoder.config.num_hidden_layers:
+            raise TaraError(f"clip_skip is {clip_skip}. Give 0 to {encoder.config.num_hidden_layers - 1}.")
+        text = _converted(self.pipe, tokenizer, text)
+        length = int(tokenizer.model_max_length)
+        tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+        hidden = encoder(tokens.input_ids.to(encoder.device), attention_mask=mask, output_hidden_states=True)
+        norm = getattr(encoder, "text_model", encoder).final_layer_norm
+        return norm(hidden.hidden_states[-(clip_skip + 1)]).to(self.device)
 
     def kv(self, embeddings: Tensor) -> dict[str, KeysValues]:
         """Keys and values of embeddings (rows, tokens, d) through each cross-attention's current to_k and to_v."""
@@ -330,9 +346,13 @@ class Backbone:
         return (pixels / 2 + 0.5).clamp(0, 1)
 
 
+def _converted(pipe: Any, tokenizer: Any, text: str) -> str:
+    # a textual inversion may stand for several tokens
+    return pipe.maybe_convert_prompt(text, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else text
+
+
 def _tokenize(pipe: Any, tokenizer: Any, text: str) -> Tokenized:
-    if hasattr(pipe, "maybe_convert_prompt"):
-        text = pipe.maybe_convert_prompt(text, tokenizer)  # a textual inversion may stand for several tokens
+    text = _converted(pipe, tokenizer, text)
     length = int(tokenizer.model_max_length)
     found = tokenizer(
         text,
