@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _say(f"Error: {failure}", FAILED)
         except cyclopts.CycloptsError as failure:
             return _say(f"Error: {_sentence(failure, tokens)}", FAILED)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as failure:
             return _say(f"Error: {_disk_sentence(failure)}", FAILED)
         except RuntimeError as failure:

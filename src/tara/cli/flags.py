@@ -1,6 +1,7 @@
 """Flags from settings: a model's fields, with their descriptions, become a command's options."""
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -45,14 +46,14 @@ def _parameter(name: str, flag: str, field: FieldInfo, group: Group) -> inspect.
         description += f" [default: {field.default}]"
     if field.annotation is bool:
         description += f" [default: {flag if field.default else 'no-' + flag}]"
-    numbers = {int, float} & set(_members(field.annotation))
+    members = _members(field.annotation)
     option = Parameter(
         name=f"--{flag}",
         help=description,
         group=group,
         show_default=False,
         negative_iterable=(),
-        converter=_as_written if numbers else None,
+        converter=_whole_number if int in members else _number if float in members else None,
     )
     annotation = Annotated[field.annotation | None, option]  # type: ignore[operator]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -63,6 +64,20 @@ def _members(annotation: Any) -> Sequence[Any]:
     return typing.get_args(annotation) if union else (annotation,)
 
 
-def _as_written(_: Any, tokens: Sequence[Any]) -> str:
-    """Numbers go to the model as they were typed: it refuses 4.5 steps, where a parser would round them."""
-    return str(tokens[0].value)
+def _whole_number(_: Any, tokens: Sequence[Any]) -> int:
+    text = str(tokens[0].value)
+    try:
+        return int(text)  # a parser that takes 4.5 steps for 4 would hide a mistake
+    except ValueError:
+        raise ValueError(f"'{text}' is not a whole number.") from None
+
+
+def _number(_: Any, tokens: Sequence[Any]) -> float:
+    text = str(tokens[0].value)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"'{text}' is not a number.")
+    return number

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.flags import given, with_flags
-from tara.cli.progress import progress
+from tara.cli.progress import only_our_bars, progress
 from tara.config import build
 from tara.errors import TaraError
 from tara.files import atomic_write, writable_folder
@@ -19,6 +19,7 @@ from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tara.binding import AdapterUse
     from tara.sampling import Generated
 
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
@@ -31,7 +32,7 @@ class Order:
     """What is to be drawn."""
 
     prompt: str
-    adapters: tuple[str, ...]
+    uses: tuple[AdapterUse, ...]
     used: tuple[UsedFile, ...]
     inputs: tuple[UsedFile, ...]
     seeds: tuple[int, ...]
@@ -106,6 +107,8 @@ def _order(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
+    from tara.binding import parse_use
+
     origin = read_origin(source) if source else None
     kept = origin.settings.model_dump() if origin else {}
     settings = build(PictureSettings, kept | changed, "tara generate: ")
@@ -118,6 +121,7 @@ def _order(
     inputs = tuple(used_file(path) for path in (settings.image, settings.mask) if path)
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
+    uses = tuple(parse_use(spec) for spec in adapters)
     used = tuple(used_file(adapter_path(spec), spec) for spec in adapters)
     if origin:
         _check_unchanged(origin, used + inputs)
@@ -127,7 +131,7 @@ def _order(
         chosen = (origin.seed,)
     else:
         chosen = DEFAULT_SEEDS
-    return Order(prompt=text, adapters=adapters, used=used, inputs=inputs, seeds=chosen, settings=settings)
+    return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
 
 
 def adapter_path(spec: str) -> Path:
@@ -147,18 +151,16 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
 
 
 def _drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
-    from tara.binding import parse_use
     from tara.sampling import Studio, sampling_settings
 
-    # all that can be refused is refused before the base is loaded, which takes long
-    uses = [parse_use(spec) for spec in order.adapters]
     settings = order.settings.model_dump(exclude={"base"}, exclude_none=True) | {"batch_size": batch_size}
-    sampling_settings(settings)
+    sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
+    only_our_bars()
     studio = Studio(order.settings.base, device=device)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,
-            uses,
+            order.uses,
             order.seeds,
             on_step=lambda step: advance(step.fraction * step.images, ""),
             **settings,

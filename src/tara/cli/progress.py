@@ -32,3 +32,12 @@ def progress(title: str, total: int) -> Generator[Advance]:
     with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
         task = bars.add_task(title, total=total, note="")
         yield lambda done, note: bars.update(task, completed=done, note=note)
+
+
+def only_our_bars() -> None:
+    """Switch off the bars that the libraries draw while they read files; downloads keep theirs."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import deque
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from tara.cli.flags import given, with_flags
+from tara.cli.progress import only_our_bars, progress
 from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, read_recipe, train_settings
 from tara.errors import TaraError
 
+if TYPE_CHECKING:
+    from tara.adapter import Adapter
+    from tara.training import StepRecord
+
+RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
 RENAMED = {"captions": "caption"}
 """A concept's caption templates are given one by one; --captions is the source of captions."""
+
+
+def _train(
+    recipe: Annotated[
+        Path | None, Parameter(help="TOML file with [settings] and [[concept]] tables, or a run folder (with --resume)")
+    ] = None,
+    /,
+    *,
+    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint")] = False,
+    overwrite: Annotated[
+        bool, Parameter(negative=(), help="Start anew although the run folder holds an unfinished training")
+    ] = False,
+    **values: Any,
+) -> None:
+    """Learn one or several subjects or styles from photos: one adapter file for each.
+
+    `tara train --images photos/rex --word xlo --kind dog --out rex.safetensors`, or `tara train concepts.toml`.
+    """
+    chosen = _recipe(recipe, values)
+    only_our_bars()
+    adapters = _watched(chosen, resume=resume, overwrite=overwrite)
+    for concept, adapter in zip(chosen.concepts, adapters, strict=True):
+        print(f"{concept.file} listens to '{adapter.card.rare_word}' and is a {adapter.card.class_word}.")
+    print(f"Draw it: {shlex.join(_next_command(chosen))}")
+
+
+train = with_flags(_train, {ConceptSettings: RENAMED, TrainSettings: {}}, ["The concept", "Training"])
 
 
 def _recipe(recipe: Path | None, values: dict[str, Any]) -> Recipe:
@@ -22,20 +57,34 @@ def _recipe(recipe: Path | None, values: dict[str, Any]) -> Recipe:
         return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
     if concept:
         flags = ", ".join("--" + RENAMED.get(name, name).replace("_", "-") for name in concept)
-        raise TaraError(f"{flags} would describe a concept, but {recipe} does that already. Give one or the other.")
+        raise TaraError(f"{flags} would describe a concept, but {recipe} does that. Give one or the other.")
     return read_recipe(recipe, **settings)
 
 
-def _train(
-    recipe: Annotated[Path | None, Parameter(help="TOML file with [settings] and [[concept]] tables")] = None,
-    /,
-    *,
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the run folder's last checkpoint")] = False,
-    **values: Any,
-) -> None:
-    """Learn one or several concepts from photos: one small adapter file for each."""
-    _recipe(recipe, values)
-    del resume
+def _next_command(recipe: Recipe) -> list[str]:
+    """The `tara generate` command that shows what was learned: the things together, in the style if there is one."""
+    things = [f"a {concept.word} {concept.kind}" for concept in recipe.concepts if not concept.is_style]
+    styles = [f"in {concept.word} {concept.kind}" for concept in recipe.concepts if concept.is_style]
+    adapters = [part for concept in recipe.concepts for part in ("-a", str(concept.file))]
+    prompt = " ".join([" and ".join(things) or "a picture", *styles])
+    return ["tara", "generate", prompt, *adapters, "--base", recipe.settings.base]
 
 
-train = with_flags(_train, {ConceptSettings: RENAMED, TrainSettings: {}}, ["The concept", "Training"])
+def _watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
+    """Train behind a progress bar."""
+    from tara.training_run import train_recipe
+
+    recent: deque[float] = deque(maxlen=RECENT_STEPS)
+    with progress("Training", recipe.settings.steps) as advance:
+
+        def on_step(record: StepRecord) -> None:
+            recent.append(record.loss)
+            advance(record.index, f"loss {sum(recent) / len(recent):.4f}")
+
+        return train_recipe(
+            recipe,
+            resume=resume,
+            overwrite=overwrite,
+            on_step=on_step,
+            on_class_picture=lambda there, wanted: advance(0, f"class pictures {there}/{wanted}"),
+        )
