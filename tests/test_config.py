@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tara.captions import VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.config import (
-    VARIED_STYLE_CAPTIONS,
-    VARIED_SUBJECT_CAPTIONS,
     ConceptSettings,
     Recipe,
     TrainSettings,

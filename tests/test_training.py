@@ -17,6 +17,8 @@ from tara.checkpoints import load_checkpoint, save_checkpoint
 from tara.config import ConceptSettings, TrainSettings
 from tara.errors import TaraError, TaraWarning
 from tara.optimizers import learning_rate_schedule
+from tara.rows import picture_rows
+from tara.text_rows import conditioning
 from tara.training import StepRecord, Training, train_concepts
 from training_fixtures import in_float64, photo_folder, quick, two_concepts
 
@@ -174,11 +176,9 @@ def test_only_the_rare_words_keys_and_values_change(sd_pipe: Any, tmp_path: Path
     backbone, concepts = in_float64(sd_pipe), two_concepts(tmp_path)
     training = Training(concepts, quick(captions="varied", batch_size=3), backbone)
     run(training)
-    from tara.rows import picture_rows
-
     pictures = picture_rows(training._materials, training._schedule, seed=0, call=9, batch_size=3)
     text = training._text(pictures)
-    conditioning = training._conditioning(text)
+    learned = conditioning(text, training._weights, backbone.dtype)
     adapters = training.adapters()
     for layer, frozen in text.kv.items():
         for row, caption in enumerate(text.captions):
@@ -188,15 +188,13 @@ def test_only_the_rare_words_keys_and_values_change(sd_pipe: Any, tmp_path: Path
                 positions = list(caption.rare)
                 assert len(positions) == (2 if row < 3 else 3)
                 expected[positions] += low_rank.delta(caption.encoding.embeddings[0, positions])
-                torch.testing.assert_close(conditioning.kv[layer][part][row], expected, rtol=1e-12, atol=1e-14)
+                torch.testing.assert_close(learned.kv[layer][part][row], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_the_reported_losses_equal_plain_float64_formulas(v_pipe: Any, tmp_path: Path):
     backbone, concepts = in_float64(v_pipe), two_concepts(tmp_path)
     training = Training(concepts, quick(tal_weight=0.5, tal="squared", captions="varied"), backbone)
     run(training, steps=3)
-    from tara.rows import picture_rows
-
     pictures = picture_rows(training._materials, training._schedule, seed=0, call=3, batch_size=2)
     expected: list[float] = []
     for adapter, captions in zip(training.adapters(), (pictures.captions[:2], pictures.captions[2:]), strict=True):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tara.conditioning import prepare, prepared, release
     from tara.errors import TaraError
     from tara.sampling import Studio
-    from tara.training import train
+    from tara.training_run import train
 
     __version__: str
 
@@ -32,7 +32,7 @@ _HOMES = {
     "prepare": "tara.conditioning",
     "prepared": "tara.conditioning",
     "release": "tara.conditioning",
-    "train": "tara.training",
+    "train": "tara.training_run",
 }
 
 

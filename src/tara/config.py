@@ -1,5 +1,6 @@
 """Every setting of a training run, defined once for Python, the command line and TOML."""
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from tara.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.errors import TaraError, nearest
 
 Targets = Literal["cross_kv", "attention"]
@@ -20,44 +22,7 @@ CaptionSource = Literal["fixed", "varied"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-SUBJECT_PHRASE = "a photo of a {word} {kind}"
-STYLE_PHRASE = "a picture in {word} {kind}"
-
-# A rare word's embedding moves with its position and neighbours: these move it, and leave the picture's content open.
-VARIED_SUBJECT_CAPTIONS = (
-    "a photo of a {word} {kind}",
-    "a {word} {kind}",
-    "the {word} {kind}",
-    "a picture of the {word} {kind}",
-    "a close view of a {word} {kind}",
-    "there is a {word} {kind} in this picture",
-    "here stands a {word} {kind}",
-    "someone shows us one {word} {kind}",
-    "a {word} {kind} on the grass",
-    "a {word} {kind} on the beach",
-    "a {word} {kind} in a room",
-    "a {word} {kind} in front of a wall",
-    "in the street a {word} {kind} waits",
-    "on a sunny day a {word} {kind} is seen",
-    "a cat and a {word} {kind}",
-    "a {word} {kind} and a dog",
-    "a car next to a {word} {kind}",
-    "a {word} {kind} beside a house",
-    "a tree and a {word} {kind} on the grass",
-    "a {word} {kind} and a person in a room",
-)
-VARIED_STYLE_CAPTIONS = (
-    "a picture in {word} {kind}",
-    "in {word} {kind}",
-    "a scene in {word} {kind}",
-    "a cat in {word} {kind}",
-    "a dog on the grass in {word} {kind}",
-    "a house in {word} {kind}",
-    "a car in the street in {word} {kind}",
-    "a person and a dog in {word} {kind}",
-    "a cat and a tree on the beach in {word} {kind}",
-    "{word} {kind}, a view of a room",
-)
+RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
@@ -91,6 +56,13 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     def _a_caption_list_is_not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and not value:
             raise ValueError("is an empty list; leave it out, or give at least one template such as 'a {word} {kind}'")
+        return value
+
+    @field_validator("out")
+    @classmethod
+    def _an_adapter_is_a_safetensors_file(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".safetensors":
+            raise ValueError(f"is '{value}', but an adapter is a .safetensors file; call it {value.stem}.safetensors")
         return value
 
     @property
@@ -263,13 +235,16 @@ def train_settings(where: str = "", **values: Any) -> TrainSettings:
 
 
 def read_recipe(path: Path, **overrides: Any) -> Recipe:
-    """Read a TOML file with a ``[settings]`` table and one ``[[concept]]`` table per concept.
+    """Read a TOML file with a ``[settings]`` table and one ``[[concept]]`` table per concept, or a run folder.
 
     Relative paths are taken from the file's folder. ``overrides`` (the command line's flags) win over ``[settings]``.
+    A run folder (``rex.run``) gives the recipe that the run was started with, to be resumed.
 
     Raises:
         TaraError: when the file is missing, is not TOML, or holds an unknown or impossible setting.
     """
+    if path.is_dir():
+        return _read_run(path, overrides)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as failure:
@@ -288,6 +263,27 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
         for number, table in enumerate(concepts, 1)
     ]
     return Recipe(settings=settings, concepts=tuple(built))
+
+
+def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
+    path = folder / RUN_SETTINGS
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["settings"] |= overrides
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise TaraError(
+            f"{folder} is not the folder of a training run (it has no readable {RUN_SETTINGS}). "
+            "Give a TOML file, or a folder such as rex.run."
+        ) from failure
+    recipe = build(Recipe, values, f"{path}: ")
+    # the run may have been moved, together with the files that it writes beside itself
+    concepts = [
+        concept.model_copy(update={"out": folder.absolute().parent / concept.file.name})
+        if concept.file.with_name(folder.name) == recipe.run_folder
+        else concept
+        for concept in recipe.concepts
+    ]
+    return recipe.model_copy(update={"concepts": tuple(concepts)})
 
 
 def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:

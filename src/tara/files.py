@@ -36,7 +36,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
         temporary.replace(path)
         temporary = None
     except OSError as failure:
-        raise _unwritable(path, failure) from failure
+        raise write_error(path, failure) from failure
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -55,11 +55,12 @@ def writable_folder(folder: Path) -> Path:
     except (FileExistsError, NotADirectoryError) as failure:
         raise TaraError(f"'{folder}' is a file, not a folder. Choose another output folder.") from failure
     except OSError as failure:
-        raise _unwritable(folder, failure) from failure
+        raise write_error(folder, failure) from failure
     return folder
 
 
-def _unwritable(path: Path, failure: OSError) -> TaraError:
+def write_error(path: Path, failure: OSError) -> TaraError:
+    """What to tell when a file or folder could not be written."""
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return TaraError(f"The disk is full: '{path}' was not written. Free some space, or choose another disk.")
     reason = failure.strerror or str(failure)

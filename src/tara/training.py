@@ -12,18 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tara.adapter import Adapter, AdapterCard
-from tara.attention import TextConditioning, installed
+from tara.attention import installed
 from tara.backbone import Backbone
 from tara.cache import TextCache
 from tara.checkpoints import TrainingState
 from tara.concepts import check_concepts, prepare, prior_acts
 from tara.config import ConceptSettings, Targets, TrainSettings
+from tara.data import Example
 from tara.draws import generator_for
 from tara.errors import TaraError, TaraWarning
-from tara.losses import denoising_loss, token_alignment_loss
+from tara.losses import denoising_loss
 from tara.optimizers import ConceptOptimizers, learning_rate_schedule
-from tara.rows import NoiseSchedule, PictureRows, TextRows, picture_rows, text_rows
-from tara.weights import ConceptWeights, per_row
+from tara.rows import NoiseSchedule, PictureRows, picture_rows
+from tara.text_rows import TextRows, alignment, conditioning, text_rows
+from tara.weights import ConceptWeights
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SKIPPED_IN_A_ROW = 50  # then the concept is surely not learning any more
@@ -67,6 +69,7 @@ class Training:
         settings: TrainSettings,
         backbone: Backbone,
         class_folders: Mapping[str, Path] | None = None,
+        examples: Sequence[Sequence[Example]] | None = None,
     ) -> None:
         """Read and encode everything that the steps need.
 
@@ -75,11 +78,12 @@ class Training:
             settings: how.
             backbone: the frozen base; its precision is the U-Net's.
             class_folders: for prior preservation, each class word's folder of class pictures.
+            examples: what :func:`tara.concepts.check_concepts` gave, when it has been called already.
 
         Raises:
             TaraError: for bad photos, captions or words, and for a missing optimiser package.
         """
-        examples = check_concepts(concepts, settings)
+        examples = check_concepts(concepts, settings) if examples is None else examples
         folders = _prior_folders(concepts, settings, class_folders or {})
         self.concepts, self.settings, self.backbone, self.step = tuple(concepts), settings, backbone, 0
         self._texts = TextCache(backbone)
@@ -195,21 +199,24 @@ class Training:
             self._materials, self._schedule, seed=settings.seed, call=call, batch_size=settings.batch_size
         )
         text = self._text(pictures)
-        conditioning = self._conditioning(text)
+        learned = conditioning(text, self._weights, self.backbone.dtype)
         predicted = self.backbone.predict(
             pictures.noisy.to(self.backbone.dtype),
             pictures.timesteps,
             text.encoding,
-            conditioning,
+            learned,
             time_ids=pictures.sizes,
         ).to(pictures.target)
         rows = denoising_loss(predicted, pictures.target, pictures.weights).unflatten(0, (count, -1))
         denoising = rows[:, : settings.batch_size].mean(1)
         zeros = torch.zeros_like(denoising)
         prior = rows[:, settings.batch_size :].mean(1) if rows.shape[1] > settings.batch_size else zeros
-        alignment = self._alignment(text, conditioning).to(denoising) if settings.alignment_weight else zeros
-        total = denoising + settings.alignment_weight * alignment + settings.prior_weight * prior
-        return torch.stack([total, denoising, alignment, prior])
+        aligned = zeros
+        if settings.tal != "off" and settings.tal_weight:
+            aligned = alignment(text, learned, concepts=count, photos=settings.batch_size, form=settings.tal)
+        aligned = aligned.to(denoising)
+        total = denoising + settings.alignment_weight * aligned + settings.prior_weight * prior
+        return torch.stack([total, denoising, aligned, prior])
 
     def _text(self, pictures: PictureRows) -> TextRows:
         # with one fixed caption per concept all calls have the same text
@@ -218,35 +225,6 @@ class Training:
             last = text_rows(pictures.captions, self._texts, concepts=len(self.concepts), tfm=self.settings.tfm)
             self._last_text = last
         return last
-
-    def _conditioning(self, text: TextRows) -> TextConditioning:
-        """Each row's keys and values with its concept's delta; deltas of other layers go along by row."""
-        factors, scale = self._weights.factors(self.backbone.dtype), self._weights.scale
-        kv = {
-            layer: (
-                text.with_deltas(keys, factors.pop(f"{layer}.to_k"), scale),
-                text.with_deltas(values, factors.pop(f"{layer}.to_v"), scale),
-            )
-            for layer, (keys, values) in text.kv.items()
-        }
-        rows_per_concept = len(text.captions) // len(self.concepts)
-        return TextConditioning(
-            kv, {path: per_row(pair, rows_per_concept, scale) for path, pair in factors.items()} or None
-        )
-
-    def _alignment(self, text: TextRows, conditioning: TextConditioning) -> Float[Tensor, " concepts"]:
-        """TAL of each concept over its photos' captions; a caption that all of them share is looked at once."""
-        form = self.settings.tal
-        assert form != "off"
-        losses: list[Tensor] = []
-        for rows in torch.arange(len(text.captions)).unflatten(0, (len(self.concepts), -1)).tolist():
-            photos = rows[: self.settings.batch_size]
-            shared = all(text.captions[row] is text.captions[photos[0]] for row in photos)
-            pairs = [(layer, row) for layer in text.kv for row in (photos[:1] if shared else photos)]
-            rare = [conditioning.kv[layer][0][row, _stretch(text.captions[row].first_rare)] for layer, row in pairs]
-            kind = [text.kv[layer][0][row, _stretch(text.captions[row].kind)] for layer, row in pairs]
-            losses.append(token_alignment_loss(rare, kind, form))
-        return torch.stack(losses)
 
     def _watch(self, parts: Sequence[ConceptStep]) -> None:
         for index, part in enumerate(parts):
@@ -339,8 +317,3 @@ def _borrowed(backbone: Backbone, gradient_checkpointing: bool) -> Generator[Non
             parameter.requires_grad_()
         for part in was_training:
             part.train()
-
-
-def _stretch(positions: Sequence[int]) -> slice:
-    """A word's tokens follow one another."""
-    return slice(min(positions), max(positions) + 1)

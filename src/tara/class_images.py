@@ -1,0 +1,55 @@
+"""Pictures of a class for prior preservation: those in a folder, and the missing ones drawn by the base."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tara.backbone import Backbone
+from tara.concepts import class_phrase, prior_acts
+from tara.config import ConceptSettings, TrainSettings
+from tara.files import atomic_write, writable_folder
+from tara.sampling import Studio
+
+STEPS = 30
+
+
+def class_folders(concepts: Sequence[ConceptSettings], settings: TrainSettings, run_folder: Path) -> dict[str, Path]:
+    """Each class word's folder of class pictures; empty when prior preservation changes nothing."""
+    if not prior_acts(settings):
+        return {}
+    root = settings.class_folder or run_folder / "class"
+    return {concept.kind: root / concept.kind.replace(" ", "-") for concept in concepts}
+
+
+def draw_missing(
+    concept: ConceptSettings,
+    folder: Path,
+    count: int,
+    backbone: Backbone,
+    on_picture: Callable[[int, int], object] | None = None,
+) -> None:
+    """Draw class pictures until the folder holds ``count``; each is a function of its number.
+
+    Args:
+        concept: its training phrase without the rare word is the prompt.
+        folder: made if missing; pictures of the user's own count too.
+        count: number of pictures wanted.
+        backbone: the base that draws.
+        on_picture: told (pictures there, pictures wanted) after each one.
+
+    Raises:
+        TaraError: when the folder cannot be written to or the disk is full.
+    """
+    writable_folder(folder)
+    there = sum(1 for path in folder.iterdir() if path.is_file() and path.suffix not in {".txt", ".jsonl"})
+    numbers = [number for number in range(count) if not _file(folder, number).exists()][: max(0, count - there)]
+    if not numbers:
+        return
+    for made in Studio(backbone).stream(class_phrase(concept), seeds=numbers, steps=STEPS):
+        atomic_write(_file(folder, made.seed), lambda path, image=made.image: image.save(path))
+        there += 1
+        if on_picture is not None:
+            on_picture(there, count)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"class-{number:04d}.png"

@@ -1,0 +1,170 @@
+"""The folder of a training run: settings, versions, losses, checkpoints and previews."""
+
+import json
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from tara.config import RUN_SETTINGS, Recipe
+from tara.errors import TaraError
+from tara.files import atomic_write, writable_folder, write_error
+from tara.plots import loss_curve
+
+PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
+LINES_AT_ONCE = 20  # steps between two writes of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``rex.run``: everything about a run but the adapters that it makes."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def preview(self, step: int, name: str) -> Path:
+        """Where a preview goes."""
+        return self.path / "previews" / f"step-{step:06d}-{name}.png"
+
+    def early_adapter(self, step: int, file: str) -> Path:
+        """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
+        return self.checkpoints / f"step-{step:06d}-{file}"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint, None when there is none."""
+        found = checkpoints(self.checkpoints)
+        return found[-1] if found else None
+
+    def steps_done(self) -> int:
+        """Number of steps that the newest checkpoint holds."""
+        last = self.last_checkpoint()
+        return int(last.stem.removeprefix("step-")) if last else 0
+
+    def start(self, recipe: Recipe, device: torch.device) -> None:
+        """Write the settings and the versions and forget what an earlier run left here."""
+        for old in (*self.checkpoints.glob("step-*.safetensors"), *self.path.glob("previews/step-*.png")):
+            old.unlink()
+        self.metrics.unlink(missing_ok=True)
+        absolute = [
+            concept.model_copy(update={"images": concept.images.absolute(), "out": concept.file.absolute()})
+            for concept in recipe.concepts
+        ]
+        settings, pictures = recipe.settings, recipe.settings.class_folder
+        if pictures is not None:
+            settings = settings.model_copy(update={"class_folder": pictures.absolute()})
+        # absolute paths: the run may be resumed from elsewhere
+        whole = Recipe(settings=settings, concepts=tuple(absolute))
+        _write_json(self.path / RUN_SETTINGS, whole.model_dump(mode="json"))
+        _write_json(self.path / "versions.json", versions(device))
+
+    def resume(self) -> TrainingState | None:
+        """The newest checkpoint's state, or None; losses of steps behind it are dropped."""
+        last = self.last_checkpoint()
+        state = None if last is None else load_checkpoint(last)
+        if self.metrics.exists():
+            done = 0 if state is None else state.step
+            kept = [json.dumps(row) for row in self.rows() if row["step"] <= done]
+            atomic_write(self.metrics, "".join(line + "\n" for line in kept).encode())
+        return state
+
+    def save(self, state: TrainingState) -> Path:
+        """Write a checkpoint, see :func:`tara.checkpoints.save_checkpoint`."""
+        return save_checkpoint(self.checkpoints, state)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What ``metrics.jsonl`` holds; a last line that was cut off is left out."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    def draw_loss_curve(self) -> None:
+        """Write ``loss.png`` from the losses so far."""
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row in self.rows():
+            for name, losses in row["concepts"].items():
+                if losses["loss"] is not None:
+                    curves.setdefault(name, []).append((row["step"], losses["loss"]))
+        if curves:
+            atomic_write(self.path / "loss.png", loss_curve(curves))
+
+
+class Metrics:
+    """Appends one line of JSON per step to ``metrics.jsonl``, a few lines at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: list[str] = []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a step's numbers; those that are not finite become null."""
+        self._waiting.append(json.dumps(_finite(row)))
+        if len(self._waiting) >= LINES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting.
+
+        Raises:
+            TaraError: when the disk is full.
+        """
+        lines, self._waiting = self._waiting, []
+        if not lines:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(line + "\n" for line in lines))
+        except OSError as failure:
+            raise write_error(self._path, failure) from failure
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What a run's numbers depend on besides its settings."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # tara itself, run from a source tree
+            continue
+    return found
+
+
+def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
+    """Make sure that the results can be written, before training begins.
+
+    Raises:
+        TaraError: for a folder that cannot be written to, or an output that is a folder.
+    """
+    for concept in recipe.concepts:
+        if concept.file.is_dir():
+            raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
+        writable_folder(concept.file.absolute().parent)
+    writable_folder(folder.path)
+
+
+def _write_json(path: Path, values: object) -> None:
+    atomic_write(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,299 @@
+"""From photos to files: run folder, previews, trackers, and runs that are stopped and resumed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import tara
+from tara import training_run
+from tara.adapter import load_adapter
+from tara.checkpoints import checkpoints
+from tara.config import Recipe, TrainSettings, read_recipe
+from tara.errors import TaraError, TaraWarning
+from tara.training import StepRecord
+from tara.training_run import TrainingInterrupted, run_recipe, train_recipe
+from training_fixtures import photo_folder, quick, two_concepts
+
+
+def recipe_of(folder: Path, **changes: Any) -> Recipe:
+    return Recipe(settings=quick(**changes), concepts=tuple(two_concepts(folder)))
+
+
+def bits(path: Path) -> dict[str, torch.Tensor]:
+    adapter = load_adapter(path)
+    return {f"{layer}.{part}": getattr(low, part) for layer, low in adapter.layers.items() for part in "ab"}
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = bits(one), bits(other)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, tmp_path: Path):
+    photos, out = photo_folder(tmp_path / "rex"), tmp_path / "out" / "rex.safetensors"
+    seen: list[StepRecord] = []
+    adapter = tara.train(
+        images=photos, word="xlo", kind="dog", base=sd_pipe, out=out, steps=4, rank=2, on_step=seen.append
+    )
+    assert [record.index for record in seen] == [1, 2, 3, 4]
+    assert load_adapter(out).card == adapter.card
+    run = out.with_suffix(".run")
+    names = {"settings.json", "versions.json", "metrics.jsonl", "loss.png", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == names
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[2]["concepts"]["xlo"]["loss"] == seen[2].concepts[0].loss
+    assert json.loads((run / "versions.json").read_text(encoding="utf-8"))["torch"] == torch.__version__
+    with Image.open(run / "loss.png") as curve:
+        assert curve.size == (1120, 630)
+
+
+def test_a_run_folder_holds_nothing_but_safetensors_json_and_pictures(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, checkpoint_every=2, preview_every=2)
+    train_recipe(recipe, sd_pipe)
+    files = [path for path in recipe.run_folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".png"}
+    assert (recipe.run_folder / "checkpoints" / "step-000002-rex.safetensors").exists()
+    load_adapter(recipe.run_folder / "checkpoints" / "step-000002-tom.safetensors")
+
+
+def test_previews_show_every_concept_and_change_no_weight(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path / "a", preview_every=2, preview_prompt="the {word} {kind} on grass", steps=3)
+    train_recipe(recipe, sd_pipe)
+    assert [path.name for path in sorted((recipe.run_folder / "previews").iterdir())] == [
+        "step-000002-rex.png",
+        "step-000002-tom.png",
+    ]
+    without = recipe_of(tmp_path / "b", steps=3)
+    train_recipe(without, sd_pipe)
+    assert all(equal(one.file, other.file) for one, other in zip(recipe.concepts, without.concepts, strict=True))
+
+
+def test_a_run_that_was_killed_and_resumed_gives_the_same_file(sd_pipe: Any, tmp_path: Path):
+    whole = recipe_of(tmp_path / "whole", steps=7, captions="varied")
+    train_recipe(whole, sd_pipe)
+    killed = recipe_of(tmp_path / "killed", steps=7, captions="varied", checkpoint_every=2)
+    run = run_recipe(killed, sd_pipe)
+    for _ in range(5):  # one step behind a checkpoint, whose work is lost
+        next(run)
+    run.close()
+    assert not killed.concepts[0].file.exists()
+    again = read_recipe(killed.run_folder)
+    assert again.concepts == killed.concepts
+    indices: list[int] = []
+    train_recipe(again, sd_pipe, resume=True, on_step=lambda record: indices.append(record.index))
+    assert indices == [5, 6, 7]
+    assert all(equal(one.file, other.file) for one, other in zip(whole.concepts, killed.concepts, strict=True))
+    rows = [json.loads(line)["step"] for line in (killed.run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4, 5, 6, 7]
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+import tiny_bases
+from tara.config import read_recipe
+from tara.training_run import run_recipe
+for record in run_recipe(read_recipe(Path(sys.argv[1])), tiny_bases.sd_pipeline(), resume=sys.argv[2] == "resume"):
+    print(record.index, flush=True)
+"""
+RECIPE = """
+[settings]
+steps = 400
+rank = 2
+checkpoint_every = 3
+
+[[concept]]
+images = "photos"
+word = "xlo"
+kind = "dog"
+out = "rex.safetensors"
+"""
+
+
+def test_a_process_killed_in_training_leaves_whole_files_and_can_be_resumed(tmp_path: Path):
+    photo_folder(tmp_path / "photos")
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.toml")]
+    paths = [str(here), str(here.parent / "src")]
+    with subprocess.Popen([*command, "start", *paths], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "8\n":
+            assert process.poll() is None
+        process.kill()
+    assert checkpoints(tmp_path / "rex.run" / "checkpoints")
+    assert not (tmp_path / "rex.safetensors").exists()
+    steps = iter(run_recipe(read_recipe(tmp_path / "rex.run"), tiny_base(), resume=True))
+    assert next(steps).index >= 7
+    steps.close()
+
+
+def tiny_base() -> Any:
+    import tiny_bases
+
+    return tiny_bases.sd_pipeline()
+
+
+def test_ctrl_c_keeps_a_checkpoint_of_the_very_step_and_names_the_command(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path / "a", steps=6)
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(record: StepRecord) -> None:
+        if record.index == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train_recipe(recipe, sd_pipe, on_step=press)
+    assert isinstance(stopped.value, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert stopped.value.step == 2
+    assert stopped.value.command == f"tara train {recipe.run_folder} --resume"
+    with pytest.raises(TaraError, match=r"unfinished training \(2 steps\)"):
+        train_recipe(recipe, sd_pipe)
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    whole = recipe_of(tmp_path / "b", steps=6)
+    train_recipe(whole, sd_pipe)
+    assert equal(whole.concepts[1].file, recipe.concepts[1].file)
+
+
+def test_a_second_ctrl_c_stops_at_once_with_the_last_checkpoint(sd_pipe: Any, tmp_path: Path):
+    def press(record: StepRecord) -> None:
+        if record.index == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    recipe = recipe_of(tmp_path, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    records = [next(run), next(run), next(run)]
+    with pytest.raises(KeyboardInterrupt):
+        press(records[-1])
+    with pytest.raises(TrainingInterrupted, match="step 2 is kept") as stopped:
+        run.throw(KeyboardInterrupt())
+    assert stopped.value.step == 2
+
+
+def test_a_finished_run_may_be_trained_again(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path)
+    train_recipe(recipe, sd_pipe)
+    first = bits(recipe.concepts[0].file)
+    train_recipe(recipe, sd_pipe)
+    assert all(torch.equal(value, first[key]) for key, value in bits(recipe.concepts[0].file).items())
+
+
+def test_class_pictures_are_drawn_once_and_the_users_own_count(sd_pipe: Any, tmp_path: Path):
+    own = photo_folder(tmp_path / "class" / "dog", photos=1)
+    recipe = recipe_of(
+        tmp_path,
+        targets="attention",
+        prior_preservation=True,
+        class_images=3,
+        class_folder=tmp_path / "class",
+        steps=1,
+    )
+    drawn: list[tuple[int, int]] = []
+    train_recipe(recipe, sd_pipe, on_class_picture=lambda there, wanted: drawn.append((there, wanted)))
+    assert drawn == [(2, 3), (3, 3), (1, 3), (2, 3), (3, 3)]
+    assert len(list(own.iterdir())) == 3
+    drawn.clear()
+    train_recipe(recipe, sd_pipe, on_class_picture=lambda there, wanted: drawn.append((there, wanted)))
+    assert drawn == []
+
+
+def test_losses_reach_tensorboard(sd_pipe: Any, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    recipe = recipe_of(tmp_path, report_to="tensorboard", steps=2)
+    train_recipe(recipe, sd_pipe)
+    assert list((recipe.run_folder / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_a_missing_tracker_is_a_notice_and_no_failure(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tara.trackers.find_spec", lambda _: None)
+    recipe = recipe_of(tmp_path, report_to="wandb", steps=1)
+    with pytest.warns(TaraWarning, match="No tracker: wandb is not installed"):
+        train_recipe(recipe, sd_pipe)
+    assert recipe.concepts[0].file.exists()
+
+
+@pytest.mark.parametrize("place", ["out", "run folder"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_base_is_loaded(tmp_path: Path, place: str):
+    (dog, _) = two_concepts(tmp_path)
+    if place == "out":
+        (tmp_path / "file").write_bytes(b"")
+        dog = dog.model_copy(update={"out": tmp_path / "file" / "rex.safetensors"})
+    else:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "rex.run").write_bytes(b"")
+    recipe = Recipe(settings=TrainSettings(base="no-such-base"), concepts=(dog,))
+    with pytest.raises(TaraError, match="is a file, not a folder"):
+        train_recipe(recipe)
+
+
+def test_an_output_that_is_a_folder_is_refused(tmp_path: Path):
+    (dog, _) = two_concepts(tmp_path)
+    assert dog.out is not None
+    dog.out.mkdir(parents=True)
+    with pytest.raises(TaraError, match=r"rex\.safetensors' is a folder"):
+        train_recipe(Recipe(concepts=(dog,)))
+
+
+def test_an_adapter_has_the_suffix_of_its_format(sd_pipe: Any, tmp_path: Path):
+    with pytest.raises(TaraError, match=r"call it rex\.safetensors"):
+        tara.train(images=tmp_path, word="xlo", kind="dog", base=sd_pipe, out=tmp_path / "rex.bin")
+
+
+def test_a_full_disk_leaves_nothing_half_written(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = recipe_of(tmp_path, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    next(run)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tara.files.os.fsync", full)
+    with pytest.raises(TaraError, match="The disk is full"):
+        list(run)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and "safetensors" in path.name]
+    assert left == []
+
+
+def test_a_preview_prompt_without_the_rare_word_is_refused_at_once(tmp_path: Path):
+    with pytest.raises(TaraError, match="preview_prompt 'a nice dog' lacks the rare word 'xlo'"):
+        train_recipe(recipe_of(tmp_path, preview_every=1, preview_prompt="a nice dog"))
+
+
+def test_a_wrong_setting_is_named_with_the_nearest_one(sd_pipe: Any, tmp_path: Path):
+    with pytest.raises(TaraError, match=r"no setting 'learnig_rate'\. Did you mean 'learning_rate'"):
+        tara.train(images=tmp_path, word="xlo", kind="dog", base=sd_pipe, learnig_rate=1e-3)
+
+
+def test_half_precision_is_refused_on_a_cpu(tmp_path: Path):
+    with pytest.raises(TaraError, match="'fp16' needs a GPU"):
+        train_recipe(recipe_of(tmp_path, mixed_precision="fp16", device="cpu"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(TaraError, match="is not the folder of a training run"):
+        read_recipe(tmp_path)
+
+
+def test_a_moved_run_writes_beside_itself(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=3, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    next(run), next(run)
+    run.close()
+    moved = recipe.run_folder.rename(tmp_path / recipe.run_folder.name)
+    assert read_recipe(moved).run_folder == moved
+    train_recipe(read_recipe(moved), sd_pipe, resume=True)
+    assert (tmp_path / "rex.safetensors").exists()
+    assert training_run.resume_command(moved).endswith("rex+tom.run --resume")
