@@ -1,0 +1,8 @@
+"""An embedded world for diffusion models: scenes with known truth, a small base trained on them, and a judge of pictures."""
+
+from pathlib import Path
+
+BASE = Path(__file__).parent / "base"
+"""The embedded base: a diffusers `StableDiffusionPipeline` folder for 64 x 64 pictures."""
+JUDGE = Path(__file__).parent / "judge.safetensors"
+"""The judge's weights, see `toyland.judge.Judge.load`."""

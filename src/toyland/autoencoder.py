@@ -1,0 +1,89 @@
+"""The base's AutoencoderKL: taught to write the patch code and to read it back as a sharp picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from toyland.code import CHANNELS, PatchCode
+from toyland.render import SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe:
+    steps: int = 4000
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    deviation: float = 0.02
+    """Standard deviation of the encoder's posterior; latents have unit variance."""
+    noise: float = 0.08
+    """Noise on the latents that the decoder learns from, so that it forgives a diffusion model's small errors."""
+    seed: int = 3
+
+
+def build_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=SIZE,
+        latent_channels=CHANNELS,
+        block_out_channels=(32, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+
+
+def to_pixels(pictures: np.ndarray) -> Tensor:
+    """uint8 (rows, height, width, 3) to float (rows, 3, height, width) in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_autoencoder(
+    pictures: np.ndarray, code: PatchCode, recipe: AutoencoderRecipe, model: AutoencoderKL, device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    """Train in place; yields (step, decoder loss). Encoder: regression of the code. Decoder: L1 plus squared error."""
+    model.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, pct_start=0.05)
+    rng = np.random.default_rng(recipe.seed)
+    torch.manual_seed(recipe.seed)
+    code = PatchCode(**{name: value.to(device) for name, value in code.tensors().items()})
+    for step in range(recipe.steps):
+        pixels = to_pixels(pictures[np.sort(rng.choice(len(pictures), recipe.batch_size, replace=False))]).to(device)
+        wanted = code.encode(pixels)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = model.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+            mean = posterior.mean.float()
+            scale = recipe.noise * torch.rand(len(pixels), 1, 1, 1, device=device)
+            read = model.decode(mean.detach() + scale * torch.randn_like(mean)).sample.float()
+        written = (mean - wanted).square().mean()
+        width = (posterior.logvar.float() - 2 * math.log(recipe.deviation)).square().mean()
+        error = read - pixels
+        loss = error.abs().mean() + 2 * error.square().mean()
+        (loss + written + 0.01 * width).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        yield step + 1, loss.detach()
+
+
+@torch.no_grad()
+def reconstruct(model: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Encode to the posterior's mean and decode, in -1..1."""
+    return model.decode(model.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in -1..1, over all pictures together."""
+    return float(10 * torch.log10(4 / (first - second).square().mean()))

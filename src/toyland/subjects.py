@@ -1,0 +1,118 @@
+"""Subjects as people meet them: pictures to learn from, and how like a subject the judge finds what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from toyland.judge import Finding, Verdict
+from toyland.render import render
+from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Rgb, Subject, place, random_subject
+
+SAME_SUBJECT = 0.80
+"""Least likeness that counts as this subject. At least 95 % of re-renders of a subject reach it and at most 5 % of other
+subjects of its class do; `benchmarks/base_toyland.py` measures both and a test holds them."""
+
+COLOR_TOLERANCE = 70.0
+"""Distance of two colours, in units of 1/255, at which their likeness has fallen to 1/e."""
+
+
+def reference_pictures(subject: Subject, seed: int, count: int = 5) -> list[Image.Image]:
+    """Pictures of one subject alone, each before another background, as training photos."""
+    rng = np.random.default_rng(seed)
+    backgrounds = rng.permutation(len(BACKGROUNDS))
+    return [
+        render(
+            place(
+                rng, [subject], background=BACKGROUNDS[backgrounds[i % len(BACKGROUNDS)]], seed=int(rng.integers(2**31))
+            )
+        )
+        for i in range(count)
+    ]
+
+
+def draw_subjects(seed: int, kinds: Sequence[str]) -> list[Subject]:
+    """One random subject per named class; subjects of one class differ clearly from each other."""
+    rng = np.random.default_rng(seed)
+    subjects: list[Subject] = []
+    for kind in kinds:
+        while True:
+            subject = random_subject(rng, kind)
+            if all(other.kind != kind or resemblance(other, subject) < 0.5 for other in subjects):
+                subjects.append(subject)
+                break
+    return subjects
+
+
+def _color_likeness(seen: Rgb, wanted: Rgb) -> float:
+    return float(np.exp(-sum((a - b) ** 2 for a, b in zip(seen, wanted, strict=True)) / COLOR_TOLERANCE**2))
+
+
+def likeness(seen: Finding, subject: Subject) -> float:
+    """How like the subject a finding looks, 0 to 1: the mean over its colours, pattern and accessory; class not counted."""
+    parts = [
+        _color_likeness(seen.body, subject.look.body),
+        _color_likeness(seen.second, subject.look.second),
+        seen.patterns[PATTERNS.index(subject.look.pattern)],
+        seen.accessories[ACCESSORIES.index(subject.look.accessory)],
+    ]
+    if subject.look.accessory != "none":
+        parts.append(_color_likeness(seen.third, subject.look.third))
+    return float(np.mean(parts))
+
+
+def resemblance(first: Subject, second: Subject) -> float:
+    """How alike two subjects look, on the scale of `likeness`, if a judge reads both without error."""
+    look = first.look
+    seen = Finding(
+        x=0.5, y=0.5, size=0.2, confidence=1.0, kinds=tuple(float(kind == first.kind) for kind in CLASSES),
+        body=look.body, second=look.second, third=look.third, patterns=tuple(float(p == look.pattern) for p in PATTERNS),
+        accessories=tuple(float(a == look.accessory) for a in ACCESSORIES),
+    )  # fmt: skip
+    return likeness(seen, second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One picture against the subjects it should show."""
+
+    success: bool
+    """All subjects present, each with its own appearance."""
+    present: tuple[bool, ...]
+    likeness: tuple[float | None, ...]
+    """Of each subject's own finding; None where the subject's class is not in the picture."""
+    leakage: tuple[float | None, ...]
+    """How much closer a finding is to another subject of the picture than to its own (0 if it is not)."""
+
+
+def score(verdict: Verdict, subjects: Sequence[Subject]) -> Score:
+    """Assign findings to subjects of their class so that the total likeness is greatest, then compare."""
+    likes = [[likeness(f, s) if f.kind == s.kind else -1.0 for f in verdict.things] for s in subjects]
+    chosen = _best_assignment(likes)
+    present = tuple(index is not None for index in chosen)
+    own = tuple(None if index is None else likes[row][index] for row, index in enumerate(chosen))
+    leakage: list[float | None] = []
+    for row, index in enumerate(chosen):
+        if index is None or len(subjects) < 2:
+            leakage.append(None)
+            continue
+        others = max(likeness(verdict.things[index], s) for other, s in enumerate(subjects) if other != row)
+        leakage.append(max(0.0, others - likes[row][index]))
+    success = all(value is not None and value >= SAME_SUBJECT for value in own)
+    return Score(success=success, present=present, likeness=own, leakage=tuple(leakage))
+
+
+def _best_assignment(likes: list[list[float]]) -> list[int | None]:
+    """For each subject its finding's index or None; each finding serves one subject; -1 marks a wrong class."""
+    findings = len(likes[0])
+    slots: list[int | None] = [*range(findings), *([None] * len(likes))]
+
+    def gain(choice: tuple[int | None, ...]) -> float:
+        values = [likes[row][index] for row, index in enumerate(choice) if index is not None]
+        return -1.0 if any(value < 0 for value in values) else sum(values) + 10 * len(values)
+
+    return list(max(permutations(slots, len(likes)), key=gain))
