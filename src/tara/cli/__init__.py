@@ -17,6 +17,7 @@ app = cyclopts.App(
     help="Personal subjects in one picture: train a small adapter for each, then name them together.",
     version=lambda: version("tara"),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # it has a message of ours
     result_action="return_value",
 )
 COMMANDS = {

@@ -1,0 +1,368 @@
+"""The command line end to end, on a tiny base of random weights."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import tiny_bases
+from tara.adapter import load_adapter
+from tara.cli import COMMANDS, main
+from tara.config import ConceptSettings, TrainSettings
+from tara.provenance import read_origin
+from training_fixtures import photo_folder
+
+TINY = ["--steps", "2", "--rank", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder."""
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    tiny_bases.sd_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A folder with photos of a dog and a cat, and an adapter of each."""
+    folder = tmp_path_factory.mktemp("trained")
+    for kind, word, out in (("dog", "xlo", "rex"), ("cat", "szn", "tom")):
+        photos = photo_folder(folder / kind, seed=len(word))
+        flags = ["--images", str(photos), "--word", word, "--kind", kind, "--base", str(base), *TINY]
+        assert main(["train", *flags, "--out", str(folder / f"{out}.safetensors")]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail with exit code 2 and one sentence or two on a line; returns that line."""
+
+    def run(*arguments: Any) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, said.err
+        assert said.err.rstrip().endswith(lines[0])
+        assert "Traceback" not in said.err + said.out
+        return lines[0].removeprefix("Error: ")
+
+    return run
+
+
+def generate(trained: Path, base: Path, *more: str, prompt: str = "a xlo dog and a szn cat", adapters: int = 2) -> int:
+    files = [part for name in ("rex", "tom")[:adapters] for part in ("-a", str(trained / f"{name}.safetensors"))]
+    return main(["generate", prompt, *files, "--base", str(base), "--device", "cpu", "--steps", "2", *more])
+
+
+def test_help_needs_neither_torch_nor_a_third_of_a_second(here: Path):
+    code = (
+        "import sys, time\n"
+        "from tara.cli import main; main(['--help'])\n"
+        "print(time.process_time(), 'torch' in sys.modules, file=sys.stderr)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=here)
+        for _ in range(3)  # the best of three, in CPU time: something else may be running
+    ]
+    seconds, torch_imported = zip(*(run.stderr.split() for run in runs), strict=True)
+    assert set(torch_imported) == {"False"}
+    assert min(map(float, seconds)) < 0.3
+    assert all(name in runs[0].stdout for name in COMMANDS)
+
+
+def test_every_setting_is_a_flag_with_its_description(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in {*TrainSettings.model_fields, *ConceptSettings.model_fields}:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert "Rank of the low-rank deltas [default: 8]" in shown
+
+
+def test_training_writes_an_adapter_and_a_run_folder(trained: Path, base: Path):
+    card = load_adapter(trained / "rex.safetensors").card
+    assert (card.rare_word, card.class_word, card.rank, card.base) == ("xlo", "dog", 2, str(base))
+    assert {"settings.json", "versions.json", "metrics.jsonl", "loss.png"} <= {
+        path.name for path in (trained / "rex.run").iterdir()
+    }
+
+
+def test_flags_and_a_recipe_train_the_same_adapter(trained: Path, base: Path, here: Path):
+    (here / "two.toml").write_text(
+        f"[settings]\nbase = '{base}'\nsteps = 99\nrank = 2\n"
+        f"[[concept]]\nimages = '{trained / 'dog'}'\nword = 'xlo'\nkind = 'dog'\nout = 'rex.safetensors'\n"
+        f"[[concept]]\nimages = '{trained / 'cat'}'\nword = 'szn'\nkind = 'cat'\nout = 'tom.safetensors'\n"
+    )
+    assert main(["train", "two.toml", "--steps", "2", "--device", "cpu"]) == 0
+    for name in ("rex", "tom"):
+        alone, together = (load_adapter(folder / f"{name}.safetensors") for folder in (trained, here))
+        assert alone.card.settings["steps"] == together.card.settings["steps"] == 2
+        for layer, low_rank in alone.layers.items():
+            difference = (low_rank.dense() - together.layers[layer].dense()).abs().max()
+            assert difference <= 1e-4 * low_rank.dense().abs().max()
+
+
+def test_inspect_prints_what_the_file_says(trained: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(trained / "rex.safetensors"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {"format", "rare_word", "class_word", "family", "rank", "scale", "targets", "settings", "prompt"} <= {*facts}
+    assert (facts["rare_word"], facts["scale"], facts["prompt"]) == ("xlo", 1.0, "a photo of a xlo dog")
+    assert main(["inspect", str(trained / "rex.safetensors")]) == 0
+    assert "a photo of a xlo dog" in capsys.readouterr().out
+
+
+def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):
+    assert generate(trained, base, "--seeds", "0-1,7", "--out", "pictures") == 0
+    assert {path.name for path in (here / "pictures").iterdir()} == {
+        "seed-0000.png",
+        "seed-0001.png",
+        "seed-0007.png",
+        "sheet.png",
+    }
+    origin = read_origin(here / "pictures" / "seed-0007.png")
+    assert (origin.prompt, origin.seed, origin.settings.steps) == ("a xlo dog and a szn cat", 7, 2)
+    assert [Path(file.path).name for file in origin.adapters] == ["rex.safetensors", "tom.safetensors"]
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["text", "image"])
+def test_a_picture_is_repeated_from_its_own_file(trained: Path, base: Path, here: Path, start: bool):
+    more = ["--image", str(trained / "dog" / "0.png"), "--strength", "0.7"] if start else ["--width", "40"]
+    assert generate(trained, base, *more, "--seeds", "0-2", "--guidance", "3", "--negative", "a car") == 0
+    wanted = (here / "out" / "seed-0001.png").read_bytes()
+    assert main(["generate", "--from", "out/seed-0001.png", "--out", "again", "--device", "cpu"]) == 0
+    assert [path.name for path in sorted((here / "again").iterdir())] == ["seed-0001.png", "sheet.png"]
+    assert (here / "again" / "seed-0001.png").read_bytes() == wanted
+
+
+def test_flags_change_a_repeated_picture(trained: Path, base: Path, here: Path):
+    assert generate(trained, base, "--seeds", "1") == 0
+    repeat = ["generate", "--from", "out/seed-0001.png", "--device", "cpu"]
+    assert main([*repeat, "--out", "again", "--seeds", "4", "--guidance", "2"]) == 0
+    origin = read_origin(here / "again" / "seed-0004.png")
+    assert (origin.seed, origin.settings.guidance_scale, origin.settings.steps) == (4, 2, 2)
+
+
+def test_a_picture_is_not_repeated_with_a_changed_adapter(trained: Path, base: Path, here: Path, refused: Any):
+    shutil.copy(trained / "rex.safetensors", "rex.safetensors")
+    assert main(["generate", "a xlo dog", "-a", "rex.safetensors", "--base", str(base), "--steps", "1"]) == 0
+    shutil.copy(trained / "tom.safetensors", "rex.safetensors")
+    assert "has changed since" in refused("generate", "--from", "out/seed-0000.png")
+
+
+def test_an_ordinary_rare_word_is_only_a_note(
+    trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--images", trained / "dog", "--word", "car", "--kind", "dog", "--base", base, "--out", "a.safetensors"]
+    assert main(["train", *map(str, flags), *TINY]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
+    assert len(notes) == 1
+    assert "'car'" in notes[0]
+
+
+def test_a_prompt_that_is_too_long_is_a_note_that_names_the_lost_text(
+    trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    prompt = "a xlo dog " + "and a car " * 30 + "on the beach"
+    assert generate(trained, base, "--seeds", "0", prompt=prompt, adapters=1) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
+    assert any("on the beach" in note for note in notes)
+
+
+def test_a_bound_word_that_is_cut_off_is_refused(trained: Path, base: Path, here: Path, refused: Any):
+    rex = trained / "rex.safetensors"
+    said = refused("generate", "a car and " * 30 + "a xlo dog", "-a", rex, "--base", base, "--steps", "1")
+    assert "xlo" in said
+    assert "Shorten" in said
+
+
+def bad_photos(folder: Path, kind: str) -> Path:
+    """A folder of photos with something wrong: missing, empty, with a text or half a picture in it."""
+    photos = folder / kind
+    if kind != "missing":
+        photos.mkdir()
+    if kind == "text":
+        (photos / "1.png").write_bytes(b"not a picture")
+    if kind == "cut":
+        Image.effect_noise((64, 64), 50).convert("RGB").save(photos / "1.png")
+        os.truncate(photos / "1.png", (photos / "1.png").stat().st_size // 2)
+    return photos
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut"])
+def test_bad_photos_are_refused_by_name(kind: str, base: Path, here: Path, refused: Any):
+    photos = bad_photos(here, kind)
+    said = refused("train", "--images", photos, "--word", "xlo", "--kind", "dog", "--base", base, *TINY)
+    assert ("1.png" if kind in {"text", "cut"} else str(photos)) in said
+    assert list(here.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--rank", "0"], "rank"),
+        (["--rank", "257"], "rank"),
+        (["--rank", "2.5"], "whole number"),
+        (["--steps", "0"], "steps"),
+        (["--steps", "many"], "whole number"),
+        (["--learning-rate", "nan"], "not a number"),
+        (["--tal", "l3"], '"l1"'),
+        (["--rnak", "4"], "--rank"),
+        (["--prompt", "a photo of a {kind}"], "xlo"),
+        (["--caption", "a photo of a {kind}"], "xlo"),
+        (["--out", "rex.png"], "safetensors"),
+        (["--steps"], "--steps"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(
+    flags: list[str], part: str, trained: Path, base: Path, here: Path, refused: Any
+):
+    concept = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base]
+    assert part in refused("train", *concept, *flags)
+    assert list(here.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "part"),
+    [
+        ("[settings]\nrnak = 3\n[[concept]]\nimages='a'\nword='xlo'\nkind='dog'\n", "rank"),
+        ("[setings]\n", "settings"),
+        ("[settings]\n", "no concept"),
+        ("[settings\n", "not a TOML file"),
+        ("[[concept]]\nimages='a'\nword='xlo'\n", "kind"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(toml: str, part: str, here: Path, refused: Any):
+    (here / "recipe.toml").write_text(toml)
+    said = refused("train", "recipe.toml")
+    assert part in said
+    assert "recipe.toml" in said
+
+
+def test_a_recipe_and_flags_of_a_concept_exclude_each_other(here: Path, refused: Any):
+    assert "--word" in refused("train", "recipe.toml", "--word", "xlo")
+    assert "recipe.toml" in refused("train", "recipe.toml")
+
+
+def test_bad_adapters_are_refused_by_name(trained: Path, base: Path, here: Path, refused: Any):
+    (here / "empty.safetensors").write_bytes(b"")
+    (here / "text.safetensors").write_bytes(b"this is no adapter")
+    whole = (trained / "rex.safetensors").read_bytes()
+    (here / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    for name in ("empty", "text", "cut", "missing"):
+        for command in (["generate", "a xlo dog", "--base", base, "-a"], ["inspect"]):
+            assert f"{name}.safetensors" in refused(*command, f"{name}.safetensors")
+    assert "Did you mean 'weight'" in refused("generate", "a", "-a", f"{trained / 'rex.safetensors'}:wieght=2")
+    assert not (here / "out").exists()
+
+
+def test_an_adapter_of_another_family_is_refused(trained: Path, here: Path, refused: Any):
+    tiny_bases.sdxl_pipeline().save_pretrained(here / "xl")
+    said = refused("generate", "a xlo dog", "-a", trained / "rex.safetensors", "--base", here / "xl")
+    assert "family" in said
+    assert list(here.rglob("seed-*.png")) == []
+
+
+def test_a_prompt_without_the_adapters_word_is_refused(trained: Path, base: Path, here: Path, refused: Any):
+    said = refused("generate", "a dog", "-a", trained / "rex.safetensors", "--base", base)
+    assert said.startswith("'xlo' is not in the prompt 'a dog'. rex.safetensors listens to 'xlo'.")
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--seeds", "3-1"], "smaller number first"),
+        (["--seeds", "one"], "0-3"),
+        (["--seeds", "0-99999"], "Ask for fewer"),
+        (["--steps", "0"], "steps"),
+        (["--width", "33"], "multiple of 8"),
+        (["--scheduler", "eulr"], "'euler'"),
+        (["--strength", "0.5"], "--image"),
+        (["--mask", "a.png"], "--image"),
+        (["--image", "a.png"], "a.png"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--sedes", "3"], "--seeds"),
+        (["--from", "a.png"], "a.png"),
+        (["--base", "no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_bad_wishes_for_pictures_are_refused_by_name(flags: list[str], part: str, here: Path, refused: Any):
+    assert part in refused("generate", "a dog", *flags)
+    assert list(here.rglob("*.png")) == []
+
+
+def test_an_unknown_command_names_the_nearest_one(refused: Any):
+    assert '"train"' in refused("trian")
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused(trained: Path, base: Path, here: Path, refused: Any):
+    (here / "file").write_text("in the way")
+    photos = trained / "dog"
+    flags = ["--images", photos, "--word", "xlo", "--kind", "dog", "--base", base, *TINY]
+    assert "file" in refused("train", *flags, "--out", here / "file" / "rex.safetensors")
+    assert "file" in refused("generate", "a dog", "--base", base, "--out", here / "file")
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    trained: Path, base: Path, here: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tara.files.os.fsync", full)
+    flags = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base, *TINY]
+    assert "disk is full" in refused("train", *flags, "--out", "rex.safetensors")
+    assert "disk is full" in refused("generate", "a dog", "--base", base, "--steps", "1", "--seeds", "0")
+    assert [path for path in here.rglob("*") if path.is_file() and path.suffix in {".safetensors", ".png"}] == []
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_tells_how_to_go_on(
+    trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    flags = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--base", str(base), "--rank", "2"]
+    flags += ["--steps", "8", "--device", "cpu"]
+    assert main(["train", *flags, "--out", "whole.safetensors"]) == 0
+
+    @contextmanager
+    def stopping(title: str, total: int) -> Iterator[Callable[[float, str], None]]:
+        yield lambda done, note: signal.raise_signal(signal.SIGINT) if done == 3 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tara.cli.train.progress", stopping)
+        capsys.readouterr()
+        assert main(["train", *flags, "--out", "rex.safetensors"]) == 130
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert not (here / "rex.safetensors").exists()
+    command = said.split("tara ", 1)[1].strip().rstrip(".").split()
+    assert main(command) == 0
+    whole, resumed = (load_adapter(here / f"{name}.safetensors") for name in ("whole", "rex"))
+    assert all(bool((whole.layers[layer].b == resumed.layers[layer].b).all()) for layer in whole.layers)
+
+
+def test_ctrl_c_elsewhere_is_130_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trained: Path, base: Path, here: Path
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tara.sampling.load_base", interrupted)
+    assert generate(trained, base) == 130
+    assert capsys.readouterr().err.strip().endswith("Stopped.")
