@@ -1,5 +1,6 @@
 """What the frozen autoencoder and text encoder make of a concept, computed once before training."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tara.backbone import Backbone, TextEncoding
 from tara.data import Example, choose_crops, crop_pixels, size_conditioning
-from tara.errors import TaraError
+from tara.errors import TaraError, TaraWarning
 from tara.tokens import Span, Tokenized, word_spans
 
 KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are computed again from the embeddings
@@ -116,6 +117,8 @@ class TextCache:
     def caption(self, text: str, rare_word: str, class_word: str) -> Caption:
         """Encode a caption and find its words; a caption without the rare word has none to find.
 
+        Warns (TaraWarning) of other text that the encoder does not read.
+
         Raises:
             TaraError: when a word lies behind what the text encoder reads.
         """
@@ -129,6 +132,12 @@ class TextCache:
                     f"'{text[slice(*span)]}' lies behind the end of what the text encoder reads of '{text}'. "
                     "Shorten the caption."
                 )
+        if tokenized.lost:
+            warnings.warn(
+                f"The caption '{text}' is too long for the text encoder: '{tokenized.lost}' is lost.",
+                TaraWarning,
+                stacklevel=2,
+            )
         return Caption(
             text,
             encoding,

@@ -32,7 +32,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     word: str = Field(description="Rare word that will stand for the concept, such as xlo")
     kind: str = Field(description="Class word: what the concept is, such as dog (for a style: style)")
     name: str | None = Field(
-        default=None, description="The concept's name in tables and file names; the rare word if left out"
+        default=None, description="The concept's name in tables and file names; WORD KIND if left out"
     )
     prompt: str | None = Field(
         default=None, description=f"Training phrase; '{SUBJECT_PHRASE}', or '{STYLE_PHRASE}' for a style, if left out"
@@ -68,7 +68,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @property
     def label(self) -> str:
         """The name that a person reads."""
-        return self.name or self.word
+        return self.name or f"{self.word} {self.kind}"
 
     @property
     def phrase(self) -> str:
