@@ -366,3 +366,18 @@ def test_ctrl_c_elsewhere_is_130_without_a_traceback(
     monkeypatch.setattr("tara.sampling.load_base", interrupted)
     assert generate(trained, base) == 130
     assert capsys.readouterr().err.strip().endswith("Stopped.")
+
+
+def test_the_demo_prints_its_figures_and_where_to_look(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def run(out: Path, tell: Callable[[str, float], object]) -> dict[str, Any]:
+        tell("Training", 0.5)
+        figures = {"success": 0.75, "identity": 0.9}
+        return {"seconds": {"training": 1, "total": 2}, "peak_memory_mib": 3, "columns": {"tara": figures}}
+
+    monkeypatch.setattr("tara.demo.run", run)
+    assert main(["demo", "--out", "here"]) == 0
+    shown = capsys.readouterr().out
+    assert "tara: success  75%, identity 0.90" in shown
+    assert str(Path("here/index.html")) in shown

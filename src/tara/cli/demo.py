@@ -5,10 +5,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from tara.cli.progress import only_our_bars, progress
+
 
 def demo(*, out: Annotated[Path, Parameter(help="Folder to write to")] = Path("demo")) -> None:
     """Train two bundled subjects and put them into one picture, beside what plain LoRA addition makes of it."""
     from tara.demo import run  # imported here: it brings torch
 
-    run(out)
-    print(f"Look at {out / 'index.html'} (or {out / 'sheet.png'}).")
+    only_our_bars()
+    with progress("Demo", 100) as advance:
+        results = run(out, lambda what, part: advance(100 * part, what.lower()))
+    for name, figures in results["columns"].items():
+        print(f"{name:>10}: success {figures['success']:4.0%}, identity {figures['identity']:.2f}")
+    print(f"{results['seconds']['total']:.0f} s, {results['peak_memory_mib']} MiB at most.")
+    print(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
