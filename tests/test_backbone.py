@@ -7,8 +7,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 
 import tiny_bases
-from tara.backbone import FAMILIES, Backbone, TextEncoding, family_of, load_base, resolve_base
+from tara.backbone import Backbone, TextEncoding, load_base, resolve_base
 from tara.errors import TaraError
+from tara.families import FAMILIES, family_of
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])

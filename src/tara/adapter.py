@@ -46,7 +46,7 @@ class AdapterCard(BaseModel, frozen=True):
     format_version: int = Field(default=FORMAT_VERSION, ge=1)
     rare_word: str = Field(min_length=1, description="The word that stands for the concept")
     class_word: str = Field(min_length=1, description="What the concept is; may have several words")
-    family: str = Field(description="Family of bases that the adapter fits, see tara.backbone.Family")
+    family: str = Field(description="Family of bases that the adapter fits, see tara.families.Family")
     base: str = Field(default="", description="The base that it was trained on, as the user named it")
     rank: int = Field(ge=1)
     alpha: float = Field(description="scale = alpha / rank, as PEFT counts")

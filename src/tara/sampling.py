@@ -24,18 +24,17 @@ from tara.conditioning import (
 )
 from tara.errors import TaraError, nearest
 
-SCHEDULERS: Mapping[str, str] = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "dpm": ("DPMSolverMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as the published bases have it
+    "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""Names of schedulers for users, and diffusers' classes."""
+"""Names of schedulers for users, diffusers' classes, and what those need besides a base's own schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +295,8 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A scheduler by its name in :data:`SCHEDULERS`, with a base's noise schedule and prediction type."""
     import diffusers
 
-    return getattr(diffusers, SCHEDULERS[name]).from_config(config)
+    kind, options = SCHEDULERS[name]
+    return getattr(diffusers, kind).from_config(config, **options)
 
 
 def _read(image: Image.Image | str | Path) -> Image.Image:
