@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,10 @@ def test_every_picture_of_the_pages_is_in_the_repository():
         for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text) + re.findall(r'<img[^>]*src="([^"]+)"', text):
             if not name.startswith(("http:", "https:")):
                 assert (page.parent / name).is_file(), f"{page.name} shows {name}"
+
+
+def test_the_table_of_arrows_is_the_import_contract():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    enforced = [set(re.findall(r"\w+", layer)) for layer in tools["importlinter"]["contracts"][0]["layers"]]
+    table = re.findall(r"^\| \d+ \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in table] == enforced
