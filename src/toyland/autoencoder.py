@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from toyland.code import CHANNELS, PatchCode
+from toyland.code import CHANNELS, PATCH, PatchCode
 from toyland.render import SIZE
 
 
@@ -20,6 +20,9 @@ class AutoencoderRecipe:
     steps: int = 4000
     batch_size: int = 16
     learning_rate: float = 2e-3
+    crop: int = 32
+    """Side of the crops that the first `crop_share` of the steps learn from; whole pictures follow."""
+    crop_share: float = 0.7
     deviation: float = 0.02
     """Standard deviation of the encoder's posterior; latents have unit variance."""
     noise: float = 0.08
@@ -59,7 +62,7 @@ def train_autoencoder(
     torch.manual_seed(recipe.seed)
     code = PatchCode(**{name: value.to(device) for name, value in code.tensors().items()})
     for step in range(recipe.steps):
-        pixels = to_pixels(pictures[np.sort(rng.choice(len(pictures), recipe.batch_size, replace=False))]).to(device)
+        pixels = to_pixels(_cropped(pictures, recipe, step, rng)).to(device)
         wanted = code.encode(pixels)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = model.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
@@ -76,6 +79,17 @@ def train_autoencoder(
         optimizer.zero_grad()
         schedule.step()
         yield step + 1, loss.detach()
+
+
+def _cropped(pictures: np.ndarray, recipe: AutoencoderRecipe, step: int, rng: np.random.Generator) -> np.ndarray:
+    """A batch of crops at random places on the grid of patches, or of half as many whole pictures at the end."""
+    if step >= recipe.crop_share * recipe.steps:
+        return pictures[np.sort(rng.choice(len(pictures), recipe.batch_size // 2, replace=False))]
+    chosen = np.sort(rng.choice(len(pictures), recipe.batch_size, replace=False))
+    corners = rng.integers(0, (SIZE - recipe.crop) // PATCH + 1, (recipe.batch_size, 2)) * PATCH
+    return np.stack(
+        [pictures[i, y : y + recipe.crop, x : x + recipe.crop] for i, (y, x) in zip(chosen, corners, strict=True)]
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,255 @@
+"""Do two separately trained subjects stand side by side, each with its own looks? TARA against summed plain LoRA.
+
+Eight random subjects (five classes), twelve pairs of them (three of one class), four triples, eight seeds each, on the
+embedded base. Every training uses the same photos, steps and rank; the plain LoRA is its best of three learning rates,
+chosen on its own success in these very pictures (which favours it).
+
+    python benchmarks/quality_toyland.py                       writes benchmarks/results/quality_toyland.json
+    python benchmarks/quality_toyland.py --quick --out q.json  fewer seeds and trainings, at most 10 minutes on 2 cores
+    python benchmarks/quality_toyland.py --subjects-seed 7 --out s.json  other random subjects
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import toyland_study as study
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+from toyland_study import Group, Member, Outcome
+
+from tara.backbone import Backbone, load_base
+from tara.conditioning import Composer
+from tara.config import TrainSettings, train_settings
+from tara.demo import SETTINGS
+from tara.sampling import Studio
+from toyland.judge import Judge
+
+RESULTS = Path(__file__).parent / "results" / "quality_toyland.json"
+SUBJECTS_SEED = 2026
+"""The subjects of the table. Defaults were chosen on those of `context_toyland.py`, which are others."""
+PLAIN_RATES = (0.5, 1.0, 2.0)
+"""Learning rates of the plain LoRA, as multiples of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One way to train all eight adapters; ``changes`` are settings other than the defaults of the demo."""
+
+    changes: dict[str, Any]
+
+    @property
+    def plain(self) -> bool:
+        return self.changes.get("tfm") is False
+
+    @property
+    def targets(self) -> str:
+        return self.changes["targets"]
+
+    @property
+    def name(self) -> str:
+        rate = f" at {self.changes['learning_rate']:g}" if "learning_rate" in self.changes else ""
+        return f"{'plain' if self.plain else 'tara'} {self.targets}{rate}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """All pictures of one training with one composer."""
+
+    training: Training | None
+    composer: Composer
+    alone: list[Outcome]
+    pairs: list[Outcome]
+    triples: list[Outcome]
+
+    def success(self) -> float:
+        return study.interval(study.successes(self.pairs))[0]
+
+
+def trainings(targets: str, quick: bool) -> list[Training]:
+    """TARA, and plain LoRA (no token mask, no alignment loss) of the same targets, steps and rank."""
+    rate: float = SETTINGS["learning_rate"]
+    plain = {"targets": targets, "tfm": False, "tal": "off"}
+    rates = (1.0,) if quick else PLAIN_RATES
+    return [
+        Training(changes={"targets": targets}),
+        *(Training(changes={**plain, "learning_rate": factor * rate}) for factor in rates),
+    ]
+
+
+class Study:
+    """The base, the judge and the cast; trains and draws one series after another."""
+
+    def __init__(self, subjects_seed: int, folder: Path, quick: bool, progress: Progress) -> None:
+        self.backbone: Backbone = load_base("toyland", device="cpu")
+        self.studio, self.judge = Studio(self.backbone), Judge.load(study.toyland.JUDGE)
+        self.members: list[Member] = study.cast(subjects_seed, folder)
+        self.seeds = study.SEEDS[:2] if quick else study.SEEDS
+        self.pairs: tuple[Group, ...] = (*study.SAME_CLASS_PAIRS, *study.OTHER_PAIRS)
+        self.progress = progress
+
+    def train_and_draw(self, training: Training, composers: Sequence[Composer]) -> list[Series]:
+        task = self.progress.add_task(f"train {training.name}", total=1.0)
+        adapters = study.train(
+            self.members,
+            self.backbone,
+            lambda part: self.progress.update(task, completed=part),
+            **(SETTINGS | training.changes),
+        )
+        return [self.series(training, adapters, composer) for composer in composers]
+
+    def series(self, training: Training | None, adapters: Any, composer: Composer) -> Series:
+        name = "base, class words only" if training is None else f"draw {training.name}, {composer}"
+        task = self.progress.add_task(name, total=3.0)
+        found: list[list[Outcome]] = []
+        singles: tuple[Group, ...] = tuple((index,) for index in range(len(self.members)))
+        for groups in (singles, self.pairs, study.TRIPLES):
+            done = len(found)
+            found.append(
+                study.draw(
+                    self.studio,
+                    self.judge,
+                    self.members,
+                    groups,
+                    adapters,
+                    seeds=self.seeds,
+                    composer=composer,
+                    tell=lambda part, done=done: self.progress.update(task, completed=done + part),
+                )
+            )
+        return Series(training=training, composer=composer, alone=found[0], pairs=found[1], triples=found[2])
+
+
+def rows_of(series: Series, members: Sequence[Member], default: bool) -> list[dict[str, Any]]:
+    """One row per number of subjects and kind of pair, as the result file holds them."""
+    training = series.training
+    assert training is not None
+    settings = train_settings(**(SETTINGS | training.changes))
+    rows: list[dict[str, Any]] = []
+    for subjects, same in ((2, False), (2, True), (3, False)):
+        drawn = series.pairs if subjects == 2 else series.triples
+        chosen = [one for one in drawn if study.same_class(members, one.group) is same]
+        inside = {index for one in chosen for index in one.group}
+        alone = [one for one in series.alone if one.group[0] in inside]
+        rows.append(
+            {
+                "training": "plain" if training.plain else "tara",
+                "targets": settings.targets,
+                "tfm": settings.tfm,
+                "tal": settings.tal,
+                "tal_weight": settings.tal_weight,
+                "learning_rate": settings.peak_learning_rate,
+                "composer": series.composer,
+                "subjects": subjects,
+                "same_class": same,
+                "images": len(chosen),
+                "default": default,
+                "success": study.interval(study.successes(chosen)),
+                "identity": study.interval(study.likeness(chosen)),
+                "identity_alone": study.interval(study.likeness(alone)),
+                "leakage": study.interval(study.leakage(chosen)),
+            }
+        )
+    return rows
+
+
+def checks_of(ours: Series, plain: Series, base: Series) -> list[dict[str, Any]]:
+    """The bounds that this project sets itself, over all twelve pairs."""
+    success = ours.success()
+    difference = study.paired_difference(ours.pairs, plain.pairs)
+    together = study.interval(study.likeness(ours.pairs))[0]
+    alone = study.interval(study.likeness(ours.alone))[0]
+    bare = base.success()
+    grounds = [sum(one.background for one in series.pairs) / len(series.pairs) for series in (ours, base)]
+    return [
+        study.check("success of tara, pairs", success, ">= 0.70", success >= 0.70),
+        study.check("success of tara minus plain sum, low end of 95 %", difference[1], "> 0.20", difference[1] > 0.20),
+        study.check("identity alone minus composed", round(alone - together, 4), "<= 0.05", alone - together <= 0.05),
+        study.check("success with class words only", bare, "<= 0.10", bare <= 0.10),
+        study.check(
+            "background, base minus tara", round(grounds[1] - grounds[0], 4), "<= 0.05", grounds[1] - grounds[0] <= 0.05
+        ),
+    ]
+
+
+def run(subjects_seed: int, quick: bool) -> dict[str, Any]:
+    """Everything that the result file holds."""
+    begun = time.perf_counter()
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
+        subject_study = Study(subjects_seed, Path(folder), quick, progress)
+        base = subject_study.series(None, None, "tara")
+        targets = TrainSettings().targets
+        other = "attention" if targets == "cross_kv" else "cross_kv"
+        ours: list[Series] = []
+        plain: list[Series] = []
+        for training in trainings(targets, quick):
+            if training.plain:
+                plain += subject_study.train_and_draw(training, ["sum"])
+            else:
+                ours += subject_study.train_and_draw(training, ["tara", "sum"])
+        best_plain = max(plain, key=Series.success)
+        extra = [] if quick else subject_study.train_and_draw(Training(changes={"targets": other}), ["tara"])
+    members = subject_study.members
+    rows = rows_of(ours[0], members, True)
+    for series in (*ours[1:], *plain, *extra):
+        rows += rows_of(series, members, False)
+    return {
+        "quick": quick,
+        "subjects_seed": subjects_seed,
+        **study.circumstances(),
+        "seconds": round(time.perf_counter() - begun),
+        "threads": torch.get_num_threads(),
+        "plain_sum_is_its_best_of": [series.training.name for series in plain if series.training],
+        "paired_difference": study.paired_difference(ours[0].pairs, best_plain.pairs),
+        "checks": checks_of(ours[0], best_plain, base),
+        "rows": rows,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("training", "targets", "rate", "composer", "subjects", "success", "identity", "alone", "leakage")
+    for row in result["rows"]:
+        kind = f"{row['subjects']}{' of one class' if row['same_class'] else ''}"
+        cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in (row[name] for name in FIGURES)]
+        style = "bold" if row["default"] else ""
+        table.add_row(
+            row["training"], row["targets"], f"{row['learning_rate']:g}", row["composer"], kind, *cells, style=style
+        )
+    console.print(table)
+    for one in result["checks"]:
+        console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
+
+
+FIGURES = ("success", "identity", "identity_alone", "leakage")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer seeds and trainings; needs --out")
+    parser.add_argument("--subjects-seed", type=int, default=SUBJECTS_SEED, help="other random subjects; needs --out")
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    chosen = parser.parse_args()
+    if chosen.out is None and (chosen.quick or chosen.subjects_seed != SUBJECTS_SEED):
+        parser.error("--quick and --subjects-seed need --out FILE, so that the committed result stays as it is")
+    torch.set_num_threads(chosen.threads)
+    result = run(chosen.subjects_seed, chosen.quick)
+    out: Path = chosen.out or RESULTS
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()

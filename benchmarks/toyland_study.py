@@ -1,0 +1,196 @@
+"""What the toyland studies share: a cast of subjects, training, drawing, judging, and honest intervals."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import toyland
+from tara.adapter import Adapter
+from tara.backbone import Backbone
+from tara.conditioning import Composer
+from tara.config import concept_settings, train_settings
+from tara.sampling import Studio
+from tara.training import train_concepts
+from toyland.captions import PLACES
+from toyland.judge import Judge
+from toyland.subjects import Score, draw_subjects, reference_pictures, score
+from toyland.world import Subject
+
+KINDS = ("cat", "cat", "car", "car", "robot", "robot", "duck", "house")
+"""Classes of the eight subjects: five classes, three same-class pairs."""
+WORDS = ("xlo", "szn", "qev", "vrk", "zup", "fyx", "jwo", "kib")
+SAME_CLASS_PAIRS = ((0, 1), (2, 3), (4, 5))
+OTHER_PAIRS = ((0, 2), (1, 4), (0, 6), (3, 5), (2, 7), (4, 7), (1, 6), (5, 6), (3, 7))
+TRIPLES = ((0, 2, 4), (1, 5, 6), (3, 6, 7), (0, 5, 7))
+SEEDS = tuple(range(8))
+STEPS = 25
+BACKGROUNDS = tuple(PLACES)
+Group = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One subject of the study, the rare word that stands for it, and the folder of its five pictures."""
+
+    subject: Subject
+    word: str
+    photos: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One judged picture: which subjects its prompt named, with which seed, and what came of it."""
+
+    group: Group
+    seed: int
+    score: Score
+    background: bool
+
+
+def cast(seed: int, folder: Path) -> list[Member]:
+    """Eight random subjects of the fixed classes, with five pictures each written to a folder."""
+    members: list[Member] = []
+    for index, (subject, word) in enumerate(zip(draw_subjects(seed, KINDS), WORDS, strict=True)):
+        photos = folder / word
+        photos.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(reference_pictures(subject, seed * 100 + index)):
+            picture.save(photos / f"{number}.png")
+        members.append(Member(subject=subject, word=word, photos=photos))
+    return members
+
+
+def train(
+    members: Sequence[Member], backbone: Backbone, tell: Callable[[float], object], **settings: Any
+) -> list[Adapter]:
+    """One adapter per member, all in one run: each comes out as if trained alone."""
+    concepts = [
+        concept_settings(images=member.photos, word=member.word, kind=member.subject.kind) for member in members
+    ]
+    steps = train_concepts(concepts, train_settings(base="toyland", **settings), backbone)
+    while True:
+        try:
+            record = next(steps)
+        except StopIteration as finished:
+            return finished.value
+        tell(record.index / record.steps)
+
+
+def prompt(members: Sequence[Member], group: Group, background: str, words: bool = True) -> str:
+    """For instance "a xlo cat and a szn car on the beach"; without rare words for the base's own pictures."""
+    names = [
+        f"a {members[i].word} {members[i].subject.kind}" if words else f"a {members[i].subject.kind}" for i in group
+    ]
+    listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
+    return f"{listed} {PLACES[background]}"
+
+
+def place_of(group: Group, seed: int) -> str:
+    """Every background is used about equally often, and a picture's background does not depend on the variant."""
+    return BACKGROUNDS[(3 * sum(group) + 5 * len(group) + seed) % len(BACKGROUNDS)]
+
+
+def draw(
+    studio: Studio,
+    judge: Judge,
+    members: Sequence[Member],
+    groups: Sequence[Group],
+    adapters: Sequence[Adapter] | None,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    composer: Composer = "tara",
+    tell: Callable[[float], object] = lambda part: None,
+    **sampling: Any,
+) -> list[Outcome]:
+    """Draw every group with every seed and judge it; without adapters the prompt holds the class words only."""
+    outcomes: list[Outcome] = []
+    for number, seed in enumerate(seeds):  # a prompt's background changes with the seed
+        prompts = [prompt(members, group, place_of(group, seed), adapters is not None) for group in groups]
+        used = [[adapters[i] for i in group] if adapters else [] for group in groups]
+        images = studio(prompts, used, [seed], steps=STEPS, batch_size=12, composer=composer, **sampling)
+        for group, verdict in zip(groups, judge(images), strict=True):
+            outcomes.append(
+                Outcome(
+                    group=group,
+                    seed=seed,
+                    score=score(verdict, [members[i].subject for i in group]),
+                    background=verdict.background == place_of(group, seed),
+                )
+            )
+        tell((number + 1) / len(seeds))
+    return outcomes
+
+
+def likeness(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
+    """(group, likeness) of every subject that is present."""
+    return [(one.group, value) for one in outcomes for value in one.score.likeness if value is not None]
+
+
+def leakage(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
+    """(group, leakage) of every subject that is present beside another."""
+    return [(one.group, value) for one in outcomes for value in one.score.leakage if value is not None]
+
+
+def successes(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
+    """(group, 1 or 0) of every picture."""
+    return [(one.group, float(one.score.success)) for one in outcomes]
+
+
+def interval(values: Sequence[tuple[Any, float]], draws: int = 4000, seed: int = 0) -> list[float]:
+    """[mean, low, high]: 95 % bootstrap over groups, because pictures of one group are not independent."""
+    groups: dict[Any, list[float]] = {}
+    for group, value in values:
+        groups.setdefault(group, []).append(value)
+    if not groups:
+        return [float("nan")] * 3
+    sums = np.array([[sum(of), len(of)] for of in groups.values()])
+    chosen = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    totals = sums[chosen].sum(1)
+    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
+    return [round(float(x), 4) for x in (sums[:, 0].sum() / sums[:, 1].sum(), low, high)]
+
+
+def paired_difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[float]:
+    """[mean, low, high] of success in the first minus success in the second, picture by picture."""
+    assert [(a.group, a.seed) for a in first] == [(b.group, b.seed) for b in second], "not the same pictures"
+    return interval(
+        [(a.group, float(a.score.success) - float(b.score.success)) for a, b in zip(first, second, strict=True)]
+    )
+
+
+def same_class(members: Sequence[Member], group: Group) -> bool:
+    return any(members[a].subject.kind == members[b].subject.kind for a, b in combinations(group, 2))
+
+
+def circumstances() -> dict[str, Any]:
+    """Hardware, versions and command of a result file."""
+    return {
+        "hardware": f"{platform.machine()} CPU",
+        "versions": {name: version(name) for name in ("tara", "torch", "diffusers", "transformers", "numpy")}
+        | {"python": platform.python_version()},
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def check(name: str, value: float, bound: str, holds: bool) -> dict[str, Any]:
+    return {"name": name, "value": value, "bound": bound, "holds": bool(holds)}
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="toyland-study-")
+
+
+def load_judge() -> Judge:
+    return Judge.load(toyland.JUDGE)
+
+
+Variant = Mapping[str, Any]
