@@ -19,7 +19,7 @@ from tara.conditioning import Composer
 from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
 from tara.files import atomic_write, writable_folder
 from tara.report import Grid, Row, Table, contact_sheet, page, png_bytes
-from tara.sampling import Studio
+from tara.sampling import SamplingStep, Studio
 from tara.training_run import run_recipe
 from toyland.judge import Judge
 from toyland.subjects import Score, reference_pictures, score
@@ -31,6 +31,7 @@ Tell = Callable[[str, float], object]
 PLACE = "on the beach"
 SEEDS = tuple(range(8))
 SHOWN_SEEDS = 6
+SAMPLING_STEPS = 25
 TRAINING_SHARE = 0.4  # of the demo's time for each of the two trainings; the rest draws
 
 
@@ -70,6 +71,7 @@ CAST = (
         ),
     ),
 )
+BOTH = " and ".join(f"a {role.name}" for role in CAST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,29 +210,53 @@ def _concepts(out: Path, training: str) -> tuple[ConceptSettings, ...]:
     )
 
 
-def _draw(backbone: Backbone, adapters: dict[str, list[Adapter]], tell: Callable[[float], object]) -> dict[str, Drawn]:
-    """Every column's pictures for the same seeds: each subject alone, then both in every way."""
-    studio, judge = Studio(backbone), Judge.load(toyland.JUDGE)
-    both = " and ".join(f"a {role.name}" for role in CAST) + f" {PLACE}"
-    orders: list[tuple[str, str, Sequence[Adapter], Composer, Sequence[Role]]] = [
-        (role.word, f"a {role.name} {PLACE}", [adapter], "tara", [role])
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is drawn for one column: a prompt, the adapters, how they are composed, and who should be in the picture."""
+
+    name: str
+    prompt: str
+    adapters: Sequence[Adapter]
+    composer: Composer
+    shown: tuple[Role, ...]
+
+
+def _orders(adapters: dict[str, list[Adapter]]) -> list[Order]:
+    """Each subject alone, then both in every column's way."""
+    alone = [
+        Order(name=role.word, prompt=f"a {role.name} {PLACE}", adapters=[adapter], composer="tara", shown=(role,))
         for role, adapter in zip(CAST, adapters["tara"], strict=True)
     ]
-    orders += [(column.name, both, adapters[column.training], column.composer, CAST) for column in COLUMNS]
-    drawn: dict[str, Drawn] = {}
-    for number, (name, prompt, used, composer, shown) in enumerate(orders):
-        images = studio(
-            prompt,
-            used,
-            SEEDS,
-            steps=25,
-            batch_size=len(SEEDS),
-            composer=composer,
-            on_step=lambda step, number=number: tell((number + step.fraction) / len(orders)),
+    together = [
+        Order(
+            name=one.name, prompt=f"{BOTH} {PLACE}", adapters=adapters[one.training], composer=one.composer, shown=CAST
         )
-        subjects = [role.subject for role in shown]
+        for one in COLUMNS
+    ]
+    return alone + together
+
+
+def _draw(backbone: Backbone, adapters: dict[str, list[Adapter]], tell: Callable[[float], object]) -> dict[str, Drawn]:
+    """Every order's pictures for the same seeds, judged."""
+    studio, judge, orders = Studio(backbone), Judge.load(toyland.JUDGE), _orders(adapters)
+    drawn: dict[str, Drawn] = {}
+    for number, order in enumerate(orders):
+
+        def on_step(step: SamplingStep, number: int = number) -> None:
+            tell((number + step.fraction) / len(orders))
+
+        images = studio(
+            order.prompt,
+            order.adapters,
+            SEEDS,
+            steps=SAMPLING_STEPS,
+            batch_size=len(SEEDS),
+            composer=order.composer,
+            on_step=on_step,
+        )
+        subjects = [role.subject for role in order.shown]
         scores = tuple(score(verdict, subjects) for verdict in judge(images))
-        drawn[name] = Drawn(images=tuple(images), scores=scores)
+        drawn[order.name] = Drawn(images=tuple(images), scores=scores)
     return drawn
 
 
@@ -259,9 +285,8 @@ def _write(out: Path, photos: list[list[Image.Image]], drawn: dict[str, Drawn], 
         note=f"{len(SEEDS)} seeds. Success: every subject of the prompt is there with its own looks. "
         "Identity: how like itself a subject looks where it is there, 0 to 1.",
     )
-    both = " and ".join(f"a {role.name}" for role in CAST)
     html = page(
-        title=f"{both} {PLACE}",
+        title=f"{BOTH} {PLACE}",
         lead="Two subjects, each learned from five pictures, in one picture. Every row is one seed.",
         grids=[grid],
         tables=[table],
@@ -288,12 +313,11 @@ def _grid(photos: list[list[Image.Image]], drawn: dict[str, Drawn]) -> Grid:
     figures = [f"success {drawn[name].success:.0%}, identity {drawn[name].identity:.2f}" for name in names]
     meanings = ["one adapter" for _ in CAST] + [column.meaning for column in COLUMNS]
     footers = [("",)] * len(CAST) + [(figure, meaning) for figure, meaning in zip(figures, meanings, strict=True)]
-    both = " and ".join(f"a {role.name}" for role in CAST)
     return Grid(
         rows=rows,
         columns=(*headings, *(column.heading for column in COLUMNS)),
         footers=tuple(footers),
-        title=f"{both} {PLACE}",
+        title=f"{BOTH} {PLACE}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from toyland.code import CHANNELS, PATCH, PatchCode
 from toyland.render import SIZE
 from toyland.scenes import scene_number
 from toyland.text import WIDTH
+from toyland.world import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class DenoiserRecipe:
     decay_steps: int = 4_000
     """The rate falls linearly to zero in the last `decay_steps`; the constant part can be lengthened at any time."""
     snr_gamma: float = 5.0
+    least_snr: float = 0.4
+    thing_weight: float = 4.0
     caption_dropout: float = 0.1
     ema_decay: float = 0.9993
     seed: int = 7
@@ -117,6 +120,8 @@ class Example:
 
     pictures: np.ndarray
     ids: np.ndarray
+    weights: np.ndarray
+    """Weight of the loss at each latent, (rows, 1, height, width)."""
 
 
 def _batch(
@@ -124,10 +129,24 @@ def _batch(
 ) -> Example:
     rng = np.random.default_rng([recipe.seed, step])
     chosen = np.sort(rng.choice(len(pictures), recipe.batch_size, replace=False))
-    texts = [caption(scene_number(scene_seed, int(index)), rng).text for index in chosen]
+    scenes = [scene_number(scene_seed, int(index)) for index in chosen]
+    texts = [caption(scene, rng).text for scene in scenes]
     texts = ["" if rng.random() < recipe.caption_dropout else text for text in texts]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
-    return Example(pictures=pictures[chosen], ids=ids)
+    return Example(pictures=pictures[chosen], ids=ids, weights=_latent_weights(scenes, recipe.thing_weight))
+
+
+def _latent_weights(scenes: Sequence[Scene], thing_weight: float) -> np.ndarray:
+    """1 on the background and `thing_weight` on things: small, but what a picture is about."""
+    side = SIZE // PATCH
+    weights = np.ones((len(scenes), 1, side, side), np.float32)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            reach = 1.2 * thing.size
+            corners = (thing.x - reach, thing.y - 1.7 * thing.size, thing.x + reach, thing.y + reach)
+            left, top, right, bottom = (int(np.clip(round(corner * side), 0, side)) for corner in corners)
+            weights[row, 0, top:bottom, left:right] = thing_weight
+    return weights
 
 
 def train_unet(
@@ -159,15 +178,15 @@ def train_unet(
             signal, noise_level = (alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None])
             noisy = (signal * latents + noise_level * noise).contiguous(memory_format=torch.channels_last)
             snr = alpha / (1 - alpha)
-            weights = snr.clamp(max=recipe.snr_gamma) / (
-                snr + 1
-            )  # min-SNR weights for v prediction (Hang et al., 2023)
+            # min-SNR weights for v prediction (Hang et al., 2023), kept up at high noise, where text decides most
+            weights = snr.clamp(recipe.least_snr, recipe.snr_gamma) / (snr + 1)
             with torch.autocast(device.type, torch.bfloat16):
                 with torch.no_grad():
                     hidden = text_encoder(torch.from_numpy(batch.ids).to(device)).last_hidden_state
                 predicted = unet(noisy, timesteps, hidden).sample
-            error = (predicted.float() - (signal * noise - noise_level * latents)).square().mean((1, 2, 3))
-            loss = (weights * error).mean()
+            error = (predicted.float() - (signal * noise - noise_level * latents)).square()
+            places = torch.from_numpy(batch.weights).to(device)
+            loss = (weights * (places * error).mean((1, 2, 3)) / places.mean((1, 2, 3))).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             for group in state.optimizer.param_groups:
