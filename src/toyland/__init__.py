@@ -1,4 +1,4 @@
-"""An embedded world for diffusion models: scenes with known truth, a small base trained on them, and a judge of pictures."""
+"""An embedded world for diffusion models: scenes with known truth, a small base trained on them, their judge."""
 
 from pathlib import Path
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from toyland.code import CHANNELS, PATCH, PatchCode
@@ -17,6 +18,8 @@ from toyland.render import SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
+    """Everything that the autoencoder's training depends on, besides the pictures."""
+
     steps: int = 4000
     batch_size: int = 16
     learning_rate: float = 2e-3
@@ -31,17 +34,19 @@ class AutoencoderRecipe:
 
 
 def build_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        sample_size=SIZE,
-        latent_channels=CHANNELS,
-        block_out_channels=(32, 48, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=16,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
+    """Four-fold downsampling to 16 latent channels, as the patch code has them."""
+    shape: dict[str, Any] = {
+        "sample_size": SIZE,
+        "latent_channels": CHANNELS,
+        "block_out_channels": (32, 48, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 1,
+        "norm_num_groups": 16,
+        "mid_block_add_attention": False,
+        "scaling_factor": 1.0,
+    }
+    return AutoencoderKL(**shape)
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
@@ -49,36 +54,54 @@ def to_pixels(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def _posterior(model: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and logarithm of the variance of the latents."""
+    posterior = cast(Any, model).encode(pixels).latent_dist
+    return posterior.mean, posterior.logvar
+
+
+def _decoded(model: AutoencoderKL, latents: Tensor) -> Tensor:
+    return cast(Any, model).decode(latents).sample
+
+
+def _loss(model: AutoencoderKL, pixels: Tensor, wanted: Tensor, recipe: AutoencoderRecipe) -> tuple[Tensor, Tensor]:
+    """The whole loss and the decoder's part of it.
+
+    The encoder regresses the code `wanted` and a fixed deviation; the decoder's loss is L1 plus squared error.
+    """
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        mean, log_variance = _posterior(model, pixels.contiguous(memory_format=torch.channels_last))
+        mean = mean.float()
+        scale = recipe.noise * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+        read = _decoded(model, mean.detach() + scale * torch.randn_like(mean)).float()
+    written = (mean - wanted).square().mean()
+    width = (log_variance.float() - 2 * math.log(recipe.deviation)).square().mean()
+    error = read - pixels
+    loss = error.abs().mean() + 2 * error.square().mean()
+    return loss + written + 0.01 * width, loss.detach()
+
+
 def train_autoencoder(
     pictures: np.ndarray, code: PatchCode, recipe: AutoencoderRecipe, model: AutoencoderKL, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
-    """Train in place; yields (step, decoder loss). Encoder: regression of the code. Decoder: L1 plus squared error."""
-    model.to(device=device, memory_format=torch.channels_last)
+    """Train in place; yields (step, decoder loss)."""
+    cast(Any, model).to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, pct_start=0.05)
     rng = np.random.default_rng(recipe.seed)
     torch.manual_seed(recipe.seed)
-    code = PatchCode(**{name: value.to(device) for name, value in code.tensors().items()})
+    code = code.to(device)
     for step in range(recipe.steps):
         pixels = to_pixels(_cropped(pictures, recipe, step, rng)).to(device)
-        wanted = code.encode(pixels)
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = model.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
-            mean = posterior.mean.float()
-            scale = recipe.noise * torch.rand(len(pixels), 1, 1, 1, device=device)
-            read = model.decode(mean.detach() + scale * torch.randn_like(mean)).sample.float()
-        written = (mean - wanted).square().mean()
-        width = (posterior.logvar.float() - 2 * math.log(recipe.deviation)).square().mean()
-        error = read - pixels
-        loss = error.abs().mean() + 2 * error.square().mean()
-        (loss + written + 0.01 * width).backward()
+        loss, decoder_loss = _loss(model, pixels, code.encode(pixels), recipe)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        yield step + 1, loss.detach()
+        yield step + 1, decoder_loss
 
 
 def _cropped(pictures: np.ndarray, recipe: AutoencoderRecipe, step: int, rng: np.random.Generator) -> np.ndarray:
@@ -95,7 +118,7 @@ def _cropped(pictures: np.ndarray, recipe: AutoencoderRecipe, step: int, rng: np
 @torch.no_grad()
 def reconstruct(model: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Encode to the posterior's mean and decode, in -1..1."""
-    return model.decode(model.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+    return _decoded(model, _posterior(model, pixels)[0]).clamp(-1, 1)
 
 
 def psnr(first: Tensor, second: Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PATCH = 4
+"""Side of a patch in pixels; latents are smaller than the picture by this factor."""
 CHANNELS = 16
 
 
@@ -20,8 +21,8 @@ CHANNELS = 16
 class PatchCode:
     """Latents = (patch - mean) @ basis, with `basis` of shape (48, 16) scaled to unit mean variance.
 
-    Components are scaled by the square root of their deviation (half-way to whitening), so that coarse structure keeps a
-    higher signal-to-noise ratio than fine detail at every timestep.
+    Components are scaled by the square root of their deviation (half-way to whitening), so that coarse structure keeps
+    a higher signal-to-noise ratio than fine detail at every timestep.
     """
 
     mean: Tensor
@@ -30,7 +31,7 @@ class PatchCode:
 
     @classmethod
     def fit(cls, pictures: np.ndarray) -> PatchCode:
-        """From uint8 pictures of shape (count, height, width, 3)."""
+        """Principal components of uint8 pictures of shape (count, height, width, 3)."""
         patches = _patches(torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).double() / 127.5 - 1)
         flat = patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
         mean = flat.mean(0)
@@ -52,7 +53,12 @@ class PatchCode:
         patches = torch.einsum("nchw,cp->nphw", latents, self.inverse) + self.mean[:, None, None]
         return torch.nn.functional.pixel_shuffle(patches, PATCH)
 
+    def to(self, device: torch.device) -> PatchCode:
+        """The same code on a device."""
+        return PatchCode(self.mean.to(device), self.basis.to(device), self.inverse.to(device))
+
     def tensors(self) -> dict[str, Tensor]:
+        """Everything that a file needs to hold: `PatchCode(**tensors)` is this code."""
         return {"mean": self.mean, "basis": self.basis, "inverse": self.inverse}
 
 

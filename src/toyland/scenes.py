@@ -22,7 +22,7 @@ def _draw(job: tuple[int, int, int]) -> np.ndarray:
 
 
 def rendered(folder: Path, seed: int, count: int, workers: int = 2) -> np.ndarray:
-    """Pictures of the first `count` scenes of a series, shape (count, 64, 64, 3), uint8; read from `folder` if drawn before."""
+    """Pictures of the first `count` scenes of a series, uint8 (count, 64, 64, 3), kept in `folder` once drawn."""
     path = folder / f"scenes-{seed}-{count}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

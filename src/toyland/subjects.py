@@ -14,8 +14,8 @@ from toyland.render import render
 from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Rgb, Subject, place, random_subject
 
 SAME_SUBJECT = 0.80
-"""Least likeness that counts as this subject. At least 95 % of re-renders of a subject reach it and at most 5 % of other
-subjects of its class do; `benchmarks/base_toyland.py` measures both and a test holds them."""
+"""Least likeness that counts as this subject. At least 95 % of re-renders of a subject reach it and at most 5 % of
+other subjects of its class do; `benchmarks/base_toyland.py` measures both and a test holds them."""
 
 COLOR_TOLERANCE = 70.0
 """Distance of two colours, in units of 1/255, at which their likeness has fallen to 1/e."""
@@ -53,7 +53,7 @@ def _color_likeness(seen: Rgb, wanted: Rgb) -> float:
 
 
 def likeness(seen: Finding, subject: Subject) -> float:
-    """How like the subject a finding looks, 0 to 1: the mean over its colours, pattern and accessory; class not counted."""
+    """How like the subject a finding looks, 0 to 1: the mean over colours, pattern and accessory; class not counted."""
     parts = [
         _color_likeness(seen.body, subject.look.body),
         _color_likeness(seen.second, subject.look.second),
@@ -69,10 +69,17 @@ def resemblance(first: Subject, second: Subject) -> float:
     """How alike two subjects look, on the scale of `likeness`, if a judge reads both without error."""
     look = first.look
     seen = Finding(
-        x=0.5, y=0.5, size=0.2, confidence=1.0, kinds=tuple(float(kind == first.kind) for kind in CLASSES),
-        body=look.body, second=look.second, third=look.third, patterns=tuple(float(p == look.pattern) for p in PATTERNS),
-        accessories=tuple(float(a == look.accessory) for a in ACCESSORIES),
-    )  # fmt: skip
+        x=0.5,
+        y=0.5,
+        size=0.2,
+        confidence=1.0,
+        kinds=tuple(float(kind == first.kind) for kind in CLASSES),
+        body=look.body,
+        second=look.second,
+        third=look.third,
+        patterns=tuple(float(pattern == look.pattern) for pattern in PATTERNS),
+        accessories=tuple(float(accessory == look.accessory) for accessory in ACCESSORIES),
+    )
     return likeness(seen, second)
 
 

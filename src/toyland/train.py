@@ -7,90 +7,39 @@ Each stage reads what earlier ones left in the work folder and can be run again;
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import time
 import tomllib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
-from PIL import Image
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
 
 import toyland
 from toyland.autoencoder import AutoencoderRecipe, build_autoencoder, psnr, reconstruct, to_pixels, train_autoencoder
-from toyland.captions import bare_caption, full_caption
-from toyland.code import PatchCode
-from toyland.denoiser import (
-    DenoiserRecipe,
-    TrainingState,
-    build_scheduler,
-    build_unet,
-    draw_latents,
-    new_state,
-    train_unet,
-)
-from toyland.judge import JudgeNet, JudgeRecipe, train_judge
-from toyland.render import SIZE, render
-from toyland.scenes import rendered, scene_number
-from toyland.text import TextRecipe, build_text_encoder, build_tokenizer, train_text_encoder
-from toyland.world import BACKGROUNDS, UNNAMED_STYLES, Scene, place, random_scene, random_subject
+from toyland.denoiser import DenoiserRecipe, Material, TrainingState, new_state, train_unet
+from toyland.judge_net import JudgeNet
+from toyland.judge_training import JudgeRecipe, train_judge
+from toyland.render import render
+from toyland.scenes import scene_number
+from toyland.sheet import sample_sheet
+from toyland.text import TextRecipe, build_text_encoder, train_text_encoder
+from toyland.tokenizer import build_tokenizer
+from toyland.unet import build_scheduler, build_unet
+from toyland.workshop import Workshop
+from toyland.world import UNNAMED_STYLES, Scene, random_scene
 
-STAGES = ("text", "autoencoder", "judge", "denoiser", "export")
-FITTED_ON = 4000
-"""Pictures that the patch code is fitted on."""
+RECIPE = Path(__file__).with_name("recipe.toml")
 CHECKPOINT_EVERY = 1000
-
-
-class Workshop:
-    """The work folder of one training: where each stage's results lie and how they are read back."""
-
-    def __init__(self, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
-        self.folder, self.recipe, self.device = folder, recipe, device
-        folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def scene_seed(self) -> int:
-        return int(self.recipe["scenes"]["seed"])
-
-    def pictures(self) -> np.ndarray:
-        return rendered(self.folder, self.scene_seed, int(self.recipe["scenes"]["count"]))
-
-    def code(self) -> PatchCode:
-        path = self.folder / "code.safetensors"
-        if not path.exists():
-            save_file(PatchCode.fit(self.pictures()[:FITTED_ON]).tensors(), path)
-        return PatchCode(**load_file(path))
-
-    def tokenizer(self) -> CLIPTokenizer:
-        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
-
-    def text_encoder(self) -> CLIPTextModel:
-        return CLIPTextModel.from_pretrained(self.folder / "text_encoder").eval().requires_grad_(False).to(self.device)
-
-    def follow(self, stage: str, steps: Iterable[tuple[int, Tensor]], total: int) -> Iterator[int]:
-        """Print and keep the mean loss of every 100 steps while they run."""
-        losses: list[Tensor] = []
-        began = time.monotonic()
-        with (self.folder / f"{stage}.jsonl").open("a", encoding="utf-8") as log:
-            for step, loss in steps:
-                losses.append(loss)
-                if step % 100 == 0 or step == total:
-                    mean = float(torch.stack(losses).mean())
-                    losses.clear()
-                    log.write(json.dumps({"step": step, "loss": round(mean, 5)}) + "\n")
-                    log.flush()
-                    print(f"{stage} {step}/{total} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)
-                yield step
+SHEET_EVERY = 2000
 
 
 def make_text(shop: Workshop) -> None:
+    """Tokenizer and text encoder."""
     recipe = TextRecipe(**shop.recipe["text"])
     tokenizer = build_tokenizer(shop.folder / "tokenizer")
     torch.manual_seed(recipe.seed)
@@ -101,32 +50,30 @@ def make_text(shop: Workshop) -> None:
 
 
 def make_autoencoder(shop: Workshop) -> None:
+    """The autoencoder, and its sharpness on held-out scenes."""
     recipe = AutoencoderRecipe(**shop.recipe["autoencoder"])
     torch.manual_seed(recipe.seed)
     model = build_autoencoder()
     steps = train_autoencoder(shop.pictures(), shop.code(), recipe, model, shop.device)
     for _ in shop.follow("autoencoder", steps, recipe.steps):
         pass
-    held_out = to_pixels(np.stack([np.asarray(render(scene_number(shop.scene_seed + 1, i))) for i in range(64)])).to(
-        shop.device
-    )
+    pictures = np.stack([np.asarray(render(scene_number(shop.scene_seed + 1, index))) for index in range(64)])
+    held_out = to_pixels(pictures).to(shop.device)
     print(f"autoencoder: {psnr(reconstruct(model, held_out), held_out):.2f} dB on held-out scenes")
     model.save_pretrained(shop.folder / "vae")
 
 
 def make_judge(shop: Workshop) -> None:
+    """The judge, from the base's scenes and some in styles that the base never sees."""
     recipe = JudgeRecipe(**shop.recipe["judge"])
     pictures, scenes = judge_scenes(shop)
     torch.manual_seed(recipe.seed)
     model = JudgeNet()
-    for step in shop.follow(
-        "judge", train_judge(pictures, scenes, shop.code(), recipe, model, shop.device), recipe.steps
-    ):
+    steps = train_judge(pictures, scenes, shop.code(), recipe, model, shop.device)
+    for step in shop.follow("judge", steps, recipe.steps):
         if step % CHECKPOINT_EVERY == 0 or step == recipe.steps:
-            save_file(
-                {name: value.contiguous() for name, value in model.state_dict().items()},
-                shop.folder / "judge.safetensors",
-            )
+            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+            save_file(weights, shop.folder / "judge.safetensors")
 
 
 def judge_scenes(shop: Workshop, plain: int = 50_000, styled: int = 5_000) -> tuple[np.ndarray, list[Scene]]:
@@ -134,104 +81,96 @@ def judge_scenes(shop: Workshop, plain: int = 50_000, styled: int = 5_000) -> tu
     scenes = [scene_number(shop.scene_seed, index) for index in range(plain)]
     rng = np.random.default_rng(77)
     extra = [random_scene(rng, style=str(rng.choice(UNNAMED_STYLES))) for _ in range(styled)]
-    pictures = np.concatenate(
-        [np.asarray(shop.pictures()[:plain]), np.stack([np.asarray(render(scene)) for scene in extra])]
-    )
-    return pictures, scenes + extra
+    drawn = np.stack([np.asarray(render(scene)) for scene in extra])
+    return np.concatenate([np.asarray(shop.pictures()[:plain]), drawn]), scenes + extra
 
 
 def make_denoiser(shop: Workshop) -> None:
+    """The U-Net, from its checkpoint if there is one; sample sheets of its moving average on the way."""
     recipe = DenoiserRecipe(**shop.recipe["denoiser"])
     state, start = new_state(recipe, shop.device), 0
     checkpoint = shop.folder / "denoiser.safetensors"
     if checkpoint.exists():
         start = state.load(checkpoint)
         print(f"denoiser resumes at step {start}")
-    tokenizer, encoder, code = shop.tokenizer(), shop.text_encoder(), shop.code()
-    steps = train_unet(shop.pictures(), shop.scene_seed, code, tokenizer, encoder, recipe, state, start, shop.device)
+    material = Material(
+        pictures=shop.pictures(),
+        scene_seed=shop.scene_seed,
+        code=shop.code(),
+        tokenizer=shop.tokenizer(),
+        text_encoder=shop.text_encoder(),
+    )
+    steps = train_unet(material, recipe, state, start, shop.device)
     for step in shop.follow("denoiser", steps, recipe.steps):
         if step % CHECKPOINT_EVERY == 0 or step == recipe.steps:
             state.save(checkpoint, step)
-        if step % (2 * CHECKPOINT_EVERY) == 0 or step == recipe.steps:
-            _sheet(state, tokenizer, encoder, code).save(shop.folder / f"sheet-{step:06d}.png")
+        if step % SHEET_EVERY == 0 or step == recipe.steps:
+            _draw_sheet(material, state, shop.folder / f"sheet-{step:06d}.png")
 
 
-def sheet_prompts(count: int = 24) -> list[str]:
-    """Prompts of the sample sheets: one or two things, bare and fully described by turns."""
-    rng = np.random.default_rng(99)
-    prompts: list[str] = []
-    for index in range(count):
-        subjects = [random_subject(rng) for _ in range(1 + (index % 3 > 0))]
-        scene = place(rng, subjects, background=BACKGROUNDS[index % len(BACKGROUNDS)])
-        kinds = [thing.kind for thing in scene.things]
-        prompts.append(
-            full_caption(scene.things, scene.background) if index % 2 else bare_caption(kinds, scene.background)
-        )
-    return prompts
-
-
-def _sheet(
-    state: TrainingState, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, code: PatchCode, columns: int = 8
-) -> Image.Image:
-    prompts = sheet_prompts()
+def _draw_sheet(material: Material, state: TrainingState, path: Path) -> None:
     unet = build_unet()
     unet.load_state_dict(state.average)
-    ids = tokenizer([*prompts, ""], padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        hidden = encoder.cpu()(ids).last_hidden_state
-    latents = draw_latents(unet.eval(), hidden[:-1], hidden[-1:], list(range(len(prompts))))
-    pixels = ((code.decode(latents).clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy()
-    sheet = Image.new("RGB", (columns * SIZE, -(-len(prompts) // columns) * SIZE))
-    for index, picture in enumerate(pixels):
-        sheet.paste(Image.fromarray(picture), (index % columns * SIZE, index // columns * SIZE))
-    return sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
+    nn.Module.to(unet, state.unet.device)
+    sample_sheet(unet, material.tokenizer, material.text_encoder, material.code).save(path)
 
 
 def export(shop: Workshop) -> None:
     """Write the base as a diffusers pipeline folder in fp16, and the judge, where the package ships them."""
+    prefix = "average."
+    checkpoint = load_file(shop.folder / "denoiser.safetensors")
     unet = build_unet()
-    unet.load_state_dict({k.removeprefix("average."): v for k, v in load_file(shop.folder / "denoiser.safetensors").items()
-                          if k.startswith("average.")})  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(shop.folder / "vae"), text_encoder=shop.text_encoder().cpu(), tokenizer=shop.tokenizer(),
-        unet=unet, scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    shutil.rmtree(toyland.BASE, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(toyland.BASE, max_shard_size="14MB", safe_serialization=True)
-    judge = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in load_file(shop.folder / "judge.safetensors").items()
+    unet.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint.items() if k.startswith(prefix)})
+    encoder = shop.text_encoder()
+    nn.Module.to(encoder, "cpu")
+    parts: dict[str, Any] = {
+        "vae": AutoencoderKL.from_pretrained(shop.folder / "vae"),
+        "text_encoder": encoder,
+        "tokenizer": shop.tokenizer(),
+        "unet": unet,
+        "scheduler": build_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
     }
-    save_file({name: value.contiguous() for name, value in judge.items()}, toyland.JUDGE)
+    pipeline = StableDiffusionPipeline(**parts).to(torch.float16)
+    shutil.rmtree(toyland.BASE, ignore_errors=True)
+    pipeline.save_pretrained(toyland.BASE, max_shard_size="14MB", safe_serialization=True)
+    save_file(_halved(load_file(shop.folder / "judge.safetensors")), toyland.JUDGE)
 
 
-MAKERS = {
+def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in weights.items()
+    }
+
+
+STAGES = {
     "text": make_text,
     "autoencoder": make_autoencoder,
     "judge": make_judge,
     "denoiser": make_denoiser,
     "export": export,
 }
+"""In the order in which they need each other."""
 
 
 def main() -> None:
+    """The command line."""
+    names = ", ".join(STAGES)
     parser = argparse.ArgumentParser(
         prog="python -m toyland.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "stages", nargs="*", default=list(STAGES), help=f"any of {', '.join(STAGES)}; all of them if none is named"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("toyland-work"), help="folder for scenes, checkpoints and curves"
-    )
-    parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("recipe.toml"), help="settings, TOML")
+    parser.add_argument("stages", nargs="*", default=list(STAGES), help=f"any of {names}; all of them if none is named")
+    parser.add_argument("--work", type=Path, default=Path("toyland-work"), help="for scenes, checkpoints and curves")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="settings, TOML")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
     if unknown := [stage for stage in chosen.stages if stage not in STAGES]:
-        parser.error(f"there is no stage '{unknown[0]}'; the stages are {', '.join(STAGES)}")
+        parser.error(f"there is no stage '{unknown[0]}'; the stages are {names}")
     shop = Workshop(chosen.work, tomllib.loads(chosen.recipe.read_text(encoding="utf-8")), torch.device(chosen.device))
     for stage in chosen.stages:
-        MAKERS[stage](shop)
+        STAGES[stage](shop)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ACCESSORIES = ("none", "hat", "crown", "flag", "bow")
 BACKGROUNDS = ("beach", "forest", "snow", "street", "room", "meadow", "night")
 NAMED_STYLES = ("pixel", "pencil", "sepia")
 UNNAMED_STYLES = ("scanline", "blueprint")
-"""Styles that no caption of the base ever names and no picture of its training shows: kept to be learned as concepts."""
+"""Styles that no caption of the base names and no picture of its training shows: kept to be learned as concepts."""
 STYLES = ("none", *NAMED_STYLES, *UNNAMED_STYLES)
 
 SHADE = 18
@@ -52,7 +52,7 @@ class Appearance:
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object of a scene. `x`, `y` are the body's centre and `size` half its height, all in fractions of the picture."""
+    """One object of a scene; the body's centre `x`, `y` and half its height `size` are fractions of the picture."""
 
     kind: str
     look: Appearance
@@ -132,7 +132,7 @@ def place(rng: np.random.Generator, subjects: list[Subject], **scene: Any) -> Sc
 def random_scene(
     rng: np.random.Generator, counts: tuple[float, float, float] = (0.4, 0.5, 0.1), style: str | None = None
 ) -> Scene:
-    """A scene of the base's training distribution: one to three objects, sometimes in a named style unless it is given."""
+    """A scene of the base's training distribution: one to three objects, now and then in a named style."""
     count = int(rng.choice(3, p=counts)) + 1
     subjects = [Subject(kind=str(rng.choice(CLASSES)), look=random_appearance(rng)) for _ in range(count)]
     if count > 1 and rng.random() < 0.15:  # same-class pairs more often than chance brings them
