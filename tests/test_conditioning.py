@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,14 @@ def test_slicing_after_preparing_is_refused(sd_pipe: StableDiffusionPipeline) ->
         _run(sd_pipe, **prepared)
 
 
+def test_release_works_whatever_the_pipeline_has_become(sd_pipe: StableDiffusionPipeline) -> None:
+    before = sd_pipe.unet.attn_processors
+    tara.prepare(sd_pipe, PROMPT, [_rex(sd_pipe)])
+    sd_pipe.unet.encoder_hid_proj = torch.nn.Linear(32, 32)  # as an IP-Adapter that was loaded meanwhile
+    tara.release(sd_pipe)
+    assert all(sd_pipe.unet.attn_processors[name] is processor for name, processor in before.items())
+
+
 def test_a_refused_preparation_leaves_the_pipeline_alone(sd_pipe: StableDiffusionPipeline) -> None:
     before = sd_pipe.unet.attn_processors
     with pytest.raises(TaraError, match="is not in the prompt"):
@@ -224,6 +233,7 @@ def test_wrong_arguments_are_one_clear_sentence(sd_pipe: StableDiffusionPipeline
         (PROMPT, [rex], {"composer": "product"}, "composer is 'product'"),
         (PROMPT, [rex], {"num_images_per_prompt": 0}, "Give 1 or more"),
         (PROMPT, rex, {}, "adapters is one adapter"),
+        (PROMPT, Path("rex.safetensors"), {}, "adapters is one adapter"),
         ([PROMPT, PROMPT], [[rex]], {}, "adapters has 1 entries"),
         ([PROMPT, PROMPT], [[rex], rex], {}, "adapters has 2 entries"),
         ([PROMPT, PROMPT], [rex], {"negative_prompt": ["a"]}, "2 prompts but 1 negative"),

@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from tara.adapter import Adapter, Context
-from tara.attention import KEY, installed
+from tara.attention import KEY, installed, uninstall
 from tara.backbone import Backbone, TextEncoding
 from tara.binding import AdapterLike, AdapterLists, AdapterUse, Binding, as_use, bind, bind_everywhere, warn_if_cut
 from tara.compose import check_fits, fused, global_part, text_kv
@@ -113,7 +114,8 @@ def prepared(
 
 def release(pipe: Any) -> None:
     """Take our processors off the pipeline's U-Net again."""
-    Backbone.from_pipeline(pipe).release()
+    # whatever the pipeline has become since: what is to be undone needs no supported base
+    uninstall(pipe.unet)
 
 
 @contextmanager
@@ -165,7 +167,7 @@ def prompt_rows(
 
 
 def _per_prompt(adapters: AdapterLists, prompts: int) -> list[tuple[AdapterUse, ...]]:
-    if isinstance(adapters, (str, Adapter, AdapterUse)):
+    if isinstance(adapters, (str, Path, Adapter, AdapterUse)):
         raise TaraError("adapters is one adapter, not a list. Write adapters=[...].")
     flat = cast(list[AdapterLike], [entry for entry in adapters if not isinstance(entry, (list, tuple))])
     if len(flat) == len(adapters):
