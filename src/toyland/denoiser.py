@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland.autoencoder import to_pixels
 from toyland.captions import caption
-from toyland.code import PatchCode
+from toyland.code import PATCH, PatchCode
+from toyland.render import SIZE
 from toyland.scenes import scene_number
 from toyland.unet import build_scheduler, build_unet
+from toyland.world import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,10 @@ class DenoiserRecipe:
     decay_steps: int = 4_000
     """The rate falls linearly to zero in the last `decay_steps`; the constant part can be lengthened at any time."""
     snr_gamma: float = 5.0
+    least_snr: float = 0.4
+    """Weights of the loss do not fall below this signal-to-noise ratio's: at high noise text decides most."""
+    thing_weight: float = 4.0
+    """Weight of the loss on things; 1 on the background."""
     caption_dropout: float = 0.1
     ema_decay: float = 0.9993
     seed: int = 7
@@ -118,16 +124,33 @@ class Example:
 
     pictures: np.ndarray
     ids: np.ndarray
+    weights: np.ndarray
+    """Weight of the loss at each latent, (rows, 1, height, width)."""
 
 
 def _batch(material: Material, recipe: DenoiserRecipe, step: int) -> Example:
     """Pictures and captions of one step, a function of (seed, step). No torch in here: see `Example`."""
     rng = np.random.default_rng([recipe.seed, step])
     chosen = np.sort(rng.choice(len(material.pictures), recipe.batch_size, replace=False))
-    texts = [caption(scene_number(material.scene_seed, int(index)), rng).text for index in chosen]
+    scenes = [scene_number(material.scene_seed, int(index)) for index in chosen]
+    texts = [caption(scene, rng).text for scene in scenes]
     texts = ["" if rng.random() < recipe.caption_dropout else text for text in texts]
     ids = material.tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
-    return Example(pictures=material.pictures[chosen], ids=np.asarray(ids))
+    weights = _latent_weights(scenes, recipe.thing_weight)
+    return Example(pictures=material.pictures[chosen], ids=np.asarray(ids), weights=weights)
+
+
+def _latent_weights(scenes: Sequence[Scene], thing_weight: float) -> np.ndarray:
+    """1 on the background and `thing_weight` on things: small, but what a picture is about."""
+    side = SIZE // PATCH
+    weights = np.ones((len(scenes), 1, side, side), np.float32)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            reach = 1.2 * thing.size
+            corners = (thing.x - reach, thing.y - 1.7 * thing.size, thing.x + reach, thing.y + reach)
+            left, top, right, bottom = (int(np.clip(round(corner * side), 0, side)) for corner in corners)
+            weights[row, 0, top:bottom, left:right] = thing_weight
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +166,7 @@ class Noised:
 def _noised(latents: Tensor, alphas: Tensor, recipe: DenoiserRecipe, step: int) -> Noised:
     """Add noise at random timesteps, both functions of (seed, step).
 
-    The target is the velocity; weights are min-SNR's for it (Hang et al., 2023).
+    The target is the velocity; weights are min-SNR's for it (Hang et al., 2023), kept up at high noise.
     """
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
@@ -155,17 +178,20 @@ def _noised(latents: Tensor, alphas: Tensor, recipe: DenoiserRecipe, step: int) 
         latents=(signal * latents + noise_level * noise).contiguous(memory_format=torch.channels_last),
         timesteps=timesteps,
         target=signal * noise - noise_level * latents,
-        weights=snr.clamp(max=recipe.snr_gamma) / (snr + 1),
+        weights=snr.clamp(recipe.least_snr, recipe.snr_gamma) / (snr + 1),
     )
 
 
-def _loss(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, ids: Tensor, noised: Noised) -> Tensor:
+def _loss(
+    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, ids: Tensor, noised: Noised, places: Tensor
+) -> Tensor:
+    """Mean over rows of the weighted squared error; `places` (rows, 1, height, width) weighs latents within a row."""
     with torch.autocast(ids.device.type, torch.bfloat16):
         with torch.no_grad():
             hidden = text_encoder(ids).last_hidden_state
         predicted: Tensor = unet(noised.latents, noised.timesteps, hidden).sample
-    error = (predicted.float() - noised.target).square().mean((1, 2, 3))
-    return (noised.weights * error).mean()
+    error = (predicted.float() - noised.target).square()
+    return (noised.weights * (places * error).mean((1, 2, 3)) / places.mean((1, 2, 3))).mean()
 
 
 def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
@@ -197,7 +223,8 @@ def train_unet(
             coming = ahead.submit(_batch, material, recipe, step + 1)
             latents = code.encode(to_pixels(batch.pictures).to(device))
             noised = _noised(latents, alphas, recipe, step)
-            loss = _loss(state.unet, material.text_encoder, torch.from_numpy(batch.ids).to(device), noised)
+            ids, places = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.weights))
+            loss = _loss(state.unet, material.text_encoder, ids, noised, places)
             loss.backward()
             _update(state, recipe, step)
             yield step + 1, loss.detach()

@@ -90,7 +90,7 @@ def _loss(grid: Tensor, scene: Tensor, truth: dict[str, Tensor]) -> Tensor:
     naming = cross(at["class"], names[:, 0]) + cross(at["pattern"], names[:, 1]) + cross(at["accessory"], names[:, 2])
     backgrounds, styles = scene_logits(scene)
     whole = cross(backgrounds, truth["scene"][:, 0]) + cross(styles, truth["scene"][:, 1])
-    return focal + geometry + 3 * color + naming + 0.5 * whole
+    return focal + geometry + 10 * color + naming + 0.5 * whole
 
 
 def _worn(pixels: Tensor, code: PatchCode, rng: np.random.Generator) -> Tensor:
