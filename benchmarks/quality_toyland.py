@@ -27,6 +27,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from toyland_study import Group, Member, Outcome
 
+import toyland
 from tara.backbone import Backbone, load_base
 from tara.conditioning import Composer
 from tara.config import TrainSettings, train_settings
@@ -91,7 +92,7 @@ class Study:
 
     def __init__(self, subjects_seed: int, folder: Path, quick: bool, progress: Progress) -> None:
         self.backbone: Backbone = load_base("toyland", device="cpu")
-        self.studio, self.judge = Studio(self.backbone), Judge.load(study.toyland.JUDGE)
+        self.studio, self.judge = Studio(self.backbone), Judge.load(toyland.JUDGE)
         self.members: list[Member] = study.cast(subjects_seed, folder)
         self.seeds = study.SEEDS[:2] if quick else study.SEEDS
         self.pairs: tuple[Group, ...] = (*study.SAME_CLASS_PAIRS, *study.OTHER_PAIRS)
@@ -221,7 +222,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table("training", "targets", "rate", "composer", "subjects", "success", "identity", "alone", "leakage")
     for row in result["rows"]:
         kind = f"{row['subjects']}{' of one class' if row['same_class'] else ''}"
-        cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in (row[name] for name in FIGURES)]
+        cells = [study.spelled(row[name]) for name in FIGURES]
         style = "bold" if row["default"] else ""
         table.add_row(
             row["training"], row["targets"], f"{row['learning_rate']:g}", row["composer"], kind, *cells, style=style

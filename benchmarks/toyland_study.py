@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import toyland
 from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.conditioning import Composer
@@ -167,6 +165,12 @@ def paired_difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> li
     )
 
 
+def spelled(figure: Sequence[float]) -> str:
+    """A mean with its interval, for a table."""
+    mean, low, high = figure
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def same_class(members: Sequence[Member], group: Group) -> bool:
     return any(members[a].subject.kind == members[b].subject.kind for a, b in combinations(group, 2))
 
@@ -183,14 +187,3 @@ def circumstances() -> dict[str, Any]:
 
 def check(name: str, value: float, bound: str, holds: bool) -> dict[str, Any]:
     return {"name": name, "value": value, "bound": bound, "holds": bool(holds)}
-
-
-def scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="toyland-study-")
-
-
-def load_judge() -> Judge:
-    return Judge.load(toyland.JUDGE)
-
-
-Variant = Mapping[str, Any]
