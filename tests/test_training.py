@@ -335,10 +335,14 @@ def test_gradients_that_are_never_finite_are_warned_of(sd_pipe: Any, tmp_path: P
         run(training)
 
 
-def test_half_precision_bases_train_with_a_loss_scale_for_each_concept(sd_pipe: Any, tmp_path: Path):
-    sd_pipe.to(torch.bfloat16)
-    training = Training(two_concepts(tmp_path), quick(), Backbone(sd_pipe))
+@pytest.mark.parametrize(("precision", "scales"), [(torch.float16, [2.0**16] * 2), (torch.bfloat16, [1.0] * 2)])
+def test_half_precision_bases_train_with_a_loss_scale_for_each_concept(
+    sd_pipe: Any, tmp_path: Path, precision: torch.dtype, scales: list[float]
+):
+    sd_pipe.to(precision)
+    training = Training(two_concepts(tmp_path), quick(tal_weight=4.0), Backbone(sd_pipe))
     assert all(not part.skipped for record in run(training) for part in record.concepts)
+    assert training._optimizers.loss_scales == scales
     assert {low_rank.a.dtype for low_rank in training.adapters()[0].layers.values()} == {torch.float32}
 
 

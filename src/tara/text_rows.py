@@ -113,10 +113,15 @@ def alignment(
         # a caption that all photos share is looked at once
         shared = all(text.captions[row] is text.captions[first] for row in rows)
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
-        rare = [learned.kv[layer][0][row, _stretch(text.captions[row].first_rare)] for layer, row in pairs]
-        kind = [text.kv[layer][0][row, _stretch(text.captions[row].kind)] for layer, row in pairs]
+        rare = [_precise(learned.kv[layer][0][row, _stretch(text.captions[row].first_rare)]) for layer, row in pairs]
+        kind = [_precise(text.kv[layer][0][row, _stretch(text.captions[row].kind)]) for layer, row in pairs]
         losses.append(token_alignment_loss(rare, kind, form))
     return torch.stack(losses)
+
+
+def _precise(keys: Tensor) -> Tensor:
+    # in fp16 the enlarged loss's gradient would not fit, and bf16 rounds small distances away
+    return keys.to(torch.promote_types(keys.dtype, torch.float32))
 
 
 def _stretch(positions: Sequence[int]) -> slice:
