@@ -121,5 +121,10 @@ def test_wrong_options_are_refused_by_name(rex: Adapter, tmp_path: Path) -> None
         parse_use(f"{path}:wieght=1")
     with pytest.raises(TaraError, match="weight is 'much', not a number"):
         parse_use(f"{path}:much")
+    for number in ("nan", "inf", "weight=-inf", "alpha=nan"):
+        with pytest.raises(TaraError, match="not a number"):
+            parse_use(f"{path}:{number}")
+    with pytest.raises(TaraError, match="word is empty"):
+        parse_use(f"{path}:word=")
     with pytest.raises(TaraError, match="There is no adapter file"):
         parse_use(f"{tmp_path}/tom.safetensors:0.8")

@@ -1,5 +1,6 @@
 """Which tokens of a prompt each adapter listens to."""
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def parse_use(text: str) -> AdapterUse:
         key, value = (key.strip(), value.strip()) if equals else ("weight", key.strip())
         if key not in OPTIONS:
             raise TaraError(f"'{text}' has an unknown key '{key}'.{nearest(key, OPTIONS)} Known: {', '.join(OPTIONS)}.")
+        if not value:
+            raise TaraError(f"'{text}': {key} is empty. Write a value behind '{key}=', or leave it out.")
         found[key] = value
     alpha = _number(text, "alpha", found["alpha"]) if "alpha" in found else None
     return AdapterUse(
@@ -86,9 +89,12 @@ def parse_use(text: str) -> AdapterUse:
 
 def _number(text: str, key: str, value: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise TaraError(f"'{text}': {key} is '{value}', not a number. Write for instance {key}=0.8.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise TaraError(f"'{text}': {key} is '{value}', not a number. Write for instance {key}=0.8.")
+    return number
 
 
 def as_use(adapter: AdapterLike) -> AdapterUse:
