@@ -138,9 +138,10 @@ def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableD
     torch.testing.assert_close(composed.kv[layer][0][0, 2 : 2 + len(expected)], attn.to_k(expected) + delta)
 
 
-def test_an_adapter_of_weight_zero_is_not_there(sd_pipe: StableDiffusionPipeline) -> None:
+@pytest.mark.parametrize("context", ["prompt", "bank", "delta"])
+def test_an_adapter_of_weight_zero_is_not_there(sd_pipe: StableDiffusionPipeline, context: Context) -> None:
     backbone = Backbone(sd_pipe)
-    assert _equal(_compose(backbone, _uses(backbone, weight=0.0), "prompt"), _compose(backbone, []))
+    assert _equal(_compose(backbone, _uses(backbone, weight=0.0), context), _compose(backbone, []))
 
 
 def test_a_phrase_without_its_word_and_a_row_wanted_twice_are_refused(sd_pipe: StableDiffusionPipeline) -> None:

@@ -119,6 +119,8 @@ def _edits(
     grouped: dict[int, list[tuple[int, Binding]]] = {}
     for row, of_row in enumerate(bindings):
         for binding in of_row:
+            if binding.use.weight == 0:  # not there at all: its training phrase must not replace rows either
+                continue
             grouped.setdefault(id(binding.use), []).append((row, binding))
     edits: list[_Edit] = []
     for entries in sorted(grouped.values(), key=lambda entries: entries[0][1].use.order):
