@@ -63,12 +63,28 @@ def test_flags_win_over_the_toml_file(tmp_path: Path):
         (RECIPE.replace("rank = 4", "rank = 0"), r"\[settings\]: rank = 0 is refused"),
         (RECIPE.replace('kind = "cat"\n', ""), r"\[\[concept\]\] 2: 'kind' is missing"),
         (RECIPE.replace('["a {word} {kind}", "the {word} {kind}"]', "[]"), "captions is an empty list"),
+        (RECIPE.replace('"photos/rex"', "['photos/rex']"), r"\[\[concept\]\] 1: images = "),
+        ("settings = 3\n" + RECIPE.partition("[[")[1] + RECIPE.partition("[[")[2], "settings is no table"),
+        ("concept = [1, 2]\n", "names no concept"),
     ],
 )
 def test_a_broken_toml_file_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str):
     with pytest.raises(TaraError, match=sentence) as refused:
         read_recipe(write(tmp_path, text))
     assert "\n" not in str(refused.value).replace(text, "")
+
+
+def test_a_bases_folder_beside_the_toml_file_is_found_and_a_name_stays_a_name(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    recipe = write(tmp_path, RECIPE.replace('"toyland"', '"mine"'))
+    assert read_recipe(recipe).settings.base == str(tmp_path / "mine")
+    assert read_recipe(write(tmp_path, RECIPE)).settings.base == "toyland"
+
+
+def test_damaged_settings_of_a_run_are_refused_in_one_sentence(tmp_path: Path):
+    (tmp_path / "settings.json").write_text('{"settings": {}, "concepts": [{"word": "xlo", "kind": "dog"}]}')
+    with pytest.raises(TaraError, match=r"'concepts\.0\.images' is missing"):
+        read_recipe(tmp_path)
 
 
 def test_a_missing_toml_file_is_refused(tmp_path: Path):

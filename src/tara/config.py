@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -255,8 +255,12 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
         known = nearest(table, ["settings", "concept"])
         raise TaraError(f"{path} has an unknown table '{table}'.{known} Use [settings] and [[concept]].")
     concepts = tables.get("concept", [])
-    if not isinstance(concepts, list) or not concepts:
+    if not _is_list_of_tables(concepts) or not concepts:
         raise TaraError(f"{path} names no concept. Add a [[concept]] table with images, word and kind.")
+    if not isinstance(tables.get("settings", {}), dict):
+        raise TaraError(
+            f"{path}: settings is no table. Write [settings] on a line of its own, and the settings under it."
+        )
     settings = build(TrainSettings, _from_folder(tables.get("settings", {}), path) | overrides, f"{path} [settings]: ")
     built = [
         build(ConceptSettings, _from_folder(table, path), f"{path} [[concept]] {number}: ")
@@ -287,8 +291,16 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
-    paths = {name: recipe.parent / table[name] for name in ("images", "out", "class_folder") if name in table}
+    names = [name for name in ("images", "out", "class_folder") if isinstance(table.get(name), str)]
+    paths: dict[str, Any] = {name: recipe.parent / table[name] for name in names}
+    base = table.get("base")
+    if isinstance(base, str) and base and (recipe.parent / base).is_dir():  # otherwise a name or a hub id
+        paths["base"] = str(recipe.parent / base)
     return {**table, **paths}
+
+
+def _is_list_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in cast(list[object], value))
 
 
 def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> str:
@@ -298,7 +310,8 @@ def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> s
         known: Sequence[str] = list(model.model_fields)
         return f"{where}there is no setting '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
     if fault["type"] == "missing":
-        return f"{where}'{name}' is missing. Give it: {model.model_fields[name].description}."
+        field = model.model_fields.get(name)  # None inside a nested model
+        return f"{where}'{name}' is missing. Give it{f': {field.description}' if field else ''}."
     reason = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{where}{name + ' ' if name else ''}{reason}."
