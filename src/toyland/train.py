@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,12 @@ def make_judge(shop: Workshop) -> None:
 
 def judge_scenes(shop: Workshop, plain: int = 50_000, styled: int = 5_000) -> tuple[np.ndarray, list[Scene]]:
     """The base's scenes and some in the styles that the base never sees, so that the judge can name those as well."""
-    scenes = [scene_number(shop.scene_seed, index) for index in range(plain)]
+    pictures = shop.pictures()[:plain]
+    scenes = [scene_number(shop.scene_seed, index) for index in range(len(pictures))]
     rng = np.random.default_rng(77)
     extra = [random_scene(rng, style=str(rng.choice(UNNAMED_STYLES))) for _ in range(styled)]
     drawn = np.stack([np.asarray(render(scene)) for scene in extra])
-    return np.concatenate([np.asarray(shop.pictures()[:plain]), drawn]), scenes + extra
+    return np.concatenate([pictures, drawn]), scenes + extra
 
 
 def make_denoiser(shop: Workshop) -> None:
@@ -155,8 +157,8 @@ STAGES = {
 """In the order in which they need each other."""
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; `arguments` are the process's own unless given."""
     names = ", ".join(STAGES)
     parser = argparse.ArgumentParser(
         prog="python -m toyland.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("toyland-work"), help="for scenes, checkpoints and curves")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="settings, TOML")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if unknown := [stage for stage in chosen.stages if stage not in STAGES]:
         parser.error(f"there is no stage '{unknown[0]}'; the stages are {names}")
     shop = Workshop(chosen.work, tomllib.loads(chosen.recipe.read_text(encoding="utf-8")), torch.device(chosen.device))

@@ -1,0 +1,329 @@
+"""How good the embedded base, its autoencoder and its judge are, on scenes and prompts that no training has seen.
+
+    python benchmarks/base_toyland.py                       writes benchmarks/results/base_toyland.json
+    python benchmarks/base_toyland.py --quick --out b.json  a tenth of the prompts and scenes
+
+What the figures mean, all of them shares except the decibels:
+
+- `judge`: on 500 held-out scenes without a style, and on the same pictures after a round trip through the shipped
+  autoencoder; the smaller of both is reported. A finding belongs to a thing if their centres lie within 0.1 of the
+  picture. `class`: things found and named rightly. `attributes`: mean over body colour, second colour, pattern,
+  accessory and, where there is one, the accessory's colour; a colour is right if the named colour nearest to it is.
+  A thing that is not found has everything wrong.
+- `autoencoder_psnr_db`: over 256 held-out scenes, one in eight in a named style.
+- The base, on 500 held-out prompts without adapters: 150 name one class, 200 two (one pair in ten of the same class),
+  150 describe one subject in full; every prompt names a background. `one_object_class`, over the 300 prompts of one
+  object, and `two_objects_both_classes`: every named class is among the findings, as often as it is named.
+  `described_appearance`: of the surest finding of the named class, body colour, second colour, pattern, accessory and
+  the accessory's colour are all right.
+- `same_subject`: how often a likeness reaches the threshold `SAME_SUBJECT` for re-renders of a subject, and for other
+  random subjects of its class, each beside a thing of another class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import toyland_study as study
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+
+import toyland
+from toyland.autoencoder import psnr, reconstruct, to_pixels
+from toyland.captions import bare_caption, full_caption
+from toyland.judge import Finding, Judge, Verdict
+from toyland.render import render
+from toyland.scenes import scene_number
+from toyland.subjects import SAME_SUBJECT, likeness
+from toyland.world import BACKGROUNDS, CLASSES, Appearance, Scene, Thing, place, random_scene, random_subject
+
+RESULTS = Path(__file__).parent / "results" / "base_toyland.json"
+HELD_OUT = 4242
+"""Seed of the scenes and prompts here; the base learned from another series."""
+ATTRIBUTES = ("body", "second", "third", "pattern", "accessory")
+STEPS, GUIDANCE, BATCH = 25, 4.0, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """How many scenes and prompts of each sort."""
+
+    scenes: int = 500
+    coded: int = 256
+    subjects: int = 400
+    one: int = 150
+    two: int = 200
+    described: int = 150
+
+    def tenth(self) -> Amounts:
+        """A tenth of everything."""
+        return Amounts(**{name: count // 10 for name, count in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a prompt says and what its picture should show; `look` is None where the prompt names classes only."""
+
+    text: str
+    kinds: tuple[str, ...]
+    background: str
+    look: Appearance | None = None
+
+
+@dataclass
+class Shares:
+    """Right answers per question."""
+
+    right: Counter[str] = field(default_factory=Counter[str])
+    asked: Counter[str] = field(default_factory=Counter[str])
+
+    def add(self, question: str, right: bool) -> None:
+        self.asked[question] += 1
+        self.right[question] += right
+
+    def share(self, question: str) -> float:
+        return self.right[question] / self.asked[question]
+
+    def all(self) -> dict[str, float]:
+        return {question: round(self.share(question), 4) for question in self.asked}
+
+
+def read_rightly(finding: Finding | None, look: Appearance) -> dict[str, bool]:
+    """Which of the attributes of an appearance the judge names rightly; an absent accessory has no colour."""
+    wanted = dict(zip(ATTRIBUTES, (*look.color_names(), look.pattern, look.accessory), strict=True))
+    if look.accessory == "none":
+        wanted.pop("third")
+    if finding is None:
+        return dict.fromkeys(wanted, False)
+    seen = finding.look
+    names = dict(zip(ATTRIBUTES, (*seen.color_names(), seen.pattern, seen.accessory), strict=True))
+    return {name: names[name] == value for name, value in wanted.items()}
+
+
+def finding_at(verdict: Verdict, thing: Thing) -> Finding | None:
+    """The finding nearest to a thing, if their centres lie within a tenth of the picture."""
+    away = [max(abs(finding.x - thing.x), abs(finding.y - thing.y)) for finding in verdict.things]
+    nearest = min(range(len(away)), key=away.__getitem__, default=None)
+    return None if nearest is None or away[nearest] >= 0.1 else verdict.things[nearest]
+
+
+def judge_shares(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """`class`, each attribute and their mean `attributes`, and how often the judge sees a thing too many."""
+    shares = Shares()
+    for scene, verdict in zip(scenes, verdicts, strict=True):
+        shares.add("background", verdict.background == scene.background)
+        shares.add("too_many_things", len(verdict.things) > len(scene.things))
+        for thing in scene.things:
+            finding = finding_at(verdict, thing)
+            shares.add("class", finding is not None and finding.kind == thing.kind)
+            for name, right in read_rightly(finding, thing.look).items():
+                shares.add(name, right)
+    attributes = float(np.mean([shares.share(name) for name in ATTRIBUTES]))
+    return shares.all() | {"attributes": round(attributes, 4)}
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """Pixels (rows, 3, height, width) in -1..1 as pictures."""
+    arrays = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
+def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures as the autoencoder gives them back."""
+    coded: list[Image.Image] = []
+    for start in range(0, len(pictures), BATCH):
+        pixels = to_pixels(np.stack([np.asarray(picture) for picture in pictures[start : start + BATCH]]))
+        coded += to_pictures(reconstruct(vae, pixels))
+    return coded
+
+
+def decibels(vae: Any, count: int) -> float:
+    """PSNR over held-out scenes, all together."""
+    pictures = [render(scene_number(HELD_OUT, index)) for index in range(count)]
+    first, second = (to_pixels(np.stack([np.asarray(p) for p in of])) for of in (pictures, round_trip(vae, pictures)))
+    return psnr(first, second)
+
+
+def same_subject(judge: Judge, vae: Any, count: int) -> dict[str, dict[str, float]]:
+    """Shares of re-renders, and of other subjects of the class, that pass for a subject."""
+    rng = np.random.default_rng(HELD_OUT + 1)
+    subjects = [random_subject(rng) for _ in range(count)]
+    others = [random_subject(rng, subject.kind) for subject in subjects]
+    result: dict[str, dict[str, float]] = {"re_renders": {}, "others": {}}
+    for name, shown in (("re_renders", subjects), ("others", others)):
+        scenes: list[Scene] = []
+        for subject in shown:
+            beside = random_subject(rng, str(rng.choice([kind for kind in CLASSES if kind != subject.kind])))
+            ground, seed = str(rng.choice(BACKGROUNDS)), int(rng.integers(2**31))
+            scenes.append(place(rng, [subject, beside], background=ground, seed=seed))
+        pictures = [render(scene) for scene in scenes]
+        for way, judged in (("rendered", pictures), ("after_round_trip", round_trip(vae, pictures))):
+            likes = [
+                0.0 if (finding := finding_at(verdict, scene.things[0])) is None else likeness(finding, subject)
+                for scene, verdict, subject in zip(scenes, judge(judged), subjects, strict=True)
+            ]
+            result[name][way] = round(float(np.mean([like >= SAME_SUBJECT for like in likes])), 4)
+    return result
+
+
+def prompts_of(amounts: Amounts) -> list[Prompt]:
+    """The held-out prompts, the same ones in every run."""
+    rng = np.random.default_rng(HELD_OUT)
+    prompts: list[Prompt] = []
+    for count, of in ((1, amounts.one), (2, amounts.two)):
+        for _ in range(of):
+            kinds = tuple(str(kind) for kind in rng.choice(CLASSES, count))
+            ground = str(rng.choice(BACKGROUNDS))
+            prompts.append(Prompt(text=bare_caption(kinds, ground), kinds=kinds, background=ground))
+    for _ in range(amounts.described):
+        scene = place(rng, [random_subject(rng)], background=str(rng.choice(BACKGROUNDS)))
+        thing = scene.things[0]
+        text = full_caption(scene.things, scene.background)
+        prompts.append(Prompt(text=text, kinds=(thing.kind,), background=scene.background, look=thing.look))
+    return prompts
+
+
+def draw(pipe: Any, prompts: Sequence[Prompt]) -> Iterator[Image.Image]:
+    """One picture per prompt from its own seed, in batches."""
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        yield from pipe(
+            [prompt.text for prompt in batch],
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=[torch.Generator().manual_seed(start + row) for row in range(len(batch))],
+        ).images
+
+
+def base_shares(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Shares of right pictures, see the top of this file."""
+    shares = Shares()
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        seen = Counter(finding.kind for finding in verdict.things)
+        number = "one_object" if len(prompt.kinds) == 1 else "two_objects"
+        shares.add(f"{number}_found", not Counter(prompt.kinds) - seen)
+        shares.add(f"{number}_and_nothing_else", Counter(prompt.kinds) == seen)
+        shares.add("background", verdict.background == prompt.background)
+        if prompt.look is not None:
+            own = [finding for finding in verdict.things if finding.kind == prompt.kinds[0]]
+            right = read_rightly(max(own, key=lambda f: f.confidence, default=None), prompt.look)
+            shares.add("described", all(right.values()))
+            for name, value in right.items():
+                shares.add(f"described_{name}", value)
+    return shares.all()
+
+
+def weights_mib() -> tuple[float, float]:
+    """Of the base's weights: all files together, and the largest one."""
+    sizes = [path.stat().st_size / 2**20 for path in toyland.BASE.rglob("*.safetensors")]
+    return sum(sizes), max(sizes)
+
+
+def checks_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The floors of this project, and whether each holds."""
+    least = {
+        "judge, class": (result["judge"]["class"], 0.98),
+        "judge, attributes": (result["judge"]["attributes"], 0.95),
+        "autoencoder, dB": (result["autoencoder_psnr_db"], 30),
+        "one object, class": (result["one_object_class"], 0.97),
+        "two objects, both classes": (result["two_objects_both_classes"], 0.85),
+        "background": (result["background"], 0.95),
+        "described appearance": (result["described_appearance"], 0.80),
+        "re-renders that pass for their subject": (min(result["same_subject"]["re_renders"].values()), 0.95),
+    }
+    most = {
+        "other subjects of the class that pass": (max(result["same_subject"]["others"].values()), 0.05),
+        "weights together, MiB": (result["weights_mib"]["together"], 40),
+        "largest file, MiB": (result["weights_mib"]["largest_file"], 15),
+    }
+    return [study.check(name, value, f">= {bound}", value >= bound) for name, (value, bound) in least.items()] + [
+        study.check(name, value, f"<= {bound}", value <= bound) for name, (value, bound) in most.items()
+    ]
+
+
+def measure_judge(judge: Judge, vae: Any, count: int) -> dict[str, dict[str, float]]:
+    """The judge's shares on held-out renders and on the same pictures after a round trip."""
+    rng = np.random.default_rng(HELD_OUT)
+    scenes = [random_scene(rng, style="none") for _ in range(count)]
+    pictures = [render(scene) for scene in scenes]
+    return {
+        "rendered": judge_shares(scenes, judge(pictures)),
+        "after_round_trip": judge_shares(scenes, judge(round_trip(vae, pictures))),
+    }
+
+
+def measure_base(pipe: Any, judge: Judge, amounts: Amounts) -> dict[str, float]:
+    """Draw and judge every prompt, with a bar."""
+    prompts = prompts_of(amounts)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        images = list(progress.track(draw(pipe, prompts), len(prompts), description="draw"))
+    return base_shares(prompts, judge(images))
+
+
+def run(amounts: Amounts) -> dict[str, Any]:
+    """Everything that the result file holds."""
+    begun = time.perf_counter()
+    pipe: Any = StableDiffusionPipeline.from_pretrained(toyland.BASE, safety_checker=None, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    judge = Judge.load(toyland.JUDGE)
+    judged = measure_judge(judge, pipe.vae, amounts.scenes)
+    base = measure_base(pipe, judge, amounts)
+    together, largest = weights_mib()
+    result: dict[str, Any] = {
+        "judge": {name: min(way[name] for way in judged.values()) for name in ("class", "attributes")},
+        "autoencoder_psnr_db": round(decibels(pipe.vae, amounts.coded), 2),
+        "one_object_class": base["one_object_found"],
+        "two_objects_both_classes": base["two_objects_found"],
+        "background": base["background"],
+        "described_appearance": base["described"],
+        "prompts": amounts.one + amounts.two + amounts.described,
+        "judge_in_detail": judged,
+        "base_in_detail": base,
+        "same_subject": {"threshold": SAME_SUBJECT, **same_subject(judge, pipe.vae, amounts.subjects)},
+        "weights_mib": {"together": round(together, 2), "largest_file": round(largest, 2)},
+        "sampling": {"scheduler": type(pipe.scheduler).__name__, "steps": STEPS, "guidance_scale": GUIDANCE},
+        **study.circumstances(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - begun),
+    }
+    return result | {"checks": checks_of(result)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The floors, one a line."""
+    console = Console()
+    for one in result["checks"]:
+        console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the prompts and scenes; needs --out")
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    chosen = parser.parse_args()
+    if chosen.quick and chosen.out is None:
+        parser.error("--quick needs --out FILE, so that the committed result stays as it is")
+    torch.set_num_threads(chosen.threads)
+    result = run(Amounts().tenth() if chosen.quick else Amounts())
+    out: Path = chosen.out or RESULTS
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()
