@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from tara.data import choose_crops, crop_pixels, read_examples, read_image, size_conditioning
+from tara.data import Crop, choose_crops, crop_pixels, read_examples, read_image, size_conditioning
 from tara.errors import TaraError
 
 TEMPLATES = ("a photo of a xlo dog",)
@@ -75,6 +75,12 @@ def test_a_truncated_image_is_named(tmp_path: Path, suffix: str):
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(TaraError, match=r"half.* is not a whole image"):
         read_examples(tmp_path, TEMPLATES)
+
+
+def test_a_picture_too_large_to_be_meant_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # twice as many are an error
+    with pytest.raises(TaraError, match=r"a\.png is not a whole image \(Image size"):
+        read_examples(photos, TEMPLATES)
 
 
 def test_a_caption_without_its_photo_is_named(photos: Path):
@@ -146,3 +152,11 @@ def test_size_conditioning_counts_the_crops_corner_in_resized_pixels():
     image = Image.new("RGB", (120, 80))
     (crop,) = choose_crops(image.size, 1, "")
     assert size_conditioning(image, crop, 40) == (80, 120, 0, 10, 40, 40)
+
+
+def test_a_flipped_crop_is_one_of_the_mirrored_picture():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    crop = Crop(left=5, top=3, side=20)
+    _, _, top, left, _, _ = size_conditioning(image, crop, 20, flip=True)
+    flipped = crop_pixels(image, crop, 20, flip=True)
+    assert torch.equal(crop_pixels(ImageOps.mirror(image), Crop(left=left, top=top, side=20), 20, flip=False), flipped)

@@ -144,6 +144,9 @@ def test_size_is_the_bases_own_or_the_users(sd_pipe: StableDiffusionPipeline) ->
 def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     studio = Studio(sd_pipe)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    Image.new("RGB", (32, 32)).save(tmp_path / "half.png")
+    whole = (tmp_path / "half.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[:20] + b"zzzz" + whole[24:])  # its header does not add up
     blank = Image.new("RGB", (32, 32))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"guidence_scale": 3}, "Did you mean 'guidance_scale'"),
@@ -154,7 +157,8 @@ def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipe
         ({"image": blank, "strength": 0.0}, "strength is 0.0"),
         ({"image": blank, "strength": 0.1, "steps": 3}, "draws nothing"),
         ({"image": tmp_path / "none.png"}, "There is no picture"),
-        ({"image": tmp_path / "broken.png"}, "is not a whole picture"),
+        ({"image": tmp_path / "broken.png"}, "is not a whole image"),
+        ({"image": tmp_path / "half.png"}, "is not a whole image"),
     ]
     for settings, message in cases:
         with pytest.raises(TaraError, match=message):

@@ -65,7 +65,7 @@ def cache_latents(
         encoded = [backbone.encode_images(one[None]) for one in pixels]
         means.append(torch.cat([mean for mean, _ in encoded]))
         deviations.append(torch.cat([deviation for _, deviation in encoded]))
-        sizes.append([size_conditioning(example.image, cut, resolution) for cut, _ in variants])
+        sizes.append([size_conditioning(example.image, cut, resolution, mirrored) for cut, mirrored in variants])
     kept = torch.float64 if backbone.dtype == torch.float64 else torch.float32
     return Latents(
         torch.stack(means).to(backbone.device, kept),

@@ -62,7 +62,7 @@ def read_image(path: Path) -> Image.Image:
     """Read one picture as upright RGB; transparent parts become white.
 
     Raises:
-        TaraError: when the file is not an image that Pillow knows, or is cut off.
+        TaraError: when the file is missing, is not an image that Pillow knows, is cut off or is far too large.
     """
     try:
         with Image.open(path) as opened:
@@ -71,9 +71,12 @@ def read_image(path: Path) -> Image.Image:
                 layered = upright.convert("RGBA")
                 return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
             return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as failure:  # Pillow reports a broken PNG as a SyntaxError
+    except FileNotFoundError as failure:
+        raise TaraError(f"There is no picture {path}. Check its path.") from failure
+    # Pillow reports a broken PNG as a SyntaxError
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
         raise TaraError(
-            f"{path} is not a whole image ({_first_line(failure)}). Replace it, or take it out of the folder."
+            f"{path} is not a whole image ({_first_line(failure)}). Give a PNG or JPEG file in its place."
         ) from failure
 
 
@@ -100,13 +103,16 @@ def crop_pixels(image: Image.Image, crop: Crop, resolution: int, flip: bool) -> 
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
-def size_conditioning(image: Image.Image, crop: Crop, resolution: int) -> tuple[int, int, int, int, int, int]:
+def size_conditioning(
+    image: Image.Image, crop: Crop, resolution: int, flip: bool = False
+) -> tuple[int, int, int, int, int, int]:
     """What SDXL is told of a crop: original height, width; top, left in the resized picture; target height, width.
 
-    Source: SDXL, arXiv 2307.01952, section 2.2.
+    A flipped crop is one of the mirrored picture. Source: SDXL, arXiv 2307.01952, section 2.2.
     """
     zoom = resolution / crop.side
-    return (image.height, image.width, round(crop.top * zoom), round(crop.left * zoom), resolution, resolution)
+    left = image.width - crop.left - crop.side if flip else crop.left
+    return (image.height, image.width, round(crop.top * zoom), round(left * zoom), resolution, resolution)
 
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tara.adapter import Context
 from tara.backbone import Backbone, load_base
@@ -22,6 +22,7 @@ from tara.conditioning import (
     pipeline_arguments,
     prompt_rows,
 )
+from tara.data import read_image
 from tara.errors import TaraError, nearest
 
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -300,15 +301,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _read(image: Image.Image | str | Path) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except FileNotFoundError as failure:
-        raise TaraError(f"There is no picture '{image}'. Check its path.") from failure
-    except OSError as failure:
-        raise TaraError(f"'{image}' is not a whole picture ({failure}). Give a PNG or JPEG file.") from failure
+    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
 
 
 def _fitted(image: Image.Image, settings: SamplingSettings, resolution: int) -> Image.Image:
