@@ -7,6 +7,7 @@ from PIL import Image
 
 from tara.errors import TaraError
 from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, used_file
+from tara.sampling import SCHEDULERS
 
 ORIGIN = Origin(
     prompt='a "xlo" dog, très joli',
@@ -50,6 +51,12 @@ def test_a_picture_of_another_tool_is_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(TaraError, match="does not tell how it was made"):
         read_origin(tmp_path / "a.png")
+
+
+def test_the_samplers_in_the_help_are_those_that_exist():
+    described = PictureSettings.model_fields["scheduler"].description or ""
+    named = described.removeprefix("Sampler: ").partition(";")[0].replace(" or ", ", ")
+    assert named.split(", ") == list(SCHEDULERS)
 
 
 def test_a_used_file_is_known_by_its_content(tmp_path: Path):
