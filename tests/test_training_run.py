@@ -97,6 +97,24 @@ def test_a_run_that_was_killed_and_resumed_gives_the_same_file(sd_pipe: Any, tmp
     assert rows == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_run_remembers_the_settings_that_it_was_resumed_with(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    run = run_recipe(read_recipe(recipe.run_folder, steps=5), sd_pipe, resume=True)
+    assert next(run).index == 3
+    run.close()
+    assert read_recipe(recipe.run_folder).settings.steps == 5
+
+
+def test_a_run_knows_its_base_from_everywhere(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sd_pipe.save_pretrained(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of(tmp_path, base="mine", steps=1, device="cpu")
+    train_recipe(recipe)
+    assert load_adapter(recipe.concepts[0].file).card.base == "mine"
+    assert read_recipe(recipe.run_folder).settings.base == str(tmp_path / "mine")
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -193,6 +211,7 @@ def test_a_finished_run_may_be_trained_again(sd_pipe: Any, tmp_path: Path):
 
 def test_class_pictures_are_drawn_once_and_the_users_own_count(sd_pipe: Any, tmp_path: Path):
     own = photo_folder(tmp_path / "class" / "dog", photos=1)
+    (own / ".class-0007-x.png").write_bytes(b"half a picture")
     recipe = recipe_of(
         tmp_path,
         targets="attention",
@@ -204,7 +223,7 @@ def test_class_pictures_are_drawn_once_and_the_users_own_count(sd_pipe: Any, tmp
     drawn: list[tuple[int, int]] = []
     train_recipe(recipe, sd_pipe, on_class_picture=lambda there, wanted: drawn.append((there, wanted)))
     assert drawn == [(2, 3), (3, 3), (1, 3), (2, 3), (3, 3)]
-    assert len(list(own.iterdir())) == 3
+    assert len(list(own.glob("[!.]*"))) == 3
     drawn.clear()
     train_recipe(recipe, sd_pipe, on_class_picture=lambda there, wanted: drawn.append((there, wanted)))
     assert drawn == []

@@ -40,7 +40,9 @@ def draw_missing(
         TaraError: when the folder cannot be written to or the disk is full.
     """
     writable_folder(folder)
-    there = sum(1 for path in folder.iterdir() if path.is_file() and path.suffix not in {".txt", ".jsonl"})
+    captions = {".txt", ".jsonl"}
+    # a hidden file may be what a killed run has left half-written
+    there = sum(path.is_file() and path.suffix not in captions and path.name[0] != "." for path in folder.iterdir())
     numbers = [number for number in range(count) if not _file(folder, number).exists()][: max(0, count - there)]
     if not numbers:
         return

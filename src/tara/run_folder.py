@@ -54,19 +54,25 @@ class RunFolder:
         return int(last.stem.removeprefix("step-")) if last else 0
 
     def start(self, recipe: Recipe, device: torch.device) -> None:
-        """Write the settings and the versions and forget what an earlier run left here."""
+        """Forget what an earlier run left here, and write the settings and the versions."""
         for old in (*self.checkpoints.glob("step-*.safetensors"), *self.path.glob("previews/step-*.png")):
             old.unlink()
         self.metrics.unlink(missing_ok=True)
+        self.describe(recipe, device)
+
+    def describe(self, recipe: Recipe, device: torch.device) -> None:
+        """Write the settings and the versions."""
         absolute = [
             concept.model_copy(update={"images": concept.images.absolute(), "out": concept.file.absolute()})
             for concept in recipe.concepts
         ]
-        settings, pictures = recipe.settings, recipe.settings.class_folder
-        if pictures is not None:
-            settings = settings.model_copy(update={"class_folder": pictures.absolute()})
+        base, pictures = Path(recipe.settings.base), recipe.settings.class_folder
+        places = {
+            "base": str(base.absolute()) if base.is_dir() else recipe.settings.base,
+            "class_folder": None if pictures is None else pictures.absolute(),
+        }
         # absolute paths: the run may be resumed from elsewhere
-        whole = Recipe(settings=settings, concepts=tuple(absolute))
+        whole = Recipe(settings=recipe.settings.model_copy(update=places), concepts=tuple(absolute))
         _write_json(self.path / RUN_SETTINGS, whole.model_dump(mode="json"))
         _write_json(self.path / "versions.json", versions(device))
 

@@ -159,6 +159,7 @@ def run_recipe(
         state = folder.resume() if resume else None
         if state is not None:
             training.load(state)
+            folder.describe(recipe, backbone.device)  # what it goes on with, such as more steps
         tracker = Tracker(settings.report_to, folder.path)
         borrowed.callback(tracker.finish)
         yield from _steps(training, folder, tracker)
