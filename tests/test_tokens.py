@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_bases
-from tara.tokens import Tokenized, find_word, token_mask, word_spans
+from tara.tokens import Tokenized, find_word, word_spans
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,6 @@ def test_a_words_tokens_are_all_its_pieces_and_no_others() -> None:
     (span,) = word_spans(text, "xlo")
     assert [names[position] for position in find_word(offsets, span)] == ["x", "lo</w>"]
     assert [names[position] for position in find_word(offsets, word_spans(text, "lo")[0])] == ["lo</w>"]
-
-
-def test_a_mask_is_true_at_the_positions_only() -> None:
-    assert token_mask(5, [1, 3]).tolist() == [False, True, False, True, False]
 
 
 def test_a_text_knows_what_was_lost() -> None:

@@ -1,12 +1,8 @@
 """Where a word sits in a tokenized prompt."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 Span = tuple[int, int]
 """First character and the one after the last, as in a slice."""
@@ -33,13 +29,6 @@ def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
     """
     first, end = span
     return [position for position, (start, stop) in enumerate(offsets) if start < stop and start < end and stop > first]
-
-
-def token_mask(tokens: int, positions: Iterable[int]) -> Bool[Tensor, " tokens"]:
-    """True at the given positions, False elsewhere."""
-    mask = torch.zeros(tokens, dtype=torch.bool)
-    mask[list(positions)] = True
-    return mask
 
 
 @dataclass(frozen=True)
