@@ -103,6 +103,12 @@ def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
         load_base(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x"])
+def test_a_device_that_is_not_there_is_one_clear_sentence(tmp_path: Path, device: str) -> None:
+    with pytest.raises(TaraError, match=f"There is no device '{device}' here"):
+        load_base(tmp_path, device=device)
+
+
 def _norm_cross(pipe: Any) -> None:
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.norm_cross = nn.LayerNorm(32)
 

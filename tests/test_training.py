@@ -226,7 +226,9 @@ def test_the_alignment_loss_falls_when_it_is_all_that_counts(sd_pipe: Any, tmp_p
 
 
 def test_the_adapter_says_what_it_is_and_survives_the_disk(sd_pipe: Any, tmp_path: Path):
-    generator = train_concepts(two_concepts(tmp_path), quick(alpha=8), Backbone.from_pipeline(sd_pipe))
+    settings = quick(alpha=0.9, rank=3)
+    assert settings.scale * 3 != 0.9  # rounded: the card keeps what was asked for
+    generator = train_concepts(two_concepts(tmp_path), settings, Backbone.from_pipeline(sd_pipe))
     adapters: list[Adapter] = []
     try:
         while True:
@@ -235,7 +237,7 @@ def test_the_adapter_says_what_it_is_and_survives_the_disk(sd_pipe: Any, tmp_pat
         adapters = end.value
     card = load_adapter(adapters[0].save(tmp_path / "rex.safetensors")).card
     assert (card.rare_word, card.class_word, card.phrase) == ("xlo", "dog", "a photo of a xlo dog")
-    assert (card.rank, card.scale, card.targets) == (2, 4.0, "cross_kv")
+    assert (card.rank, card.alpha, card.targets) == (3, 0.9, "cross_kv")
     assert card.settings["steps"] == 4
     assert json.loads(card.model_dump_json())["settings"]["trained_steps"] == 4
     assert len(adapters[0].layers) == 2 * len(Backbone.from_pipeline(sd_pipe).cross_layers)
@@ -319,6 +321,15 @@ def test_a_resolution_that_the_base_cannot_take_is_refused(sd_pipe: Any, tmp_pat
     backbone = Backbone(sd_pipe)
     with pytest.raises(TaraError, match="resolution = 33 is refused"):
         Training(two_concepts(tmp_path), quick().model_copy(update={"resolution": 33}), backbone)
+
+
+def test_bases_that_draw_but_cannot_be_trained_on_are_refused(sd_pipe: Any, tmp_path: Path):
+    concepts = two_concepts(tmp_path)
+    with pytest.raises(TaraError, match="takes 9 channels where latents have 4"):
+        Training(concepts, quick(), Backbone.from_pipeline(tiny_bases.sd_pipeline(in_channels=9)))
+    sd_pipe.scheduler.register_to_config(prediction_type="flow_prediction")
+    with pytest.raises(TaraError, match="prediction type 'flow_prediction'"):
+        Training(concepts, quick(), Backbone.from_pipeline(sd_pipe))
 
 
 def test_a_missing_optimiser_package_is_named(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

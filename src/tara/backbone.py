@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -65,11 +65,11 @@ def load_base(name: str | Path, device: str | None = None, dtype: torch.dtype | 
     """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
 
     Raises:
-        TaraError: when there is no such base or it is of a kind that adapters cannot work on.
+        TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    where = resolve_base(name)
+    where, place = resolve_base(name), _device(device)
     try:
         pipe: Any = DiffusionPipeline.from_pretrained(where, dtype=dtype or torch.float32)
     except (OSError, ValueError) as failure:
@@ -78,7 +78,7 @@ def load_base(name: str | Path, device: str | None = None, dtype: torch.dtype | 
             f"The base '{name}' cannot be loaded ({reason}). Give toyland, sd15, sdxl, a pipeline folder or a hub id."
         ) from failure
     backbone = Backbone.from_pipeline(pipe)
-    pipe.to(device or best_device())
+    pipe.to(place)
     return backbone
 
 
@@ -87,6 +87,15 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or best_device())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
+        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
+    return device
 
 
 class Backbone:
@@ -164,6 +173,24 @@ class Backbone:
         """Evaluation mode, no gradients: what training assumes."""
         for part in (self.unet, self.vae, *self.text_encoders):
             part.requires_grad_(False).eval()
+
+    def check_trainable(self) -> None:
+        """Refuse bases that pictures can be drawn with, but whose U-Net is not trained on noisy latents alone.
+
+        Raises:
+            TaraError: for a U-Net with further inputs, or a prediction that the losses do not know.
+        """
+        channels, kind = int(self.unet.config.in_channels), str(self.scheduler.config.get("prediction_type"))
+        if channels != self.latent_channels:
+            raise TaraError(
+                f"This base's U-Net takes {channels} channels where latents have {self.latent_channels}: it is for "
+                "inpainting or editing. Train on a text-to-image base; its adapters work here too."
+            )
+        if kind not in get_args(PredictionType) or not hasattr(self.scheduler, "alphas_cumprod"):
+            raise TaraError(
+                f"This base's {type(self.scheduler).__name__} has prediction type '{kind}', which tara cannot train. "
+                f"Use a base with one of {', '.join(get_args(PredictionType))}."
+            )
 
     def projection_sizes(self, path: str) -> tuple[int, int]:
         """(d_in, d_out) of a projection such as ``....attn2.to_k``."""

@@ -81,8 +81,10 @@ class Training:
             examples: what :func:`tara.concepts.check_concepts` gave, when it has been called already.
 
         Raises:
-            TaraError: for bad photos, captions or words, and for a missing optimiser package.
+            TaraError: for bad photos, captions or words, a base that cannot be trained on, and a missing optimiser
+                package.
         """
+        backbone.check_trainable()
         examples = check_concepts(concepts, settings) if examples is None else examples
         folders = _prior_folders(concepts, settings, class_folders or {})
         self.concepts, self.settings, self.backbone, self.step = tuple(concepts), settings, backbone, 0
@@ -245,7 +247,7 @@ class Training:
             family=self.backbone.family.name,
             base=self.settings.base,
             rank=self.settings.rank,
-            alpha=self.settings.scale * self.settings.rank,
+            alpha=self.settings.rank if self.settings.alpha is None else self.settings.alpha,
             targets=self.settings.targets,
             phrase=concept.phrase,
             is_style=concept.is_style,
