@@ -258,9 +258,7 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
     if not _is_list_of_tables(concepts) or not concepts:
         raise TaraError(f"{path} names no concept. Add a [[concept]] table with images, word and kind.")
     if not isinstance(tables.get("settings", {}), dict):
-        raise TaraError(
-            f"{path}: settings is no table. Write [settings] on a line of its own, and the settings under it."
-        )
+        raise TaraError(f"{path}: settings is no table. Write [settings] on its own line, and the settings under it.")
     settings = build(TrainSettings, _from_folder(tables.get("settings", {}), path) | overrides, f"{path} [settings]: ")
     built = [
         build(ConceptSettings, _from_folder(table, path), f"{path} [[concept]] {number}: ")
