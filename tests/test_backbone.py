@@ -138,6 +138,13 @@ def test_an_unsuited_base_is_refused_by_the_layers_name(
         Backbone.from_pipeline(sd_pipe)
 
 
+def test_a_loaded_ip_adapter_is_named(sd_pipe: StableDiffusionPipeline) -> None:
+    _projected(sd_pipe)
+    sd_pipe.unet.config.encoder_hid_dim_type = "ip_image_proj"  # as load_ip_adapter does
+    with pytest.raises(TaraError, match="An IP-Adapter is loaded"):
+        Backbone.from_pipeline(sd_pipe)
+
+
 def test_a_base_with_only_cross_attention_is_refused() -> None:
     with pytest.raises(TaraError, match="attn1' is unsuited"):
         Backbone.from_pipeline(tiny_bases.sd_pipeline(only_cross_attention=True))

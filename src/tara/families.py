@@ -39,6 +39,10 @@ def check_supported(unet: Any) -> None:
     Raises:
         TaraError: naming the first layer where they are not.
     """
+    if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":  # diffusers' mark of a loaded IP-Adapter
+        raise TaraError(
+            "An IP-Adapter is loaded, which brings keys and values of its own. Call pipe.unload_ip_adapter() first."
+        )
     if getattr(unet, "encoder_hid_proj", None) is not None:
         raise _unsupported("encoder_hid_proj", "it projects the text before the attention layers")
     for name in unet.attn_processors:
