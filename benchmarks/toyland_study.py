@@ -17,6 +17,7 @@ from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.conditioning import Composer
 from tara.config import concept_settings, train_settings
+from tara.demo import GUIDANCE_SCALE, SAMPLING_STEPS
 from tara.sampling import Studio
 from tara.training import train_concepts
 from toyland.captions import PLACES
@@ -31,7 +32,6 @@ SAME_CLASS_PAIRS = ((0, 1), (2, 3), (4, 5))
 OTHER_PAIRS = ((0, 2), (1, 4), (0, 6), (3, 5), (2, 7), (4, 7), (1, 6), (5, 6), (3, 7))
 TRIPLES = ((0, 2, 4), (1, 5, 6), (3, 6, 7), (0, 5, 7))
 SEEDS = tuple(range(8))
-STEPS = 25
 BACKGROUNDS = tuple(PLACES)
 Group = tuple[int, ...]
 
@@ -114,7 +114,16 @@ def draw(
     for number, seed in enumerate(seeds):  # a prompt's background changes with the seed
         prompts = [prompt(members, group, place_of(group, seed), adapters is not None) for group in groups]
         used = [[adapters[i] for i in group] if adapters else [] for group in groups]
-        images = studio(prompts, used, [seed], steps=STEPS, batch_size=12, composer=composer, **sampling)
+        images = studio(
+            prompts,
+            used,
+            [seed],
+            steps=SAMPLING_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            batch_size=12,
+            composer=composer,
+            **sampling,
+        )
         for group, verdict in zip(groups, judge(images), strict=True):
             outcomes.append(
                 Outcome(

@@ -32,6 +32,7 @@ PLACE = "on the beach"
 SEEDS = tuple(range(8))
 SHOWN_SEEDS = 6
 SAMPLING_STEPS = 25
+GUIDANCE_SCALE = 3.0
 TRAINING_SHARE = 0.4  # of the demo's time for each of the two trainings; the rest draws
 
 
@@ -114,8 +115,6 @@ SETTINGS: dict[str, Any] = {
     "steps": 300,
     "batch_size": 4,
     "learning_rate": 2e-3,
-    "captions": "varied",
-    "crops": 1,
     "flip": False,  # toyland's ducks look to the left
     "checkpoint_every": 0,
 }
@@ -250,6 +249,7 @@ def _draw(backbone: Backbone, adapters: dict[str, list[Adapter]], tell: Callable
             order.adapters,
             SEEDS,
             steps=SAMPLING_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
             batch_size=len(SEEDS),
             composer=order.composer,
             on_step=on_step,
