@@ -92,14 +92,19 @@ class TrainingState:
         self.unet.load_state_dict({k.removeprefix("unet."): v for k, v in tensors.items() if k.startswith("unet.")})
         for name, value in self.average.items():
             value.copy_(tensors[f"average.{name}"])
-        state = self.optimizer.state_dict()
+        parameters = [*self.unet.parameters()]
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")
-                entries.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+                entries.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], value)
+        self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
         return int(next(iter(entries.values()))["step"].item())
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment in its parameter's memory layout: the fused optimiser walks both in the order of memory, unchecked."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def new_state(

@@ -14,8 +14,8 @@ from toyland.render import render
 from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Rgb, Subject, place, random_subject
 
 SAME_SUBJECT = 0.66
-"""Least likeness that counts as this subject: half-way between what 5 % of other subjects of its class reach (0.42) and
-what 95 % of a subject's re-renders reach (0.91). In words: about one of five features may be wrong.
+"""Least likeness that counts as this subject: half-way between what 5 % of other subjects of its class reach (0.42)
+and what 95 % of a subject's re-renders reach (0.91). In words: about one of five features may be wrong.
 `benchmarks/base_toyland.py` measures both shares, and a test holds them."""
 
 COLOR_TOLERANCE = 70.0

@@ -1,0 +1,151 @@
+"""The U-Net's training is a function of its seed, and a resumed one equals an uninterrupted one."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from toyland import denoiser
+from toyland.code import CHANNELS, PatchCode
+from toyland.denoiser import DenoiserRecipe, Material, TrainingState, new_state, train_unet
+from toyland.render import render
+from toyland.scenes import scene_number
+from toyland.text import WIDTH
+from toyland.unet import build_scheduler, build_unet, draw_latents
+
+CPU = torch.device("cpu")
+RECIPE = DenoiserRecipe(batch_size=3, constant_steps=8, decay_steps=4, warmup_steps=2)
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    """The base's U-Net at a fraction of its size."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=1,
+        norm_num_groups=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def material(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> Material:
+    pictures = np.stack([np.asarray(render(scene_number(11, index))) for index in range(12)])
+    code = PatchCode.fit(pictures)
+    return Material(pictures=pictures, scene_seed=11, code=code, tokenizer=tokenizer, text_encoder=text_encoder)
+
+
+def _steps(material: Material, state: TrainingState, start: int, count: int) -> list[float]:
+    steps: Iterator[Any] = train_unet(material, RECIPE, state, start, CPU)
+    return [float(loss) for _, (_, loss) in zip(range(count), steps, strict=False)]
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(material: Material, tmp_path: Path) -> None:
+    whole = new_state(RECIPE, CPU, tiny_unet)
+    losses = _steps(material, whole, 0, 4)
+
+    first = new_state(RECIPE, CPU, tiny_unet)
+    before = _steps(material, first, 0, 2)
+    first.save(tmp_path / "state.safetensors", 2)
+    torch.manual_seed(99)  # nothing of a resumed run may come from the process that it runs in
+    second = new_state(DenoiserRecipe(seed=123), CPU, tiny_unet)
+    start = second.load(tmp_path / "state.safetensors")
+    assert start == 2
+    assert before + _steps(material, second, start, 2) == losses
+    for name, value in whole.unet.state_dict().items():
+        assert torch.equal(second.unet.state_dict()[name], value), name
+    for name, value in whole.average.items():
+        assert torch.equal(second.average[name], value), name
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_the_moving_average_follows_the_weights(material: Material) -> None:
+    state = new_state(RECIPE, CPU, tiny_unet)
+    start = {name: value.clone() for name, value in state.average.items()}
+    _steps(material, state, 0, 1)
+    for name, parameter in state.unet.named_parameters():
+        expected = 0.1 * start[name] + 0.9 * parameter.detach()  # the first step's decay is 1 / 10
+        torch.testing.assert_close(state.average[name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(material: Material) -> None:
+    first, again, other = (denoiser._batch(material, RECIPE, step) for step in (3, 3, 4))
+    assert (first.pictures == again.pictures).all()
+    assert (first.ids == again.ids).all()
+    assert not (first.ids == other.ids).all()
+
+
+class NoTorch(TorchDispatchMode):
+    """Fails at any operation on tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"torch ran {func}")
+
+
+def test_a_batch_is_prepared_without_torch(material: Material) -> None:
+    # torch's threads in the preparing thread and those of the training would wait for each other
+    with NoTorch():
+        batch = denoiser._batch(material, RECIPE, 0)
+    assert all(isinstance(array, np.ndarray) for array in vars(batch).values())
+
+
+def test_things_weigh_more_than_the_background(material: Material) -> None:
+    scenes = [scene_number(11, index) for index in range(12)]
+    weights = denoiser._latent_weights(scenes, 4.0)
+    assert weights.shape == (12, 1, 16, 16)
+    assert set(np.unique(weights)) == {1.0, 4.0}
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            assert weights[row, 0, int(thing.y * 16), int(thing.x * 16)] == 4.0
+        assert (weights[row, 0, -1] == 1.0).any() or len(scene.things) > 1
+
+
+def test_noise_and_target_are_those_of_v_prediction() -> None:
+    alphas = build_scheduler().alphas_cumprod
+    latents = torch.randn(4, CHANNELS, 16, 16, generator=torch.Generator().manual_seed(1))
+    noised = denoiser._noised(latents, alphas, RECIPE, 5)
+    alpha = alphas[noised.timesteps].double()[:, None, None, None]
+    noise = (noised.latents.double() - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+    velocity = build_scheduler().get_velocity(latents, noise.float(), noised.timesteps)
+    torch.testing.assert_close(noised.target, velocity, rtol=1e-3, atol=1e-3)
+    snr = (alpha / (1 - alpha)).flatten()
+    expected = snr.clamp(RECIPE.least_snr, RECIPE.snr_gamma) / (snr + 1)
+    torch.testing.assert_close(noised.weights.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [RECIPE.rate(step) for step in range(RECIPE.steps + 1)]
+    assert rates[0] == RECIPE.learning_rate / 2
+    assert rates[1:9] == [RECIPE.learning_rate] * 8
+    assert rates[-1] == 0
+    assert all(rate > later for rate, later in pairwise(rates[8:]))
+
+
+def test_the_u_net_reads_text_at_two_resolutions() -> None:
+    with torch.device("meta"):
+        unet = build_unet()
+    readers = {name.split(".attentions")[0] for name, _ in unet.named_modules() if name.endswith("attn2")}
+    assert readers == {"down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"}
+    assert sum(parameter.numel() for parameter in unet.parameters()) * 2 < 25 * 2**20  # bytes in fp16
+
+
+def test_drawn_latents_depend_on_their_own_seed_only(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    torch.manual_seed(3)
+    unet = tiny_unet().eval()
+    ids = tokenizer(["a red cat", "a blue mug", ""], padding="max_length", return_tensors="pt")["input_ids"]
+    hidden = text_encoder(ids).last_hidden_state
+    together = draw_latents(unet, hidden[:2], hidden[2:], [5, 6], steps=2)
+    alone = draw_latents(unet, hidden[1:2], hidden[2:], [6], steps=2)
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)

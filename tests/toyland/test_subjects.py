@@ -1,0 +1,147 @@
+"""Likeness, scores and leakage, for verdicts of an unerring judge."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from looks import picture_of, seen
+
+from toyland.judge import Verdict
+from toyland.subjects import (
+    SAME_SUBJECT,
+    draw_subjects,
+    likeness,
+    reference_pictures,
+    resemblance,
+    score,
+)
+from toyland.world import ACCESSORIES, PATTERNS, Subject, random_subject
+
+SEEDS = st.integers(0, 2**32 - 1)
+CAT, OTHER_CAT, CAR = draw_subjects(1, ["cat", "cat", "car"])
+
+
+def _subject(seed: int, kind: str | None = None) -> Subject:
+    return random_subject(np.random.default_rng(seed), kind)
+
+
+@given(SEEDS)
+def test_a_subject_is_wholly_like_itself(seed: int) -> None:
+    subject = _subject(seed)
+    assert likeness(seen(subject), subject) == pytest.approx(1)
+    assert resemblance(subject, subject) == pytest.approx(1)
+
+
+@given(SEEDS, SEEDS)
+def test_resemblance_is_mutual_and_between_none_and_whole(first: int, second: int) -> None:
+    one, other = _subject(first, "dog"), _subject(second, "dog")
+    assert 0 <= resemblance(one, other) <= 1
+    assert resemblance(one, other) == pytest.approx(resemblance(other, one))
+
+
+@given(SEEDS)
+def test_every_wrong_attribute_costs_likeness(seed: int) -> None:
+    subject = _subject(seed)
+    look = subject.look
+    wrong = [
+        replace(look, pattern=next(p for p in PATTERNS if p != look.pattern)),
+        replace(look, accessory=next(a for a in ACCESSORIES[1:] if a != look.accessory)),
+        *(
+            replace(look, **{part: tuple(255 - channel if abs(channel - 128) > 40 else 0 for channel in rgb)})
+            for part, rgb in (("body", look.body), ("second", look.second), ("third", look.third))
+        ),
+    ]
+    likes = [likeness(seen(replace(subject, look=other)), subject) for other in wrong]
+    assert max(likes) < 0.95
+    assert likes[0] == pytest.approx(0.8)
+    assert likes[1] == pytest.approx(0.8)
+
+
+def test_an_almost_equal_shade_still_passes_and_another_colour_does_not() -> None:
+    look = CAT.look
+    shade = tuple(min(255, channel + 12) for channel in look.body)
+    assert likeness(seen(replace(CAT, look=replace(look, body=shade))), CAT) > SAME_SUBJECT
+    assert likeness(seen(OTHER_CAT), CAT) < SAME_SUBJECT
+
+
+def test_both_subjects_with_their_own_looks_are_a_success() -> None:
+    for subjects in ((CAT, CAR), (CAT, OTHER_CAT), (CAT, OTHER_CAT, CAR)):
+        result = score(picture_of(*subjects), subjects)
+        assert result.success
+        assert result.present == (True,) * len(subjects)
+        assert result.likeness == pytest.approx([1.0] * len(subjects))
+        assert result.leakage == pytest.approx([0.0] * len(subjects))
+
+
+def test_two_of_one_class_are_assigned_whichever_way_they_stand() -> None:
+    assert score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).success
+    assert score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).likeness == pytest.approx((1.0, 1.0))
+
+
+def test_one_finding_serves_one_subject_only() -> None:
+    result = score(picture_of(CAT), (CAT, OTHER_CAT))
+    assert not result.success
+    assert result.present == (True, False)
+    assert result.likeness == (pytest.approx(1), None)
+    assert result.leakage[1] is None
+
+
+def test_a_missing_subject_is_no_success_and_has_no_likeness() -> None:
+    result = score(picture_of(CAR), (CAT, CAR))
+    assert not result.success
+    assert result.present == (False, True)
+    assert result.likeness[0] is None
+
+
+def test_the_right_looks_on_the_wrong_class_are_not_the_subject() -> None:
+    result = score(picture_of(replace(CAT, kind="dog"), CAR), (CAT, CAR))
+    assert result.present == (False, True)
+
+
+def test_an_empty_picture_scores_nothing() -> None:
+    empty = Verdict(things=(), background="beach", style="none")
+    result = score(empty, (CAT, CAR))
+    assert not result.success
+    assert result.present == (False, False)
+    assert result.leakage == (None, None)
+
+
+def test_a_stranger_of_the_class_is_present_but_no_success() -> None:
+    result = score(picture_of(OTHER_CAT, CAR), (CAT, CAR))
+    assert result.present == (True, True)
+    assert not result.success
+
+
+def test_further_objects_do_no_harm() -> None:
+    assert score(picture_of(CAT, CAR, replace(CAR, kind="boat")), (CAT, CAR)).success
+
+
+def test_looks_that_moved_to_the_other_subject_are_leakage() -> None:
+    swapped = picture_of(replace(CAT, look=CAR.look), replace(CAR, look=CAT.look))
+    result = score(swapped, (CAT, CAR))
+    assert not result.success
+    own = resemblance(replace(CAR, kind="cat"), CAT)
+    assert result.leakage == pytest.approx([1 - own, 1 - own])
+
+
+def test_leakage_has_no_sense_for_a_single_subject() -> None:
+    assert score(picture_of(CAT), (CAT,)).leakage == (None,)
+
+
+@given(SEEDS)
+def test_drawn_subjects_of_one_class_differ_clearly(seed: int) -> None:
+    subjects = draw_subjects(seed, ["cat", "cat", "cat", "mug"])
+    assert [subject.kind for subject in subjects] == ["cat", "cat", "cat", "mug"]
+    assert max(resemblance(a, b) for a, b in combinations(subjects[:3], 2)) < 0.5
+
+
+def test_reference_pictures_show_the_subject_before_different_backgrounds() -> None:
+    pictures = reference_pictures(CAT, seed=3)
+    assert len({picture.tobytes() for picture in pictures}) == 5
+    corners = {picture.getpixel((1, 1)) for picture in pictures}
+    assert len(corners) == 5
+    again = reference_pictures(CAT, seed=3)
+    assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in again]
