@@ -74,7 +74,7 @@ def train(
     concepts = [
         concept_settings(images=member.photos, word=member.word, kind=member.subject.kind) for member in members
     ]
-    steps = train_concepts(concepts, train_settings(base="toyland", **settings), backbone)
+    steps = train_concepts(concepts, train_settings(**settings), backbone)
     while True:
         try:
             record = next(steps)

@@ -28,7 +28,8 @@ Context = Literal["prompt", "bank", "delta"]
 
 - ``prompt``: from the prompt itself, as published.
 - ``bank``: from the adapter's training phrase, key and value row as a whole.
-- ``delta``: the frozen part from the prompt, the input of the low-rank delta from the training phrase.
+- ``delta``: the frozen part from the prompt, the input of the low-rank delta from the training phrase. The word keeps its
+  place among its neighbours and brings what was learned; ``benchmarks/context_toyland.py`` compares the three.
 """
 
 
@@ -52,7 +53,7 @@ class AdapterCard(BaseModel, frozen=True):
     alpha: float = Field(description="scale = alpha / rank, as PEFT counts")
     targets: str = Field(default="cross_kv", description="Which layers were trained: cross_kv or attention")
     phrase: str = Field(description="The fixed training phrase; its rare word's rows are the bank")
-    context: Context = Field(default="bank", description="The context that composition uses unless told otherwise")
+    context: Context = Field(default="delta", description="The context that composition uses unless told otherwise")
     is_style: bool = False
     settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")
     examples: tuple[str, ...] = ()
