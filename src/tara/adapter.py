@@ -28,8 +28,8 @@ Context = Literal["prompt", "bank", "delta"]
 
 - ``prompt``: from the prompt itself, as published.
 - ``bank``: from the adapter's training phrase, key and value row as a whole.
-- ``delta``: the frozen part from the prompt, the input of the low-rank delta from the training phrase. The word keeps its
-  place among its neighbours and brings what was learned; ``benchmarks/context_toyland.py`` compares the three.
+- ``delta``: the frozen part from the prompt, the input of the low-rank delta from the training phrase. The word keeps
+  its place among its neighbours and brings what was learned; ``benchmarks/context_toyland.py`` compares the three.
 """
 
 
