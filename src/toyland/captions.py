@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toyland.world import Appearance, Scene, Thing
+from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLORS, PATTERNS, Appearance, Scene, Thing
 
 PLACES = {
     "beach": "on the beach",
@@ -25,6 +25,8 @@ JOINTS = (" and ", " and ", " and ", " next to ", " beside ")
 VERBS = ("", "", "", "", " standing", " waiting", " resting")
 FEATURES = ("body", "second", "pattern", "accessory", "third")
 """What a caption may say of a subject's appearance."""
+MEANINGFUL = frozenset((*CLASSES, *COLORS, *PATTERNS, *ACCESSORIES, *BACKGROUNDS))
+"""Words that a rare word must not happen to be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,12 @@ class Caption:
 def rare_word(rng: np.random.Generator) -> str:
     """A word without meaning, such as people choose for their own subjects."""
     letters = list("bcdfghjklmnpqrstvwxz")
-    return "".join(
-        rng.choice(letters if position != 1 else list("aeiouylwz")) for position in range(int(rng.integers(3, 5)))
-    )
+    while True:
+        word = "".join(
+            rng.choice(letters if position != 1 else list("aeiouylwz")) for position in range(int(rng.integers(3, 5)))
+        )
+        if word not in MEANINGFUL:
+            return word
 
 
 def describe(

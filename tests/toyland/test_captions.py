@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from toyland.captions import (
     ACCESSORY_ADJECTIVES,
     FEATURES,
+    MEANINGFUL,
     PATTERN_ADJECTIVES,
     PLACES,
     Caption,
@@ -141,6 +142,7 @@ def test_every_background_has_a_phrase() -> None:
 @given(SEEDS)
 def test_a_rare_word_is_short_and_lower_case(seed: int) -> None:
     word = rare_word(np.random.default_rng(seed))
+    assert word not in MEANINGFUL
     assert 3 <= len(word) <= 4
     assert word.isalpha()
     assert word.islower()
