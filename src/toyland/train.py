@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -123,10 +122,12 @@ def export(shop: Workshop) -> None:
     checkpoint = load_file(shop.folder / "denoiser.safetensors")
     unet = build_unet()
     unet.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint.items() if k.startswith(prefix)})
+    vae = build_autoencoder()  # built, not loaded by folder: its config would remember that folder
+    vae.load_state_dict(load_file(shop.folder / "vae" / "diffusion_pytorch_model.safetensors"))
     encoder = shop.text_encoder()
     nn.Module.to(encoder, "cpu")
     parts: dict[str, Any] = {
-        "vae": AutoencoderKL.from_pretrained(shop.folder / "vae"),
+        "vae": vae,
         "text_encoder": encoder,
         "tokenizer": shop.tokenizer(),
         "unet": unet,
