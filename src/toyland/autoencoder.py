@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from toyland.code import CHANNELS, PATCH, PatchCode
+from toyland.precision import half_where_fast
 from toyland.render import SIZE
 
 
@@ -69,7 +70,7 @@ def _loss(model: AutoencoderKL, pixels: Tensor, wanted: Tensor, recipe: Autoenco
 
     The encoder regresses the code `wanted` and a fixed deviation; the decoder's loss is L1 plus squared error.
     """
-    with torch.autocast(pixels.device.type, torch.bfloat16):
+    with half_where_fast(pixels.device):
         mean, log_variance = _posterior(model, pixels.contiguous(memory_format=torch.channels_last))
         mean = mean.float()
         scale = recipe.noise * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -19,8 +20,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from toyland.autoencoder import to_pixels
 from toyland.captions import caption
 from toyland.code import PATCH, PatchCode
+from toyland.precision import half_where_fast
+from toyland.processes import own_rows, share_gradients
 from toyland.render import SIZE
 from toyland.scenes import scene_number
+from toyland.shapes import SHAPES
 from toyland.unet import build_scheduler, build_unet
 from toyland.world import Scene
 
@@ -40,6 +44,8 @@ class DenoiserRecipe:
     """Weights of the loss do not fall below this signal-to-noise ratio's: at high noise text decides most."""
     thing_weight: float = 4.0
     """Weight of the loss on things; 1 on the background."""
+    accessory_weight: float = 16.0
+    """Weight of the loss on accessories: the smallest part of a thing, and the last to be learned."""
     caption_dropout: float = 0.1
     ema_decay: float = 0.9993
     seed: int = 7
@@ -88,7 +94,7 @@ class TrainingState:
 
     def load(self, path: Path) -> int:
         """Fill everything in place; returns the number of steps done."""
-        tensors = load_file(path)
+        tensors, step = load_file(path), _steps_done(path)
         self.unet.load_state_dict({k.removeprefix("unet."): v for k, v in tensors.items() if k.startswith("unet.")})
         for name, value in self.average.items():
             value.copy_(tensors[f"average.{name}"])
@@ -99,7 +105,12 @@ class TrainingState:
                 _, index, name = key.split(".")
                 entries.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], value)
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        return int(next(iter(entries.values()))["step"].item())
+        return step
+
+
+def _steps_done(path: Path) -> int:
+    with safe_open(path, "np") as file:
+        return int(file.metadata()["step"])
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
@@ -141,67 +152,83 @@ def _batch(material: Material, recipe: DenoiserRecipe, step: int) -> Example:
     texts = [caption(scene, rng).text for scene in scenes]
     texts = ["" if rng.random() < recipe.caption_dropout else text for text in texts]
     ids = material.tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
-    weights = _latent_weights(scenes, recipe.thing_weight)
+    weights = _latent_weights(scenes, recipe.thing_weight, recipe.accessory_weight)
     return Example(pictures=material.pictures[chosen], ids=np.asarray(ids), weights=weights)
 
 
-def _latent_weights(scenes: Sequence[Scene], thing_weight: float) -> np.ndarray:
-    """1 on the background and `thing_weight` on things: small, but what a picture is about."""
+def _latent_weights(scenes: Sequence[Scene], thing_weight: float, accessory_weight: float) -> np.ndarray:
+    """1 on the background, more on things: small, but what a picture is about; most on their accessories."""
     side = SIZE // PATCH
     weights = np.ones((len(scenes), 1, side, side), np.float32)
+
+    def weigh(row: int, x: float, y: float, reach: tuple[float, float, float], weight: float) -> None:
+        """On the box that reaches so far to both sides, up and down from a point."""
+        aside, up, down = reach
+        edges = (y - up, y + down, x - aside, x + aside)
+        top, bottom, left, right = (int(np.clip(round(edge * side), 0, side)) for edge in edges)
+        weights[row, 0, top:bottom, left:right] = weight
+
     for row, scene in enumerate(scenes):
         for thing in scene.things:
-            reach = 1.2 * thing.size
-            corners = (thing.x - reach, thing.y - 1.7 * thing.size, thing.x + reach, thing.y + reach)
-            left, top, right, bottom = (int(np.clip(round(corner * side), 0, side)) for corner in corners)
-            weights[row, 0, top:bottom, left:right] = thing_weight
+            weigh(row, thing.x, thing.y, (1.2 * thing.size, 1.7 * thing.size, 1.2 * thing.size), thing_weight)
+        for thing in scene.things:
+            if thing.look.accessory != "none":
+                x, y = (
+                    at + part * thing.size for at, part in zip((thing.x, thing.y), SHAPES[thing.kind].top, strict=True)
+                )
+                weigh(row, x, y, (0.7 * thing.size, 0.75 * thing.size, 0.15 * thing.size), accessory_weight)
     return weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noised:
-    """Noisy latents, and what the U-Net should make of them; `weights` (rows,) are the loss's."""
+    """Noisy latents (rows, channels, height, width), their timesteps, and what the U-Net should make of them."""
 
     latents: Tensor
     timesteps: Tensor
     target: Tensor
-    weights: Tensor
+
+    def rows(self, chosen: slice) -> Noised:
+        """Some of the rows."""
+        return Noised(latents=self.latents[chosen], timesteps=self.timesteps[chosen], target=self.target[chosen])
 
 
 def _noised(latents: Tensor, alphas: Tensor, recipe: DenoiserRecipe, step: int) -> Noised:
     """Add noise at random timesteps, both functions of (seed, step).
 
-    The target is the velocity; weights are min-SNR's for it (Hang et al., 2023), kept up at high noise.
+    The target is the velocity. Timesteps are drawn as often as min-SNR weighting for it (Hang et al., 2023), kept up at
+    high noise, would weigh them: the same loss on average, and no step spent on noise that hardly counts.
     """
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    timesteps = torch.randint(0, len(alphas), (len(latents),), generator=generator).to(latents.device)
-    alpha = alphas[timesteps]
-    signal, noise_level = alpha.sqrt()[:, None, None, None], (1 - alpha).sqrt()[:, None, None, None]
-    snr = alpha / (1 - alpha)
+    snr = alphas / (1 - alphas)
+    weights = snr.clamp(recipe.least_snr, recipe.snr_gamma) / (snr + 1)
+    timesteps = torch.multinomial(weights.cpu(), len(latents), replacement=True, generator=generator).to(latents.device)
+    alpha = alphas[timesteps][:, None, None, None]
+    signal, noise_level = alpha.sqrt(), (1 - alpha).sqrt()
     return Noised(
         latents=(signal * latents + noise_level * noise).contiguous(memory_format=torch.channels_last),
         timesteps=timesteps,
         target=signal * noise - noise_level * latents,
-        weights=snr.clamp(recipe.least_snr, recipe.snr_gamma) / (snr + 1),
     )
 
 
 def _loss(
     unet: UNet2DConditionModel, text_encoder: CLIPTextModel, ids: Tensor, noised: Noised, places: Tensor
 ) -> Tensor:
-    """Mean over rows of the weighted squared error; `places` (rows, 1, height, width) weighs latents within a row."""
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    """Mean over rows of the squared error; `places` (rows, 1, height, width) weighs latents within a row."""
+    with half_where_fast(ids.device):
         with torch.no_grad():
             hidden = text_encoder(ids).last_hidden_state
         predicted: Tensor = unet(noised.latents, noised.timesteps, hidden).sample
     error = (predicted.float() - noised.target).square()
-    return (noised.weights * (places * error).mean((1, 2, 3)) / places.mean((1, 2, 3))).mean()
+    return ((places * error).mean((1, 2, 3)) / places.mean((1, 2, 3))).mean()
 
 
 def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
     """One step of the optimiser, clipped, and of the moving average."""
     parameters = [*state.unet.parameters()]
+    share_gradients(parameters)
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(step)
@@ -218,7 +245,10 @@ def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
 def train_unet(
     material: Material, recipe: DenoiserRecipe, state: TrainingState, start: int, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
-    """Train in place from step `start`; yields (step, loss). The batch of a step is a function of (seed, step)."""
+    """Train in place from step `start`; yields (step, loss). The batch of a step is a function of (seed, step).
+
+    Several processes share the rows of every batch, and their weights stay the same.
+    """
     alphas = build_scheduler().alphas_cumprod.to(device)
     code = material.code.to(device)
     with ThreadPoolExecutor(1) as ahead:
@@ -227,8 +257,8 @@ def train_unet(
             batch = coming.result()
             coming = ahead.submit(_batch, material, recipe, step + 1)
             latents = code.encode(to_pixels(batch.pictures).to(device))
-            noised = _noised(latents, alphas, recipe, step)
-            ids, places = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.weights))
+            noised = _noised(latents, alphas, recipe, step).rows(own_rows())
+            ids, places = (torch.from_numpy(array[own_rows()]).to(device) for array in (batch.ids, batch.weights))
             loss = _loss(state.unet, material.text_encoder, ids, noised, places)
             loss.backward()
             _update(state, recipe, step)

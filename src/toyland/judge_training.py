@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toyland.autoencoder import to_pixels
 from toyland.code import PatchCode
 from toyland.judge_net import GRID, JudgeNet, fields_of, scene_logits
+from toyland.precision import half_where_fast
 from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, STYLES, Scene, Thing
 
 
@@ -119,7 +120,7 @@ def train_judge(
         chosen = np.sort(rng.choice(len(pictures), recipe.batch_size, replace=False))
         pixels = _worn(to_pixels(pictures[chosen]), code, rng).to(device, memory_format=torch.channels_last)
         truth = {name: value.to(device) for name, value in _truth([scenes[int(index)] for index in chosen]).items()}
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_where_fast(device):
             grid, scene = model(pixels)
         loss = _loss(grid.float(), scene.float(), truth)
         loss.backward()

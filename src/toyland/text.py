@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from toyland.labels import IGNORE, MENTION_LABELS, SCENE_LABELS, caption_batch
+from toyland.precision import half_where_fast
 from toyland.tokenizer import MAX_TOKENS
 
 WIDTH = 128
@@ -82,7 +83,7 @@ def train_text_encoder(
     rng = np.random.default_rng(recipe.seed)
     for step in range(recipe.steps):
         batch = caption_batch(rng, tokenizer, recipe.batch_size, MAX_TOKENS if step % 8 == 0 else 56)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_where_fast(device):
             hidden = encoder(batch.ids.to(device)).last_hidden_state
             loss = reader.loss(hidden, {name: truth.to(device) for name, truth in batch.labels.items()})
         loss.backward()

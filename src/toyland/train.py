@@ -1,7 +1,9 @@
 """Make the base and the judge from nothing but the renderer: `python -m toyland.train [STAGE ...] --work FOLDER`.
 
 Each stage reads what earlier ones left in the work folder and can be run again; the U-Net resumes from its checkpoint.
-`export` writes the shipped folders. The settings are `recipe.toml` beside this file.
+`export` writes the shipped folders. The settings are `recipe.toml` beside this file. `adopt`, which runs only where it
+is named, fills the work folder with what is shipped, so that `denoiser` trains the shipped U-Net on.
+On two cores: `torchrun --nproc-per-node 2 -m toyland.train denoiser --work FOLDER`, after the stages before it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from toyland.autoencoder import AutoencoderRecipe, build_autoencoder, psnr, reco
 from toyland.denoiser import DenoiserRecipe, Material, TrainingState, new_state, train_unet
 from toyland.judge_net import JudgeNet
 from toyland.judge_training import JudgeRecipe, train_judge
+from toyland.processes import is_first, join
 from toyland.render import render
 from toyland.scenes import scene_number
 from toyland.sheet import sample_sheet
@@ -86,6 +89,22 @@ def judge_scenes(shop: Workshop, plain: int = 50_000, styled: int = 5_000) -> tu
     return np.concatenate([pictures, drawn]), scenes + extra
 
 
+def adopt(shop: Workshop) -> None:
+    """The shipped base and judge as the work folder of a further training of the U-Net, which starts at step 0."""
+    if (shop.folder / "denoiser.safetensors").exists():
+        raise SystemExit(f"{shop.folder} already holds a denoiser; adopt the shipped one into a new folder.")
+    loaded: Any = StableDiffusionPipeline.from_pretrained(toyland.BASE, safety_checker=None, dtype=torch.float32)
+    for part in ("tokenizer", "text_encoder", "vae"):
+        getattr(loaded, part).save_pretrained(shop.folder / part)
+    save_file(_in(torch.float32, load_file(toyland.JUDGE)), shop.folder / "judge.safetensors")
+    state = new_state(DenoiserRecipe(**shop.recipe["denoiser"]), torch.device("cpu"))
+    weights: dict[str, Tensor] = loaded.unet.state_dict()
+    state.unet.load_state_dict(weights)
+    for name, value in state.average.items():
+        value.copy_(weights[name])
+    state.save(shop.folder / "denoiser.safetensors", 0)
+
+
 def make_denoiser(shop: Workshop) -> None:
     """The U-Net, from its checkpoint if there is one; sample sheets of its moving average on the way."""
     recipe = DenoiserRecipe(**shop.recipe["denoiser"])
@@ -103,6 +122,8 @@ def make_denoiser(shop: Workshop) -> None:
     )
     steps = train_unet(material, recipe, state, start, shop.device)
     for step in shop.follow("denoiser", steps, recipe.steps):
+        if not is_first():
+            continue
         if step % CHECKPOINT_EVERY == 0 or step == recipe.steps:
             state.save(checkpoint, step)
         if step % SHEET_EVERY == 0 or step == recipe.steps:
@@ -139,12 +160,12 @@ def export(shop: Workshop) -> None:
     pipeline = StableDiffusionPipeline(**parts).to(torch.float16)
     shutil.rmtree(toyland.BASE, ignore_errors=True)
     pipeline.save_pretrained(toyland.BASE, max_shard_size="14MB", safe_serialization=True)
-    save_file(_halved(load_file(shop.folder / "judge.safetensors")), toyland.JUDGE)
+    save_file(_in(torch.float16, load_file(shop.folder / "judge.safetensors")), toyland.JUDGE)
 
 
-def _halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _in(dtype: torch.dtype, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in weights.items()
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous() for name, value in weights.items()
     }
 
 
@@ -169,11 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="settings, TOML")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args(arguments)
-    if unknown := [stage for stage in chosen.stages if stage not in STAGES]:
+    if unknown := [stage for stage in chosen.stages if stage not in (*STAGES, "adopt")]:
         parser.error(f"there is no stage '{unknown[0]}'; the stages are {names}")
     shop = Workshop(chosen.work, tomllib.loads(chosen.recipe.read_text(encoding="utf-8")), torch.device(chosen.device))
+    join()
     for stage in chosen.stages:
-        STAGES[stage](shop)
+        (STAGES | {"adopt": adopt})[stage](shop)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland.code import PatchCode
+from toyland.processes import is_first
 from toyland.scenes import rendered
 
 FITTED_ON = 4000
@@ -61,7 +62,7 @@ class Workshop:
         with (self.folder / f"{stage}.jsonl").open("a", encoding="utf-8") as log:
             for step, loss in steps:
                 losses.append(loss)
-                if step % 100 == 0 or step == total:
+                if is_first() and (step % 100 == 0 or step == total):
                     mean = float(torch.stack(losses).mean())
                     losses.clear()
                     log.write(json.dumps({"step": step, "loss": round(mean, 5)}) + "\n")

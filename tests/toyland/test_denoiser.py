@@ -1,5 +1,6 @@
 """The U-Net's training is a function of its seed, and a resumed one equals an uninterrupted one."""
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -17,11 +20,13 @@ from toyland.code import CHANNELS, PatchCode
 from toyland.denoiser import DenoiserRecipe, Material, TrainingState, new_state, train_unet
 from toyland.render import render
 from toyland.scenes import scene_number
+from toyland.shapes import SHAPES
 from toyland.text import WIDTH
 from toyland.unet import build_scheduler, build_unet, draw_latents
 
 CPU = torch.device("cpu")
 RECIPE = DenoiserRecipe(batch_size=3, constant_steps=8, decay_steps=4, warmup_steps=2)
+PAIRED = DenoiserRecipe(batch_size=4, constant_steps=8, decay_steps=4, warmup_steps=2)
 
 
 def tiny_unet() -> UNet2DConditionModel:
@@ -101,14 +106,17 @@ def test_a_batch_is_prepared_without_torch(material: Material) -> None:
     assert all(isinstance(array, np.ndarray) for array in vars(batch).values())
 
 
-def test_things_weigh_more_than_the_background(material: Material) -> None:
-    scenes = [scene_number(11, index) for index in range(12)]
-    weights = denoiser._latent_weights(scenes, 4.0)
-    assert weights.shape == (12, 1, 16, 16)
-    assert set(np.unique(weights)) == {1.0, 4.0}
+def test_things_weigh_more_than_the_background_and_accessories_most() -> None:
+    scenes = [scene_number(11, index) for index in range(40)]
+    weights = denoiser._latent_weights(scenes, 4.0, 16.0)
+    assert weights.shape == (40, 1, 16, 16)
+    assert set(np.unique(weights)) == {1.0, 4.0, 16.0}
     for row, scene in enumerate(scenes):
         for thing in scene.things:
-            assert weights[row, 0, int(thing.y * 16), int(thing.x * 16)] == 4.0
+            x, y = SHAPES[thing.kind].top
+            at_top = weights[row, 0, int((thing.y + (y - 0.3) * thing.size) * 16), int((thing.x + x * thing.size) * 16)]
+            assert at_top == (4.0 if thing.look.accessory == "none" else 16.0)
+            assert weights[row, 0, int((thing.y + 0.7 * thing.size) * 16), int(thing.x * 16)] == 4.0
         assert (weights[row, 0, -1] == 1.0).any() or len(scene.things) > 1
 
 
@@ -120,9 +128,37 @@ def test_noise_and_target_are_those_of_v_prediction() -> None:
     noise = (noised.latents.double() - alpha.sqrt() * latents) / (1 - alpha).sqrt()
     velocity = build_scheduler().get_velocity(latents, noise.float(), noised.timesteps)
     torch.testing.assert_close(noised.target, velocity, rtol=1e-3, atol=1e-3)
-    snr = (alpha / (1 - alpha)).flatten()
+
+
+def test_timesteps_are_drawn_as_often_as_min_snr_would_weigh_them() -> None:
+    alphas = build_scheduler().alphas_cumprod
+    drawn = denoiser._noised(torch.zeros(100_000, 1, 1, 1), alphas, RECIPE, 5).timesteps
+    snr = (alphas / (1 - alphas)).double()
     expected = snr.clamp(RECIPE.least_snr, RECIPE.snr_gamma) / (snr + 1)
-    torch.testing.assert_close(noised.weights.double(), expected, rtol=1e-4, atol=1e-6)
+    shares = torch.bincount(drawn, minlength=1000).reshape(10, 100).sum(1) / len(drawn)
+    torch.testing.assert_close(shares.double(), expected.reshape(10, 100).sum(1) / expected.sum(), rtol=0.05, atol=0)
+
+
+def _train_apart(rank: int, folder: Path, material: Material) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    state = new_state(PAIRED, CPU, tiny_unet)
+    for _ in zip(range(2), train_unet(material, PAIRED, state, 0, CPU), strict=False):
+        pass
+    state.save(folder / f"{rank}.safetensors", 2)
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_what_one_trains(material: Material, tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_train_apart, (tmp_path, material), nprocs=2, start_method="spawn")
+    alone = new_state(PAIRED, CPU, tiny_unet)
+    for _ in zip(range(2), train_unet(material, PAIRED, alone, 0, CPU), strict=False):
+        pass
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, value in alone.unet.named_parameters():
+        assert torch.equal(first[f"unet.{name}"], second[f"unet.{name}"]), name
+        torch.testing.assert_close(first[f"unet.{name}"], value.detach(), rtol=0, atol=2e-5)
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:

@@ -96,6 +96,21 @@ def exported(
     return tmp_path
 
 
+def test_a_shipped_base_can_be_trained_on(exported: Path) -> None:
+    shop = Workshop(exported / "further", RECIPE, CPU)
+    train.adopt(shop)
+    state = new_state(DenoiserRecipe(seed=99), CPU)
+    assert state.load(shop.folder / "denoiser.safetensors") == 0
+    shipped = StableDiffusionPipeline.from_pretrained(exported / "base", dtype=torch.float32).unet.state_dict()
+    for name, value in state.unet.named_parameters():
+        assert torch.equal(value, shipped[name]), name
+        assert torch.equal(state.average[name], shipped[name]), name
+    assert shop.tokenizer()("a cat")["input_ids"]
+    assert not shop.text_encoder().training
+    with pytest.raises(SystemExit, match="already holds a denoiser"):
+        train.adopt(shop)
+
+
 def test_what_is_exported_is_an_ordinary_pipeline_folder(exported: Path, tokenizer: CLIPTokenizer) -> None:
     sizes = [path.stat().st_size for path in (exported / "base").rglob("*.safetensors")]
     assert max(sizes) < 15e6
