@@ -21,7 +21,7 @@ from toyland.autoencoder import to_pixels
 from toyland.captions import caption
 from toyland.code import PATCH, PatchCode
 from toyland.precision import half_where_fast
-from toyland.processes import own_rows, share_gradients
+from toyland.processes import average, number
 from toyland.render import SIZE
 from toyland.scenes import scene_number
 from toyland.shapes import SHAPES
@@ -48,6 +48,8 @@ class DenoiserRecipe:
     """Weight of the loss on accessories: the smallest part of a thing, and the last to be learned."""
     caption_dropout: float = 0.1
     ema_decay: float = 0.9993
+    average_every: int = 25
+    """Steps after which several processes go on from the mean of their weights, moments and moving averages."""
     seed: int = 7
 
     @property
@@ -79,6 +81,14 @@ class TrainingState:
     unet: UNet2DConditionModel
     average: dict[str, Tensor]
     optimizer: torch.optim.AdamW
+
+    def tensors(self) -> list[Tensor]:
+        """Weights, moving averages and moments: all that training changes, besides the counts of steps."""
+        weights = [parameter.detach() for parameter in self.unet.parameters()]
+        entries = self.optimizer.state.values()
+        return [
+            *weights, *self.average.values(), *(entry[name] for name in ("exp_avg", "exp_avg_sq") for entry in entries)
+        ]  # fmt: skip
 
     def save(self, path: Path, step: int) -> None:
         """Write everything after `step` steps, whole or not at all."""
@@ -145,8 +155,8 @@ class Example:
 
 
 def _batch(material: Material, recipe: DenoiserRecipe, step: int) -> Example:
-    """Pictures and captions of one step, a function of (seed, step). No torch in here: see `Example`."""
-    rng = np.random.default_rng([recipe.seed, step])
+    """Pictures and captions of one step, a function of (seed, step, process). No torch in here: see `Example`."""
+    rng = np.random.default_rng([recipe.seed, step, number()])
     chosen = np.sort(rng.choice(len(material.pictures), recipe.batch_size, replace=False))
     scenes = [scene_number(material.scene_seed, int(index)) for index in chosen]
     texts = [caption(scene, rng).text for scene in scenes]
@@ -188,18 +198,14 @@ class Noised:
     timesteps: Tensor
     target: Tensor
 
-    def rows(self, chosen: slice) -> Noised:
-        """Some of the rows."""
-        return Noised(latents=self.latents[chosen], timesteps=self.timesteps[chosen], target=self.target[chosen])
-
 
 def _noised(latents: Tensor, alphas: Tensor, recipe: DenoiserRecipe, step: int) -> Noised:
-    """Add noise at random timesteps, both functions of (seed, step).
+    """Add noise at random timesteps, both functions of (seed, step, process).
 
     The target is the velocity. Timesteps are drawn as often as min-SNR weighting for it (Hang et al., 2023), kept up at
     high noise, would weigh them: the same loss on average, and no step spent on noise that hardly counts.
     """
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed((recipe.seed << 40) + (step << 8) + number())
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     snr = alphas / (1 - alphas)
     weights = snr.clamp(recipe.least_snr, recipe.snr_gamma) / (snr + 1)
@@ -226,9 +232,8 @@ def _loss(
 
 
 def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
-    """One step of the optimiser, clipped, and of the moving average."""
+    """One step of the optimiser, clipped, and of the moving average; at times the mean over all processes."""
     parameters = [*state.unet.parameters()]
-    share_gradients(parameters)
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(step)
@@ -240,14 +245,16 @@ def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         averages, [parameter.detach() for parameter in parameters], 1 - decay
     )
+    if (step + 1) % recipe.average_every == 0:
+        average(state.tensors())
 
 
 def train_unet(
     material: Material, recipe: DenoiserRecipe, state: TrainingState, start: int, device: torch.device
 ) -> Iterator[tuple[int, Tensor]]:
-    """Train in place from step `start`; yields (step, loss). The batch of a step is a function of (seed, step).
+    """Train in place from step `start`; yields (step, loss). A step's batch is a function of (seed, step, process).
 
-    Several processes share the rows of every batch, and their weights stay the same.
+    Several processes have the same weights after every `average_every` steps.
     """
     alphas = build_scheduler().alphas_cumprod.to(device)
     code = material.code.to(device)
@@ -257,8 +264,8 @@ def train_unet(
             batch = coming.result()
             coming = ahead.submit(_batch, material, recipe, step + 1)
             latents = code.encode(to_pixels(batch.pictures).to(device))
-            noised = _noised(latents, alphas, recipe, step).rows(own_rows())
-            ids, places = (torch.from_numpy(array[own_rows()]).to(device) for array in (batch.ids, batch.weights))
+            noised = _noised(latents, alphas, recipe, step)
+            ids, places = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.weights))
             loss = _loss(state.unet, material.text_encoder, ids, noised, places)
             loss.backward()
             _update(state, recipe, step)

@@ -1,5 +1,6 @@
 """Several processes that train one model together, as `torchrun --nproc-per-node N -m toyland.train denoiser` starts
-them: on a CPU two processes with a thread each train faster than one with two.
+them. Each takes steps of its own, and now and then all go on from the mean of what they have (local SGD, Stich, 2019):
+on a CPU this is faster than one process with several threads, and than sharing every step's gradients.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
 
 def join() -> None:
@@ -23,18 +24,17 @@ def is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def own_rows() -> slice:
-    """This process's rows of a batch; all of them for a single one."""
-    return slice(dist.get_rank(), None, dist.get_world_size()) if dist.is_initialized() else slice(None)
+def number() -> int:
+    """This process's number among all, from 0; each draws batches of its own."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def share_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the mean of all processes' gradients, in place; nothing to do for a single one."""
+def average(tensors: Sequence[Tensor]) -> None:
+    """Give every process the mean of all processes' tensors, in place; nothing to do for a single one."""
     if not dist.is_initialized():
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    together = torch.cat([gradient.flatten() for gradient in gradients])
+    together = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(together)
     together /= dist.get_world_size()
-    for gradient, part in zip(gradients, together.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view(gradient.shape))
+    for tensor, part in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))

@@ -26,7 +26,7 @@ from toyland.unet import build_scheduler, build_unet, draw_latents
 
 CPU = torch.device("cpu")
 RECIPE = DenoiserRecipe(batch_size=3, constant_steps=8, decay_steps=4, warmup_steps=2)
-PAIRED = DenoiserRecipe(batch_size=4, constant_steps=8, decay_steps=4, warmup_steps=2)
+PAIRED = DenoiserRecipe(batch_size=3, constant_steps=8, decay_steps=4, warmup_steps=2, average_every=2)
 
 
 def tiny_unet() -> UNet2DConditionModel:
@@ -150,15 +150,23 @@ def _train_apart(rank: int, folder: Path, material: Material) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_train_what_one_trains(material: Material, tmp_path: Path) -> None:
+def test_two_processes_go_on_from_the_mean_of_what_each_has(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.multiprocessing.start_processes(_train_apart, (tmp_path, material), nprocs=2, start_method="spawn")
-    alone = new_state(PAIRED, CPU, tiny_unet)
-    for _ in zip(range(2), train_unet(material, PAIRED, alone, 0, CPU), strict=False):
-        pass
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    for name, value in alone.unet.named_parameters():
-        assert torch.equal(first[f"unet.{name}"], second[f"unet.{name}"]), name
-        torch.testing.assert_close(first[f"unet.{name}"], value.detach(), rtol=0, atol=2e-5)
+    together = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    apart: list[dict[str, torch.Tensor]] = []
+    for rank in range(2):
+        monkeypatch.setattr(denoiser, "number", lambda rank=rank: rank)
+        state = new_state(PAIRED, CPU, tiny_unet)
+        for _ in zip(range(2), train_unet(material, PAIRED, state, 0, CPU), strict=False):
+            pass
+        state.save(tmp_path / f"apart-{rank}.safetensors", 2)
+        apart.append(load_file(tmp_path / f"apart-{rank}.safetensors"))
+    assert not torch.equal(apart[0]["unet.conv_in.weight"], apart[1]["unet.conv_in.weight"])
+    for name, value in together[0].items():
+        assert torch.equal(value, together[1][name]), name
+        torch.testing.assert_close(value, (apart[0][name] + apart[1][name]) / 2, rtol=0, atol=2e-5)
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
