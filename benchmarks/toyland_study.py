@@ -17,7 +17,7 @@ from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.conditioning import Composer
 from tara.config import concept_settings, train_settings
-from tara.demo import GUIDANCE_SCALE, SAMPLING_STEPS
+from tara.demo import SAMPLING_STEPS
 from tara.sampling import Studio
 from tara.training import train_concepts
 from toyland.captions import PLACES
@@ -119,7 +119,6 @@ def draw(
             used,
             [seed],
             steps=SAMPLING_STEPS,
-            guidance_scale=GUIDANCE_SCALE,
             batch_size=12,
             composer=composer,
             **sampling,

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
 import tara
 import tiny_adapters
+import tiny_bases
+import toyland
 from tara.adapter import Adapter
 from tara.attention import TextKVProcessor
 from tara.backbone import Backbone
@@ -41,6 +43,22 @@ def test_a_picture_does_not_depend_on_the_batch_it_was_drawn_in(any_pipe: Any) -
     together = _pixels(studio([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=4))
     alone = _pixels(studio([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=1))
     assert np.abs(together - alone).max() <= 1
+
+
+def test_a_controlnet_pipeline_is_refused_with_the_way_to_use_it(sd_pipe: StableDiffusionPipeline) -> None:
+    pipe = StableDiffusionControlNetPipeline(**sd_pipe.components, controlnet=tiny_bases.controlnet())
+    with pytest.raises(TaraError, match=r"needs a control picture.*tara\.prepared\(pipe"):
+        Studio(pipe)
+
+
+def test_the_embedded_base_is_drawn_with_the_guidance_that_suits_it() -> None:
+    studio = Studio("toyland", device="cpu")
+    own, same, stock = (
+        _pixels(studio("a cat in the snow", steps=2, **given))
+        for given in ({}, {"guidance_scale": toyland.GUIDANCE_SCALE}, {"guidance_scale": 7.5})
+    )
+    assert np.array_equal(own, same)
+    assert not np.array_equal(own, stock)
 
 
 def test_without_adapters_it_is_the_stock_pipelines_picture(any_pipe: Any) -> None:

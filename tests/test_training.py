@@ -119,6 +119,22 @@ def test_a_checkpoint_of_other_concepts_is_refused(sd_pipe: Any, tmp_path: Path)
         Training([cat], quick(), backbone).load(state)
 
 
+@pytest.mark.parametrize("change", [{"seed": 8}, {"tfm": False}, {"alpha": 3.0}, {"optimizer": "prodigy"}])
+def test_a_checkpoint_of_other_settings_is_refused_by_name(sd_pipe: Any, tmp_path: Path, change: dict[str, Any]):
+    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    state = Training(concepts, quick(), backbone).state()
+    other = quick(**change) if "optimizer" not in change else quick(**change, learning_rate=None)
+    with pytest.raises(TaraError, match=f"checkpoint was written with {next(iter(change))} = .*Resume with the"):
+        Training(concepts, other, backbone).load(state)
+
+
+def test_a_checkpoint_of_another_base_of_the_same_shape_is_refused(tmp_path: Path):
+    concepts = two_concepts(tmp_path)
+    state = Training(concepts, quick(), Backbone.from_pipeline(tiny_bases.sd_pipeline())).state()
+    with pytest.raises(TaraError, match="written with base = "):
+        Training(concepts, quick(), Backbone.from_pipeline(tiny_bases.sd_pipeline(seed=5))).load(state)
+
+
 def test_only_the_last_checkpoints_are_kept_and_a_damaged_one_is_refused(sd_pipe: Any, tmp_path: Path):
     training = Training(two_concepts(tmp_path), quick(), Backbone.from_pipeline(sd_pipe))
     folder = tmp_path / "checkpoints"
@@ -309,6 +325,13 @@ def test_an_ordinary_rare_word_is_warned_of(sd_pipe: Any, tmp_path: Path):
     dog = two_concepts(tmp_path)[0].model_copy(update={"word": "Beach"})
     with pytest.warns(TaraWarning, match="'Beach' is an ordinary English word"):
         Training([dog], quick(), Backbone(sd_pipe))
+
+
+def test_two_concepts_of_one_name_are_refused(sd_pipe: Any, tmp_path: Path):
+    concepts = [concept.model_copy(update={"name": "pet"}) for concept in two_concepts(tmp_path)]
+    files = [concept.model_copy(update={"out": tmp_path / f"{concept.word}.safetensors"}) for concept in concepts]
+    with pytest.raises(TaraError, match="Two concepts are called 'pet'"):
+        Training(files, quick(), Backbone(sd_pipe))
 
 
 def test_two_concepts_with_one_output_file_are_refused(sd_pipe: Any, tmp_path: Path):

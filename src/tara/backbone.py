@@ -1,5 +1,6 @@
 """A diffusers pipeline as the rest of tara sees it: text in, noise prediction out."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+import toyland
 from tara.attention import KEY, KeysValues, TextConditioning, install, no_grad_kv, uninstall
 from tara.errors import TaraError
 from tara.families import check_supported, family_of
@@ -55,8 +57,6 @@ class TextEncoding:
 def resolve_base(name: str | Path) -> str:
     """The folder or hub id behind a base's name: ``toyland``, ``sd15``, ``sdxl``, a folder, or a hub id as it is."""
     if str(name) == "toyland" and not Path(name).is_dir():
-        import toyland
-
         return str(toyland.BASE)
     return ALIASES.get(str(name), str(name))
 
@@ -78,6 +78,8 @@ def load_base(name: str | Path, device: str | None = None, dtype: torch.dtype | 
             f"The base '{name}' cannot be loaded ({reason}). Give toyland, sd15, sdxl, a pipeline folder or a hub id."
         ) from failure
     backbone = Backbone.from_pipeline(pipe)
+    if where == str(toyland.BASE):
+        backbone.guidance_scale = toyland.GUIDANCE_SCALE
     pipe.to(place)
     return backbone
 
@@ -110,6 +112,8 @@ class Backbone:
         self.tokenizers = [part for part in (pipe.tokenizer, second[0]) if part is not None]
         self.text_encoders = [part for part in (pipe.text_encoder, second[1]) if part is not None]
         self.family = family_of(self.unet.config)
+        self.guidance_scale: float | None = None
+        """What the base draws best with; its pipeline's own default when None."""
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "Backbone":
@@ -168,6 +172,12 @@ class Backbone:
         """Side of the base's own square pictures in pixels."""
         size = self.unet.config.sample_size
         return int(size if isinstance(size, int) else size[0]) * self.vae_scale
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells bases of one shape apart: a hash of the first cross-attention's key weights."""
+        weight: Tensor = self.unet.get_submodule(self.cross_layers[0]).to_k.weight
+        return hashlib.sha256(weight.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
     def freeze(self) -> None:
         """Evaluation mode, no gradients: what training assumes."""
@@ -303,9 +313,11 @@ class Backbone:
         overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if overflows:
             self.vae.to(torch.float32)
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        if overflows:
-            self.vae.to(torch.float16)
+        try:
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        finally:
+            if overflows:
+                self.vae.to(torch.float16)
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
         return (posterior.mean - shift) * scale, posterior.std * scale
 

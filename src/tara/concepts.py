@@ -55,12 +55,18 @@ def check_concepts(concepts: Sequence[ConceptSettings], settings: TrainSettings)
     Warns (TaraWarning) of a rare word that is an ordinary one and of settings that have no effect.
 
     Raises:
-        TaraError: for unreadable photos, a caption without its words, or two concepts that would write one file.
+        TaraError: for unreadable photos, a caption without its words, or two concepts of one name or file.
     """
     files = [concept.file.absolute() for concept in concepts]
     for concept, file in zip(concepts, files, strict=True):
         if files.count(file) > 1:
             raise TaraError(f"Two concepts would write '{concept.file}'. Give each its own out.")
+    labels = [concept.label for concept in concepts]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise TaraError(
+                f"Two concepts are called '{label}'. Give each its own name, so that losses can be told apart."
+            )
     if settings.prior_preservation and not prior_acts(settings):
         warnings.warn(
             "Prior preservation has no effect here: with cross_kv targets and the token focus mask an adapter acts on "

@@ -32,7 +32,6 @@ PLACE = "on the beach"
 SEEDS = tuple(range(8))
 SHOWN_SEEDS = 6
 SAMPLING_STEPS = 25
-GUIDANCE_SCALE = 3.0
 TRAINING_SHARE = 0.4  # of the demo's time for each of the two trainings; the rest draws
 
 
@@ -249,7 +248,6 @@ def _draw(backbone: Backbone, adapters: dict[str, list[Adapter]], tell: Callable
             order.adapters,
             SEEDS,
             steps=SAMPLING_STEPS,
-            guidance_scale=GUIDANCE_SCALE,
             batch_size=len(SEEDS),
             composer=order.composer,
             on_step=on_step,

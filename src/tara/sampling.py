@@ -1,7 +1,7 @@
 """Prompts, adapters and seeds to pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class SamplingSettings:
 
     Attributes:
         steps: denoising steps.
-        guidance_scale: classifier-free guidance; the pipeline's own default when None, off at 1 or less.
+        guidance_scale: classifier-free guidance; the base's own default when None, off at 1 or less.
         scheduler: a name in :data:`SCHEDULERS`; the base's own when None.
         negative_prompt: what to keep away from; adapters never act on it.
         width, height: in pixels, multiples of 8; the base's own when None, or the start picture's shape at that size.
@@ -158,6 +158,11 @@ class Studio:
             self.backbone = base
         elif isinstance(base, (str, Path)):
             self.backbone = load_base(base, device, dtype or _sampling_precision(device))
+        elif getattr(base, "controlnet", None) is not None:
+            raise TaraError(
+                f"A {type(base).__name__} needs a control picture, which Studio does not take. "
+                "Call it yourself: `with tara.prepared(pipe, prompt, adapters) as kwargs: pipe(image=..., **kwargs)`."
+            )
         else:
             self.backbone = Backbone.from_pipeline(base)
         self._texts: EncodingCache = {}
@@ -200,6 +205,8 @@ class Studio:
             TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
         """
         chosen = sampling_settings(settings)
+        if chosen.guidance_scale is None:
+            chosen = replace(chosen, guidance_scale=self.backbone.guidance_scale)
         rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt)
         jobs = [_Job(index, seed, row) for index, (row, seed) in enumerate(product(rows, seeds))]
         pipe, extra = _pipeline(self.backbone, chosen)

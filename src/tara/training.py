@@ -29,6 +29,7 @@ from tara.weights import ConceptWeights
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SKIPPED_IN_A_ROW = 50  # then the concept is surely not learning any more
+SAME_WHEN_RESUMED = ("seed", "targets", "tfm", "alpha", "optimizer")  # others may be changed on the way
 PRIVATE = {"device", "threads", "class_folder", "report_to"}  # of this machine, not of the adapter
 
 
@@ -145,14 +146,24 @@ class Training:
         return TrainingState(
             step=self.step,
             tensors={"weights": self._weights.flat.detach().clone(), **named},
-            plain={"optimizer": plain, "concepts": [material.key for material in self._materials]},
+            plain={
+                "optimizer": plain,
+                "concepts": [material.key for material in self._materials],
+                "same": self._same(),
+            },
         )
+
+    def _same(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that wrote a checkpoint, beside its concepts."""
+        settings = self.settings.model_dump(mode="json", include=set(SAME_WHEN_RESUMED))
+        return {"base": self.backbone.fingerprint, **settings}
 
     def load(self, state: TrainingState) -> None:
         """Go on from a state; the steps to come are those of a run that was never stopped.
 
         Raises:
-            TaraError: when the state is of other concepts, another base or another rank.
+            TaraError: when the state is of other concepts, or its base, rank, seed, targets, masks or optimiser were
+                others.
         """
         keys = [material.key for material in self._materials]
         if state.plain.get("concepts") != keys or state.tensors["weights"].shape != self._weights.flat.shape:
@@ -160,6 +171,12 @@ class Training:
                 "The checkpoint is of other concepts, another base or another rank than these settings. "
                 "Resume with the settings of its run folder, or train anew."
             )
+        for name, value in self._same().items():
+            if (before := state.plain["same"].get(name)) != value:
+                raise TaraError(
+                    f"The checkpoint was written with {name} = {before}, but now {name} = {value}. "
+                    "Resume with the settings of its run folder, or train anew."
+                )
         named = {name.removeprefix("optimizer."): tensor for name, tensor in state.tensors.items()}
         del named["weights"]
         self._weights.load(state.tensors["weights"])
