@@ -2,7 +2,8 @@
 
 Eight random subjects (five classes), twelve pairs of them (three of one class), four triples, eight seeds each, on the
 embedded base. Every training uses the same photos, steps and rank; the plain LoRA is its best of three learning rates,
-chosen on its own success in these very pictures (which favours it).
+chosen on its own success in these very pictures (which favours it). Under "style": each subject in a style that the
+base has never seen, learned from five pictures too.
 
     python benchmarks/quality_toyland.py                       writes benchmarks/results/quality_toyland.json
     python benchmarks/quality_toyland.py --quick --out q.json  fewer seeds and trainings, at most 10 minutes on 2 cores
@@ -15,7 +16,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,17 @@ import toyland_study as study
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
-from toyland_study import Group, Member, Outcome
+from toyland_study import Group, Member, Outcome, StyleMember
 
 import toyland
+from tara.adapter import Adapter
 from tara.backbone import Backbone, load_base
 from tara.conditioning import Composer
 from tara.config import TrainSettings, train_settings
 from tara.demo import SETTINGS
 from tara.sampling import Studio
 from toyland.judge import Judge
+from toyland.judge_training import READABLE_STYLES
 
 RESULTS = Path(__file__).parent / "results" / "quality_toyland.json"
 SUBJECTS_SEED = 2026
@@ -61,12 +64,18 @@ class Training:
         rate = f" at {self.changes['learning_rate']:g}" if "learning_rate" in self.changes else ""
         return f"{'plain' if self.plain else 'tara'} {self.targets}{rate}"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that differs from the package's defaults."""
+        return SETTINGS | self.changes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """All pictures of one training with one composer."""
 
     training: Training | None
+    adapters: list[Adapter] | None
     composer: Composer
     alone: list[Outcome]
     pairs: list[Outcome]
@@ -94,47 +103,102 @@ class Study:
         self.backbone: Backbone = load_base("toyland", device="cpu")
         self.studio, self.judge = Studio(self.backbone), Judge.load(toyland.JUDGE)
         self.members: list[Member] = study.cast(subjects_seed, folder)
+        self.styles: list[StyleMember] = study.style_cast(subjects_seed, folder)
         self.seeds = study.SEEDS[:2] if quick else study.SEEDS
+        self.singles: tuple[Group, ...] = tuple((index,) for index in range(len(self.members)))
         self.pairs: tuple[Group, ...] = (*study.SAME_CLASS_PAIRS, *study.OTHER_PAIRS)
         self.progress = progress
 
     def train_and_draw(self, training: Training, composers: Sequence[Composer]) -> list[Series]:
-        task = self.progress.add_task(f"train {training.name}", total=1.0)
-        adapters = study.train(
-            self.members,
-            self.backbone,
-            lambda part: self.progress.update(task, completed=part),
-            **(SETTINGS | training.changes),
-        )
+        adapters = self.train(self.members, training)
         return [self.series(training, adapters, composer) for composer in composers]
 
-    def series(self, training: Training | None, adapters: Any, composer: Composer) -> Series:
+    def train(self, members: Sequence[Member | StyleMember], training: Training) -> list[Adapter]:
+        task = self.progress.add_task(f"train {len(members)} x {training.name}", total=1.0)
+        return study.train(
+            members, self.backbone, lambda part: self.progress.update(task, completed=part), **training.settings
+        )
+
+    def series(self, training: Training | None, adapters: list[Adapter] | None, composer: Composer) -> Series:
         name = "base, class words only" if training is None else f"draw {training.name}, {composer}"
         task = self.progress.add_task(name, total=3.0)
-        found: list[list[Outcome]] = []
-        singles: tuple[Group, ...] = tuple((index,) for index in range(len(self.members)))
-        for groups in (singles, self.pairs, study.TRIPLES):
-            done = len(found)
-            found.append(
-                study.draw(
-                    self.studio,
-                    self.judge,
-                    self.members,
-                    groups,
-                    adapters,
-                    seeds=self.seeds,
-                    composer=composer,
-                    tell=lambda part, done=done: self.progress.update(task, completed=done + part),
-                )
+        found = [
+            self.draw(
+                groups, adapters, composer, lambda part, done=done: self.progress.update(task, completed=done + part)
             )
-        return Series(training=training, composer=composer, alone=found[0], pairs=found[1], triples=found[2])
+            for done, groups in enumerate((self.singles, self.pairs, study.TRIPLES))
+        ]
+        alone, pairs, triples = found
+        return Series(
+            training=training, adapters=adapters, composer=composer, alone=alone, pairs=pairs, triples=triples
+        )
+
+    def styled(self, series: Series) -> list[dict[str, Any]]:
+        """Every subject of a series in every style, one row a style."""
+        assert series.training is not None
+        rows: list[dict[str, Any]] = []
+        for style, adapter in zip(self.styles, self.train(self.styles, series.training), strict=True):
+            task = self.progress.add_task(f"draw {style.style}, {series.composer}", total=1.0)
+            drawn = self.draw(
+                self.singles,
+                series.adapters,
+                series.composer,
+                lambda part, task=task: self.progress.update(task, completed=part),
+                style=(style, adapter),
+            )
+            rows.append(style_row(style, series, drawn))
+        return rows
+
+    def draw(
+        self,
+        groups: Sequence[Group],
+        adapters: list[Adapter] | None,
+        composer: Composer,
+        tell: Callable[[float], object],
+        **more: Any,
+    ) -> list[Outcome]:
+        return study.draw(
+            self.studio,
+            self.judge,
+            self.members,
+            groups,
+            adapters,
+            seeds=self.seeds,
+            composer=composer,
+            tell=tell,
+            **more,
+        )
+
+
+def style_row(style: StyleMember, series: Series, drawn: Sequence[Outcome]) -> dict[str, Any]:
+    """How often style and subject are both there, and how like itself the subject still looks.
+
+    A blueprint has no colours of its own, so that no likeness can be told there.
+    """
+    training = series.training
+    assert training is not None
+    present = [all(one.score.present) for one in drawn]
+    right = [one.style == style.style for one in drawn]
+    colored = style.style in READABLE_STYLES
+    both = [a and b for a, b in zip(present, right, strict=True)]
+    return {
+        "style": style.style,
+        "training": "plain" if training.plain else "tara",
+        "composer": series.composer,
+        "images": len(drawn),
+        "style_right": study.interval(list(zip((one.group for one in drawn), map(float, right), strict=True))),
+        "subject_present": study.interval(list(zip((one.group for one in drawn), map(float, present), strict=True))),
+        "both": study.interval(list(zip((one.group for one in drawn), map(float, both), strict=True))),
+        "identity": study.interval(study.likeness(drawn)) if colored else None,
+        "identity_without_style": study.interval(study.likeness(series.alone)),
+    }
 
 
 def rows_of(series: Series, members: Sequence[Member], default: bool) -> list[dict[str, Any]]:
     """One row per number of subjects and kind of pair, as the result file holds them."""
     training = series.training
     assert training is not None
-    settings = train_settings(**(SETTINGS | training.changes))
+    settings = train_settings(**training.settings)
     rows: list[dict[str, Any]] = []
     for subjects, same in ((2, False), (2, True), (3, False)):
         drawn = series.pairs if subjects == 2 else series.triples
@@ -200,6 +264,7 @@ def run(subjects_seed: int, quick: bool) -> dict[str, Any]:
                 ours += subject_study.train_and_draw(training, ["tara", "sum"])
         best_plain = max(plain, key=Series.success)
         extra = [] if quick else subject_study.train_and_draw(Training(changes={"targets": other}), ["tara"])
+        style = [] if quick else [*subject_study.styled(ours[0]), *subject_study.styled(best_plain)]
     members = subject_study.members
     rows = rows_of(ours[0], members, True)
     for series in (*ours[1:], *plain, *extra):
@@ -214,6 +279,7 @@ def run(subjects_seed: int, quick: bool) -> dict[str, Any]:
         "paired_difference": study.paired_difference(ours[0].pairs, best_plain.pairs),
         "checks": checks_of(ours[0], best_plain, base),
         "rows": rows,
+        "style": style,
     }
 
 
@@ -228,6 +294,10 @@ def show(result: dict[str, Any]) -> None:
             row["training"], row["targets"], f"{row['learning_rate']:g}", row["composer"], kind, *cells, style=style
         )
     console.print(table)
+    for row in result["style"]:
+        figures = ("style_right", "subject_present", "both", "identity")
+        spelled = ", ".join(f"{name} {study.spelled(row[name])}" for name in figures if row[name] is not None)
+        console.print(f"{row['style']}, {row['training']}, {row['composer']}: {spelled}")
     for one in result["checks"]:
         console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
 

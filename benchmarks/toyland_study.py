@@ -16,18 +16,20 @@ import numpy as np
 from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.conditioning import Composer
-from tara.config import concept_settings, train_settings
+from tara.config import ConceptSettings, concept_settings, train_settings
 from tara.demo import SAMPLING_STEPS
 from tara.sampling import Studio
 from tara.training import train_concepts
 from toyland.captions import PLACES
 from toyland.judge import Judge
+from toyland.render import render
 from toyland.subjects import Score, draw_subjects, reference_pictures, score
-from toyland.world import Subject
+from toyland.world import UNNAMED_STYLES, Subject, random_scene
 
 KINDS = ("cat", "cat", "car", "car", "robot", "robot", "duck", "house")
 """Classes of the eight subjects: five classes, three same-class pairs."""
 WORDS = ("xlo", "szn", "qev", "vrk", "zup", "fyx", "jwo", "kib")
+STYLE_WORDS = dict(zip(UNNAMED_STYLES, ("ruv", "gwi"), strict=True))
 SAME_CLASS_PAIRS = ((0, 1), (2, 3), (4, 5))
 OTHER_PAIRS = ((0, 2), (1, 4), (0, 6), (3, 5), (2, 7), (4, 7), (1, 6), (5, 6), (3, 7))
 TRIPLES = ((0, 2, 4), (1, 5, 6), (3, 6, 7), (0, 5, 7))
@@ -44,6 +46,23 @@ class Member:
     word: str
     photos: Path
 
+    def concept(self) -> ConceptSettings:
+        """What is trained."""
+        return concept_settings(images=self.photos, word=self.word, kind=self.subject.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleMember:
+    """A style that the base has never seen, the rare word that stands for it, and the folder of its five pictures."""
+
+    style: str
+    word: str
+    photos: Path
+
+    def concept(self) -> ConceptSettings:
+        """What is trained."""
+        return concept_settings(images=self.photos, word=self.word, kind="style", is_style=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -53,6 +72,8 @@ class Outcome:
     seed: int
     score: Score
     background: bool
+    style: str
+    """The style that the judge sees."""
 
 
 def cast(seed: int, folder: Path) -> list[Member]:
@@ -67,14 +88,24 @@ def cast(seed: int, folder: Path) -> list[Member]:
     return members
 
 
+def style_cast(seed: int, folder: Path) -> list[StyleMember]:
+    """The unnamed styles, with five pictures each of other scenes than the study's, written to a folder."""
+    members: list[StyleMember] = []
+    for index, (style, word) in enumerate(STYLE_WORDS.items()):
+        photos = folder / word
+        photos.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([seed, index])
+        for number in range(5):
+            render(random_scene(rng, style=style)).save(photos / f"{number}.png")
+        members.append(StyleMember(style=style, word=word, photos=photos))
+    return members
+
+
 def train(
-    members: Sequence[Member], backbone: Backbone, tell: Callable[[float], object], **settings: Any
+    members: Sequence[Member | StyleMember], backbone: Backbone, tell: Callable[[float], object], **settings: Any
 ) -> list[Adapter]:
     """One adapter per member, all in one run: each comes out as if trained alone."""
-    concepts = [
-        concept_settings(images=member.photos, word=member.word, kind=member.subject.kind) for member in members
-    ]
-    steps = train_concepts(concepts, train_settings(**settings), backbone)
+    steps = train_concepts([member.concept() for member in members], train_settings(**settings), backbone)
     while True:
         try:
             record = next(steps)
@@ -106,14 +137,19 @@ def draw(
     *,
     seeds: Sequence[int] = SEEDS,
     composer: Composer = "tara",
+    style: tuple[StyleMember, Adapter] | None = None,
     tell: Callable[[float], object] = lambda part: None,
     **sampling: Any,
 ) -> list[Outcome]:
-    """Draw every group with every seed and judge it; without adapters the prompt holds the class words only."""
+    """Draw every group with every seed and judge it; without adapters the prompt holds the class words only.
+
+    A style and its adapter join every prompt, as in "a xlo cat on the beach in ruv style".
+    """
+    ending, styled = (f" in {style[0].word} style", [style[1]]) if style else ("", [])
     outcomes: list[Outcome] = []
     for number, seed in enumerate(seeds):  # a prompt's background changes with the seed
-        prompts = [prompt(members, group, place_of(group, seed), adapters is not None) for group in groups]
-        used = [[adapters[i] for i in group] if adapters else [] for group in groups]
+        prompts = [prompt(members, group, place_of(group, seed), adapters is not None) + ending for group in groups]
+        used = [([adapters[i] for i in group] if adapters else []) + styled for group in groups]
         images = studio(
             prompts,
             used,
@@ -130,6 +166,7 @@ def draw(
                     seed=seed,
                     score=score(verdict, [members[i].subject for i in group]),
                     background=verdict.background == place_of(group, seed),
+                    style=verdict.style,
                 )
             )
         tell((number + 1) / len(seeds))
