@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results" / "base_toyland.json"
 HELD_OUT = 4242
 """Seed of the scenes and prompts here; the base learned from another series."""
 ATTRIBUTES = ("body", "second", "third", "pattern", "accessory")
-STEPS, GUIDANCE, BATCH = 25, 4.0, 16
+STEPS, BATCH = 25, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ def draw(pipe: Any, prompts: Sequence[Prompt]) -> Iterator[Image.Image]:
         yield from pipe(
             [prompt.text for prompt in batch],
             num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=toyland.GUIDANCE_SCALE,
             generator=[torch.Generator().manual_seed(start + row) for row in range(len(batch))],
         ).images
 
@@ -293,7 +293,11 @@ def run(amounts: Amounts) -> dict[str, Any]:
         "base_in_detail": base,
         "same_subject": {"threshold": SAME_SUBJECT, **same_subject(judge, pipe.vae, amounts.subjects)},
         "weights_mib": {"together": round(together, 2), "largest_file": round(largest, 2)},
-        "sampling": {"scheduler": type(pipe.scheduler).__name__, "steps": STEPS, "guidance_scale": GUIDANCE},
+        "sampling": {
+            "scheduler": type(pipe.scheduler).__name__,
+            "steps": STEPS,
+            "guidance_scale": toyland.GUIDANCE_SCALE,
+        },
         **study.circumstances(),
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - begun),

@@ -95,7 +95,9 @@ def test_the_base_draws_what_a_bare_prompt_names(pipe: Any, judge: Judge) -> Non
     grounds = [BACKGROUNDS[index % len(BACKGROUNDS)] for index in range(len(CLASSES))]
     prompts = [bare_caption([kind], ground) for kind, ground in zip(CLASSES, grounds, strict=True)]
     generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
-    verdicts = judge(pipe(prompts, num_inference_steps=20, guidance_scale=4.0, generator=generators).images)
+    verdicts = judge(
+        pipe(prompts, num_inference_steps=20, guidance_scale=toyland.GUIDANCE_SCALE, generator=generators).images
+    )
     kinds = [kind in {f.kind for f in verdict.things} for kind, verdict in zip(CLASSES, verdicts, strict=True)]
     assert sum(kinds) >= len(CLASSES) - 1
     assert (
