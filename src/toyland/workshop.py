@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland.code import PatchCode
+from toyland.curve import draw_curve
 from toyland.processes import is_first
 from toyland.scenes import rendered
 
@@ -56,7 +57,7 @@ class Workshop:
         return encoder
 
     def follow(self, stage: str, steps: Iterable[tuple[int, Tensor]], total: int) -> Iterator[int]:
-        """Print and keep the mean loss of every 100 steps while they run."""
+        """Print and keep the mean loss of every 100 steps while they run; their curve is drawn at the end."""
         losses: list[Tensor] = []
         began = time.monotonic()
         with (self.folder / f"{stage}.jsonl").open("a", encoding="utf-8") as log:
@@ -69,3 +70,5 @@ class Workshop:
                     log.flush()
                     print(f"{stage} {step}/{total} loss {mean:.4f} {time.monotonic() - began:.0f} s", flush=True)
                 yield step
+        if is_first():
+            draw_curve(self.folder / f"{stage}.jsonl")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -52,6 +53,8 @@ def test_a_stage_is_followed_by_its_mean_loss(tmp_path: Path, capsys: pytest.Cap
     lines = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == [{"step": 100, "loss": 50.5}, {"step": 150, "loss": 125.5}]
     assert "text 100/150 loss 50.5" in capsys.readouterr().out
+    with Image.open(tmp_path / "text.png") as curve:
+        assert curve.size == (800, 450)
 
 
 def test_the_work_folder_keeps_what_was_made(tmp_path: Path) -> None:
