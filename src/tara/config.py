@@ -142,7 +142,12 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     )
     class_folder: Path | None = Field(
         default=None,
-        description="Folder of class pictures, one subfolder a class; class/ in the run folder if left out",
+        description="Folder of class pictures, one subfolder a class (or, for one class, the pictures themselves); "
+        "class/ in the run folder if left out",
+    )
+    class_prompt: str | None = Field(
+        default=None,
+        description="Prompt of the class pictures, with {kind}; the training phrase without the rare word if left out",
     )
     captions: CaptionSource = Field(
         default="fixed",
@@ -161,12 +166,14 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     preview_prompt: str | None = Field(
         default=None, description="Prompt of the previews, with {word} and {kind}; the training phrase if left out"
     )
+    preview_images: int = Field(default=1, ge=1, le=64, description="Pictures in each preview, from seed on")
     checkpoint_every: int = Field(
         default=250, ge=0, description="Write a checkpoint every so many steps; 0 only when stopped"
     )
     report_to: Literal["none", "tensorboard", "wandb"] = Field(
         default="none", description="Tracker that also gets the losses"
     )
+    project: str = Field(default="tara", min_length=1, description="The tracker's project")
     device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu; the best one found if left out")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice if left out")
 

@@ -35,9 +35,10 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def preview(self, step: int, name: str) -> Path:
-        """Where a preview goes."""
-        return self.path / "previews" / f"step-{step:06d}-{name}.png"
+    def preview(self, step: int, name: str, number: int = 0) -> Path:
+        """Where a preview goes; further pictures of one preview are numbered."""
+        again = f"-{number}" if number else ""
+        return self.path / "previews" / f"step-{step:06d}-{name}{again}.png"
 
     def early_adapter(self, step: int, file: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
