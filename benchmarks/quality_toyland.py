@@ -28,7 +28,8 @@ from rich.table import Table
 from toyland_study import Group, Member, Outcome
 
 import toyland
-from tara.backbone import Backbone, load_base
+from tara.backbone import Backbone
+from tara.bases import load_base
 from tara.conditioning import Composer
 from tara.config import TrainSettings, train_settings
 from tara.demo import SETTINGS

@@ -22,6 +22,11 @@ CaptionSource = Literal["fixed", "varied"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+BASE = "Base model: toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
+REVISION = "Branch, tag or commit of a base on the hub"
+VARIANT = "Variant of the base's files, such as fp16"
+VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or a hub id"
+
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
 
 
@@ -97,7 +102,10 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
 class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     """How a training run goes; the field descriptions are the command line's help."""
 
-    base: str = Field(default="toyland", description="Base model: toyland, sd15, sdxl, a folder or a hub id")
+    base: str = Field(default="toyland", description=BASE)
+    revision: str | None = Field(default=None, description=REVISION)
+    variant: str | None = Field(default=None, description=VARIANT)
+    vae: str | None = Field(default=None, description=VAE)
     targets: Targets = Field(
         default="cross_kv", description="Layers that learn: text keys and values only, or every attention projection"
     )
@@ -298,9 +306,10 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
 def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
     names = [name for name in ("images", "out", "class_folder") if isinstance(table.get(name), str)]
     paths: dict[str, Any] = {name: recipe.parent / table[name] for name in names}
-    base = table.get("base")
-    if isinstance(base, str) and base and (recipe.parent / base).is_dir():  # otherwise a name or a hub id
-        paths["base"] = str(recipe.parent / base)
+    for name in ("base", "vae"):
+        given = table.get(name)
+        if isinstance(given, str) and given and (recipe.parent / given).exists():  # otherwise a name or a hub id
+            paths[name] = str(recipe.parent / given)
     return {**table, **paths}
 
 

@@ -67,13 +67,14 @@ class RunFolder:
             concept.model_copy(update={"images": concept.images.absolute(), "out": concept.file.absolute()})
             for concept in recipe.concepts
         ]
-        base, pictures = Path(recipe.settings.base), recipe.settings.class_folder
+        settings, pictures = recipe.settings, recipe.settings.class_folder
         places = {
-            "base": str(base.absolute()) if base.is_dir() else recipe.settings.base,
+            "base": _placed(settings.base),
+            "vae": None if settings.vae is None else _placed(settings.vae),
             "class_folder": None if pictures is None else pictures.absolute(),
         }
         # absolute paths: the run may be resumed from elsewhere
-        whole = Recipe(settings=recipe.settings.model_copy(update=places), concepts=tuple(absolute))
+        whole = Recipe(settings=settings.model_copy(update=places), concepts=tuple(absolute))
         _write_json(self.path / RUN_SETTINGS, whole.model_dump(mode="json"))
         _write_json(self.path / "versions.json", versions(device))
 
@@ -165,6 +166,11 @@ def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
             raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
         writable_folder(concept.file.absolute().parent)
     writable_folder(folder.path)
+
+
+def _placed(name: str) -> str:
+    """A folder or file by its absolute path; a short name or a hub id as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _write_json(path: Path, values: object) -> None:

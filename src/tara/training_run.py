@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 
 from tara.adapter import Adapter
-from tara.backbone import Backbone, load_base
+from tara.backbone import Backbone
+from tara.bases import load_base
 from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, class_phrase
 from tara.config import Precision, Recipe, concept_settings, read_recipe, train_settings
@@ -240,7 +241,14 @@ def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
     on_cpu = settings.device == "cpu" or (settings.device is None and not torch.cuda.is_available())
     if settings.mixed_precision == "fp16" and on_cpu:
         raise TaraError("mixed_precision = 'fp16' needs a GPU. Use bf16 or no on a CPU.")
-    return load_base(settings.base, settings.device, PRECISIONS[settings.mixed_precision])
+    return load_base(
+        settings.base,
+        settings.device,
+        PRECISIONS[settings.mixed_precision],
+        revision=settings.revision,
+        variant=settings.variant,
+        vae=settings.vae,
+    )
 
 
 def _check_previews(recipe: Recipe) -> None:

@@ -12,6 +12,14 @@ BASE = (
         setting="base",
         needed=True,
     ),
+    Flag(name="revision", about="branch, tag or commit of the base on the hub", setting="revision", origin="diffusers"),
+    Flag(name="variant", about="variant of the base's files, such as fp16", setting="variant", origin="diffusers"),
+    Flag(
+        name="pretrained_vae_model_name_or_path",
+        about="autoencoder in place of the base's own",
+        setting="vae",
+        origin="diffusers",
+    ),
     Flag(name="device", about="cuda, mps or cpu; the best one found if left out", setting="device", origin="tara"),
 )
 

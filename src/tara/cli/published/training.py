@@ -83,7 +83,7 @@ def resumes(given: Given) -> bool:
 
 def on_this_machine(settings: TrainSettings) -> TrainSettings:
     """The settings with what this machine lacks replaced by the nearest thing that it has, and one note about it."""
-    from tara.backbone import best_device
+    from tara.bases import best_device
 
     on_cuda = (settings.device or best_device()).startswith("cuda")
     changes: dict[str, Any] = {}
