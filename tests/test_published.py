@@ -1,5 +1,6 @@
 """The published scripts' commands, as they are typed, on a tiny base of random weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 import tiny_bases
 from tara.adapter import load_adapter
 from tara.cli.published import INFERENCE, SCRIPTS, SD_TRAINING, SDXL_TRAINING, run
+from tara.cli.published.inference import order_of
 from tara.cli.published.page import markdown
 from tara.cli.published.script import Script, read_flags
 from tara.cli.published.training import recipe_of
@@ -302,6 +306,29 @@ def test_a_rare_word_that_the_file_does_not_know_is_refused(trained: Path, base:
     said = refused(INFERENCE, *flags, '--rare_token_list=["abc"]')
     assert "says 'abc', but pytorch_lora_weights.safetensors listens to 'xlo'" in said
     assert list(here.rglob("*.png")) == []
+
+
+def test_a_file_without_a_card_gets_its_words_from_the_list_and_the_prompt(
+    trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def loaded(specs: list[str]) -> tuple[tuple[()], tuple[()]]:
+        asked.extend(specs)
+        return (), ()
+
+    monkeypatch.setattr("tara.cli.generate.loaded", loaded)
+    save_file({"weight": torch.zeros(1)}, here / "plain.safetensors")
+    lists = {
+        "lora_list": json.dumps(["plain.safetensors", "plain.safetensors:0.5", str(trained / "cat")]),
+        "rare_token_list": '["xlo", "tok", "szn"]',
+    }
+    order_of(read_flags(INFERENCE, needed(INFERENCE, **lists, prompt="an xlo dog, a tok, and a szn cat")))
+    assert asked == [
+        "plain.safetensors:word=xlo,kind=dog",
+        "plain.safetensors:0.5,word=tok",
+        str(trained / "cat" / "pytorch_lora_weights.safetensors"),
+    ]
 
 
 def test_six_pictures_are_drawn_unless_told_otherwise_and_options_follow_an_adapter(

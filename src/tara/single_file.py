@@ -132,7 +132,10 @@ def load_single_file(
 
 
 def clip_tokenizer(padding: str, length: int = 77) -> Any:
-    """CLIP's tokenizer, built from its merges: a vocabulary is the bytes, the bytes that end a word, the merges."""
+    """CLIP's tokenizer, built from its merges: a vocabulary is the bytes, the bytes that end a word, the merges.
+
+    ``tools/clip_merges.py`` takes the merges from open_clip (MIT licence, ``original_configs/merges.LICENSE``).
+    """
     from transformers import CLIPTokenizer
 
     merges = gzip.decompress((CONFIGS / "merges.txt.gz").read_bytes()).decode("utf-8").split("\n")

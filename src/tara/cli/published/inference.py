@@ -63,15 +63,21 @@ def order_of(given: Given) -> Order:
 
 def with_file(entry: str) -> str:
     """An entry of ``--lora_list`` with the file in place of the folder or hub id that it names; options stay."""
-    from tara.cli.generate import adapter_path
-
-    name = str(adapter_path(entry))
-    options, path = entry.removeprefix(name), Path(name)
+    name, options = _split(entry)
+    path = Path(name)
     if path.is_dir():
         path = _in_folder(path)
     elif not path.exists() and is_hub_id(name):
         path = fetch_file(name, ADAPTER_FILE)
     return f"{path}{options}"
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """A name and its options with their colon; an existing path wins, as everywhere."""
+    if ":" not in entry or Path(entry).exists():
+        return entry, ""
+    name, _, options = entry.rpartition(":")
+    return name, f":{options}"
 
 
 def _in_folder(folder: Path) -> Path:
@@ -84,11 +90,8 @@ def _in_folder(folder: Path) -> Path:
 
 def _with_word(spec: str, word: str, prompt: str) -> str:
     """A file that does not say its words gets them from the list and from the prompt."""
-    from tara.cli.generate import adapter_path
-
-    path = adapter_path(spec)
-    options = spec.removeprefix(str(path))
-    if "word=" in options or _has_card(path):
+    name, options = _split(spec)
+    if "word=" in options or _has_card(Path(name)):
         return spec
     following = re.search(rf"(?<!\w){re.escape(word)}\s+([^\W\d_]+)", prompt, flags=re.IGNORECASE)
     words = [f"word={word}", *([f"kind={following[1]}"] if following else [])]
