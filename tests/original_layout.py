@@ -42,7 +42,7 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 def original_weights(pipe: Any, family: str) -> dict[str, Tensor]:
     """All weights of a pipeline, as one original checkpoint of the family names them."""
     found = {f"model.diffusion_model.{key}": value for key, value in _unet(pipe.unet).items()}
-    found |= {f"first_stage_model.{key}": value for key, value in _vae(pipe.vae).items()}
+    found |= {f"first_stage_model.{key}": value for key, value in original_vae(pipe.vae).items()}
     clip = {f"text_model.{key.removeprefix('text_model.')}": v for key, v in pipe.text_encoder.state_dict().items()}
     if family == "sd1":
         found |= {f"cond_stage_model.transformer.{key}": value for key, value in clip.items()}
@@ -84,8 +84,11 @@ def _unet_name(unet: Any, key: str) -> str:
     return f"output_blocks.{first + int(number)}.{part}.{rest}"
 
 
-def _vae(vae: Any) -> dict[str, Tensor]:
-    return dict(_vae_entry(key, value, len(vae.config.up_block_types)) for key, value in vae.state_dict().items())
+def original_vae(vae: Any) -> dict[str, Tensor]:
+    """An autoencoder's weights, as a file of their own names them."""
+    blocks = len(vae.config.up_block_types)
+    entries = (_vae_entry(key, value, blocks) for key, value in vae.state_dict().items())
+    return {key: value.contiguous().clone() for key, value in entries}
 
 
 def _vae_entry(key: str, value: Tensor, blocks: int) -> tuple[str, Tensor]:

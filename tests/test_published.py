@@ -4,89 +4,28 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 import tiny_bases
+from published_commands import DRAW_TWO, TRAIN_SD, TRAIN_SDXL, typed
 from tara.adapter import load_adapter
 from tara.cli.published import INFERENCE, SCRIPTS, SD_TRAINING, SDXL_TRAINING, run
-from tara.cli.published.inference import order_of
+from tara.cli.published.inference import order_of, with_file
 from tara.cli.published.page import markdown
 from tara.cli.published.script import Script, read_flags
 from tara.cli.published.training import recipe_of
-from tara.config import ConceptSettings, TrainSettings, read_recipe
+from tara.config import ConceptSettings, TrainSettings
 from tara.errors import TaraError
 from tara.provenance import PictureSettings, read_origin
 from training_fixtures import photo_folder
 
 ROOT = Path(__file__).parents[1]
-
-TRAIN_SD = r"""
-    --pretrained_model_name_or_path="stabilityai/stable-diffusion-v1-5" \
-    --instance_data_dir="path/to/your/images" \
-    --instance_prompt="a photo of <rare_token> <class_word>" \
-    --output_dir="path/to/save/lora" \
-    --use_lora \
-    --train_batch_size=1 \
-    --max_train_steps=1000 \
-    --learning_rate=1e-4 \
-    --resolution=512 \
-    --gradient_accumulation_steps=1 \
-    --gradient_checkpointing \
-    --rare_word="<rare_token>" \
-    --class_word="<class_word>" \
-    --focus true \
-    --with_align_loss true \
-    --align_loss_weight=1.0
-"""
-TRAIN_SDXL = r"""
-    --pretrained_model_name_or_path="stabilityai/stable-diffusion-xl-base-1.0" \
-    --instance_data_dir="path/to/your/images" \
-    --output_dir="path/to/save/lora" \
-    --instance_prompt="a photo of <rare_token> <class_word>" \
-    --rank=8 \
-    --resolution=1024 \
-    --train_batch_size=1 \
-    --learning_rate=5e-5 \
-    --report_to="wandb" \
-    --lr_scheduler="constant" \
-    --lr_warmup_steps=0 \
-    --max_train_steps=1000 \
-    --seed=$SEED \
-    --mixed_precision="fp16" \
-    --gradient_checkpointing \
-    --use_8bit_adam \
-    --rare_word="<rare_token>" \
-    --class_word="<class_word>" \
-    --focus="true"  \
-    --with_align_loss="true"  \
-    --align_loss_weight=1.0 \
-"""
-DRAW_TWO = r"""
-  --pretrained_model_name_or_path="stabilityai/stable-diffusion-v1-5" \
-  --lora_list='["path/to/lora1.safetensors", "path/to/lora2.safetensors"]' \
-  --rare_token_list='["xlo", "szn"]' \
-  --prompt="A xlo dog and a szn cat" \
-  --output_folder="./output" \
-  --number=4
-"""
-QUICK = {"--max_train_steps=1000": "--max_train_steps=2", "=512": "=32", "=1024": "=32"}
-
-
-def typed(command: str, replaced: Mapping[str, object], *more: str) -> list[str]:
-    """The words that a shell makes of a command, with parts of its text replaced."""
-    for part, new in (QUICK | dict(replaced)).items():
-        command = command.replace(part, str(new))
-    shell = f'set -- {command.lstrip()}\nprintf "%s\\0" "$@"'
-    found = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
-    return [*found.stdout.split("\0")[:-1], *more]
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +270,16 @@ def test_a_file_without_a_card_gets_its_words_from_the_list_and_the_prompt(
     ]
 
 
+def test_an_adapter_on_the_hub_is_fetched_and_keeps_its_options(monkeypatch: pytest.MonkeyPatch, here: Path):
+    def fetched(repository: str, file: str, revision: str | None) -> str:
+        return f"/cache/{repository}/{file}"
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    assert with_file("someone/rex") == "/cache/someone/rex/pytorch_lora_weights.safetensors"
+    assert with_file("someone/rex:0.5") == "/cache/someone/rex/pytorch_lora_weights.safetensors:0.5"
+    assert with_file("some/folder/rex.safetensors:0.5") == "some/folder/rex.safetensors:0.5"
+
+
 def test_six_pictures_are_drawn_unless_told_otherwise_and_options_follow_an_adapter(
     trained: Path, base: Path, here: Path
 ):
@@ -371,32 +320,6 @@ def test_a_script_is_executable_and_short_and_its_help_does_not_wait_for_torch(s
     assert (ended, torch_imported) == ("0", "False")
     assert float(seconds) < 0.4
     assert script.file in ran.stdout
-
-
-def test_the_conda_environment_installs_this_package_on_a_python_that_it_supports():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert environment["name"] == "tara"
-    *conda, pip = environment["dependencies"]
-    assert pip == {"pip": ["."]}
-    version = next(entry.removeprefix("python=") for entry in conda if entry.startswith("python="))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["requires-python"] == f">={version}"
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)
-def test_every_recipe_is_understood(file: Path):
-    settings = read_recipe(file).settings
-    published = file.name.startswith("official")
-    assert settings.targets == ("attention" if published else "cross_kv")
-
-
-def test_the_official_recipes_are_what_the_published_commands_mean():
-    for name, script, command in (("sd15", SD_TRAINING, TRAIN_SD), ("sdxl", SDXL_TRAINING, TRAIN_SDXL)):
-        recipe = read_recipe(ROOT / "recipes" / f"official-{name}.toml").settings
-        unchanged = {part: part for part in QUICK}
-        commanded = recipe_of(read_flags(script, typed(command, unchanged))).settings
-        other = {"base", "checkpoint_every", "preview_images", "report_to", "gradient_checkpointing"}
-        assert recipe.model_dump(exclude=other) == commanded.model_dump(exclude=other)
 
 
 def test_an_unknown_value_of_a_setting_names_the_flag():

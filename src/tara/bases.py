@@ -1,5 +1,6 @@
 """Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded backbone."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import toyland
 from tara.backbone import Backbone
 from tara.errors import TaraError
 from tara.hub import is_hub_id, not_fetched
-from tara.single_file import CONFIGS, load_single_file, read_contents
+from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents
 
 ALIASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -59,7 +60,7 @@ def load_base(
     else:
         pipe = _from_folder_or_hub(str(name), where, precision, revision, variant)
         if vae is not None:
-            _replace_vae(pipe, load_vae(vae, precision))
+            _replace_vae(pipe, vae, precision)
     backbone = Backbone.from_pipeline(pipe)
     if where == str(toyland.BASE):
         backbone.guidance_scale = toyland.GUIDANCE_SCALE
@@ -67,13 +68,13 @@ def load_base(
     return backbone
 
 
-def load_vae(name: str | Path, dtype: torch.dtype, family: str = "sd1") -> Any:
+def load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
     """Load an autoencoder: a folder (also of a whole pipeline), a ``.safetensors`` file or a hub id.
 
     Args:
         name: what to load.
         dtype: its precision.
-        family: what a file in the original layout, which says nothing of itself, was made for.
+        configs: folder whose ``vae/config.json`` describes a file in the original layout, which does not tell itself.
 
     Raises:
         TaraError: when there is none, or it cannot be read.
@@ -83,9 +84,11 @@ def load_vae(name: str | Path, dtype: torch.dtype, family: str = "sd1") -> Any:
     path = Path(name)
     try:
         if path.is_file():
-            return AutoencoderKL.from_single_file(
-                str(path), config=str(CONFIGS / family), subfolder="vae", torch_dtype=dtype, local_files_only=True
+            vae = AutoencoderKL.from_single_file(
+                str(path), config=str(configs), subfolder="vae", torch_dtype=dtype, local_files_only=True
             )
+            check_whole(path, "autoencoder", vae)
+            return vae
         subfolder = "vae" if (path / "vae").is_dir() else None
         return AutoencoderKL.from_pretrained(str(name), subfolder=subfolder, torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as failure:
@@ -113,7 +116,7 @@ def _from_file(path: Path, dtype: torch.dtype, vae: str | Path | None) -> Any:
     if path.suffix != ".safetensors":
         raise TaraError(f"'{path}' is no base. {WANTED}.")
     contents = read_contents(path)
-    autoencoder = None if vae is None else load_vae(vae, dtype, contents.family)
+    autoencoder = None if vae is None else load_vae(vae, dtype, CONFIGS / contents.family)
     return load_single_file(path, dtype, autoencoder, contents=contents)
 
 
@@ -134,7 +137,10 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
         raise TaraError(f"The base '{name}' cannot be loaded ({_first_line(failure)}). {WANTED}.") from failure
 
 
-def _replace_vae(pipe: Any, vae: Any) -> None:
+def _replace_vae(pipe: Any, name: str | Path, dtype: torch.dtype) -> None:
+    with tempfile.TemporaryDirectory() as configs:
+        pipe.vae.save_config(Path(configs) / "vae")
+        vae = load_vae(name, dtype, Path(configs))
     theirs, ours = ((int(part.config.latent_channels), len(part.config.block_out_channels)) for part in (vae, pipe.vae))
     if theirs != ours:
         raise TaraError(

@@ -1,6 +1,7 @@
 """The model hub: names on it, files from it, and what to say when it gives none."""
 
 import re
+import textwrap
 from pathlib import Path
 
 from tara.errors import TaraError
@@ -32,11 +33,13 @@ def not_fetched(repository: str, failure: Exception, *files: str, revision: str 
     """What to tell when a repository's files are neither here nor can be fetched."""
     command = " ".join(["hf download", repository, *files, *(["--revision", revision] if revision else [])])
     return TaraError(
-        f"'{repository}' is no folder or file here, and the hub did not give it ({_first_line(failure)}). Check the "
+        f"'{repository}' is no folder or file here, and the hub did not give it ({_reason(failure)}). Check the "
         f"name, or fetch it where there is a network: `{command}`."
     )
 
 
-def _first_line(failure: Exception) -> str:
+def _reason(failure: Exception) -> str:
+    """The beginning of what a library tells in a paragraph."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(failure).__name__
+    text = lines[0].rstrip(".") if lines else type(failure).__name__
+    return textwrap.shorten(text.partition(" (")[0], 120, placeholder=" ...")

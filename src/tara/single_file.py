@@ -126,7 +126,9 @@ def load_single_file(
     except (OSError, ValueError, KeyError, RuntimeError) as failure:  # diffusers' converter has many ways to say no
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         raise TaraError(f"'{path}' is not a whole base ({reason}). Give another checkpoint.") from failure
-    _check_whole(path, pipe)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if getattr(pipe, name, None) is not None:
+            check_whole(path, name, getattr(pipe, name))
     pipe.scheduler = _scheduler(pipe.scheduler, contents)
     return pipe
 
@@ -154,12 +156,15 @@ def _byte_letters() -> list[str]:
     return [*map(chr, visible), *(chr(256 + number) for number in range(hidden))]
 
 
-def _check_whole(path: Path, pipe: Any) -> None:
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        part = getattr(pipe, name, None)
-        lost = [] if part is None else [key for key, value in part.named_parameters() if value.is_meta]
-        if lost:
-            raise TaraError(f"'{path}' is not a whole base: its {name} lacks '{lost[0]}'. Give another checkpoint.")
+def check_whole(path: Path, name: str, part: Any) -> None:
+    """Refuse a file that has not given every weight of a part: diffusers leaves what is missing without memory.
+
+    Raises:
+        TaraError: naming the first weight that is missing.
+    """
+    lost = next((key for key, value in part.named_parameters() if value.is_meta), None)
+    if lost is not None:
+        raise TaraError(f"'{path}' is not whole: its {name} lacks '{lost}'. Give another file.")
 
 
 def _scheduler(scheduler: Any, contents: Contents) -> Any:

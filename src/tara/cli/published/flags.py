@@ -39,6 +39,7 @@ METHOD = (
 
 OPTIMISATION = (
     Flag(name="max_train_steps", about="optimiser steps", setting="steps", default="1000"),
+    Flag(name="resolution", about="side of the training pictures; the base's own if left out", setting="resolution"),
     Flag(name="train_batch_size", about="photos in one U-Net call", setting="batch_size", default="1"),
     Flag(
         name="gradient_accumulation_steps",
@@ -74,7 +75,7 @@ RUN = (
     switch("with_prior_preservation", "train on pictures of the class too", "prior_preservation"),
     Flag(
         name="class_data_dir",
-        about="folder of class pictures; what is missing is drawn into it",
+        about="folder of class pictures, or of one subfolder a class; missing ones are drawn",
         setting="class_folder",
     ),
     Flag(name="class_prompt", about="prompt of the class pictures", setting="class_prompt"),
@@ -104,9 +105,9 @@ RUN = (
 SD_ONLY = (
     switch("use_lora", "needed: adapters are all that is trained here"),
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="1e-4"),
-    Flag(name="resolution", about="side of the training pictures; the base's own if left out", setting="resolution"),
     Flag(name="lora_r", about="rank", setting="rank", default="8"),
     Flag(name="lora_alpha", about="scale times rank, stored and applied", setting="alpha", default="32"),
+    refused("rank", "this script calls it --lora_r"),
     accepted("lora_dropout", "adapters are trained without dropout", "0", origin="published"),
     accepted("lora_bias", "adapters have no biases", "none", origin="published"),
     *(
@@ -119,8 +120,8 @@ SD_ONLY = (
 
 SDXL_ONLY = (
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="5e-5"),
-    Flag(name="resolution", about="side of the training pictures; the base's own if left out", setting="resolution"),
-    Flag(name="rank", about="rank; the scale is 1", setting="rank", default="8"),
+    Flag(name="rank", about="rank", setting="rank", default="8"),
+    Flag(name="lora_alpha", about="scale times rank; scale 1 if left out", setting="alpha", origin="diffusers"),
     accepted("lora_dropout", "adapters are trained without dropout", "0"),
     refused(
         "with_cross_attn_reg",

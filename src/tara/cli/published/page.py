@@ -15,7 +15,8 @@ them together.
 
 - **The published method, not our defaults.** All attention projections learn (`targets = "attention"`), from the one
   training phrase, without mirror images; a rare word's embedding comes from the prompt itself. `tara train` and
-  `tara generate` choose what we measured to be better: text keys and values alone, and the embedding's context.
+  `tara generate` have other defaults: text keys and values alone, mirror images, and the context that
+  `benchmarks/context_toyland.py` compares with this one.
 - **One difference is meant.** The published code trains Stable Diffusion 1.5 with scale 4 (`--lora_alpha` 32 over
   `--lora_r` 8) and composes with scale 1. Here the file holds its scale, and drawing applies it.
 - `--focus` and `--with_align_loss` are off unless given: without both, what is trained is a plain DreamBooth LoRA.
