@@ -1,6 +1,7 @@
 """The recipes and the conda environment beside the published scripts."""
 
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_the_conda_environment_installs_this_package_on_a_python_that_it_support
     version = next(entry.removeprefix("python=") for entry in conda if entry.startswith("python="))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == f">={version}"
+
+
+def test_the_sdxl_script_is_also_a_command_because_it_is_published_without_python_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    command = EntryPoint(SDXL_TRAINING.file, scripts[SDXL_TRAINING.file], "console_scripts").load()
+    monkeypatch.setattr("sys.argv", [SDXL_TRAINING.file, "--help"])
+    assert command() == 0
+    assert SDXL_TRAINING.file in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.name)

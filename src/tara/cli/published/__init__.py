@@ -37,3 +37,8 @@ def run(script: Script, arguments: Sequence[str] | None = None) -> int:
         print(script.help(), end="")
         return 0
     return outcome(lambda: script.work(read_flags(script, tokens)))
+
+
+def train_sdxl() -> int:
+    """The installed command ``train_dreambooth_tara_sdxl.py``."""
+    return run(SDXL_TRAINING)

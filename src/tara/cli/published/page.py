@@ -25,6 +25,8 @@ them together.
   brackets** such as `<rare_token>` are words like any other.
 - **What a machine lacks is a note, not a failure**: fp16 and 8-bit AdamW without CUDA become float32 and AdamW, a
   tracker without its package or account is left out.
+- **Without `python`**: once the package is installed, `train_dreambooth_tara_sdxl.py` is a command, as it is typed
+  there.
 - **`--output_dir`** holds one file in the end, `pytorch_lora_weights.safetensors`; checkpoints, previews, losses and
   class pictures lie in `pytorch_lora_weights.run/` beside it.
 - **`--lora_list`** takes files, folders (such as an `--output_dir`) and hub ids. `--rare_token_list` may be left out,
