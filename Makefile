@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format setup clean
+.PHONY: demo test lint format environment setup clean
 
 demo: $(STAMP)
 	$(BIN)/tara demo --out demo
@@ -21,6 +21,11 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# what `conda env create` would give to pip can be installed: looked up, not installed again
+environment: $(STAMP)
+	$(BIN)/python -c "import yaml; print(*yaml.safe_load(open('environment.yml'))['dependencies'][-1]['pip'])" \
+		| xargs $(BIN)/python -m pip install --quiet --dry-run --constraint constraints.txt
 
 setup: $(STAMP)
 

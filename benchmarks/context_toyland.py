@@ -26,7 +26,7 @@ from rich.table import Table
 
 import toyland
 from tara.adapter import Adapter, Context
-from tara.backbone import load_base
+from tara.bases import load_base
 from tara.demo import SETTINGS
 from tara.sampling import Studio
 from toyland.judge import Judge

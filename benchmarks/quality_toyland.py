@@ -30,7 +30,8 @@ from toyland_study import Group, Member, Outcome, StyleMember
 
 import toyland
 from tara.adapter import Adapter
-from tara.backbone import Backbone, load_base
+from tara.backbone import Backbone
+from tara.bases import load_base
 from tara.conditioning import Composer
 from tara.config import TrainSettings, train_settings
 from tara.demo import SETTINGS

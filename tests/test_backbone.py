@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +6,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 
 import tiny_bases
-from tara.backbone import Backbone, TextEncoding, load_base, resolve_base
+from tara.backbone import Backbone, TextEncoding
 from tara.errors import TaraError
 from tara.families import FAMILIES, family_of
 
@@ -84,29 +83,6 @@ def test_families_are_read_from_the_models_config(
     assert family_of(sdxl_pipe.unet.config).name == "sdxl-64"
     assert len({family.name for family in FAMILIES}) == 3
     assert Backbone(tiny_bases.sd_pipeline("v_prediction")).prediction_type == "v_prediction"
-
-
-def test_names_of_bases_are_resolved(tmp_path: Path) -> None:
-    published = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    assert resolve_base("sd15") == resolve_base("stabilityai/stable-diffusion-v1-5") == published
-    assert resolve_base(tmp_path) == str(tmp_path)
-
-
-def test_a_saved_base_is_loaded_like_any_pipeline_folder(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    sd_pipe.save_pretrained(tmp_path / "base")
-    backbone = load_base(tmp_path / "base", device="cpu")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Backbone(sd_pipe).encode(["a cat"]).embeddings)
-
-
-def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TaraError, match="cannot be loaded"):
-        load_base(tmp_path, device="cpu")
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x"])
-def test_a_device_that_is_not_there_is_one_clear_sentence(tmp_path: Path, device: str) -> None:
-    with pytest.raises(TaraError, match=f"There is no device '{device}' here"):
-        load_base(tmp_path, device=device)
 
 
 def _norm_cross(pipe: Any) -> None:

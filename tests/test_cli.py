@@ -360,7 +360,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_tells_how_to_go_on(
 def test_ctrl_c_elsewhere_is_130_without_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trained: Path, base: Path, here: Path
 ):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tara.sampling.load_base", interrupted)

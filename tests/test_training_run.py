@@ -17,6 +17,7 @@ import tara
 from tara import training_run
 from tara.adapter import load_adapter
 from tara.checkpoints import checkpoints
+from tara.concepts import class_phrase
 from tara.config import Recipe, TrainSettings, read_recipe
 from tara.errors import TaraError, TaraWarning
 from tara.training import StepRecord
@@ -227,6 +228,30 @@ def test_class_pictures_are_drawn_once_and_the_users_own_count(sd_pipe: Any, tmp
     drawn.clear()
     train_recipe(recipe, sd_pipe, on_class_picture=lambda there, wanted: drawn.append((there, wanted)))
     assert drawn == []
+
+
+def test_a_folder_of_one_class_may_hold_its_pictures_itself(sd_pipe: Any, tmp_path: Path):
+    (dog, _) = two_concepts(tmp_path)
+    own = photo_folder(tmp_path / "class", photos=1)
+    settings = quick(
+        targets="attention",
+        prior_preservation=True,
+        class_images=2,
+        class_folder=own,
+        class_prompt="a picture of a {kind}",
+        steps=1,
+    )
+    train_recipe(Recipe(settings=settings, concepts=(dog,)), sd_pipe)
+    assert len(list(own.glob("*.png"))) == 2
+    assert class_phrase(dog, settings) == "a picture of a dog"
+
+
+def test_a_preview_may_have_several_pictures(sd_pipe: Any, tmp_path: Path):
+    (dog, _) = two_concepts(tmp_path)
+    recipe = Recipe(settings=quick(steps=1, preview_every=1, preview_images=2), concepts=(dog,))
+    train_recipe(recipe, sd_pipe)
+    names = sorted(path.name for path in (recipe.run_folder / "previews").iterdir())
+    assert names == ["step-000001-rex-1.png", "step-000001-rex.png"]
 
 
 def test_losses_reach_tensorboard(sd_pipe: Any, tmp_path: Path):

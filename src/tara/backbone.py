@@ -1,28 +1,20 @@
 """A diffusers pipeline as the rest of tara sees it: text in, noise prediction out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
-import toyland
 from tara.attention import KEY, KeysValues, TextConditioning, install, no_grad_kv, uninstall
 from tara.errors import TaraError
 from tara.families import check_supported, family_of
 from tara.losses import PredictionType
 from tara.tokens import Span, Tokenized
-
-ALIASES = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "stabilityai/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # no such repository
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,52 +44,6 @@ class TextEncoding:
             torch.cat(pooled) if pooled else None,
             tuple(tokens for part in parts for tokens in part.tokenized),
         )
-
-
-def resolve_base(name: str | Path) -> str:
-    """The folder or hub id behind a base's name: ``toyland``, ``sd15``, ``sdxl``, a folder, or a hub id as it is."""
-    if str(name) == "toyland" and not Path(name).is_dir():
-        return str(toyland.BASE)
-    return ALIASES.get(str(name), str(name))
-
-
-def load_base(name: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
-    """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
-
-    Raises:
-        TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
-    """
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    where, place = resolve_base(name), _device(device)
-    try:
-        pipe: Any = DiffusionPipeline.from_pretrained(where, dtype=dtype or torch.float32)
-    except (OSError, ValueError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise TaraError(
-            f"The base '{name}' cannot be loaded ({reason}). Give toyland, sd15, sdxl, a pipeline folder or a hub id."
-        ) from failure
-    backbone = Backbone.from_pipeline(pipe)
-    if where == str(toyland.BASE):
-        backbone.guidance_scale = toyland.GUIDANCE_SCALE
-    pipe.to(place)
-    return backbone
-
-
-def best_device() -> str:
-    """``cuda`` where there is one, else ``mps``, else ``cpu``."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or best_device())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
-        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
-    return device
 
 
 class Backbone:
@@ -310,14 +256,8 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the U-Net's latents of pictures (rows, 3, height, width) in [-1, 1]."""
-        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
-        if overflows:
-            self.vae.to(torch.float32)
-        try:
+        with self._wide_vae():
             posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
-        finally:
-            if overflows:
-                self.vae.to(torch.float16)
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
         return (posterior.mean - shift) * scale, posterior.std * scale
 
@@ -325,8 +265,21 @@ class Backbone:
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (rows, 3, height, width) in [0, 1] of the U-Net's clean latents."""
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
-        pixels: Tensor = self.vae.decode((latents / scale + shift).to(self.vae.dtype), return_dict=False)[0]
+        with self._wide_vae():
+            pixels: Tensor = self.vae.decode((latents / scale + shift).to(self.vae.dtype), return_dict=False)[0]
         return (pixels / 2 + 0.5).clamp(0, 1)
+
+    @contextmanager
+    def _wide_vae(self) -> Generator[None]:
+        """The autoencoder in float32 where it would overflow in float16, as SDXL's does."""
+        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if overflows:
+            self.vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            if overflows:
+                self.vae.to(torch.float16)
 
 
 def _converted(pipe: Any, tokenizer: Any, text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tara.backbone import Backbone
-from tara.concepts import class_phrase, prior_acts
+from tara.concepts import prior_acts
 from tara.config import ConceptSettings, TrainSettings
 from tara.files import atomic_write, writable_folder
 from tara.sampling import Studio
@@ -17,11 +17,14 @@ def class_folders(concepts: Sequence[ConceptSettings], settings: TrainSettings, 
     if not prior_acts(settings):
         return {}
     root = settings.class_folder or run_folder / "class"
-    return {concept.kind: root / concept.kind.replace(" ", "-") for concept in concepts}
+    kinds = {concept.kind for concept in concepts}
+    if len(kinds) == 1 and root.is_dir() and any(_is_picture(path) for path in root.iterdir()):
+        return dict.fromkeys(kinds, root)
+    return {kind: root / kind.replace(" ", "-") for kind in kinds}
 
 
 def draw_missing(
-    concept: ConceptSettings,
+    prompt: str,
     folder: Path,
     count: int,
     backbone: Backbone,
@@ -30,7 +33,7 @@ def draw_missing(
     """Draw class pictures until the folder holds ``count``; each is a function of its number.
 
     Args:
-        concept: its training phrase without the rare word is the prompt.
+        prompt: see :func:`tara.concepts.class_phrase`.
         folder: made if missing; pictures of the user's own count too.
         count: number of pictures wanted.
         backbone: the base that draws.
@@ -40,17 +43,20 @@ def draw_missing(
         TaraError: when the folder cannot be written to or the disk is full.
     """
     writable_folder(folder)
-    captions = {".txt", ".jsonl"}
-    # a hidden file may be what a killed run has left half-written
-    there = sum(path.is_file() and path.suffix not in captions and path.name[0] != "." for path in folder.iterdir())
+    there = sum(_is_picture(path) for path in folder.iterdir())
     numbers = [number for number in range(count) if not _file(folder, number).exists()][: max(0, count - there)]
     if not numbers:
         return
-    for made in Studio(backbone).stream(class_phrase(concept), seeds=numbers, steps=STEPS):
+    for made in Studio(backbone).stream(prompt, seeds=numbers, steps=STEPS):
         atomic_write(_file(folder, made.seed), lambda path, image=made.image: image.save(path))
         there += 1
         if on_picture is not None:
             on_picture(there, count)
+
+
+def _is_picture(path: Path) -> bool:
+    # a hidden file may be what a killed run has left half-written
+    return path.is_file() and path.suffix not in {".txt", ".jsonl"} and path.name[0] != "."
 
 
 def _file(folder: Path, number: int) -> Path:

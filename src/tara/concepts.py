@@ -41,8 +41,11 @@ def prior_acts(settings: TrainSettings) -> bool:
     return settings.prior_preservation and settings.prior_weight > 0 and not masked
 
 
-def class_phrase(concept: ConceptSettings) -> str:
-    """The training phrase without the rare word, for instance ``a photo of a dog``."""
+def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
+    """The class pictures' prompt: the training phrase without the rare word, such as ``a photo of a dog``, or the
+    user's own."""
+    if settings.class_prompt:
+        return concept.fill(settings.class_prompt)
     phrase = concept.phrase
     for first, end in reversed(word_spans(phrase, concept.word)):
         phrase = phrase[:first] + phrase[end:]
@@ -103,12 +106,12 @@ def prepare(
         else PriorMaterial(
             latents=cache_latents(
                 backbone,
-                read_examples(class_folder, (class_phrase(concept),)),
+                read_examples(class_folder, (class_phrase(concept, settings),)),
                 resolution=resolution,
                 crops=1,
                 flip=settings.flip,
             ),
-            caption=texts.caption(class_phrase(concept), concept.word, concept.kind),
+            caption=texts.caption(class_phrase(concept, settings), concept.word, concept.kind),
         ),
     )
 

@@ -22,6 +22,11 @@ CaptionSource = Literal["fixed", "varied"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+BASE = "Base model: toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
+REVISION = "Branch, tag or commit of a base on the hub"
+VARIANT = "Variant of the base's files, such as fp16"
+VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or a hub id"
+
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
 
 
@@ -97,7 +102,10 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
 class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     """How a training run goes; the field descriptions are the command line's help."""
 
-    base: str = Field(default="toyland", description="Base model: toyland, sd15, sdxl, a folder or a hub id")
+    base: str = Field(default="toyland", description=BASE)
+    revision: str | None = Field(default=None, description=REVISION)
+    variant: str | None = Field(default=None, description=VARIANT)
+    vae: str | None = Field(default=None, description=VAE)
     targets: Targets = Field(
         default="cross_kv", description="Layers that learn: text keys and values only, or every attention projection"
     )
@@ -142,7 +150,12 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     )
     class_folder: Path | None = Field(
         default=None,
-        description="Folder of class pictures, one subfolder a class; class/ in the run folder if left out",
+        description="Folder of class pictures, one subfolder a class (or, for one class, the pictures themselves); "
+        "class/ in the run folder if left out",
+    )
+    class_prompt: str | None = Field(
+        default=None,
+        description="Prompt of the class pictures, with {kind}; the training phrase without the rare word if left out",
     )
     captions: CaptionSource = Field(
         default="fixed",
@@ -161,12 +174,14 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     preview_prompt: str | None = Field(
         default=None, description="Prompt of the previews, with {word} and {kind}; the training phrase if left out"
     )
+    preview_images: int = Field(default=1, ge=1, le=64, description="Pictures in each preview, from seed on")
     checkpoint_every: int = Field(
         default=250, ge=0, description="Write a checkpoint every so many steps; 0 only when stopped"
     )
     report_to: Literal["none", "tensorboard", "wandb"] = Field(
         default="none", description="Tracker that also gets the losses"
     )
+    project: str = Field(default="tara", min_length=1, description="The tracker's project")
     device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu; the best one found if left out")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice if left out")
 
@@ -291,9 +306,10 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
 def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
     names = [name for name in ("images", "out", "class_folder") if isinstance(table.get(name), str)]
     paths: dict[str, Any] = {name: recipe.parent / table[name] for name in names}
-    base = table.get("base")
-    if isinstance(base, str) and base and (recipe.parent / base).is_dir():  # otherwise a name or a hub id
-        paths["base"] = str(recipe.parent / base)
+    for name in ("base", "vae"):
+        given = table.get(name)
+        if isinstance(given, str) and given and (recipe.parent / given).exists():  # otherwise a name or a hub id
+            paths[name] = str(recipe.parent / given)
     return {**table, **paths}
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 import toyland
 from tara.adapter import Adapter
-from tara.backbone import Backbone, load_base
+from tara.backbone import Backbone
+from tara.bases import load_base
 from tara.conditioning import Composer
 from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
 from tara.files import atomic_write, writable_folder

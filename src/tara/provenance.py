@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tara.config import BASE, REVISION, VAE, VARIANT
 from tara.errors import TaraError
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ KEY = "tara"
 class PictureSettings(BaseModel, frozen=True, extra="forbid"):
     """How pictures are drawn, by the names of `tara.Studio`; the descriptions are the command line's help."""
 
-    base: str = Field("toyland", description="Base model: toyland, sd15, sdxl, a folder or a hub id")
+    base: str = Field("toyland", description=BASE)
+    revision: str | None = Field(None, description=REVISION)
+    variant: str | None = Field(None, description=VARIANT)
+    vae: str | None = Field(None, description=VAE)
+    precision: Literal["fp32", "fp16", "bf16"] | None = Field(
+        None, description="Precision of the base; fp16 on CUDA and fp32 elsewhere if left out"
+    )
     negative_prompt: str | None = Field(None, description="What the pictures should not show; adapters never act on it")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")
     steps: int = Field(30, ge=1, le=1000, description="Denoising steps")

@@ -35,9 +35,10 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def preview(self, step: int, name: str) -> Path:
-        """Where a preview goes."""
-        return self.path / "previews" / f"step-{step:06d}-{name}.png"
+    def preview(self, step: int, name: str, number: int = 0) -> Path:
+        """Where a preview goes; further pictures of one preview are numbered."""
+        again = f"-{number}" if number else ""
+        return self.path / "previews" / f"step-{step:06d}-{name}{again}.png"
 
     def early_adapter(self, step: int, file: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
@@ -66,13 +67,14 @@ class RunFolder:
             concept.model_copy(update={"images": concept.images.absolute(), "out": concept.file.absolute()})
             for concept in recipe.concepts
         ]
-        base, pictures = Path(recipe.settings.base), recipe.settings.class_folder
+        settings, pictures = recipe.settings, recipe.settings.class_folder
         places = {
-            "base": str(base.absolute()) if base.is_dir() else recipe.settings.base,
+            "base": _placed(settings.base),
+            "vae": None if settings.vae is None else _placed(settings.vae),
             "class_folder": None if pictures is None else pictures.absolute(),
         }
         # absolute paths: the run may be resumed from elsewhere
-        whole = Recipe(settings=recipe.settings.model_copy(update=places), concepts=tuple(absolute))
+        whole = Recipe(settings=settings.model_copy(update=places), concepts=tuple(absolute))
         _write_json(self.path / RUN_SETTINGS, whole.model_dump(mode="json"))
         _write_json(self.path / "versions.json", versions(device))
 
@@ -164,6 +166,11 @@ def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
             raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
         writable_folder(concept.file.absolute().parent)
     writable_folder(folder.path)
+
+
+def _placed(name: str) -> str:
+    """A folder or file by its absolute path; a short name or a hub id as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _write_json(path: Path, values: object) -> None:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from tara.adapter import Context
-from tara.backbone import Backbone, load_base
+from tara.backbone import Backbone
+from tara.bases import drawing_precision, load_base
 from tara.binding import AdapterLists, AdapterUse
 from tara.conditioning import (
     Composer,
@@ -142,6 +143,7 @@ class Studio:
         base: ``toyland``, ``sd15``, ``sdxl``, a folder, a hub id, a :class:`Backbone` or a loaded diffusers pipeline.
         device: the best one found when None; a loaded pipeline stays where it is.
         dtype: half precision on CUDA and float32 elsewhere when None.
+        revision, variant, vae: of a base that is loaded by name, see :func:`tara.bases.load_base`.
 
     Raises:
         TaraError: when the base cannot be loaded or used.
@@ -153,11 +155,15 @@ class Studio:
         *,
         device: str | None = None,
         dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        vae: str | Path | None = None,
     ) -> None:
         if isinstance(base, Backbone):
             self.backbone = base
         elif isinstance(base, (str, Path)):
-            self.backbone = load_base(base, device, dtype or _sampling_precision(device))
+            dtype = dtype or drawing_precision(device)
+            self.backbone = load_base(base, device, dtype, revision=revision, variant=variant, vae=vae)
         elif getattr(base, "controlnet", None) is not None:
             raise TaraError(
                 f"A {type(base).__name__} needs a control picture, which Studio does not take. "
@@ -317,8 +323,3 @@ def _fitted(image: Image.Image, settings: SamplingSettings, resolution: int) -> 
     width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
     size = (settings.width or width, settings.height or height)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _sampling_precision(device: str | None) -> torch.dtype:
-    on_cuda = device.startswith("cuda") if device else torch.cuda.is_available()
-    return torch.float16 if on_cuda else torch.float32

@@ -10,19 +10,18 @@ from typing import Any, Literal
 from tara.errors import TaraWarning
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
-PROJECT = "tara"
 
 
 class Tracker:
     """Where the numbers of a run go besides its own folder; perhaps nowhere."""
 
-    def __init__(self, name: TrackerName, folder: Path) -> None:
+    def __init__(self, name: TrackerName, folder: Path, project: str = "tara") -> None:
         """Start the tracker, or warn (TaraWarning) why there is none."""
         self._tracker: Any = None
         reason = _missing(name)
         if reason is None and name != "none":
             try:
-                self._tracker = _start(name, folder)
+                self._tracker = _start(name, folder, project)
             # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
             except Exception as failure:
                 reason = f"{name} did not start ({failure})"
@@ -63,13 +62,13 @@ def _has_wandb_account() -> bool:
     return bool(wandb.api.api_key)  # asked beforehand, because wandb.init would ask on the terminal and wait
 
 
-def _start(name: TrackerName, folder: Path) -> Any:
+def _start(name: TrackerName, folder: Path, project: str) -> Any:
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     tracker: Any = (
         TensorBoardTracker("tensorboard", logging_dir=folder)
         if name == "tensorboard"
-        else WandBTracker(PROJECT, name=folder.stem, dir=str(folder))
+        else WandBTracker(project, name=folder.stem, dir=str(folder))
     )
     if hasattr(tracker, "start"):  # older versions of accelerate start at once
         tracker.start()

@@ -30,7 +30,7 @@ from tara.weights import ConceptWeights
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SKIPPED_IN_A_ROW = 50  # then the concept is surely not learning any more
 SAME_WHEN_RESUMED = ("seed", "targets", "tfm", "alpha", "optimizer")  # others may be changed on the way
-PRIVATE = {"device", "threads", "class_folder", "report_to"}  # of this machine, not of the adapter
+PRIVATE = {"device", "threads", "class_folder", "report_to", "project"}  # of this machine, not of the adapter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 
 from tara.adapter import Adapter
-from tara.backbone import Backbone, load_base
+from tara.backbone import Backbone
+from tara.bases import load_base
 from tara.class_images import class_folders, draw_missing
-from tara.concepts import check_concepts
+from tara.concepts import check_concepts, class_phrase
 from tara.config import Precision, Recipe, concept_settings, read_recipe, train_settings
 from tara.data import Example
 from tara.errors import TaraError
@@ -160,7 +161,7 @@ def run_recipe(
         if state is not None:
             training.load(state)
             folder.describe(recipe, backbone.device)  # what it goes on with, such as more steps
-        tracker = Tracker(settings.report_to, folder.path)
+        tracker = Tracker(settings.report_to, folder.path, settings.project)
         borrowed.callback(tracker.finish)
         yield from _steps(training, folder, tracker)
         adapters = training.adapters()
@@ -209,9 +210,10 @@ def _preview(training: Training, folder: RunFolder) -> None:
     for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
         prompt = concept.fill(settings.preview_prompt or concept.phrase)
         composer = "tara" if settings.tfm else "sum"
-        (image,) = studio(prompt, [adapter], [settings.seed], steps=PREVIEW_STEPS, composer=composer)
-        target = folder.preview(training.step, concept.file.stem)
-        atomic_write(target, lambda path, image=image: image.save(path))
+        seeds = range(settings.seed, settings.seed + settings.preview_images)
+        for made in studio.stream(prompt, [adapter], seeds, steps=PREVIEW_STEPS, composer=composer):
+            target = folder.preview(training.step, concept.file.stem, made.index)
+            atomic_write(target, lambda path, image=made.image: image.save(path))
 
 
 def _prepared(
@@ -221,11 +223,13 @@ def _prepared(
     examples: Sequence[Sequence[Example]],
     on_class_picture: OnClassPicture | None,
 ) -> Training:
-    folders = class_folders(recipe.concepts, recipe.settings, folder.path)
+    settings = recipe.settings
+    folders = class_folders(recipe.concepts, settings, folder.path)
     for concept in recipe.concepts:
         if concept.kind in folders:
-            draw_missing(concept, folders[concept.kind], recipe.settings.class_images, backbone, on_class_picture)
-    return Training(recipe.concepts, recipe.settings, backbone, folders, examples)
+            phrase = class_phrase(concept, settings)
+            draw_missing(phrase, folders[concept.kind], settings.class_images, backbone, on_class_picture)
+    return Training(recipe.concepts, settings, backbone, folders, examples)
 
 
 def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
@@ -237,7 +241,14 @@ def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
     on_cpu = settings.device == "cpu" or (settings.device is None and not torch.cuda.is_available())
     if settings.mixed_precision == "fp16" and on_cpu:
         raise TaraError("mixed_precision = 'fp16' needs a GPU. Use bf16 or no on a CPU.")
-    return load_base(settings.base, settings.device, PRECISIONS[settings.mixed_precision])
+    return load_base(
+        settings.base,
+        settings.device,
+        PRECISIONS[settings.mixed_precision],
+        revision=settings.revision,
+        variant=settings.variant,
+        vae=settings.vae,
+    )
 
 
 def _check_previews(recipe: Recipe) -> None:

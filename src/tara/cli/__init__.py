@@ -1,16 +1,13 @@
 """The command line: parse, call, print. Every failure is one sentence and a number."""
 
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 
 import cyclopts
 
-from tara.errors import TaraError, TaraWarning
-
-FAILED, INTERRUPTED = 2, 130
+from tara.cli.outcome import outcome
+from tara.errors import TaraError
 
 app = cyclopts.App(
     name="tara",
@@ -37,35 +34,14 @@ for name, (place, summary) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    # libraries that load models log and draw bars of their own; ours say what a person needs
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", TaraWarning)
-        warnings.showwarning = _one_line
-        try:
-            app(tokens, exit_on_error=False, print_error=False)
-        except KeyboardInterrupt as stopped:
-            return _say(str(stopped) or "Stopped.", INTERRUPTED)
-        except TaraError as failure:
-            return _say(f"Error: {failure}", FAILED)
-        except cyclopts.CycloptsError as failure:
-            return _say(f"Error: {_sentence(failure, tokens)}", FAILED)
-        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as failure:
-            return _say(f"Error: {_disk_sentence(failure)}", FAILED)
-        except RuntimeError as failure:
-            if type(failure).__name__ != "OutOfMemoryError":  # torch's own class, and torch may not be imported
-                raise
-            return _say("Error: The device's memory is full. Choose a smaller batch or picture.", FAILED)
-    return 0
+    return outcome(lambda: _call(tokens))
 
 
-def _say(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr)
-    return code
+def _call(tokens: Sequence[str]) -> None:
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as failure:
+        raise TaraError(_sentence(failure, tokens)) from failure
 
 
 def _sentence(failure: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
@@ -75,12 +51,3 @@ def _sentence(failure: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
     else:
         text = " ".join(str(failure).split())
     return f"{text} See `{page}`."
-
-
-def _disk_sentence(failure: OSError) -> str:
-    name = f"'{failure.filename}': " if failure.filename else ""
-    return f"{name}{failure.strerror or failure}. Check the path, your rights and the free space."
-
-
-def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"Note: {' '.join(str(message).split())}", file=sys.stderr)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tara.binding import AdapterUse
-    from tara.sampling import Generated
+    from tara.sampling import Generated, Studio
 
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
 MOST_SEEDS, MOST_SHOWN = 10_000, 64
@@ -68,7 +68,7 @@ def _generate(
     order = _order(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
     writable_folder(out)
     shown: list[tuple[Image, str]] = []
-    for picture in _drawn(order, batch_size, device):
+    for picture in drawn(order, batch_size, device):
         origin = Origin(
             prompt=order.prompt, seed=picture.seed, adapters=order.used, inputs=order.inputs, settings=order.settings
         )
@@ -107,8 +107,6 @@ def _order(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
-    from tara.binding import parse_use
-
     origin = read_origin(source) if source else None
     kept = origin.settings.model_dump() if origin else {}
     settings = build(PictureSettings, kept | changed, "tara generate: ")
@@ -121,8 +119,7 @@ def _order(
     inputs = tuple(used_file(path) for path in (settings.image, settings.mask) if path)
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
-    uses = tuple(parse_use(spec) for spec in adapters)
-    used = tuple(used_file(adapter_path(spec), spec) for spec in adapters)
+    uses, used = loaded(adapters)
     if origin:
         _check_unchanged(origin, used + inputs)
     if seeds is not None:
@@ -132,6 +129,13 @@ def _order(
     else:
         chosen = DEFAULT_SEEDS
     return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
+
+
+def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile, ...]]:
+    """Adapters as `FILE[:key=value,...]` names them, and what a picture remembers of their files."""
+    from tara.binding import parse_use
+
+    return tuple(parse_use(spec) for spec in specs), tuple(used_file(adapter_path(spec), spec) for spec in specs)
 
 
 def adapter_path(spec: str) -> Path:
@@ -150,13 +154,15 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
             )
 
 
-def _drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
-    from tara.sampling import Studio, sampling_settings
+def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
+    """Draw an order behind a progress bar."""
+    from tara.sampling import sampling_settings
 
-    settings = order.settings.model_dump(exclude={"base"}, exclude_none=True) | {"batch_size": batch_size}
+    loading = {"base", "revision", "variant", "vae", "precision"}
+    settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}
     sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
     only_our_bars()
-    studio = Studio(order.settings.base, device=device)
+    studio = _studio(order.settings, device)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,
@@ -165,6 +171,22 @@ def _drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Genera
             on_step=lambda step: advance(step.fraction * step.images, ""),
             **settings,
         )
+
+
+def _studio(settings: PictureSettings, device: str | None) -> Studio:
+    import torch
+
+    from tara.sampling import Studio
+
+    precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return Studio(
+        settings.base,
+        device=device,
+        dtype=None if settings.precision is None else precisions[settings.precision],
+        revision=settings.revision,
+        variant=settings.variant,
+        vae=settings.vae,
+    )
 
 
 def _write_sheet(path: Path, prompt: str, pictures: Sequence[tuple[Image, str]]) -> None:

@@ -41,7 +41,7 @@ def _train(
     """
     chosen = _recipe(recipe, values)
     only_our_bars()
-    adapters = _watched(chosen, resume=resume, overwrite=overwrite)
+    adapters = watched(chosen, resume=resume, overwrite=overwrite)
     for concept, adapter in zip(chosen.concepts, adapters, strict=True):
         print(f"{concept.file} listens to '{adapter.card.rare_word}' and is a {adapter.card.class_word}.")
     print(f"Draw it: {shlex.join(_next_command(chosen))}")
@@ -70,7 +70,7 @@ def _next_command(recipe: Recipe) -> list[str]:
     return ["tara", "generate", prompt, *adapters, "--base", recipe.settings.base]
 
 
-def _watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
+def watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
     """Train behind a progress bar."""
     from tara.training_run import train_recipe
 

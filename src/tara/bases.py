@@ -1,0 +1,174 @@
+"""Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded backbone."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import toyland
+from tara.backbone import Backbone
+from tara.errors import TaraError
+from tara.hub import is_hub_id, not_fetched
+from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents
+
+ALIASES = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "stabilityai/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # no such repository
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
+}
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+WANTED = "Give toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
+
+
+def resolve_base(name: str | Path) -> str:
+    """The folder, file or hub id behind a base's name: ``toyland``, ``sd15``, ``sdxl``, or the name as it is."""
+    if str(name) == "toyland" and not Path(name).is_dir():
+        return str(toyland.BASE)
+    return ALIASES.get(str(name), str(name))
+
+
+def load_base(
+    name: str | Path,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | Path | None = None,
+) -> Backbone:
+    """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
+
+    Args:
+        name: see :func:`resolve_base`.
+        device: cuda, mps or cpu.
+        dtype: precision of all parts; an autoencoder that overflows in float16 is widened where it is used.
+        revision: branch, tag or commit, of a hub id.
+        variant: of the files of a folder or hub id, such as ``fp16``.
+        vae: autoencoder in place of the base's own: a folder, a ``.safetensors`` file or a hub id.
+
+    Raises:
+        TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
+    """
+    where, place, precision = resolve_base(name), _device(device), dtype or torch.float32
+    for one in (where, vae):
+        if one is not None:
+            _refuse_pickle(one)
+    if Path(where).is_file():
+        pipe = _from_file(Path(where), precision, vae)
+    else:
+        pipe = _from_folder_or_hub(str(name), where, precision, revision, variant)
+        if vae is not None:
+            _replace_vae(pipe, vae, precision)
+    backbone = Backbone.from_pipeline(pipe)
+    if where == str(toyland.BASE):
+        backbone.guidance_scale = toyland.GUIDANCE_SCALE
+    pipe.to(place)
+    return backbone
+
+
+def load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
+    """Load an autoencoder: a folder (also of a whole pipeline), a ``.safetensors`` file or a hub id.
+
+    Args:
+        name: what to load.
+        dtype: its precision.
+        configs: folder whose ``vae/config.json`` describes a file in the original layout, which does not tell itself.
+
+    Raises:
+        TaraError: when there is none, or it cannot be read.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    path = Path(name)
+    try:
+        if path.is_file():
+            vae = AutoencoderKL.from_single_file(
+                str(path), config=str(configs), subfolder="vae", torch_dtype=dtype, local_files_only=True
+            )
+            check_whole(path, "autoencoder", vae)
+            return vae
+        subfolder = "vae" if (path / "vae").is_dir() else None
+        return AutoencoderKL.from_pretrained(str(name), subfolder=subfolder, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as failure:
+        if not path.exists() and is_hub_id(str(name)):
+            raise not_fetched(str(name), failure) from failure
+        raise TaraError(
+            f"The autoencoder '{name}' cannot be loaded ({_first_line(failure)}). Give a diffusers folder, a "
+            ".safetensors file or a hub id."
+        ) from failure
+
+
+def best_device() -> str:
+    """``cuda`` where there is one, else ``mps``, else ``cpu``."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def drawing_precision(device: str | None) -> torch.dtype:
+    """What pictures are best drawn in on a device: half precision on CUDA, float32 elsewhere."""
+    return torch.float16 if (device or best_device()).startswith("cuda") else torch.float32
+
+
+def _from_file(path: Path, dtype: torch.dtype, vae: str | Path | None) -> Any:
+    if path.suffix != ".safetensors":
+        raise TaraError(f"'{path}' is no base. {WANTED}.")
+    contents = read_contents(path)
+    autoencoder = None if vae is None else load_vae(vae, dtype, CONFIGS / contents.family)
+    return load_single_file(path, dtype, autoencoder, contents=contents)
+
+
+def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str | None, variant: str | None) -> Any:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    folder = Path(where)
+    if folder.is_dir() and any(folder.glob("unet/*.bin")) and not any(folder.glob("unet/*.safetensors")):
+        raise _pickled(f"'{name}' holds its weights as .bin files, which")
+    try:
+        # a pickled weight file can run code when it is opened, so those are never read
+        return DiffusionPipeline.from_pretrained(
+            where, dtype=dtype, revision=revision, variant=variant, use_safetensors=True
+        )
+    except (OSError, ValueError) as failure:
+        if not folder.exists() and is_hub_id(where):
+            raise not_fetched(where, failure, revision=revision) from failure
+        raise TaraError(f"The base '{name}' cannot be loaded ({_first_line(failure)}). {WANTED}.") from failure
+
+
+def _replace_vae(pipe: Any, name: str | Path, dtype: torch.dtype) -> None:
+    with tempfile.TemporaryDirectory() as configs:
+        pipe.vae.save_config(Path(configs) / "vae")
+        vae = load_vae(name, dtype, Path(configs))
+    theirs, ours = ((int(part.config.latent_channels), len(part.config.block_out_channels)) for part in (vae, pipe.vae))
+    if theirs != ours:
+        raise TaraError(
+            f"The autoencoder has {theirs[0]} channels at 1/{2 ** (theirs[1] - 1)} of a picture's size, the base needs "
+            f"{ours[0]} at 1/{2 ** (ours[1] - 1)}. Give one that was made for this base."
+        )
+    pipe.register_modules(vae=vae)
+
+
+def _refuse_pickle(name: str | Path) -> None:
+    if Path(name).suffix.lower() in PICKLES:
+        raise _pickled(f"'{name}' is a pickle file, which")
+
+
+def _pickled(what: str) -> TaraError:
+    return TaraError(
+        f"{what} can run code when it is opened. Take the same model's .safetensors, or convert it where that is safe."
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or best_device())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
+        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
+    return device
+
+
+def _first_line(failure: Exception) -> str:
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]

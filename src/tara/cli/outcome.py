@@ -1,0 +1,50 @@
+"""What a command ends with: a number and, after a failure, one sentence."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from tara.errors import TaraError, TaraWarning
+
+FAILED, INTERRUPTED = 2, 130
+
+
+def outcome(command: Callable[[], object]) -> int:
+    """Run a command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
+    # libraries that load models log and draw bars of their own; ours say what a person needs
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", TaraWarning)
+        warnings.showwarning = _one_line
+        try:
+            command()
+        except KeyboardInterrupt as stopped:
+            return _say(str(stopped) or "Stopped.", INTERRUPTED)
+        except TaraError as failure:
+            return _say(f"Error: {failure}", FAILED)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as failure:
+            return _say(f"Error: {_disk_sentence(failure)}", FAILED)
+        except RuntimeError as failure:
+            if type(failure).__name__ != "OutOfMemoryError":  # torch's own class, and torch may not be imported
+                raise
+            return _say("Error: The device's memory is full. Choose a smaller batch or picture.", FAILED)
+    return 0
+
+
+def _say(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)
+    return code
+
+
+def _disk_sentence(failure: OSError) -> str:
+    name = f"'{failure.filename}': " if failure.filename else ""
+    return f"{name}{failure.strerror or failure}. Check the path, your rights and the free space."
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"Note: {' '.join(str(message).split())}", file=sys.stderr)

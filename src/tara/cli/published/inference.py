@@ -1,0 +1,132 @@
+"""The published inference script's flags to pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from tara.config import build
+from tara.errors import TaraError
+from tara.hub import ADAPTER_FILE, fetch_file, is_hub_id
+from tara.provenance import Origin, PictureSettings, png_with_origin
+
+if TYPE_CHECKING:
+    from tara.binding import AdapterUse
+    from tara.cli.generate import Order
+    from tara.cli.published.script import Given
+
+CONTEXT = "prompt"  # the published method takes a rare word's embedding from the prompt itself
+BATCH_SIZE = 4
+
+
+def draw(given: Given) -> None:
+    """Draw ``output_image_0.png``, ``output_image_1.png``, ... for the seeds 0, 1, ..."""
+    from tara.cli.generate import drawn
+    from tara.files import atomic_write, writable_folder
+
+    order, folder = order_of(given), Path(given.text("output_folder"))
+    writable_folder(folder)
+    for picture in drawn(order, BATCH_SIZE, given.text("device") or None):
+        origin = Origin(prompt=order.prompt, seed=picture.seed, adapters=order.used, settings=order.settings)
+        atomic_write(folder / f"output_image_{picture.seed}.png", png_with_origin(picture.image, origin))
+    print(f"{len(order.seeds)} picture{'s' if len(order.seeds) > 1 else ''} in {folder}")
+
+
+def order_of(given: Given) -> Order:
+    """What a command line asks to be drawn, its adapters loaded.
+
+    Raises:
+        TaraError: for a list that is none, an adapter that cannot be found or read, and rare words that do not agree.
+    """
+    from tara.cli.generate import MOST_SEEDS, Order, loaded
+
+    settings = build(PictureSettings, given.settings(PictureSettings) | {"context": CONTEXT}, "inference_tara.py: ")
+    number = given.value("number")
+    if not 1 <= number <= MOST_SEEDS:
+        raise TaraError(f"--number is {number}. Give 1 to {MOST_SEEDS}.")
+    entries, words = _names(given, "lora_list"), _names(given, "rare_token_list")
+    if words and len(words) != len(entries):
+        raise TaraError(
+            f"--rare_token_list has {len(words)} words for {len(entries)} adapters. Give one for each, or leave it out."
+        )
+    prompt = given.text("prompt")
+    specs = [with_file(entry) for entry in entries]
+    if words:
+        specs = [_with_word(spec, word, prompt) for spec, word in zip(specs, words, strict=True)]
+    uses, used = loaded(specs)
+    for use, word in zip(uses, words, strict=False):
+        _check_word(use, word)
+    return Order(prompt=prompt, uses=uses, used=used, inputs=(), seeds=tuple(range(number)), settings=settings)
+
+
+def with_file(entry: str) -> str:
+    """An entry of ``--lora_list`` with the file in place of the folder or hub id that it names; options stay."""
+    name, options = _split(entry)
+    path = Path(name)
+    if path.is_dir():
+        path = _in_folder(path)
+    elif not path.exists() and is_hub_id(name):
+        path = fetch_file(name, ADAPTER_FILE)
+    return f"{path}{options}"
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """A name and its options with their colon; an existing path wins, as everywhere."""
+    if ":" not in entry or Path(entry).exists():
+        return entry, ""
+    name, _, options = entry.rpartition(":")
+    return name, f":{options}"
+
+
+def _in_folder(folder: Path) -> Path:
+    """The adapter file of a folder, or the folder itself where only its loader can tell."""
+    files = sorted(folder.glob("*.safetensors"))
+    if folder / ADAPTER_FILE in files:
+        return folder / ADAPTER_FILE
+    return files[0] if len(files) == 1 and not (folder / "adapter_config.json").exists() else folder
+
+
+def _with_word(spec: str, word: str, prompt: str) -> str:
+    """A file that does not say its words gets them from the list and from the prompt."""
+    name, options = _split(spec)
+    if "word=" in options or _has_card(Path(name)):
+        return spec
+    following = re.search(rf"(?<!\w){re.escape(word)}\s+([^\W\d_]+)", prompt, flags=re.IGNORECASE)
+    words = [f"word={word}", *([f"kind={following[1]}"] if following else [])]
+    return f"{spec}{',' if options else ':'}{','.join(words)}"
+
+
+def _has_card(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    from tara.adapter import CARD_KEY
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return CARD_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return path.is_file()  # whatever is wrong with the file, its loader tells it better
+
+
+def _check_word(use: AdapterUse, word: str) -> None:
+    if use.rare_word.casefold().split() != word.casefold().split():
+        raise TaraError(
+            f"--rare_token_list says '{word}', but {use.name} listens to '{use.rare_word}'. Correct the list, or leave "
+            "it out: the file knows its word."
+        )
+
+
+def _names(given: Given, flag: str) -> list[str]:
+    """A list in JSON; one plain name counts as a list of one."""
+    text = given.text(flag).strip()
+    if not text.startswith("["):
+        return [text] if text else []
+    try:
+        names: object = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in cast(list[object], names)):
+        raise TaraError(f'--{flag} {text} is not a list of names. Write it like --{flag}=\'["one", "two"]\'.')
+    return cast(list[str], names)

@@ -1,0 +1,116 @@
+"""The published training scripts' flags to a recipe, and the recipe to one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
+from tara.errors import TaraError, TaraWarning, nearest
+from tara.hub import ADAPTER_FILE
+
+if TYPE_CHECKING:
+    from tara.cli.published.script import Given
+
+TARGETS = "attention"  # the projections that the published code trains
+OPTIMIZERS = ("adamw", "prodigy")
+
+
+def train(given: Given) -> None:
+    """Train the adapter that the flags describe."""
+    from tara.cli.progress import only_our_bars
+    from tara.cli.train import watched
+
+    recipe, resume = recipe_of(given), resumes(given)
+    if given.without_effect:
+        warnings.warn(f"Without effect here: {'; '.join(given.without_effect)}.", TaraWarning, stacklevel=2)
+    if "wandb_key" in given:
+        os.environ.setdefault("WANDB_API_KEY", given.text("wandb_key"))
+    settings = on_this_machine(recipe.settings)
+    only_our_bars()
+    watched(recipe.model_copy(update={"settings": settings}), resume=resume, overwrite=False)
+    (concept,) = recipe.concepts
+    print(f"{concept.file} listens to '{concept.word}' and is a {concept.kind}.")
+    print(f"Draw it: {shlex.join(_next_command(settings.base, concept))}")
+
+
+def recipe_of(given: Given) -> Recipe:
+    """The recipe that a command line stands for.
+
+    Raises:
+        TaraError: for a value that cannot be, and without ``--use_lora`` where the script has that flag.
+    """
+    if any(flag.name == "use_lora" for flag in given.script.flags) and not given.value("use_lora"):
+        raise TaraError("Only adapters are trained here, never the whole U-Net. Add --use_lora.")
+    concept: dict[str, Any] = given.settings(ConceptSettings) | {"out": Path(given.text("output_dir")) / ADAPTER_FILE}
+    settings: dict[str, Any] = given.settings(TrainSettings) | {
+        "targets": TARGETS,
+        "captions": "fixed",
+        "tal": "l1" if given.value("with_align_loss") else "off",
+        "preview_every": given.value("validation_steps") if "validation_prompt" in given else 0,
+        "optimizer": _optimizer(given),
+    }
+    if settings["optimizer"] == "prodigy" and "learning_rate" not in given:
+        del settings["learning_rate"]  # it finds its own
+    elif given.value("scale_lr"):
+        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation"]
+    return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
+
+
+def resumes(given: Given) -> bool:
+    """Whether to go on from the last checkpoint.
+
+    Raises:
+        TaraError: when another checkpoint is asked for.
+    """
+    wanted = given.text("resume_from_checkpoint")
+    if not wanted:
+        return False
+    output = Path(given.text("output_dir")).absolute()
+    newest = max(output.glob("*.run/checkpoints/step-*[0-9].safetensors"), default=None)
+    if wanted != "latest" and Path(wanted).absolute() not in {output, *output.glob("*.run"), newest}:
+        raise TaraError(
+            f"--resume_from_checkpoint {wanted} is not the newest checkpoint in {output}. Give latest, to go on from "
+            f"{newest.name if newest else 'there when there is one'}."
+        )
+    return True
+
+
+def on_this_machine(settings: TrainSettings) -> TrainSettings:
+    """The settings with what this machine lacks replaced by the nearest thing that it has, and one note about it."""
+    from tara.bases import best_device
+
+    on_cuda = (settings.device or best_device()).startswith("cuda")
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    if settings.mixed_precision == "fp16" and not on_cuda:
+        changes["mixed_precision"] = "no"
+        notes.append("fp16 needs CUDA, so the base is float32")
+    if settings.optimizer == "adamw8bit" and not (on_cuda and find_spec("bitsandbytes")):
+        changes["optimizer"] = "adamw"
+        notes.append("8-bit AdamW needs CUDA and the package bitsandbytes, so AdamW has 32 bits")
+    if notes:
+        warnings.warn(f"{'; '.join(notes)}.", TaraWarning, stacklevel=2)
+    return settings.model_copy(update=changes)
+
+
+def _optimizer(given: Given) -> str:
+    name = given.text("optimizer").lower()
+    if name not in OPTIMIZERS:
+        raise TaraError(f"There is no optimizer '{name}'.{nearest(name, OPTIMIZERS)} Choose AdamW or prodigy.")
+    return "adamw8bit" if name == "adamw" and given.value("use_8bit_adam") else name
+
+
+def _next_command(base: str, concept: ConceptSettings) -> list[str]:
+    return [
+        "python",
+        "inference_tara.py",
+        f"--pretrained_model_name_or_path={base}",
+        f"--lora_list={json.dumps([str(concept.file)])}",
+        f"--prompt=A {concept.word} {concept.kind}.",
+    ]
