@@ -156,7 +156,7 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
 
 def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
-    from tara.sampling import sampling_settings
+    from tara.pipelines import sampling_settings
 
     loading = {"base", "revision", "variant", "vae", "precision"}
     settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}
