@@ -203,9 +203,9 @@ class Backbone:
             )
 
     def projection_sizes(self, path: str) -> tuple[int, int]:
-        """(d_in, d_out) of a projection such as ``....attn2.to_k``."""
-        linear: Any = self.unet.get_submodule(path)
-        return int(linear.in_features), int(linear.out_features)
+        """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""
+        weight: Tensor = self.unet.get_submodule(path).weight
+        return weight[0].numel(), weight.shape[0]
 
     def tokenize(self, text: str) -> Tokenized:
         """The text's tokens by characters, as long as the encoder's input (77 for CLIP)."""

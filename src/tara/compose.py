@@ -24,7 +24,12 @@ def check_fits(backbone: Backbone, use: AdapterUse) -> None:
         TaraError: naming both families, or the first layer that differs.
     """
     card = use.adapter.card
-    if card.family != backbone.family.name:
+    if use.adapter.text_layers:
+        raise TaraError(
+            f"{use.name} also changes the text encoder ({len(use.adapter.text_layers)} layers), which tara does not "
+            "compose yet. Train it again without the text encoder."
+        )
+    if card.family and card.family != backbone.family.name:  # a card-less file's is not always known
         raise TaraError(
             f"{use.name} was trained on a base of family '{card.family}', this base is '{backbone.family.name}'. "
             f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
@@ -208,7 +213,7 @@ def fused(unet: Any, parts: GlobalPart) -> Generator[None]:
             precision = torch.promote_types(weight.dtype, torch.float32)
             total = weight.data.to(precision, copy=True)
             for strength, low_rank in deltas:
-                total += strength * low_rank.to(weight.device, precision).dense()
+                total += strength * low_rank.to(weight.device, precision).dense().view_as(total)
             weight.data = total.to(weight.dtype)
         yield
     finally:

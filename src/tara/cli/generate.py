@@ -107,7 +107,7 @@ def _order(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
-    from tara.binding import parse_use
+    from tara.binding import check_named, parse_use
 
     origin = read_origin(source) if source else None
     kept = origin.settings.model_dump() if origin else {}
@@ -122,6 +122,8 @@ def _order(
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
     uses = tuple(parse_use(spec) for spec in adapters)
+    if settings.composer == "tara":
+        check_named(uses)  # before the base is loaded, which takes long
     used = tuple(used_file(adapter_path(spec), spec) for spec in adapters)
     if origin:
         _check_unchanged(origin, used + inputs)
@@ -135,8 +137,10 @@ def _order(
 
 
 def adapter_path(spec: str) -> Path:
-    """The file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
-    return Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0])
+    """The weights file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
+    from tara.formats.reading import lora_file
+
+    return lora_file(Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0]))
 
 
 def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
