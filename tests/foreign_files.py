@@ -108,7 +108,8 @@ def kohya_text(pipe: Any, attribute: str = "text_encoder", prefix: str = "lora_t
 
 def saved(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, path, dict(header or {}))
+    whole = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(whole, path, dict(header) if header else None)
     return path
 
 

@@ -34,7 +34,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     deltas = [*adapter.layers.values(), *adapter.text_layers.values()]
     return {
         "format": card.format_version,
-        "style": card.source,
+        "source": card.source,
         "rare_word": card.rare_word,
         "class_word": card.class_word,
         "family": card.family,

@@ -1,5 +1,6 @@
 """Any LoRA file to pairs of matrices by layer; what a pair cannot stand for is refused by name, never dropped."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,29 +142,31 @@ def _by_layer(path: Path, known: Mapping[str, Part]) -> dict[tuple[str, str], di
 
 
 def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Pair:
-    def damaged(what: str) -> TaraError:
-        return TaraError(f"'{path}' is damaged: layer '{layer}' {what}. Get the file again, or ask its maker.")
+    missing = [role for role in ("down", "up") if role not in tensors]
+    fault = f"has no {missing[0]} matrix" if missing else _fault(tensors["down"], tensors["up"], config.rank_of(layer))
+    if not fault:
+        a, b = tensors["down"], tensors["up"]
+        alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, len(a))
+        if alpha is None or math.isfinite(alpha):
+            return Pair(a.flatten(1), b.flatten(1), (a.shape[2], a.shape[3]) if a.ndim == 4 else None, alpha)
+        fault = "has an alpha that is no number"
+    raise TaraError(f"'{path}' is damaged: layer '{layer}' {fault}. Get the file again, or ask its maker.")
 
-    for role in ("down", "up"):
-        if role not in tensors:
-            raise damaged(f"has no {role} matrix")
-    a, b = tensors["down"], tensors["up"]
-    kernel = None if a.ndim != 4 else (a.shape[2], a.shape[3])
-    if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[:1] != b.shape[1:2]:
-        raise damaged(f"has matrices of {_shape(a)} and {_shape(b)}, which are no pair")
+
+def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
+    """What is wrong with the down matrix (rank, in[, h, w]) and the up matrix (out, rank[, 1, 1]) of a layer."""
+    shapes = " and ".join(" x ".join(map(str, matrix.shape)) for matrix in (a, b))
+    if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
+        return f"has matrices of {shapes}, which are no pair"
     if 0 in (*a.shape, *b.shape):
-        raise damaged(f"has rank {a.shape[0]}: matrices of {_shape(a)} and {_shape(b)}")
+        return f"has rank {a.shape[0]}: matrices of {shapes}"
+    if expected_rank not in (None, a.shape[0]):
+        return f"has rank {a.shape[0]}, but its config says {expected_rank}"
     if not (a.is_floating_point() and b.is_floating_point()):
-        raise damaged(f"is stored as {a.dtype}, which are no weights")
-    if not all(bool(torch.isfinite(part.float()).all()) for part in (a, b)):
-        raise damaged("holds NaN or infinite weights")
-    rank = a.shape[0]
-    if config.rank_of(layer) not in (None, rank):
-        raise damaged(f"has rank {rank}, but its config says {config.rank_of(layer)}")
-    alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, rank)
-    if alpha is not None and not abs(alpha) < float("inf"):
-        raise damaged("has an alpha that is no number")
-    return Pair(a.flatten(1), b.flatten(1), kernel, alpha)
+        return f"is stored as {a.dtype} and {b.dtype}, which are not both real numbers"
+    if not all(bool(torch.isfinite(matrix.float()).all()) for matrix in (a, b)):
+        return "holds NaN or infinite weights"
+    return None
 
 
 def _number(alpha: Tensor) -> float:
@@ -177,10 +180,6 @@ def _check_complete(path: Path, pairs: Mapping[tuple[str, str], Pair], config: P
             f"'{path}' is damaged: it names {len(config.paths)} layers and lacks {len(missing)} of them, such as "
             f"'{missing[0]}'. Get the file again, or train the adapter again."
         )
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))
 
 
 def _unknown(path: Path, key: str) -> TaraError:
