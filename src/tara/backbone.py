@@ -14,6 +14,7 @@ import toyland
 from tara.attention import KEY, KeysValues, TextConditioning, install, no_grad_kv, uninstall
 from tara.errors import TaraError
 from tara.families import check_supported, family_of
+from tara.formats.styles import TEXT_ENCODERS
 from tara.losses import PredictionType
 from tara.tokens import Span, Tokenized
 
@@ -202,9 +203,22 @@ class Backbone:
                 f"Use a base with one of {', '.join(get_args(PredictionType))}."
             )
 
+    def layer(self, path: str) -> Any:
+        """The module at an adapter's path: in the U-Net, or in the text encoder that it begins with.
+
+        Raises:
+            AttributeError: when there is none.
+        """
+        model, _, inner = path.partition(".")
+        if model not in TEXT_ENCODERS:
+            return self.unet.get_submodule(path)
+        encoder: Any = getattr(self.pipe, model)
+        # CLIPTextModel of transformers 5 has no such part of its paths any more
+        return encoder.get_submodule(inner if hasattr(encoder, "text_model") else inner.removeprefix("text_model."))
+
     def projection_sizes(self, path: str) -> tuple[int, int]:
         """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""
-        weight: Tensor = self.unet.get_submodule(path).weight
+        weight: Tensor = self.layer(path).weight
         return weight[0].numel(), weight.shape[0]
 
     def tokenize(self, text: str) -> Tokenized:

@@ -1,17 +1,18 @@
 """Adapters and prompts to text keys and values."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tara.adapter import Context
 from tara.attention import KeysValues, TextConditioning
 from tara.backbone import Backbone, TextEncoding
 from tara.binding import AdapterUse, Binding
+from tara.card import Context
 from tara.errors import TaraError
 from tara.lora import LowRank
 from tara.tokens import word_spans
@@ -24,17 +25,12 @@ def check_fits(backbone: Backbone, use: AdapterUse) -> None:
         TaraError: naming both families, or the first layer that differs.
     """
     card = use.adapter.card
-    if use.adapter.text_layers:
-        raise TaraError(
-            f"{use.name} also changes the text encoder ({len(use.adapter.text_layers)} layers), which tara does not "
-            "compose yet. Train it again without the text encoder."
-        )
     if card.family and card.family != backbone.family.name:  # a card-less file's is not always known
         raise TaraError(
             f"{use.name} was trained on a base of family '{card.family}', this base is '{backbone.family.name}'. "
             f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
         )
-    for path, low_rank in use.adapter.layers.items():
+    for path, low_rank in {**use.adapter.layers, **use.adapter.text_layers}.items():
         try:
             sizes = backbone.projection_sizes(path)
         except AttributeError:
@@ -46,18 +42,27 @@ def check_fits(backbone: Backbone, use: AdapterUse) -> None:
             )
 
 
+class Encode(Protocol):
+    """Encodes a text with the text-encoder deltas of some adapters."""
+
+    def __call__(self, text: str, clip_skip: int | None, uses: Sequence[AdapterUse]) -> TextEncoding:
+        """One row; ``clip_skip`` as in :meth:`Backbone.encode`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class _Edit:
     """What one adapter changes in a batch: ``rows`` and ``positions`` (n,), and the embeddings (n, d) it reads there.
 
-    ``whole`` replaces the key and value rows by those of ``embeddings`` before the delta is added.
+    Where ``frozen`` (n, d) is given, the base's key and value rows become those of its embeddings before the delta is
+    added.
     """
 
     use: AdapterUse
     rows: Tensor
     positions: Tensor
     embeddings: Tensor
-    whole: bool
+    frozen: Tensor | None
 
 
 def text_kv(
@@ -65,30 +70,39 @@ def text_kv(
     encoding: TextEncoding,
     bindings: Sequence[Sequence[Binding]],
     context: Context | None = None,
-    encode: Callable[[str], TextEncoding] | None = None,
+    encode: Encode | None = None,
+    clip_skip: int | None = None,
 ) -> TextConditioning:
     """Keys and values of every cross-attention for a batch of prompts, once for all denoising steps.
 
     ``K = X W_K^T + sum_c M_c (w_c s_c X_c A_c^T B_c^T)``, the same for V (TARA, arXiv 2508.08812): the U-Net's current
-    projections, plus each adapter's delta at its rare word's tokens.
+    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas reads its own
+    word's rows of X from the prompt as its own text encoder sees it; nobody else's rows change.
 
     Args:
         backbone: the base.
         encoding: (rows, tokens, d), in the order of the U-Net's batch.
         bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
-        context: where X_c is taken from, see :data:`tara.adapter.Context`; each card's own choice if left out.
-        encode: encodes a training phrase; ``backbone.encode`` if left out.
+        context: where X_c is taken from, see :data:`tara.card.Context`; each card's own choice if left out.
+        encode: encodes prompts and training phrases for an adapter; :func:`encode_with` if left out.
+        clip_skip: how the prompts of ``encoding`` were encoded; training phrases never skip.
 
     Raises:
         TaraError: when two adapters want the same row as a whole, or a card's phrase lacks its rare word.
     """
     assert len(bindings) == encoding.rows, "one list of bindings per row"
-    edits = _edits(encoding, bindings, context, encode or (lambda text: backbone.encode([text])))
+    edits = _edits(encoding, bindings, context, encode or partial(encode_with, backbone), clip_skip)
     kv = {
         layer: _edited(layer, backbone.unet.get_submodule(layer), encoding.embeddings, edits)
         for layer in backbone.cross_layers
     }
     return TextConditioning(kv)
+
+
+def encode_with(backbone: Backbone, text: str, clip_skip: int | None, uses: Sequence[AdapterUse]) -> TextEncoding:
+    """One text as the base's encoders see it with the adapters' text-encoder deltas."""
+    with fused_text(backbone, uses):
+        return backbone.encode([text], clip_skip)
 
 
 @torch.no_grad()
@@ -99,8 +113,8 @@ def _edited(layer: str, attn: Any, embeddings: Tensor, edits: Sequence[_Edit]) -
         projection = getattr(attn, name)
         out: Tensor = projection(embeddings)
         for edit in edits:
-            if edit.whole:
-                out[edit.rows, edit.positions] = projection(edit.embeddings)
+            if edit.frozen is not None:
+                out[edit.rows, edit.positions] = projection(edit.frozen)
         for edit in edits:
             low_rank = edit.use.adapter.cross_kv.get(f"{layer}.{name}")
             if low_rank is not None:
@@ -119,7 +133,8 @@ def _edits(
     encoding: TextEncoding,
     bindings: Sequence[Sequence[Binding]],
     context: Context | None,
-    encode: Callable[[str], TextEncoding],
+    encode: Encode,
+    clip_skip: int | None,
 ) -> list[_Edit]:
     grouped: dict[int, list[tuple[int, Binding]]] = {}
     for row, of_row in enumerate(bindings):
@@ -129,8 +144,8 @@ def _edits(
             grouped.setdefault(id(binding.use), []).append((row, binding))
     edits: list[_Edit] = []
     for entries in sorted(grouped.values(), key=lambda entries: entries[0][1].use.order):
-        edits.append(_edit(encoding, entries, context, encode))
-    _check_apart([edit for edit in edits if edit.whole])
+        edits.append(_edit(encoding, entries, context, encode, clip_skip))
+    _check_apart([edit for edit in edits if edit.frozen is not None])
     return edits
 
 
@@ -138,25 +153,29 @@ def _edit(
     encoding: TextEncoding,
     entries: Sequence[tuple[int, Binding]],
     context: Context | None,
-    encode: Callable[[str], TextEncoding],
+    encode: Encode,
+    clip_skip: int | None,
 ) -> _Edit:
-    use = entries[0][1].use
+    use, everywhere = entries[0][1].use, entries[0][1].everywhere
     x = encoding.embeddings
-    rows = [row for row, binding in entries for word in binding.occurrences for _ in word]
-    positions = [position for _, binding in entries for word in binding.occurrences for position in word]
-    rows, positions = (torch.tensor(index, dtype=torch.long, device=x.device) for index in (rows, positions))
-    chosen: Context = "prompt" if entries[0][1].everywhere else context or use.adapter.card.context
+    places = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
+    rows, positions = torch.tensor(places, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
+    own = None
+    if use.adapter.text_layers and not everywhere:  # a plain LoRA's encoder has made all of ``encoding``
+        texts = {row: encode(encoding.tokenized[row].text, clip_skip, (use,)) for row, _ in entries}
+        own = torch.stack([texts[row].embeddings[0, position] for row, position in places]).to(x)
+    chosen: Context = "prompt" if everywhere else context or use.adapter.card.context
     if chosen == "prompt":
-        return _Edit(use, rows, positions, x[rows, positions], whole=False)
+        return _Edit(use, rows, positions, x[rows, positions] if own is None else own, frozen=own)
     bank = _bank(use, encode).to(x)
     pieces = [piece for _, binding in entries for word in binding.occurrences for piece in _match(len(word), len(bank))]
-    return _Edit(use, rows, positions, bank[pieces], whole=chosen == "bank")
+    return _Edit(use, rows, positions, bank[pieces], frozen=bank[pieces] if chosen == "bank" else own)
 
 
-def _bank(use: AdapterUse, encode: Callable[[str], TextEncoding]) -> Tensor:
+def _bank(use: AdapterUse, encode: Encode) -> Tensor:
     """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
     card = use.adapter.card
-    encoding = encode(card.phrase)
+    encoding = encode(card.phrase, None, (use,))
     tokenized = encoding.tokenized[0]
     spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
     if not spans:
@@ -204,10 +223,26 @@ def global_part(uses: Iterable[AdapterUse]) -> dict[str, list[tuple[float, LowRa
 @contextmanager
 def fused(unet: Any, parts: GlobalPart) -> Generator[None]:
     """Add global parts to the U-Net's weights for a ``with`` block; afterwards the kept originals are put back."""
+    with _added((unet.get_submodule(path), deltas) for path, deltas in parts.items()):
+        yield
+
+
+@contextmanager
+def fused_text(backbone: Backbone, uses: Iterable[AdapterUse]) -> Generator[None]:
+    """The same for the adapters' deltas of text encoders, each with its adapter's weight."""
+    parts: dict[str, list[tuple[float, LowRank]]] = {}
+    for use in sorted(uses, key=lambda use: use.order):
+        for path, low_rank in use.adapter.text_layers.items():
+            parts.setdefault(path, []).append((use.weight, low_rank))
+    with _added((backbone.layer(path), deltas) for path, deltas in parts.items()):
+        yield
+
+
+@contextmanager
+def _added(parts: Iterable[tuple[Any, Sequence[tuple[float, LowRank]]]]) -> Generator[None]:
     originals: list[tuple[Any, Tensor]] = []
     try:
-        for path, deltas in parts.items():
-            module = unet.get_submodule(path)
+        for module, deltas in parts:
             weight = getattr(module, "base_layer", module).weight  # PEFT wraps layers that have a LoRA loaded
             originals.append((weight, weight.data))
             precision = torch.promote_types(weight.dtype, torch.float32)

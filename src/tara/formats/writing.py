@@ -64,14 +64,14 @@ def write_peft(folder: Path, layers: Layers, card: AdapterCard, header: Mapping[
 def write_kohya(path: Path, layers: Layers, card: AdapterCard, header: Mapping[str, str]) -> None:
     """Write ``lora_unet_...`` keys with each layer's alpha: diffusers' names flattened, or sgm's for SDXL."""
     tensors: dict[str, Tensor] = {}
-    two_encoders = card.family.startswith("sdxl")
+    sdxl = card.family.startswith("sdxl") or any(layer.startswith(f"{TEXT_ENCODERS[1]}.") for layer in layers)
     per_block = RELEASED_LAYERS_PER_BLOCK if card.family == "sdxl" else layers_per_block(layers)
     for layer, low_rank in sorted(layers.items()):
         model, inner = split_model(layer)
         if model == UNET:
-            name = f"lora_unet_{to_sgm(inner, per_block) if two_encoders else flatten(inner)}"
+            name = f"lora_unet_{to_sgm(inner, per_block) if sdxl else flatten(inner)}"
         else:
-            number = ("1" if model == TEXT_ENCODERS[0] else "2") if two_encoders else ""
+            number = ("1" if model == TEXT_ENCODERS[0] else "2") if sdxl else ""
             name = f"lora_te{number}_{flatten(inner)}"
         down, up = _matrices(low_rank)
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = down, up
