@@ -71,9 +71,11 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "full difference": (_with(f"{K}.diff", X), "holds a full difference of weights"),
     "IA3": (_with(f"{K}.on_input", X), "holds IA3"),
     "biases": (_with(f"unet.{PATH}.lora_B.bias", X), "holds a LoRA with biases"),
-    "embedding": (lambda _: {"emb_params": X}, "holds a textual-inversion embedding"),
-    "embedding of two encoders": (lambda _: {"clip_l": X, "clip_g": X}, "holds a textual-inversion embedding"),
-    "pivotal tuning": (_with("bundle_emb.xlo.string_to_param.*", X), "holds a textual-inversion embedding"),
+    "embedding of no vectors": (lambda _: {"emb_params": torch.ones(0, 32)}, "no embedding of a word: it has 0 x 32"),
+    "embedding of a picture": (lambda _: {"<xlo>": torch.ones(1, 3, 8, 8)}, "no embedding of a word: it has 1 x 3 x 8"),
+    "embedding of NaN": (lambda _: {"emb_params": X * float("nan")}, "its embedding holds NaN"),
+    "embeddings of two lengths": (lambda _: {"clip_l": X, "clip_g": X[:1]}, "more vectors for one encoder"),
+    "pivotal tuning": (_with("bundle_emb.xlo.string_to_param.*", X), "bundled with textual-inversion embeddings"),
     "unknown key": (_with("lora_unet_of_mine.lora_down.weight", X), "key 'lora_unet_of_mine.lora_down.weight', which"),
     "another suffix": (_with(f"{K}.lora_middle.weight", X), "which tara does not know"),
     "Flux": (lambda _: {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": X}, "does not know"),
@@ -175,7 +177,7 @@ def test_text_encoder_deltas_of_another_shape_are_refused_by_name(tmp_path: Path
     sd, sdxl = tiny_bases.sd_pipeline(), tiny_bases.sdxl_pipeline()
     use = AdapterUse(load_adapter(files.saved(tmp_path / "te.safetensors", files.kohya_text(sd))))
     check_fits(Backbone(sd), use)
-    with pytest.raises(TaraError, match=r"changes a layer 'text_encoder\.text_model\..+' of 32 x 32"):
+    with pytest.raises(TaraError, match=r"changes a layer 'text_encoder\.text_model\..+' of 32 x"):
         check_fits(Backbone(sdxl), use)
     second = files.saved(tmp_path / "te2.safetensors", files.kohya_text(sdxl, "text_encoder_2", "lora_te2_"))
     with pytest.raises(TaraError, match=r"changes a layer 'text_encoder_2\.text_model\."):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from tara.card import CARD_KEY, AdapterCard, Context, parse_card
 from tara.errors import TaraError
 from tara.families import family_of_layers
@@ -24,12 +26,14 @@ class Adapter:
 
     For instance ``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k``. ``name`` is what messages call it.
     ``text_layers`` are those of the text encoders: ``text_encoder.text_model...``, ``text_encoder_2.text_model...``.
+    A textual inversion has no layers but ``embeddings``: the vectors (n, d) that stand for its word, by text encoder.
     """
 
     card: AdapterCard
     layers: Mapping[str, LowRank]
     name: str = "adapter"
     text_layers: Mapping[str, LowRank] = field(default_factory=dict[str, LowRank])
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @cached_property
     def cross_kv(self) -> dict[str, LowRank]:
@@ -45,15 +49,17 @@ class Adapter:
         """Write the adapter as one ``.safetensors`` file, whole or not at all; diffusers and PEFT read it too.
 
         Raises:
-            TaraError: when the folder is not writable or the disk is full.
+            TaraError: when the folder is not writable, the disk is full, or it is a textual inversion.
         """
         path = Path(path)
+        if self.embeddings:
+            raise TaraError(f"{self.name} is a textual inversion, which has no layers to write. Use its file as it is.")
         write_diffusers(path, {**self.layers, **self.text_layers}, self.card, {})
         return path
 
 
 def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
-    """Read an adapter onto the CPU: our own file, or any plain LoRA of another tool.
+    """Read an adapter onto the CPU: our own file, or a plain LoRA or textual inversion of another tool.
 
     Another tool's file has no card: the adapter's card then holds what the weights tell, and no rare word; give it one
     where it is used (``FILE:word=xlo,kind=dog``).
@@ -68,6 +74,8 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     path = Path(path)
     file = read_lora(path)
     pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
+    if file.embeddings:
+        return Adapter(_card(file), {}, name=path.name, embeddings=file.embeddings)
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
     if told is not None:
         _check_ranks(path, told, pairs)
@@ -105,12 +113,13 @@ def _card(file: LoraFile) -> AdapterCard:
     """What the weights of another tool's file tell about it."""
     widths = {layer: pair.a.shape[1] for (model, layer), pair in file.pairs.items() if model == UNET}
     masked = all(layer.endswith(CROSS_KV) for layer in widths)
+    family = family_of_layers({layer: width for layer, width in widths.items() if layer.endswith(CROSS_KV)})
     return AdapterCard(
-        rare_word="",
+        rare_word=file.word,
         class_word="",
         phrase="",
         context="prompt",  # there is no training phrase to take an embedding from
-        family=family_of_layers({layer: width for layer, width in widths.items() if layer.endswith(CROSS_KV)}),
+        family=family,
         rank=1,
         alpha=1,
         targets="cross_kv" if masked else "everything",

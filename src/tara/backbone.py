@@ -16,6 +16,7 @@ from tara.errors import TaraError
 from tara.families import check_supported, family_of
 from tara.formats.styles import TEXT_ENCODERS
 from tara.losses import PredictionType
+from tara.text_encoders import text_layer
 from tara.tokens import Span, Tokenized
 
 ALIASES = {
@@ -209,12 +210,9 @@ class Backbone:
         Raises:
             AttributeError: when there is none.
         """
-        model, _, inner = path.partition(".")
-        if model not in TEXT_ENCODERS:
-            return self.unet.get_submodule(path)
-        encoder: Any = getattr(self.pipe, model)
-        # CLIPTextModel of transformers 5 has no such part of its paths any more
-        return encoder.get_submodule(inner if hasattr(encoder, "text_model") else inner.removeprefix("text_model."))
+        if path.startswith(TEXT_ENCODERS):
+            return text_layer(self.pipe, path)
+        return self.unet.get_submodule(path)
 
     def projection_sizes(self, path: str) -> tuple[int, int]:
         """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""

@@ -15,7 +15,10 @@ from tara.binding import AdapterUse, Binding
 from tara.card import Context
 from tara.errors import TaraError
 from tara.lora import LowRank
-from tara.tokens import word_spans
+from tara.text_encoders import embedded, text_widths
+from tara.tokens import Tokenized, replace_spans, word_spans
+
+FILLER = "a"  # a word of one token for each vector of a textual inversion, which takes its place
 
 
 def check_fits(backbone: Backbone, use: AdapterUse) -> None:
@@ -29,6 +32,13 @@ def check_fits(backbone: Backbone, use: AdapterUse) -> None:
         raise TaraError(
             f"{use.name} was trained on a base of family '{card.family}', this base is '{backbone.family.name}'. "
             f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
+        )
+    widths = {model: vectors.shape[1] for model, vectors in use.adapter.embeddings.items()}
+    if widths and widths != text_widths(backbone.pipe):
+        theirs, ours = (", ".join(map(str, of.values())) for of in (widths, text_widths(backbone.pipe)))
+        raise TaraError(
+            f"{use.name} is an embedding for text encoders of width {theirs}, this base's are {ours} wide. Use the "
+            "base that it was made for."
         )
     for path, low_rank in {**use.adapter.layers, **use.adapter.text_layers}.items():
         try:
@@ -91,7 +101,8 @@ def text_kv(
         TaraError: when two adapters want the same row as a whole, or a card's phrase lacks its rare word.
     """
     assert len(bindings) == encoding.rows, "one list of bindings per row"
-    edits = _edits(encoding, bindings, context, encode or partial(encode_with, backbone), clip_skip)
+    reader = _Reader(backbone, encoding, context, encode or partial(encode_with, backbone), clip_skip)
+    edits = _edits(reader, bindings)
     kv = {
         layer: _edited(layer, backbone.unet.get_submodule(layer), encoding.embeddings, edits)
         for layer in backbone.cross_layers
@@ -129,13 +140,7 @@ def _delta(low_rank: LowRank, x: Tensor) -> Tensor:
     return low_rank.to(x.device, precision).delta(x.to(precision))
 
 
-def _edits(
-    encoding: TextEncoding,
-    bindings: Sequence[Sequence[Binding]],
-    context: Context | None,
-    encode: Encode,
-    clip_skip: int | None,
-) -> list[_Edit]:
+def _edits(reader: "_Reader", bindings: Sequence[Sequence[Binding]]) -> list[_Edit]:
     grouped: dict[int, list[tuple[int, Binding]]] = {}
     for row, of_row in enumerate(bindings):
         for binding in of_row:
@@ -144,46 +149,89 @@ def _edits(
             grouped.setdefault(id(binding.use), []).append((row, binding))
     edits: list[_Edit] = []
     for entries in sorted(grouped.values(), key=lambda entries: entries[0][1].use.order):
-        edits.append(_edit(encoding, entries, context, encode, clip_skip))
+        edits.append(reader.edit(entries))
     _check_apart([edit for edit in edits if edit.frozen is not None])
     return edits
 
 
-def _edit(
-    encoding: TextEncoding,
-    entries: Sequence[tuple[int, Binding]],
-    context: Context | None,
-    encode: Encode,
-    clip_skip: int | None,
-) -> _Edit:
-    use, everywhere = entries[0][1].use, entries[0][1].everywhere
-    x = encoding.embeddings
-    places = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
-    rows, positions = torch.tensor(places, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
-    own = None
-    if use.adapter.text_layers and not everywhere:  # a plain LoRA's encoder has made all of ``encoding``
-        texts = {row: encode(encoding.tokenized[row].text, clip_skip, (use,)) for row, _ in entries}
-        own = torch.stack([texts[row].embeddings[0, position] for row, position in places]).to(x)
-    chosen: Context = "prompt" if everywhere else context or use.adapter.card.context
-    if chosen == "prompt":
-        return _Edit(use, rows, positions, x[rows, positions] if own is None else own, frozen=own)
-    bank = _bank(use, encode).to(x)
-    pieces = [piece for _, binding in entries for word in binding.occurrences for piece in _match(len(word), len(bank))]
-    return _Edit(use, rows, positions, bank[pieces], frozen=bank[pieces] if chosen == "bank" else own)
+Entries = Sequence[tuple[int, Binding]]
+"""The rows of a batch that one adapter acts on, with its tokens there."""
 
 
-def _bank(use: AdapterUse, encode: Encode) -> Tensor:
-    """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
-    card = use.adapter.card
-    encoding = encode(card.phrase, None, (use,))
-    tokenized = encoding.tokenized[0]
-    spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
-    if not spans:
-        raise TaraError(
-            f"The training phrase '{card.phrase}' of {use.name} lacks its rare word '{card.rare_word}'. Compose it "
-            "with context='prompt', or train it again."
-        )
-    return encoding.embeddings[0, list(tokenized.positions(spans[0]))]
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Where adapters read the embeddings of their words; arguments as of :func:`text_kv`."""
+
+    backbone: Backbone
+    encoding: TextEncoding
+    context: Context | None
+    encode: Encode
+    clip_skip: int | None
+
+    def edit(self, entries: Entries) -> _Edit:
+        use, everywhere = entries[0][1].use, entries[0][1].everywhere
+        x = self.encoding.embeddings
+        places = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
+        rows, positions = torch.tensor(places, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
+        # a plain LoRA's encoder has made all of the encoding
+        own = None if everywhere else self._own(use, entries, x[rows, positions])
+        chosen: Context = "prompt" if everywhere or use.adapter.embeddings else self.context or use.adapter.card.context
+        if chosen == "prompt":
+            return _Edit(use, rows, positions, x[rows, positions] if own is None else own, frozen=own)
+        bank = self._bank(use).to(x)
+        words = [len(word) for _, binding in entries for word in binding.occurrences]
+        read = bank[[piece for pieces in words for piece in _match(pieces, len(bank))]]
+        return _Edit(use, rows, positions, read, frozen=read if chosen == "bank" else own)
+
+    def _own(self, use: AdapterUse, entries: Entries, base: Tensor) -> Tensor | None:
+        """Embeddings (n, d) of the word as the adapter's own text encoder puts it, None when it has none of its own."""
+        if not (use.adapter.embeddings or use.adapter.text_layers):
+            return None
+        found: dict[tuple[Tokenized, tuple[tuple[int, ...], ...]], Tensor] = {}  # copies of a prompt share theirs
+        for row, binding in entries:
+            key = self.encoding.tokenized[row], binding.occurrences
+            if key not in found:
+                found[key] = (self._inverted if use.adapter.embeddings else self._encoded)(use, *key)
+        own = torch.cat([found[self.encoding.tokenized[row], binding.occurrences] for row, binding in entries]).to(base)
+        return torch.lerp(base, own, use.weight) if use.adapter.embeddings else own
+
+    def _encoded(self, use: AdapterUse, prompt: Tokenized, words: Sequence[Sequence[int]]) -> Tensor:
+        """One prompt's, read with the adapter's text-encoder deltas."""
+        embeddings = self.encode(prompt.text, self.clip_skip, (use,)).embeddings[0]
+        return embeddings[[position for word in words for position in word]]
+
+    def _inverted(self, use: AdapterUse, prompt: Tokenized, words: Sequence[Sequence[int]]) -> Tensor:
+        """One prompt's, read with a textual inversion: the word makes room for as many tokens as it has vectors."""
+        count = len(next(iter(use.adapter.embeddings.values())))
+        spans = [(prompt.offsets[word[0]][0], prompt.offsets[word[-1]][1]) for word in words]
+        text, places = replace_spans(prompt.text, spans, " ".join([FILLER] * count))
+        longer = self.backbone.tokenize(text)
+        positions = [longer.positions(place) for place in places]
+        if not all(longer.holds(place) for place in places) or any(len(found) != count for found in positions):
+            raise TaraError(
+                f"{use.name} stands for {count} tokens, which do not fit into the prompt '{prompt.text}'. Shorten "
+                "the prompt."
+            )
+        vectors = {model: own.repeat(len(words), 1) for model, own in use.adapter.embeddings.items()}
+        with embedded(self.backbone.pipe, vectors, [position for found in positions for position in found]):
+            embeddings = self.backbone.encode([text], self.clip_skip).embeddings[0]
+        kept = [
+            found[piece] for word, found in zip(words, positions, strict=True) for piece in _match(len(word), count)
+        ]
+        return embeddings[kept]
+
+    def _bank(self, use: AdapterUse) -> Tensor:
+        """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
+        card = use.adapter.card
+        encoding = self.encode(card.phrase, None, (use,))
+        tokenized = encoding.tokenized[0]
+        spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
+        if not spans:
+            raise TaraError(
+                f"The training phrase '{card.phrase}' of {use.name} lacks its rare word '{card.rare_word}'. Compose it "
+                "with context='prompt', or train it again."
+            )
+        return encoding.embeddings[0, list(tokenized.positions(spans[0]))]
 
 
 def _match(wanted: int, given: int) -> list[int]:

@@ -223,7 +223,14 @@ def _guided(backbone: Backbone, guidance_scale: float) -> bool:
 def _bindings(row: PromptRow, positive: TextEncoding, index: int, composer: Composer) -> list[Binding]:
     tokenized = positive.tokenized[index]
     warn_if_cut(tokenized)
-    return bind(tokenized, row.uses) if composer == "tara" else bind_everywhere(tokenized, row.uses)
+    if composer == "tara":
+        return bind(tokenized, row.uses)
+    for use in row.uses:
+        if use.adapter.embeddings:
+            raise TaraError(
+                f"{use.name} is a textual inversion, which acts on its word alone. Leave composer at 'tara'."
+            )
+    return bind_everywhere(tokenized, row.uses)
 
 
 def _batch(

@@ -47,6 +47,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "layers": len(adapter.layers),
         "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
         "text_encoder_layers": len(adapter.text_layers),
+        "embedding_vectors": max(map(len, adapter.embeddings.values()), default=0),
         "context": card.context,
         "is_style": card.is_style,
         "prompt": card.phrase,
@@ -77,5 +78,7 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
 
 
 def _range(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return ""
     first, last = numbers[0], numbers[-1]
     return f"{first:g}" if first == last else f"{first:g} to {last:g}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,9 +11,20 @@ from torch import Tensor
 
 from tara.errors import TaraError, nearest
 from tara.formats.peft_config import PeftConfig, folder_config, header_configs
-from tara.formats.styles import TEXT_ENCODERS, UNET, Part, other_method, parts
+from tara.formats.styles import (
+    INVERSION,
+    TEXT_ENCODERS,
+    UNET,
+    Part,
+    embeddings,
+    inverted_word,
+    other_method,
+    parts,
+)
 
 MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
+
+MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 
 # in a folder, the first that is there
 _IN_FOLDERS = (
@@ -44,11 +55,16 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """The pairs in a file by model and path, its header, and the name of the style that its keys are in."""
+    """The pairs in a file by model and path, its header, and the name of the style that its keys are in.
+
+    Of a textual inversion: no pairs, but the vectors (n, d) of its ``word``, where it names one, by text encoder.
+    """
 
     style: str
     header: Mapping[str, str]
     pairs: Mapping[tuple[str, str], Pair]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    word: str = ""
 
 
 def lora_file(path: Path) -> Path:
@@ -84,10 +100,16 @@ def read_lora(path: Path) -> LoraFile:
     try:
         with safe_open(path, framework="pt") as file:
             keys, header = list(file.keys()), dict(file.metadata() or {})
-            known = _known_parts(path, keys)
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known}
+            inverted = embeddings(keys)
+            known = {} if inverted else _known_parts(path, keys)
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
     except (SafetensorError, OSError) as failure:
         raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
+    if inverted:
+        vectors = {inverted[key]: _vectors(path, tensor) for key, tensor in tensors.items()}
+        if len({len(of_encoder) for of_encoder in vectors.values()}) > 1:
+            raise TaraError(f"'{path}' is damaged: it has more vectors for one encoder than for the other.")
+        return LoraFile(INVERSION, header, {}, vectors, inverted_word(keys))
     models = (UNET, *TEXT_ENCODERS)
     configs = dict.fromkeys(models, folder_config(path)) | header_configs(path, header, models)
     layers = _by_layer(path, known)
@@ -167,6 +189,18 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
     if not all(bool(torch.isfinite(matrix.float()).all()) for matrix in (a, b)):
         return "holds NaN or infinite weights"
     return None
+
+
+def _vectors(path: Path, tensor: Tensor) -> Tensor:
+    vectors = tensor if tensor.ndim == 2 else tensor[None]
+    if vectors.ndim != 2 or not 0 < len(vectors) <= MOST_VECTORS or not vectors.is_floating_point():
+        raise TaraError(
+            f"'{path}' is no embedding of a word: it has {' x '.join(map(str, tensor.shape))} numbers of "
+            f"{tensor.dtype} instead of 1 to {MOST_VECTORS} vectors. Get the file again."
+        )
+    if not bool(torch.isfinite(vectors.float()).all()):
+        raise TaraError(f"'{path}' is damaged: its embedding holds NaN or infinite numbers. Get the file again.")
+    return vectors
 
 
 def _number(alpha: Tensor) -> float:

@@ -59,8 +59,12 @@ _OTHER_METHODS = {
     "a trained norm": r"\.[wb]_norm$",
     "a LoRA with biases": r"\.lora_(B|up)(\.\w+)?\.bias$",
     "a LoRA of token embeddings": r"\.lora_embedding_[AB]",
-    "a textual-inversion embedding": r"^(emb_params|clip_[lg]|<.+>|bundle_emb\..+)$",
+    "a LoRA bundled with textual-inversion embeddings": r"^bundle_emb\.",
 }
+
+
+INVERSION = "textual inversion"
+_EMBEDDINGS = {"emb_params": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,22 @@ class Part:
 def other_method(key: str) -> str | None:
     """The name of the method, other than plain LoRA, that a key belongs to."""
     return next((name for name, pattern in _OTHER_METHODS.items() if re.search(pattern, key)), None)
+
+
+def embeddings(keys: Iterable[str]) -> dict[str, str]:
+    """The text encoder of each tensor of a textual-inversion file by its key; empty for any other file.
+
+    A1111 and kohya write ``emb_params``, or for SDXL ``clip_l`` and ``clip_g``; diffusers the word itself.
+    """
+    keys = list(keys)
+    if len(keys) == 1 and "." not in keys[0]:
+        return {keys[0]: _EMBEDDINGS.get(keys[0], TEXT_ENCODERS[0])}
+    return {key: _EMBEDDINGS[key] for key in keys} if keys and set(keys) <= {"clip_l", "clip_g"} else {}
+
+
+def inverted_word(keys: Iterable[str]) -> str:
+    """The word that a textual-inversion file names, empty where its style has no place for one."""
+    return next((key for key in keys if key not in _EMBEDDINGS), "")
 
 
 def parts(keys: Iterable[str]) -> dict[str, Part | None]:
