@@ -174,6 +174,9 @@ def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base:
     assert main(["generate", "a xlo dog", *flags, "-a", "folder:word=xlo"]) == 0
     assert main(["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]) == 0
     assert Path("again/seed-0000.png").read_bytes() == Path("out/seed-0000.png").read_bytes()
+    config = Path("folder/adapter_config.json")
+    config.write_text(config.read_text().replace('"lora_alpha": 1.0', '"lora_alpha": 2.0'))
+    assert f"'{config}' has changed since" in refused("generate", "--from", "out/seed-0000.png")
     os.truncate("folder/adapter_model.safetensors", 9)
     assert "adapter_model.safetensors" in refused("generate", "--from", "out/seed-0000.png")
 
@@ -188,6 +191,7 @@ def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.C
     assert (card.rare_word, card.class_word, card.alpha, card.rank) == ("xlo", "dog", 8.0, 2)
     assert "--word xlo --kind dog" in refused("convert", foreign, "--to", "tara", "--out", "no.safetensors")
     assert "kohya" in refused("convert", foreign, "--to", "koya", "--out", "no.safetensors")
+    assert "no number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
     assert "--out" in refused("convert", foreign, "--to", "kohya")
     assert not Path("no.safetensors").exists()
 

@@ -82,6 +82,7 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "Flux of kohya": (lambda _: {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": X}, "does not know"),
     "a checkpoint": (lambda _: {"model.diffusion_model.input_blocks.0.0.weight": X}, "does not know"),
     "a U-Net without LoRA": (lambda _: {"conv_in.weight": X, "conv_in.bias": X}, "without weights of a LoRA"),
+    "a U-Net and more": (lambda good: good | {"conv_in.weight": X, "logit_scale": X[0]}, "key 'logit_scale', which"),
     "no tensors": (lambda _: {}, "without weights of a LoRA"),
 }  # fmt: skip
 

@@ -103,6 +103,15 @@ def test_summed_plain_loras_encode_all_of_the_text(any_pipe: Any, tmp_path: Path
     torch.testing.assert_close(keys, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_old_diffusers_names_of_a_text_encoders_layers_are_known(tmp_path: Path) -> None:
+    attention, pair = "text_encoder.text_model.encoder.layers.1.self_attn", (torch.ones(2, 32), torch.ones(32, 2))
+    names = {"to_q_lora": "q_proj", "to_out_lora": "out_proj", "k_proj.lora_linear_layer": "k_proj"}
+    tensors = {f"{attention}.{old}.{half}.weight": pair[half == "up"] for old in names for half in ("down", "up")}
+    adapter = load_adapter(files.saved(tmp_path / "old.safetensors", tensors))
+    assert adapter.text_layers.keys() == {f"{attention}.{name}" for name in names.values()}
+    assert adapter.card.source == "old diffusers"
+
+
 def test_stock_diffusers_encodes_a_kohya_files_text_the_same(tmp_path: Path) -> None:
     pipe = tiny_bases.sd_pipeline()
     adapter = _text_adapter(pipe, tmp_path)
@@ -176,6 +185,8 @@ def test_what_a_textual_inversion_cannot_do_is_refused_by_name(tmp_path: Path) -
         tara.prepare(sd, PROMPT, [adapter], composer="sum")
     with pytest.raises(TaraError, match="text encoders of width 32, this base's are 24, 40 wide"):
         check_fits(Backbone(sdxl), AdapterUse(adapter))
+    with pytest.raises(TaraError, match="has no alpha"):
+        load_adapter(tmp_path / "ti.safetensors", alpha=8)
     for write in (adapter.save, lambda path: convert(adapter, "kohya", path)):
         with pytest.raises(TaraError, match="no layers to write"):
             write(tmp_path / "out.safetensors")

@@ -1,5 +1,6 @@
 """The adapter: low-rank weights that say themselves what they are."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,10 +53,18 @@ class Adapter:
             TaraError: when the folder is not writable, the disk is full, or it is a textual inversion.
         """
         path = Path(path)
+        write_diffusers(path, self.all_layers(), self.card, {})
+        return path
+
+    def all_layers(self) -> dict[str, LowRank]:
+        """The deltas of the U-Net and the text encoders, as files hold them.
+
+        Raises:
+            TaraError: for a textual inversion, which has none.
+        """
         if self.embeddings:
             raise TaraError(f"{self.name} is a textual inversion, which has no layers to write. Use its file as it is.")
-        write_diffusers(path, {**self.layers, **self.text_layers}, self.card, {})
-        return path
+        return {**self.layers, **self.text_layers}
 
 
 def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
@@ -72,9 +81,13 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
         TaraError: when the file is missing, damaged, incomplete, of a newer version, or no plain LoRA.
     """
     path = Path(path)
+    if alpha is not None and not math.isfinite(alpha):
+        raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
     file = read_lora(path)
     pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
     if file.embeddings:
+        if alpha is not None:
+            raise TaraError(f"'{path}' is a textual inversion, which has no alpha. Leave alpha out.")
         return Adapter(_card(file), {}, name=path.name, embeddings=file.embeddings)
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
     if told is not None:

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from tara.errors import TaraError
 
@@ -47,9 +47,9 @@ class AdapterCard(BaseModel, frozen=True):
     family: str = Field(description="Family of bases that the adapter fits, see tara.families.Family")
     base: str = Field(default="", description="The base that it was trained on, as the user named it")
     rank: int = Field(ge=1)
-    alpha: float = Field(description="scale = alpha / rank, as PEFT counts")
+    alpha: FiniteFloat = Field(description="scale = alpha / rank, as PEFT counts")
     rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, FiniteFloat] = Field(default_factory=dict)
     targets: str = Field(default="cross_kv", description="Which layers were trained: cross_kv or attention")
     phrase: str = Field(description="The fixed training phrase; its rare word's rows are the bank")
     context: Context = Field(default="delta", description="The context that composition uses unless told otherwise")

@@ -169,6 +169,7 @@ class _Reader:
     clip_skip: int | None
 
     def edit(self, entries: Entries) -> _Edit:
+        """What one adapter changes, see :data:`tara.card.Context`."""
         use, everywhere = entries[0][1].use, entries[0][1].everywhere
         x = self.encoding.embeddings
         places = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]

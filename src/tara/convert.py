@@ -31,8 +31,6 @@ def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
         TaraError: when the style has no room for a part of it, a tara file would name no word, or the disk says no.
     """
     out = Path(out)
-    if adapter.embeddings:
-        raise TaraError(f"{adapter.name} is a textual inversion, which has no layers to write. Use its file as it is.")
     if to == "peft" and (out.suffix == ".safetensors" or out.is_file()):
         raise TaraError(f"A PEFT adapter is a folder, and '{out}' is a file. Give a folder.")
     if to != "peft" and out.suffix != ".safetensors":
@@ -41,5 +39,5 @@ def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
         raise TaraError(
             f"{adapter.name} does not tell its words, and a tara file does. Add them: --word xlo --kind dog."
         )
-    WRITERS[to](out, {**adapter.layers, **adapter.text_layers}, adapter.card, described(adapter.card, out.stem))
+    WRITERS[to](out, adapter.all_layers(), adapter.card, described(adapter.card, out.stem))
     return out

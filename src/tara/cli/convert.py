@@ -28,4 +28,4 @@ def convert(
     adapter = load_adapter(file, alpha)
     words = {name: given for name, given in (("rare_word", word), ("class_word", kind)) if given is not None}
     adapter = replace(adapter, card=adapter.card.model_copy(update=words))
-    print(f"{write(adapter, to, out)}: {len(adapter.layers) + len(adapter.text_layers)} layers, unchanged, for {to}.")
+    print(f"{write(adapter, to, out)}: {len(adapter.all_layers())} layers, unchanged, for {to}.")

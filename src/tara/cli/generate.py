@@ -108,6 +108,7 @@ def _order(
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
     from tara.binding import check_named, parse_use
+    from tara.formats.peft_config import config_beside
 
     origin = read_origin(source) if source else None
     kept = origin.settings.model_dump() if origin else {}
@@ -118,13 +119,14 @@ def _order(
     for name in ("mask", "strength"):
         if getattr(settings, name) is not None and settings.image is None:
             raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
-    inputs = tuple(used_file(path) for path in (settings.image, settings.mask) if path)
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
     uses = tuple(parse_use(spec) for spec in adapters)
     if settings.composer == "tara":
         check_named(uses)  # before the base is loaded, which takes long
     used = tuple(used_file(adapter_path(spec), spec) for spec in adapters)
+    scales = [config_beside(Path(file.path)) for file in used]  # a PEFT folder keeps them in a file of their own
+    inputs = tuple(used_file(path) for path in (settings.image, settings.mask, *scales) if path)
     if origin:
         _check_unchanged(origin, used + inputs)
     if seeds is not None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from tara.errors import TaraError
 from tara.formats.names import ROOTS
 
-CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' name of the header entry that holds the configs of all its models
 
 Number = TypeVar("Number", int, float)
@@ -59,10 +59,16 @@ def folder_config(file: Path) -> PeftConfig:
     Raises:
         TaraError: when it is no such config, or one of a method that is no plain LoRA.
     """
-    path = file.parent / CONFIG_FILE
-    if file.name != "adapter_model.safetensors" or not path.is_file():
+    path = config_beside(file)
+    if path is None:
         return PeftConfig()
     return _parsed(path, _object(path, path.read_text(encoding="utf-8", errors="replace")))
+
+
+def config_beside(file: Path) -> Path | None:
+    """The config that belongs to a PEFT weights file, where there is one."""
+    path = file.parent / CONFIG_FILE
+    return path if file.name == WEIGHTS_FILE and path.is_file() else None
 
 
 def header_configs(file: Path, header: Mapping[str, str], models: Iterable[str]) -> dict[str, PeftConfig]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tara.errors import TaraError, nearest
-from tara.formats.peft_config import PeftConfig, folder_config, header_configs
+from tara.formats.names import ROOTS
+from tara.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
 from tara.formats.styles import (
     INVERSION,
     TEXT_ENCODERS,
@@ -28,7 +29,7 @@ MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 
 # in a folder, the first that is there
 _IN_FOLDERS = (
-    "adapter_model.safetensors",
+    WEIGHTS_FILE,
     "pytorch_lora_weights.safetensors",
     "diffusion_pytorch_model.safetensors",
     "unet/diffusion_pytorch_model.safetensors",
@@ -106,9 +107,7 @@ def read_lora(path: Path) -> LoraFile:
     except (SafetensorError, OSError) as failure:
         raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
     if inverted:
-        vectors = {inverted[key]: _vectors(path, tensor) for key, tensor in tensors.items()}
-        if len({len(of_encoder) for of_encoder in vectors.values()}) > 1:
-            raise TaraError(f"'{path}' is damaged: it has more vectors for one encoder than for the other.")
+        vectors = _vectors(path, {inverted[key]: tensor for key, tensor in tensors.items()})
         return LoraFile(INVERSION, header, {}, vectors, inverted_word(keys))
     models = (UNET, *TEXT_ENCODERS)
     configs = dict.fromkeys(models, folder_config(path)) | header_configs(path, header, models)
@@ -143,7 +142,7 @@ def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
             )
         if part is not None:
             known[key] = part
-        elif not saved_unet or "lora" in key:
+        elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
             raise _unknown(path, key)
     if not known:
         raise TaraError(f"'{path}' holds a file without weights of a LoRA. Give an adapter file.")
@@ -177,7 +176,7 @@ def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftCon
 
 def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
     """What is wrong with the down matrix (rank, in[, h, w]) and the up matrix (out, rank[, 1, 1]) of a layer."""
-    shapes = " and ".join(" x ".join(map(str, matrix.shape)) for matrix in (a, b))
+    shapes = f"{_shape(a)} and {_shape(b)}"
     if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
         return f"has matrices of {shapes}, which are no pair"
     if 0 in (*a.shape, *b.shape):
@@ -191,16 +190,24 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
     return None
 
 
-def _vectors(path: Path, tensor: Tensor) -> Tensor:
-    vectors = tensor if tensor.ndim == 2 else tensor[None]
-    if vectors.ndim != 2 or not 0 < len(vectors) <= MOST_VECTORS or not vectors.is_floating_point():
-        raise TaraError(
-            f"'{path}' is no embedding of a word: it has {' x '.join(map(str, tensor.shape))} numbers of "
-            f"{tensor.dtype} instead of 1 to {MOST_VECTORS} vectors. Get the file again."
-        )
-    if not bool(torch.isfinite(vectors.float()).all()):
-        raise TaraError(f"'{path}' is damaged: its embedding holds NaN or infinite numbers. Get the file again.")
+def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A textual inversion's vectors (n, d) by encoder; a lone one may be stored as (d,)."""
+    vectors = {model: tensor if tensor.ndim != 1 else tensor[None] for model, tensor in tensors.items()}
+    for of_encoder in vectors.values():
+        if of_encoder.ndim != 2 or not 0 < len(of_encoder) <= MOST_VECTORS or not of_encoder.is_floating_point():
+            raise TaraError(
+                f"'{path}' is no embedding of a word: it has {_shape(of_encoder)} numbers of {of_encoder.dtype}, not 1 "
+                f"to {MOST_VECTORS} vectors. Get the file again."
+            )
+        if not bool(torch.isfinite(of_encoder.float()).all()):
+            raise TaraError(f"'{path}' is damaged: its embedding holds NaN or infinite numbers. Get the file again.")
+    if len({len(of_encoder) for of_encoder in vectors.values()}) > 1:
+        raise TaraError(f"'{path}' is damaged: it has more vectors for one encoder than for the other.")
     return vectors
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def _number(alpha: Tensor) -> float:

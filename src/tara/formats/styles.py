@@ -27,10 +27,10 @@ STYLES: Mapping[str, tuple[re.Pattern[str], ...]] = {
     "saved U-Net": (re.compile(rf"{_LAYER}\.lora_layer\.(?P<role>down|up)\.weight"),),
     "old diffusers": (
         re.compile(
-            rf"{_MODEL}{_LAYER}\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>down|up)\.weight"
+            rf"{_MODEL}{_LAYER}(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>down|up)\.weight"
         ),
         re.compile(rf"{_MODEL}{_LAYER}\.(?:lora|lora_linear_layer)\.(?P<role>down|up)\.weight"),
-        re.compile(rf"{_MODEL}{_LAYER}\.processor\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>alpha)"),
+        re.compile(rf"{_MODEL}{_LAYER}(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>alpha)"),
         re.compile(rf"{_MODEL}{_LAYER}(?:\.lora)?\.(?P<role>alpha)"),
     ),
 }
@@ -44,6 +44,9 @@ _ROLES: Mapping[str, Role] = {
     "up": "up",
     "alpha": "alpha",
 }
+# old diffusers' names of an attention's layers
+_PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
+_TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _MODELS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 # what a plain pair of matrices cannot stand for; the first that fits names it
@@ -122,7 +125,7 @@ def _part(style: str, match: re.Match[str], layers_per_block: int) -> Part | Non
     if style == KOHYA:
         layer = from_sgm(layer, layers_per_block) if model == UNET else unflatten(layer)
     if projection := named.get("projection"):
-        layer += "." + {"to_out": "to_out.0"}.get(projection, projection)
+        layer += "." + (_PROJECTIONS if model == UNET else _TEXT_PROJECTIONS)[projection]
     if model in TEXT_ENCODERS and layer.startswith("encoder."):
         layer = f"text_model.{layer}"  # transformers 5 has no such part of the path any more
     if not layer.startswith(ROOTS if model == UNET else TEXT_ROOTS):

@@ -13,7 +13,7 @@ from tara.card import CARD_KEY, AdapterCard
 from tara.errors import TaraError
 from tara.files import atomic_write
 from tara.formats.names import RELEASED_LAYERS_PER_BLOCK, flatten, layers_per_block, to_sgm
-from tara.formats.peft_config import CONFIG_FILE, METADATA_KEY
+from tara.formats.peft_config import CONFIG_FILE, METADATA_KEY, WEIGHTS_FILE
 from tara.formats.styles import TEXT_ENCODERS, UNET
 from tara.lora import LowRank
 
@@ -57,7 +57,7 @@ def write_peft(folder: Path, layers: Layers, card: AdapterCard, header: Mapping[
         "lora_dropout": 0.0,
         **_config(layers, card),
     }
-    _write(folder / "adapter_model.safetensors", tensors, header, card)
+    _write(folder / WEIGHTS_FILE, tensors, header, card)
     atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
