@@ -88,6 +88,22 @@ def test_the_text_encoders_are_left_as_they_were_found(any_pipe: Any, tmp_path: 
     assert torch.equal(before.embeddings, after.embeddings)
 
 
+@pytest.mark.parametrize("kind", ["deltas", "inversion"])
+def test_a_prompts_rows_are_the_same_in_any_batch(kind: str, any_pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "te.safetensors" if kind == "deltas" else _inversion(any_pipe, tmp_path, 3)[0]
+    adapter = _text_adapter(any_pipe, tmp_path) if kind == "deltas" else load_adapter(path)
+    use, other = AdapterUse(adapter, word="xlo", weight=0.7), "on the beach xlo and xlo"
+    before = Backbone(any_pipe).encode([PROMPT]).embeddings
+    options: dict[str, Any] = {"guidance_scale": 1.0}
+    batch = tara.prepare(any_pipe, [PROMPT, other], [use], num_images_per_prompt=2, **options)
+    alone = [tara.prepare(any_pipe, prompt, [use], **options) for prompt in (PROMPT, PROMPT, other, other)]
+    assert torch.equal(Backbone(any_pipe).encode([PROMPT]).embeddings, before)
+    for layer, parts in batch["cross_attention_kwargs"][KEY].kv.items():
+        for part in (0, 1):
+            rows = [one["cross_attention_kwargs"][KEY].kv[layer][part] for one in alone]
+            torch.testing.assert_close(parts[part], torch.cat(rows), rtol=1e-4, atol=1e-5)
+
+
 def test_summed_plain_loras_encode_all_of_the_text(any_pipe: Any, tmp_path: Path) -> None:
     adapter = _text_adapter(any_pipe, tmp_path)
     ours = tara.prepare(any_pipe, PROMPT, [adapter], negative_prompt="a car", composer="sum")

@@ -86,8 +86,8 @@ def text_kv(
     """Keys and values of every cross-attention for a batch of prompts, once for all denoising steps.
 
     ``K = X W_K^T + sum_c M_c (w_c s_c X_c A_c^T B_c^T)``, the same for V (TARA, arXiv 2508.08812): the U-Net's current
-    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas reads its own
-    word's rows of X from the prompt as its own text encoder sees it; nobody else's rows change.
+    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas, or a textual
+    inversion, reads its own word's rows of X from the prompt as its own text encoder sees it; nobody else's change.
 
     Args:
         backbone: the base.

@@ -15,25 +15,23 @@ _MODEL = r"(?:(?P<model>unet|text_encoder|text_encoder_2)\.)?"
 _LAYER = r"(?P<layer>[\w.]+?)"
 _ADAPTER = r"(?:\.\w+)?"  # PEFT's name of the adapter, in the state dict of a model that it wraps
 
+_PROJECTION = r"(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora"
+
 KOHYA = "kohya"
-STYLES: Mapping[str, tuple[re.Pattern[str], ...]] = {
-    KOHYA: (
-        re.compile(
-            r"lora_(?P<model>unet|te|te1|te2)_(?P<layer>\w+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)"
-        ),
-    ),
-    "PEFT": (re.compile(rf"base_model\.model\.{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"),),
-    "diffusers": (re.compile(rf"{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"),),
-    "saved U-Net": (re.compile(rf"{_LAYER}\.lora_layer\.(?P<role>down|up)\.weight"),),
-    "old diffusers": (
-        re.compile(
-            rf"{_MODEL}{_LAYER}(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>down|up)\.weight"
-        ),
-        re.compile(rf"{_MODEL}{_LAYER}\.(?:lora|lora_linear_layer)\.(?P<role>down|up)\.weight"),
-        re.compile(rf"{_MODEL}{_LAYER}(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>alpha)"),
-        re.compile(rf"{_MODEL}{_LAYER}(?:\.lora)?\.(?P<role>alpha)"),
-    ),
+_PATTERNS = {
+    KOHYA: [r"lora_(?P<model>unet|te|te1|te2)_(?P<layer>\w+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)"],
+    "PEFT": [rf"base_model\.model\.{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
+    "diffusers": [rf"{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
+    "saved U-Net": [rf"{_LAYER}\.lora_layer\.(?P<role>down|up)\.weight"],
+    "old diffusers": [
+        rf"{_MODEL}{_LAYER}{_PROJECTION}\.(?P<role>down|up)\.weight",
+        rf"{_MODEL}{_LAYER}\.(?:lora|lora_linear_layer)\.(?P<role>down|up)\.weight",
+        rf"{_MODEL}{_LAYER}{_PROJECTION}\.(?P<role>alpha)",
+        rf"{_MODEL}{_LAYER}(?:\.lora)?\.(?P<role>alpha)",
+    ],
 }
+STYLES = [(style, re.compile(pattern)) for style, patterns in _PATTERNS.items() for pattern in patterns]
+"""Each style's name and what its keys look like, in the order in which they are tried."""
 
 _ROLES: Mapping[str, Role] = {
     "lora_down.weight": "down",
@@ -64,7 +62,6 @@ _OTHER_METHODS = {
     "a LoRA of token embeddings": r"\.lora_embedding_[AB]",
     "a LoRA bundled with textual-inversion embeddings": r"^bundle_emb\.",
 }
-
 
 INVERSION = "textual inversion"
 _EMBEDDINGS = {"emb_params": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -111,11 +108,7 @@ def parts(keys: Iterable[str]) -> dict[str, Part | None]:
 
 
 def _match(key: str) -> tuple[str, re.Match[str]] | None:
-    for style, patterns in STYLES.items():
-        for pattern in patterns:
-            if match := pattern.fullmatch(key):
-                return style, match
-    return None
+    return next(((style, match) for style, pattern in STYLES if (match := pattern.fullmatch(key))), None)
 
 
 def _part(style: str, match: re.Match[str], layers_per_block: int) -> Part | None:
