@@ -121,6 +121,18 @@ def test_a_folder_without_a_known_file_says_what_it_looks_for(tmp_path: Path) ->
         load_adapter(tmp_path)
 
 
+def test_a_second_file_for_the_text_encoder_is_not_dropped_silently(tmp_path: Path) -> None:
+    pipe = tiny_bases.sd_pipeline()
+    deltas = files.random_deltas(pipe.unet, files.ATTENTIONS)
+    files.saved(tmp_path / "unet" / "adapter_model.safetensors", files.peft(deltas))
+    text = files.saved(tmp_path / "text_encoder" / "model.safetensors", pipe.text_encoder.state_dict())
+    assert load_adapter(tmp_path).layers.keys() == deltas.keys()  # a whole pipeline's folder may hold plain encoders
+    files.saved(text, files.peft(files.random_deltas(pipe.text_encoder, r"q_proj$")))
+    with pytest.raises(TaraError, match=r"has LoRA layers of a text encoder.*Give '.+/unet'"):
+        load_adapter(tmp_path)
+    assert load_adapter(tmp_path / "unet").layers.keys() == deltas.keys()
+
+
 PEFT_CONFIGS = {
     "DoRA": ({"use_dora": True}, "is a DoRA adapter"),
     "another method": ({"peft_type": "LOHA"}, "is a LOHA adapter"),

@@ -32,6 +32,7 @@ _IN_FOLDERS = (
     WEIGHTS_FILE,
     "pytorch_lora_weights.safetensors",
     "diffusion_pytorch_model.safetensors",
+    f"unet/{WEIGHTS_FILE}",
     "unet/diffusion_pytorch_model.safetensors",
 )
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
@@ -72,7 +73,7 @@ def lora_file(path: Path) -> Path:
     """The weights file that a path stands for: itself, or the one inside a folder of PEFT, diffusers or a U-Net.
 
     Raises:
-        TaraError: when there is none, or only a pickle.
+        TaraError: when there is none, only a pickle, or a second one for a text encoder.
     """
     if path.suffix in _PICKLES and path.is_file():
         raise _pickle(path)
@@ -81,6 +82,8 @@ def lora_file(path: Path) -> Path:
     if path.is_dir():
         for name in _IN_FOLDERS:
             if (path / name).is_file():
+                if name.startswith("unet/"):
+                    _check_alone(path)
                 return path / name
         for file in (*sorted(path.iterdir()), *sorted(path.glob("unet/*"))):
             if file.suffix in _PICKLES:
@@ -90,6 +93,16 @@ def lora_file(path: Path) -> Path:
     raise TaraError(f"There is no adapter file '{path}'.{nearest(path.name, known)} Check its path.")
 
 
+def _check_alone(folder: Path) -> None:
+    """A folder of several models may have LoRA layers in its text encoders, too."""
+    for file in sorted(folder.glob("text_encoder*/*.safetensors")):
+        if any("lora" in key for key in _opened(file)[0]):
+            raise TaraError(
+                f"'{file}' has LoRA layers of a text encoder beside those in '{folder / 'unet'}', and tara reads one "
+                f"file for both. Give '{folder / 'unet'}' to do without them."
+            )
+
+
 def read_lora(path: Path) -> LoraFile:
     """Read a LoRA of any known style onto the CPU, in the precision that it is stored in.
 
@@ -97,15 +110,11 @@ def read_lora(path: Path) -> LoraFile:
         TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
     """
     path = lora_file(path)
-    _check_header_size(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys, header = list(file.keys()), dict(file.metadata() or {})
-            inverted = embeddings(keys)
-            known = {} if inverted else _known_parts(path, keys)
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
-    except (SafetensorError, OSError) as failure:
-        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
+    keys, header = _opened(path)
+    inverted = embeddings(keys)
+    known = {} if inverted else _known_parts(path, keys)
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
     if inverted:
         vectors = _vectors(path, {inverted[key]: tensor for key, tensor in tensors.items()})
         return LoraFile(INVERSION, header, {}, vectors, inverted_word(keys))
@@ -120,13 +129,22 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(" and ".join(sorted({part.style for part in known.values()})), header, pairs)
 
 
-def _check_header_size(path: Path) -> None:
+def _opened(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of a file's tensors and its header, once that is known to be small and the file whole."""
     if path.stat().st_size == 0:
         raise TaraError(f"'{path}' is empty (0 bytes). Train the adapter again, or copy the file again.")
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if MOST_HEADER < size <= path.stat().st_size:  # a larger one is no header: the library says so
-        raise TaraError(f"'{path}' has a header of {size >> 20} MiB; no LoRA needs one over {MOST_HEADER >> 20} MiB.")
+    try:
+        with path.open("rb") as raw:
+            size = int.from_bytes(raw.read(8), "little")
+        if MOST_HEADER < size <= path.stat().st_size:  # a larger one is no header: the library says so
+            raise TaraError(
+                f"'{path}' has a header of {size >> 20} MiB, and no LoRA needs one over {MOST_HEADER >> 20} MiB. Get "
+                "the file again."
+            )
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys()), dict(file.metadata() or {})
+    except (SafetensorError, OSError) as failure:
+        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
 
 
 def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
