@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import foreign_files
 import tiny_bases
 from tara.adapter import load_adapter
 from tara.cli import COMMANDS, main
@@ -22,6 +24,7 @@ from tara.config import ConceptSettings, TrainSettings
 from tara.provenance import read_origin
 from training_fixtures import photo_folder
 
+ONE = torch.ones(1)
 TINY = ["--steps", "2", "--rank", "2", "--device", "cpu"]
 
 
@@ -127,6 +130,70 @@ def test_inspect_prints_what_the_file_says(trained: Path, capsys: pytest.Capture
     assert (facts["rare_word"], facts["scale"], facts["prompt"]) == ("xlo", 1.0, "a photo of a xlo dog")
     assert main(["inspect", str(trained / "rex.safetensors")]) == 0
     assert "a photo of a xlo dog" in capsys.readouterr().out
+
+
+@pytest.fixture
+def foreign(here: Path) -> Path:
+    """A kohya file that fits the tiny base, with layers of two ranks and a global part."""
+    deltas = foreign_files.random_deltas(
+        tiny_bases.sd_pipeline().unet, foreign_files.TRANSFORMERS, ranks=(4, 2), alphas=(1.0,)
+    )
+    return foreign_files.saved(here / "pixel.safetensors", foreign_files.kohya(deltas))
+
+
+def test_inspect_shows_what_is_in_a_file_without_a_card(
+    foreign: Path, capsys: pytest.CaptureFixture[str], refused: Any
+):
+    assert main(["inspect", str(foreign), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    wanted = {"source": "kohya", "rare_word": "", "family": "", "ranks": [2, 4], "scales": [0.25, 0.5]}
+    assert wanted.items() <= facts.items()
+    assert facts["global_part"].startswith("yes")
+    assert main(["inspect", str(foreign)]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("kohya", "2 to 4", "0.25 to 0.5", "global part", "layers"))
+    assert "rare word" not in shown
+    assert "which tara does not know" in refused("inspect", foreign_files.saved(Path("a.safetensors"), {"a.b": ONE}))
+
+
+def test_a_lora_without_a_card_is_drawn_by_the_word_that_it_is_given(foreign: Path, base: Path, refused: Any):
+    flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
+    pictures = []
+    for part in ("global=0", "global=0.6"):
+        assert main(["generate", "a xlo dog", *flags, "-a", f"{foreign}:word=xlo,kind=dog,{part}"]) == 0
+        pictures.append(Path("out/seed-0000.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    said = refused("generate", "a xlo dog", *flags, "-a", foreign)
+    assert f"{foreign.name}:word=xlo,kind=dog" in said
+    assert main(["generate", "a dog", *flags, "-a", str(foreign), "--composer", "sum"]) == 0  # needs no word
+
+
+def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base: Path, refused: Any):
+    assert main(["convert", str(foreign), "--to", "peft", "--out", "folder"]) == 0
+    flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
+    assert main(["generate", "a xlo dog", *flags, "-a", "folder:word=xlo"]) == 0
+    assert main(["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]) == 0
+    assert Path("again/seed-0000.png").read_bytes() == Path("out/seed-0000.png").read_bytes()
+    config = Path("folder/adapter_config.json")
+    config.write_text(config.read_text().replace('"lora_alpha": 1.0', '"lora_alpha": 2.0'))
+    assert f"'{config}' has changed since" in refused("generate", "--from", "out/seed-0000.png")
+    os.truncate("folder/adapter_model.safetensors", 9)
+    assert "adapter_model.safetensors" in refused("generate", "--from", "out/seed-0000.png")
+
+
+def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.CaptureFixture[str], refused: Any):
+    words = ["--word", "xlo", "--kind", "dog"]
+    assert main(["convert", str(foreign), "--to", "tara", "--out", "ours.safetensors", *words, "--alpha", "8"]) == 0
+    assert main(["convert", "ours.safetensors", "--to", "peft", "--out", "folder"]) == 0
+    assert main(["convert", "folder", "--to", "kohya", "--out", "back.safetensors"]) == 0
+    assert f"back.safetensors: {len(load_adapter(foreign).layers)} layers" in capsys.readouterr().out
+    card = load_adapter("back.safetensors").card
+    assert (card.rare_word, card.class_word, card.alpha, card.rank) == ("xlo", "dog", 8.0, 2)
+    assert "--word xlo --kind dog" in refused("convert", foreign, "--to", "tara", "--out", "no.safetensors")
+    assert "kohya" in refused("convert", foreign, "--to", "koya", "--out", "no.safetensors")
+    assert "no number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
+    assert "--out" in refused("convert", foreign, "--to", "kohya")
+    assert not Path("no.safetensors").exists()
 
 
 def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):

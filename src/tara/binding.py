@@ -106,6 +106,20 @@ def as_use(adapter: AdapterLike) -> AdapterUse:
     return parse_use(str(adapter))
 
 
+def check_named(uses: Iterable[AdapterUse]) -> None:
+    """Refuse an adapter of which nobody has said what word it listens to.
+
+    Raises:
+        TaraError: saying how to.
+    """
+    for use in uses:
+        if not use.rare_word:
+            raise TaraError(
+                f"{use.name} has no adapter card: it is another tool's LoRA, and nobody has said which word it listens "
+                f"to. Add the word and what it is: {use.name}:word=xlo,kind=dog."
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Binding:
     """The tokens of one prompt that one adapter acts on: positions of each occurrence of its rare word."""
@@ -119,10 +133,11 @@ def bind(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
     """Find each adapter's rare word; adapters that share one are told apart by the class word that follows it.
 
     Raises:
-        TaraError: when an adapter's word is missing, ambiguous, or behind the last token that fits.
+        TaraError: when an adapter's word is unknown, missing, ambiguous, or behind the last token that fits.
     """
     bindings: list[Binding] = []
     uses = list(uses)
+    check_named(uses)
     for use in uses:
         rivals = [other for other in uses if _same(other.rare_word, use.rare_word)]
         spans = word_spans(prompt.text, use.rare_word)
@@ -165,11 +180,12 @@ def _owner(text: str, span: Span, rivals: Sequence[AdapterUse]) -> AdapterUse:
         for number, use in enumerate(rivals)
         for start, end in word_spans(following, use.class_word)
     ]
-    words = " or ".join(dict.fromkeys(f"'{use.rare_word} {use.class_word}'" for use in rivals))
+    words = " or ".join(dict.fromkeys(f"'{use.rare_word} {use.class_word}'" for use in rivals if use.class_word))
     names = " and ".join(use.name for use in rivals)
     if not found:
+        write = f"Write {words}, or rebind" if words else "Rebind"
         raise TaraError(
-            f"'{rivals[0].rare_word}' in the prompt '{text}' could mean {names}. Write {words}, or rebind one adapter: "
+            f"'{rivals[0].rare_word}' in the prompt '{text}' could mean {names}. {write} one adapter: "
             f"{rivals[-1].name}:word=NEW."
         )
     first = min(found)

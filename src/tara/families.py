@@ -1,5 +1,6 @@
 """Families of bases, and which bases adapters on text keys and values can work on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,12 @@ def family_of(unet_config: Any) -> Family:
             return family
     shape = "sdxl" if sized else "sd"
     return Family(f"{shape}-{width}", width, text_encoders=2 if sized else 1, size_conditioning=sized)
+
+
+def family_of_layers(text_projections: Mapping[str, int]) -> str:
+    """The family that an adapter's text projections (layer to d_in) fit; empty when they do not tell."""
+    widths = set(text_projections.values())
+    return next((family.name for family in FAMILIES if widths == {family.text_width}), "")
 
 
 def check_supported(unet: Any) -> None:

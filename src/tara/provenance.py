@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tara.card import tara_version
 from tara.config import BASE, REVISION, VAE, VARIANT
 from tara.errors import TaraError
 
@@ -63,7 +64,7 @@ class Origin(BaseModel, frozen=True):
     adapters: tuple[UsedFile, ...] = ()
     inputs: tuple[UsedFile, ...] = ()
     settings: PictureSettings = Field(default_factory=lambda: PictureSettings.model_validate({}))
-    tara_version: str = Field(default_factory=lambda: _version())
+    tara_version: str = Field(default_factory=tara_version)
 
 
 def used_file(path: Path, given: str | None = None) -> UsedFile:
@@ -109,9 +110,3 @@ def read_origin(path: Path) -> Origin:
         raise TaraError(
             f"'{path}' tells how it was made in a form unknown to this version of tara. Update tara."
         ) from (failure)
-
-
-def _version() -> str:
-    from tara.adapter import tara_version  # imported here: it brings torch, which a command's help does not need
-
-    return tara_version()

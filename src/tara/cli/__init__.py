@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "generate": ("tara.cli.generate:generate", "Draw pictures with any number of adapters in one prompt."),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
+    "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),
 }
 for name, (place, summary) in COMMANDS.items():

@@ -107,6 +107,9 @@ def _order(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
+    from tara.binding import check_named
+    from tara.formats.peft_config import config_beside
+
     origin = read_origin(source) if source else None
     kept = origin.settings.model_dump() if origin else {}
     settings = build(PictureSettings, kept | changed, "tara generate: ")
@@ -116,10 +119,13 @@ def _order(
     for name in ("mask", "strength"):
         if getattr(settings, name) is not None and settings.image is None:
             raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
-    inputs = tuple(used_file(path) for path in (settings.image, settings.mask) if path)
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
     uses, used = loaded(adapters)
+    if settings.composer == "tara":
+        check_named(uses)  # before the base is loaded, which takes long
+    scales = [config_beside(Path(file.path)) for file in used]  # a PEFT folder keeps them in a file of their own
+    inputs = tuple(used_file(path) for path in (settings.image, settings.mask, *scales) if path)
     if origin:
         _check_unchanged(origin, used + inputs)
     if seeds is not None:
@@ -139,8 +145,10 @@ def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile
 
 
 def adapter_path(spec: str) -> Path:
-    """The file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
-    return Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0])
+    """The weights file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
+    from tara.formats.reading import lora_file
+
+    return lora_file(Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0]))
 
 
 def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
