@@ -132,6 +132,8 @@ class Binding:
 def bind(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
     """Find each adapter's rare word; adapters that share one are told apart by the class word that follows it.
 
+    Where one adapter's word is the beginning or another part of a longer one's, the longer word wins.
+
     Raises:
         TaraError: when an adapter's word is unknown, missing, ambiguous, or behind the last token that fits.
     """
@@ -140,7 +142,7 @@ def bind(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
     check_named(uses)
     for use in uses:
         rivals = [other for other in uses if _same(other.rare_word, use.rare_word)]
-        spans = word_spans(prompt.text, use.rare_word)
+        spans = _own_spans(prompt.text, use, uses)
         if len(rivals) > 1:
             spans = [span for span in spans if _owner(prompt.text, span, rivals) is use]
         if not spans:
@@ -151,17 +153,29 @@ def bind(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
     return bindings
 
 
+def _own_spans(text: str, use: AdapterUse, uses: Sequence[AdapterUse]) -> list[Span]:
+    """Where the adapter's rare word stands, except inside a longer one of another adapter."""
+    longer = [
+        span
+        for other in uses
+        if len(other.rare_word) > len(use.rare_word)
+        for span in word_spans(text, other.rare_word)
+    ]
+    spans = word_spans(text, use.rare_word)
+    return [span for span in spans if not any(start <= span[0] and span[1] <= end for start, end in longer)]
+
+
 def bind_everywhere(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
     """Let each adapter act on every token, as summed plain LoRAs do."""
     return [Binding(use, (tuple(range(len(prompt.offsets))),), everywhere=True) for use in uses]
 
 
-def warn_if_cut(prompt: Tokenized) -> None:
-    """Warn about the end of a prompt that did not fit, and name it."""
+def warn_if_cut(prompt: Tokenized, what: str = "prompt") -> None:
+    """Warn about the end of a prompt, or of whatever else was read, that did not fit, and name it."""
     if prompt.lost:
         warnings.warn(
-            f"The prompt is longer than {len(prompt.offsets)} tokens; this end of it is lost: '{prompt.lost}'. "
-            "Shorten the prompt.",
+            f"The {what} is longer than {len(prompt.offsets)} tokens; this end of it is lost: '{prompt.lost}'. "
+            f"Shorten the {what}.",
             TaraWarning,
             stacklevel=2,
         )

@@ -177,7 +177,13 @@ def _per_prompt(adapters: AdapterLists, prompts: int) -> list[tuple[AdapterUse, 
         return [tuple(as_use(entry) for entry in flat)] * prompts
     if flat or len(adapters) != prompts:
         raise TaraError(f"adapters has {len(adapters)} entries. Give one list for all prompts, or {prompts} lists.")
-    return [tuple(as_use(entry) for entry in entries) for entries in cast(Sequence[Sequence[AdapterLike]], adapters)]
+    lists = cast(Sequence[Sequence[AdapterLike]], adapters)
+    # each file is read once, and rows that name the same one share its global part
+    named = {str(entry): as_use(entry) for entries in lists for entry in entries if isinstance(entry, (str, Path))}
+    return [
+        tuple(named[str(entry)] if isinstance(entry, (str, Path)) else as_use(entry) for entry in entries)
+        for entries in lists
+    ]
 
 
 def pipeline_arguments(
@@ -204,6 +210,8 @@ def pipeline_arguments(
         negative = TextEncoding.join(
             [texts.negative(row.negative, uses) for row, uses in zip(rows, shared, strict=True)]
         )
+        for tokenized in negative.tokenized:
+            warn_if_cut(tokenized, "negative prompt")
     encoding, of_rows = _batch(positive, negative, bindings, options)
     conditioning = text_kv(backbone, encoding, of_rows, options.context, texts.positive, options.clip_skip)
     return {
