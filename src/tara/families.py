@@ -25,8 +25,14 @@ FAMILIES = (
 
 
 def family_of(unet_config: Any) -> Family:
-    """The family by the U-Net's own config; one that nobody has named yet is called after its text width."""
-    width, sized = int(unet_config.cross_attention_dim), unet_config.addition_embed_type == "text_time"
+    """The family by the U-Net's own config; one that nobody has named yet is called after its text width.
+
+    Raises:
+        TaraError: when the U-Net's layers read texts of different widths.
+    """
+    if not isinstance(unet_config.cross_attention_dim, int):
+        raise _unsupported("cross_attention_dim", f"it is {unet_config.cross_attention_dim}, not one width of text")
+    width, sized = unet_config.cross_attention_dim, unet_config.addition_embed_type == "text_time"
     for family in FAMILIES:
         if (family.text_width, family.size_conditioning) == (width, sized):
             return family
