@@ -14,7 +14,7 @@ import torch
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from tara.config import RUN_SETTINGS, Recipe
 from tara.errors import TaraError
-from tara.files import atomic_write, writable_folder, write_error
+from tara.files import atomic_write, check_writable, write_error
 from tara.plots import loss_curve
 
 PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
@@ -164,8 +164,8 @@ def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
     for concept in recipe.concepts:
         if concept.file.is_dir():
             raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
-        writable_folder(concept.file.absolute().parent)
-    writable_folder(folder.path)
+        check_writable(concept.file.parent)
+    check_writable(folder.path)
 
 
 def _placed(name: str) -> str:

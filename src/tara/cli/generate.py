@@ -13,7 +13,7 @@ from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.config import build
 from tara.errors import TaraError
-from tara.files import atomic_write, writable_folder
+from tara.files import atomic_write, check_writable
 from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, used_file
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _generate(
     if batch_size < 1:
         raise TaraError(f"--batch-size {batch_size} draws nothing. Give 1 or more.")
     order = _order(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
-    writable_folder(out)
+    check_writable(out)
     shown: list[tuple[Image, str]] = []
     for picture in drawn(order, batch_size, device):
         origin = Origin(
