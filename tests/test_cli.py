@@ -19,6 +19,7 @@ import tiny_bases
 from tara.adapter import load_adapter
 from tara.cli import COMMANDS, main
 from tara.config import ConceptSettings, TrainSettings
+from tara.interrupts import TrainingInterrupted
 from tara.provenance import read_origin
 from training_fixtures import photo_folder
 
@@ -365,7 +366,21 @@ def test_ctrl_c_elsewhere_is_130_without_a_traceback(
 
     monkeypatch.setattr("tara.sampling.load_base", interrupted)
     assert generate(trained, base) == 130
-    assert capsys.readouterr().err.strip().endswith("Stopped.")
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("Stopped. Start again with: tara generate 'a xlo dog and a szn cat' -a ")
+
+
+def test_ctrl_c_in_the_demos_training_recommends_the_demo(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stopped(*_: object, **__: object) -> Iterator[None]:
+        raise TrainingInterrupted(here / "a.run", 3)
+        yield
+
+    monkeypatch.setattr("tara.demo.load_base", lambda *_, **__: None)
+    monkeypatch.setattr("tara.demo.run_recipe", stopped)
+    assert main(["demo", "--out", "my demo"]) == 130
+    assert capsys.readouterr().err.strip() == "Stopped. Start again with: tara demo --out 'my demo'"
 
 
 def test_the_demo_prints_its_figures_and_where_to_look(
