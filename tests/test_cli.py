@@ -284,6 +284,28 @@ def test_an_adapter_of_another_family_is_refused(trained: Path, here: Path, refu
 def test_a_prompt_without_the_adapters_word_is_refused(trained: Path, base: Path, here: Path, refused: Any):
     said = refused("generate", "a dog", "-a", trained / "rex.safetensors", "--base", base)
     assert said.startswith("'xlo' is not in the prompt 'a dog'. rex.safetensors listens to 'xlo'.")
+    assert list(here.iterdir()) == []
+
+
+def test_what_needs_no_base_is_refused_before_the_base(trained: Path, here: Path, refused: Any):
+    rex, base = trained / "rex.safetensors", ["--base", "no-such-folder"]
+    (here / "no.png").write_bytes(b"no picture")
+    assert "'xlo' is not in the prompt" in refused("generate", "a dog", "-a", rex, *base)
+    assert "'szn' is not in the prompt" in refused("generate", "a xlo dog", "-a", f"{rex}:word=szn", *base)
+    assert "no.png is not a whole image" in refused("generate", "a xlo dog", "-a", rex, "--image", "no.png", *base)
+    # plain addition listens to no word, and a rebound adapter to another one: only the base is missing then
+    for spec, more in ((rex, ["--composer", "sum"]), (f"{rex}:word=dog", [])):
+        assert "no-such-folder" in refused("generate", "a dog", "-a", spec, *more, *base)
+
+
+def test_no_bar_stands_above_the_sentence_of_a_refused_command(
+    trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--device", "cpu"]
+    assert main(["train", *flags, "--base", "no-such-folder"]) == 2
+    assert generate(trained, base, "--negative", "a", prompt="a car and " * 30 + "a xlo dog", adapters=1) == 2
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["Error", "Note", "Error"]
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -361,7 +383,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_tells_how_to_go_on(
 def test_ctrl_c_elsewhere_is_130_without_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trained: Path, base: Path, here: Path
 ):
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tara.sampling.load_base", interrupted)

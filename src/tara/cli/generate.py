@@ -128,6 +128,7 @@ def _order(
         chosen = (origin.seed,)
     else:
         chosen = DEFAULT_SEEDS
+    _check_before_the_base(text, uses, settings)
     return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
 
 
@@ -136,6 +137,18 @@ def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile
     from tara.binding import parse_use
 
     return tuple(parse_use(spec) for spec in specs), tuple(used_file(adapter_path(spec), spec) for spec in specs)
+
+
+def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: PictureSettings) -> None:
+    """Refuse what needs no base to be seen, because that may take minutes to load."""
+    from tara.binding import find_words
+    from tara.data import read_image
+
+    for picture in (settings.image, settings.mask):
+        if picture is not None:
+            read_image(picture)
+    if settings.composer == "tara":
+        find_words(prompt, uses)
 
 
 def adapter_path(spec: str) -> Path:
