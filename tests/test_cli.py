@@ -168,6 +168,29 @@ def test_a_picture_is_not_repeated_with_a_changed_adapter(trained: Path, base: P
     assert "has changed since" in refused("generate", "--from", "out/seed-0000.png")
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["from elsewhere", "files beside the picture"])
+def test_a_picture_is_repeated_from_any_folder(
+    trained: Path, base: Path, here: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+):
+    shutil.copytree(base, "tiny")
+    shutil.copy(trained / "rex.safetensors", "rex.safetensors")
+    shutil.copy(trained / "dog" / "0.png", "start.png")
+    flags = ["-a", "rex.safetensors:weight=0.8", "--base", "tiny", "--image", "start.png", "--steps", "3"]
+    assert main(["generate", "a xlo dog", *flags, "--seeds", "1", "--device", "cpu"]) == 0
+    wanted = Image.open(here / "out" / "seed-0001.png").tobytes()
+    if moved:
+        here.rename(here.with_name("moved"))
+        here = here.with_name("moved")
+        for name in ("tiny", "rex.safetensors", "start.png"):
+            (here / name).rename(here / "out" / name)
+    elsewhere = here / "else" / "where"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "rex.safetensors").write_bytes(b"another file of that name")
+    assert main(["generate", "--from", str(here / "out" / "seed-0001.png"), "--out", "again", "--device", "cpu"]) == 0
+    assert Image.open(elsewhere / "again" / "seed-0001.png").tobytes() == wanted
+
+
 def test_an_ordinary_rare_word_is_only_a_note(
     trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -255,6 +278,15 @@ def test_a_bad_recipe_is_refused_by_name(toml: str, part: str, here: Path, refus
     said = refused("train", "recipe.toml")
     assert part in said
     assert "recipe.toml" in said
+
+
+def test_an_adapter_in_a_recipes_place_is_told_what_a_recipe_is(trained: Path, here: Path, refused: Any):
+    said = refused("train", trained / "rex.safetensors")
+    assert said.endswith(
+        "rex.safetensors is no recipe. Give a .toml file with concepts, or a run folder such as rex.run."
+    )
+    shutil.copy(trained / "rex.safetensors", "rex.toml")
+    assert "rex.toml is not a TOML file: it holds no text" in refused("train", "rex.toml")
 
 
 def test_a_recipe_and_flags_of_a_concept_exclude_each_other(here: Path, refused: Any):

@@ -56,23 +56,60 @@ class UsedFile(BaseModel, frozen=True):
 
 
 class Origin(BaseModel, frozen=True):
-    """Everything that it takes to draw one picture again."""
+    """Everything that it takes to draw one picture again; ``folder`` is where relative paths start."""
 
     prompt: str
     seed: int
     adapters: tuple[UsedFile, ...] = ()
     inputs: tuple[UsedFile, ...] = ()
     settings: PictureSettings = Field(default_factory=lambda: PictureSettings.model_validate({}))
+    folder: str = Field(default_factory=lambda: str(Path.cwd()))
     tara_version: str = Field(default_factory=lambda: _version())
 
 
 def used_file(path: Path, given: str | None = None) -> UsedFile:
     """Name a file and its content."""
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = _digest(path)
     except OSError as failure:
         raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Check its path.") from failure
     return UsedFile(given=given or str(path), path=str(path), sha256=digest)
+
+
+def relocated(origin: Origin, picture: Path) -> Origin:
+    """The same origin with its files where they are now: where it names them, where they were, or beside the picture.
+
+    A file is known by its content. One that is nowhere keeps its name, and so does a base that is no file or folder.
+    """
+
+    def place(name: str, sha256: str | None = None) -> str:
+        for path in (Path(name), Path(origin.folder, name), picture.parent / Path(name).name):
+            if path.exists() if sha256 is None else path.is_file() and _digest(path) == sha256:
+                return name if path == Path(name) else str(path)
+        return name
+
+    def moved(file: UsedFile) -> UsedFile:
+        path = place(file.path, file.sha256)
+        if path == file.path:
+            return file
+        _, colon, options = file.given.rpartition(":") if Path(file.given) != Path(file.path) else ("", "", "")
+        return UsedFile(given=f"{path}{colon}{options}", path=path, sha256=file.sha256)
+
+    files = {file.path: moved(file) for file in (*origin.adapters, *origin.inputs)}
+    settings = origin.settings
+    changes: dict[str, object] = {
+        name: Path(files[str(path)].path)
+        for name, path in (("image", settings.image), ("mask", settings.mask))
+        if str(path) in files
+    }
+    changes |= {"base": place(settings.base), "vae": None if settings.vae is None else place(settings.vae)}
+    return origin.model_copy(
+        update={
+            "adapters": tuple(files[file.path] for file in origin.adapters),
+            "inputs": tuple(files[file.path] for file in origin.inputs),
+            "settings": settings.model_copy(update=changes),
+        }
+    )
 
 
 def png_with_origin(image: Image.Image, origin: Origin) -> bytes:
@@ -109,6 +146,10 @@ def read_origin(path: Path) -> Origin:
         raise TaraError(
             f"'{path}' tells how it was made in a form unknown to this version of tara. Update tara."
         ) from (failure)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _version() -> str:

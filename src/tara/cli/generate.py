@@ -14,7 +14,7 @@ from tara.cli.progress import only_our_bars, progress
 from tara.config import build
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
-from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, used_file
+from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, relocated, used_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,7 +107,7 @@ def _order(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
-    origin = read_origin(source) if source else None
+    origin = relocated(read_origin(source), source) if source else None
     kept = origin.settings.model_dump() if origin else {}
     settings = build(PictureSettings, kept | changed, "tara generate: ")
     text = prompt if prompt is not None else (origin.prompt if origin else "")
