@@ -90,23 +90,21 @@ def relocated(origin: Origin, picture: Path) -> Origin:
 
     def moved(file: UsedFile) -> UsedFile:
         path = place(file.path, file.sha256)
-        if path == file.path:
-            return file
-        _, colon, options = file.given.rpartition(":") if Path(file.given) != Path(file.path) else ("", "", "")
-        return UsedFile(given=f"{path}{colon}{options}", path=path, sha256=file.sha256)
+        # as named, `rex.safetensors:0.8`, it may have options behind its path
+        options = "" if Path(file.given) == Path(file.path) else ":" + file.given.rpartition(":")[2]
+        return file if path == file.path else UsedFile(given=path + options, path=path, sha256=file.sha256)
 
-    files = {file.path: moved(file) for file in (*origin.adapters, *origin.inputs)}
-    settings = origin.settings
-    changes: dict[str, object] = {
-        name: Path(files[str(path)].path)
-        for name, path in (("image", settings.image), ("mask", settings.mask))
-        if str(path) in files
-    }
-    changes |= {"base": place(settings.base), "vae": None if settings.vae is None else place(settings.vae)}
+    inputs, settings = {file.path: moved(file) for file in origin.inputs}, origin.settings
+    changes: dict[str, object] = {"base": place(settings.base)}
+    if settings.vae is not None:
+        changes["vae"] = place(settings.vae)
+    for name, path in (("image", settings.image), ("mask", settings.mask)):
+        if str(path) in inputs:
+            changes[name] = Path(inputs[str(path)].path)
     return origin.model_copy(
         update={
-            "adapters": tuple(files[file.path] for file in origin.adapters),
-            "inputs": tuple(files[file.path] for file in origin.inputs),
+            "adapters": tuple(moved(file) for file in origin.adapters),
+            "inputs": tuple(inputs.values()),
             "settings": settings.model_copy(update=changes),
         }
     )
