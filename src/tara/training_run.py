@@ -134,11 +134,11 @@ def run_recipe(
     _check_previews(recipe)
     check_outputs(recipe, folder)
     _check_earlier_run(folder, settings.steps, resume=resume, overwrite=overwrite)
+    state = folder.last_state() if resume else None
     with ExitStack() as borrowed:
         borrowed.enter_context(_threads(settings.threads))
         backbone = _backbone(recipe, base)
         training = _prepared(recipe, backbone, folder, examples, on_class_picture)
-        state = folder.last_state() if resume else None
         if state is not None:
             training.load(state)
         # nothing is refused from here on, so what an earlier run left may go
@@ -255,18 +255,18 @@ def _check_earlier_run(folder: RunFolder, steps: int, *, resume: bool, overwrite
         raise TaraError(f"'{folder.path}' is at step {done}, but steps is {steps}. Give {done} or more.")
     if not done or resume or overwrite:
         return
-    anew = "start anew with --overwrite (overwrite=True in Python)"
+    anew = "start anew with --overwrite (overwrite=True in Python), or give another out"
     try:
         wanted = read_recipe(folder.path).settings.steps
     except TaraError as failure:
         raise TaraError(
-            f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. Give another out, "
-            f"or {anew}."
+            f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
+            f"{anew[0].upper()}{anew[1:]}."
         ) from failure
     if done < wanted:
         raise TaraError(
             f"'{folder.path}' holds an unfinished training ({done} steps). Go on with "
-            f"`{resume_command(folder.path)}`, or {anew}."
+            f"`{resume_command(folder.path)}`, {anew}."
         )
 
 
