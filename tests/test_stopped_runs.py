@@ -168,9 +168,7 @@ def test_a_run_with_damaged_settings_is_not_forgotten_by_the_way(sd_pipe: Any, t
     recipe = recipe_of(tmp_path, steps=2)
     train_recipe(recipe, sd_pipe)
     (recipe.run_folder / "settings.json").write_text("{")
-    with pytest.raises(
-        TaraError, match=r"\(2 steps\) whose settings\.json cannot be read\. Start anew"
-    ):
+    with pytest.raises(TaraError, match=r"\(2 steps\) whose settings\.json cannot be read\. Start anew"):
         train_recipe(recipe, sd_pipe)
     train_recipe(recipe, sd_pipe, overwrite=True)
 
