@@ -138,19 +138,31 @@ def bind(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
         TaraError: when an adapter's word is unknown, missing, ambiguous, or behind the last token that fits.
     """
     bindings: list[Binding] = []
-    uses = list(uses)
-    check_named(uses)
-    for use in uses:
-        rivals = [other for other in uses if _same(other.rare_word, use.rare_word)]
-        spans = _own_spans(prompt.text, use, uses)
-        if len(rivals) > 1:
-            spans = [span for span in spans if _owner(prompt.text, span, rivals) is use]
-        if not spans:
-            raise _missing(prompt.text, use, shared=len(rivals) > 1)
+    for use, spans in find_words(prompt.text, uses):
         for span in spans:
             _check_kept(prompt, span, use)
         bindings.append(Binding(use, tuple(prompt.positions(span) for span in spans)))
     return bindings
+
+
+def find_words(prompt: str, uses: Iterable[AdapterUse]) -> list[tuple[AdapterUse, list[Span]]]:
+    """Where each adapter's rare word stands in a prompt, which needs no tokenizer and so no base.
+
+    Raises:
+        TaraError: when an adapter's word is unknown, missing or ambiguous.
+    """
+    found: list[tuple[AdapterUse, list[Span]]] = []
+    uses = list(uses)
+    check_named(uses)
+    for use in uses:
+        rivals = [other for other in uses if _same(other.rare_word, use.rare_word)]
+        spans = _own_spans(prompt, use, uses)
+        if len(rivals) > 1:
+            spans = [span for span in spans if _owner(prompt, span, rivals) is use]
+        if not spans:
+            raise _missing(prompt, use, shared=len(rivals) > 1)
+        found.append((use, spans))
+    return found
 
 
 def _own_spans(text: str, use: AdapterUse, uses: Sequence[AdapterUse]) -> list[Span]:

@@ -1,6 +1,5 @@
 """What the frozen autoencoder and text encoder make of a concept, computed once before training."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from tara.backbone import Backbone, TextEncoding
 from tara.data import Example, choose_crops, crop_pixels, size_conditioning
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError
 from tara.tokens import Span, Tokenized, word_spans
 
 KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are computed again from the embeddings
@@ -41,6 +40,15 @@ class Latents:
         return tuple(self.mean.shape[2:])
 
 
+def check_resolution(backbone: Backbone, resolution: int) -> None:
+    """Refuse (TaraError) a side of the training pictures that is no whole number of latents."""
+    if resolution % backbone.vae_scale:
+        raise TaraError(
+            f"resolution = {resolution} is refused: this base's autoencoder needs a multiple of {backbone.vae_scale}. "
+            "Choose one."
+        )
+
+
 def cache_latents(
     backbone: Backbone, examples: Sequence[Example], *, resolution: int, crops: int, flip: bool
 ) -> Latents:
@@ -49,11 +57,7 @@ def cache_latents(
     Raises:
         TaraError: when the autoencoder does not fit the resolution.
     """
-    if resolution % backbone.vae_scale:
-        raise TaraError(
-            f"resolution = {resolution} is refused: this base's autoencoder needs a multiple of {backbone.vae_scale}. "
-            "Choose one."
-        )
+    check_resolution(backbone, resolution)
     means: list[Tensor] = []
     deviations: list[Tensor] = []
     sizes: list[list[tuple[int, ...]]] = []
@@ -117,27 +121,12 @@ class TextCache:
     def caption(self, text: str, rare_word: str, class_word: str) -> Caption:
         """Encode a caption and find its words; a caption without the rare word has none to find.
 
-        Warns (TaraWarning) of other text that the encoder does not read.
-
         Raises:
             TaraError: when a word lies behind what the text encoder reads.
         """
         encoding = self.encode(text)
         tokenized = encoding.tokenized[0]
-        rare = word_spans(text, rare_word)
-        kind = _belonging(word_spans(text, class_word), rare)
-        for span in (*rare, *kind):
-            if not tokenized.holds(span):
-                raise TaraError(
-                    f"'{text[slice(*span)]}' lies behind the end of what the text encoder reads of '{text}'. "
-                    "Shorten the caption."
-                )
-        if tokenized.lost:
-            warnings.warn(
-                f"The caption '{text}' is too long for the text encoder: '{tokenized.lost}' is lost.",
-                TaraWarning,
-                stacklevel=2,
-            )
+        rare, kind = caption_words(tokenized, rare_word, class_word)
         return Caption(
             text,
             encoding,
@@ -145,6 +134,23 @@ class TextCache:
             first_rare=_positions(tokenized, rare[:1]),
             kind=_positions(tokenized, kind),
         )
+
+
+def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[list[Span], list[Span]]:
+    """Every place of the rare word in a caption, and the class word that belongs to the first one.
+
+    Raises:
+        TaraError: when one lies behind what the text encoder reads.
+    """
+    rare = word_spans(caption.text, rare_word)
+    kind = _belonging(word_spans(caption.text, class_word), rare)
+    for span in (*rare, *kind):
+        if not caption.holds(span):
+            raise TaraError(
+                f"'{caption.text[slice(*span)]}' lies behind the end of what the text encoder reads of "
+                f"'{caption.text}'. Shorten the caption."
+            )
+    return rare, kind
 
 
 def _belonging(kinds: Sequence[Span], rare: Sequence[Span]) -> list[Span]:

@@ -230,7 +230,7 @@ class _Reader:
         if not spans:
             raise TaraError(
                 f"The training phrase '{card.phrase}' of {use.name} lacks its rare word '{card.rare_word}'. Compose it "
-                "with context='prompt', or train it again."
+                "with the context 'prompt', or train it again."
             )
         return encoding.embeddings[0, list(tokenized.positions(spans[0]))]
 
@@ -250,7 +250,7 @@ def _check_apart(edits: Sequence[_Edit]) -> None:
             if place in taken:
                 raise TaraError(
                     f"{taken[place].name} and {edit.use.name} listen to the same tokens. Rebind one "
-                    f"({edit.use.name}:word=NEW), or compose with context='prompt'."
+                    f"({edit.use.name}:word=NEW), or compose with the context 'prompt'."
                 )
             taken[place] = edit.use
 
