@@ -149,7 +149,7 @@ def test_a_phrase_without_its_word_and_a_row_wanted_twice_are_refused(sd_pipe: S
     lost = AdapterUse(tiny_adapters.random_adapter(backbone, phrase="a photo of a dog"))
     with pytest.raises(TaraError, match="lacks its rare word 'xlo'"):
         _compose(backbone, [lost], "bank")
-    twice = [AdapterUse(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("xlo", "xlo dog")]
+    twice = [AdapterUse(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("a xlo", "xlo dog")]
     with pytest.raises(TaraError, match="listen to the same tokens"):
         _compose(backbone, twice, "bank")
     _compose(backbone, twice, "prompt")
