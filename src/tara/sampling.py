@@ -23,8 +23,8 @@ from tara.conditioning import (
     pipeline_arguments,
     prompt_rows,
 )
-from tara.data import read_image
 from tara.errors import TaraError, nearest
+from tara.pictures import read_image
 
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
