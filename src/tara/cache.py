@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tara.backbone import Backbone, TextEncoding
-from tara.crops import Framing, Size, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
+from tara.crops import Framing, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
 from tara.data import Example
 from tara.errors import TaraError, TaraWarning
 from tara.losses import subject_weights
@@ -66,19 +66,19 @@ def _encoded(backbone: Backbone, example: Example, framing: Framing, background_
     variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if framing.flip else (False,))]
     # one picture at a time: memory stays small, and no photo's numbers depend on how many variants there are
     encoded = [backbone.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
+    kept = torch.float64 if backbone.dtype == torch.float64 else torch.float32
     focus = None
     if example.mask is not None:
-        latent: Size = (target[0] // backbone.vae_scale, target[1] // backbone.vae_scale)
+        latent = (target[0] // backbone.vae_scale, target[1] // backbone.vae_scale)
         masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
-        focus = subject_weights(masks, background_weight)
-    kept = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+        focus = subject_weights(masks.to(backbone.device, kept), background_weight)
     return Latents(
         mean=torch.cat([mean for mean, _ in encoded]).to(backbone.device, kept),
         deviation=torch.cat([deviation for _, deviation in encoded]).to(backbone.device, kept),
         sizes=torch.tensor(
             [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants], device=backbone.device
         ),
-        focus=None if focus is None else focus.to(backbone.device, kept),
+        focus=focus,
     )
 
 
