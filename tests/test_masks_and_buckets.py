@@ -177,6 +177,24 @@ def test_every_row_of_a_bucket_is_its_own_photo_and_says_its_size(sdxl_pipe: Any
     assert pictures.in_order(numbered).tolist() == list(range(6))
 
 
+def test_the_loss_of_a_batch_of_mixed_shapes_is_the_mean_of_its_pictures_losses(v_pipe: Any, tmp_path: Path):
+    backbone = in_float64(v_pipe)
+    settings = quick(buckets=True, captions="varied", batch_size=3, tal="off")
+    training = Training(mixed(tmp_path), settings, backbone)
+    pictures = picture_rows(training._materials, training._schedule, seed=0, call=0, batch_size=3)
+    assert len(pictures.alike) > 1
+    losses: dict[int, float] = {}
+    for part in pictures.alike:
+        for place, row in enumerate(part.rows):  # one by one, and through the stock U-Net: fresh adapters are silent
+            text = backbone.encode([pictures.captions[row].text]).embeddings
+            predicted = v_pipe.unet(part.noisy[place][None], part.timesteps[place], text).sample
+            losses[row] = float(((predicted - part.target[place]) ** 2).mean())
+    record = next(iter(training.steps()))
+    for concept, first in zip(record.concepts, (0, 3), strict=True):
+        expected = sum(losses[row] for row in range(first, first + 3)) / 3
+        assert concept.denoising == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_resolution_without_a_square_bucket_is_refused(sd_pipe: Any, tmp_path: Path):
     settings = quick(buckets=True).model_copy(update={"resolution": 34})
     with pytest.raises(TaraError, match="resolution = 34 is refused: with buckets this base needs a multiple of 4"):

@@ -197,7 +197,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         multiple_of=8,
         description="Side of the training pictures in pixels (with buckets, of the square of as many); the base's own",
     )
-    crops: int = Field(default=1, ge=1, le=64, description="Different square crops of each photo")
+    crops: int = Field(default=1, ge=1, le=64, description="Different crops of each photo")
     buckets: bool = Field(
         default=False, description="Pictures keep the shape of their photo (aspect-ratio buckets), not cut to squares"
     )

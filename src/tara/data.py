@@ -54,50 +54,57 @@ def read_examples(
 
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The photos and the caption files of a folder; hidden files and subfolders are left alone."""
-    if not folder.exists():
-        raise TaraError(f"There is no folder {folder}. Give the folder that holds the concept's photos.")
-    if not folder.is_dir():
-        raise TaraError(f"{folder} is a file. Give the folder that holds the concept's photos.")
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError as failure:
-        raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
+    """The photos and the caption files of a folder."""
+    files = _files(folder, "the concept's photos")
     photos = [path for path in files if path.suffix != ".txt" and path.name != CAPTION_TABLE]
     if not photos:
         raise TaraError(f"The folder {folder} holds no photos. Put 3 to 5 photos of the concept there.")
     return photos, [path for path in files if path.suffix == ".txt"]
 
 
+def _files(folder: Path, content: str) -> list[Path]:
+    """The files of a folder by name; hidden files and subfolders are left alone."""
+    if not folder.exists():
+        raise TaraError(f"There is no folder {folder}. Give the folder that holds {content}.")
+    if not folder.is_dir():
+        raise TaraError(f"{folder} is a file. Give the folder that holds {content}.")
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as failure:
+        raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
+
+
 def _mask_files(folder: Path, photos: Sequence[Path]) -> dict[str, Path]:
     """The masks of a folder by the names of their photos without the ending."""
-    if not folder.is_dir():
-        raise TaraError(f"There is no folder {folder}. Give the folder that holds the photos' masks.")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
-    for stem in files.keys() - {photo.stem for photo in photos}:
-        raise TaraError(f"{files[stem]} is the mask of no photo of that name. Rename it, or take it out of the folder.")
-    return files
+    stems, files = {photo.stem for photo in photos}, _files(folder, "the photos' masks")
+    for path in files:
+        if path.stem not in stems:
+            raise TaraError(f"{path} is the mask of no photo of that name. Rename it, or take it out of the folder.")
+    return {path.stem: path for path in files}
 
 
 def _mask(photo: Path, picture: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
-    if photo.stem not in files:
-        own = opacity(picture)
-        if own is None and folder is not None:
-            raise TaraError(f"{photo} has no mask. Put {photo.stem}.png into {folder}, white where the subject is.")
-        return own
-    path = files[photo.stem]
-    read = read_picture(path)
-    cut_out = opacity(read)  # a cut-out subject tells by what it leaves transparent
-    mask = read.convert("L") if cut_out is None else cut_out
+    """A photo's mask: its file in the folder of masks, or what is opaque of it."""
+    if photo.stem in files:
+        return _read_mask(files[photo.stem], picture.size)
+    own = opacity(picture)
+    if own is None and folder is not None:
+        raise TaraError(f"{photo} has no mask. Put {photo.stem}.png into {folder}, white where the subject is.")
+    return own
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    picture = read_picture(path)
+    cut_out = opacity(picture)  # a cut-out subject tells by what it leaves transparent
+    mask = picture.convert("L") if cut_out is None else cut_out
     if mask.getextrema()[1] == 0:
         raise TaraError(f"{path} shows no subject: it is black all over. Paint white where the subject is.")
-    shapes = mask.width / mask.height, picture.width / picture.height
-    if abs(shapes[0] / shapes[1] - 1) > SHAPE_TOLERANCE:
+    if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:
         raise TaraError(
-            f"{path} is {mask.width} × {mask.height} pixels and its photo, upright, {picture.width} × "
-            f"{picture.height}. Give a mask of the photo's shape."
+            f"{path} is {mask.width} × {mask.height} pixels and its photo, upright, {size[0]} × {size[1]}. "
+            "Give a mask of the photo's shape."
         )
-    return mask if mask.size == picture.size else mask.resize(picture.size, Image.Resampling.BILINEAR)
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def _caption_table(folder: Path) -> dict[str, str]:
