@@ -1,5 +1,7 @@
 # Every target sets up what it needs: a virtual environment, pinned packages, this package in editable form.
 PYTHON ?= python3.11
+# options for pip, such as the --index-url of an index with CPU builds of torch: PyPI's own brings CUDA on Linux
+PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -32,8 +34,8 @@ setup: $(STAMP)
 # torch comes first, and pinned: a later, looser requirement then finds it and takes nothing bigger
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tensorboard,dev]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install $(PIP_FLAGS) --quiet --constraint constraints.txt --editable '.[tensorboard,dev]'
 	touch $@
 
 clean:

@@ -1,5 +1,7 @@
-"""Tiny pipelines for every test, and shapes checked at run time in the pure modules."""
+"""Tiny pipelines and adapters for every test, and shapes checked at run time in the pure modules."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -14,6 +16,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import tiny_bases
+from cli_commands import TINY
+from tara.cli import main
+from training_fixtures import photo_folder
 
 torch.set_num_threads(1)  # sums then have one order, and tests may run beside something else
 
@@ -52,3 +57,46 @@ def any_pipe(request: pytest.FixtureRequest) -> Any:
         "sdxl": tiny_bases.sdxl_pipeline,
     }
     return build[request.param]()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder."""
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    tiny_bases.sd_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A folder with photos of a dog and a cat, and an adapter of each."""
+    folder = tmp_path_factory.mktemp("trained")
+    for kind, word, out in (("dog", "xlo", "rex"), ("cat", "szn", "tom")):
+        photos = photo_folder(folder / kind, seed=len(word))
+        flags = ["--images", str(photos), "--word", word, "--kind", kind, "--base", str(base), *TINY]
+        assert main(["train", *flags, "--out", str(folder / f"{out}.safetensors")]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail with exit code 2 and one sentence or two on a line; returns that line."""
+
+    def run(*arguments: Any) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, said.err
+        assert said.err.rstrip().endswith(lines[0])
+        assert "Traceback" not in said.err + said.out
+        return lines[0].removeprefix("Error: ")
+
+    return run

@@ -88,7 +88,7 @@ def test_what_is_not_an_adapter_is_refused_in_one_sentence(adapter: Adapter, tmp
         "empty": (b"", "is empty"),
         "truncated": (good[: len(good) // 2], "not a whole safetensors file"),
         "text": (b"<html>not found</html>" * 9, "not a whole safetensors file"),
-        "foreign": (safetensors.torch.save({"unet.x.lora.down.weight": torch.zeros(1)}), "has no adapter card"),
+        "foreign": (safetensors.torch.save({"unet.x.lora.down.weight": torch.zeros(1)}), "does not know"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / f"{name}.safetensors").write_bytes(content)

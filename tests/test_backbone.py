@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,12 @@ def test_families_are_read_from_the_models_config(
     assert family_of(sdxl_pipe.unet.config).name == "sdxl-64"
     assert len({family.name for family in FAMILIES}) == 3
     assert Backbone(tiny_bases.sd_pipeline("v_prediction")).prediction_type == "v_prediction"
+
+
+def test_a_base_with_texts_of_several_widths_is_refused_by_name() -> None:
+    several = SimpleNamespace(cross_attention_dim=[32, 48], addition_embed_type=None)
+    with pytest.raises(TaraError, match=r"'cross_attention_dim' is unsuited, because it is \[32, 48\]"):
+        family_of(several)
 
 
 def _norm_cross(pipe: Any) -> None:

@@ -288,3 +288,10 @@ def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch,
     assert main(["generate", "a dog", "--out", str(tmp_path), "--precision", "bf16", *base]) == 2
     wanted = {"name": "someone/base", "revision": "main", "variant": "fp16", "vae": "someone/vae"}
     assert asked == [wanted | {"dtype": torch.bfloat16}] * 2
+
+
+def test_a_folder_of_an_unknown_pipeline_is_one_sentence(tmp_path: Path) -> None:
+    index = {"_class_name": "NoSuchPipeline", "_diffusers_version": "0.42.1", "unet": ["diffusers", "UNet9"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(TaraError, match="cannot be loaded"):
+        load_base(tmp_path, device="cpu")

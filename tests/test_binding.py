@@ -52,6 +52,15 @@ def test_adapters_that_share_a_rare_word_are_told_apart_by_the_class_word(
     assert _words(text, uses[1], uses) == [2]
 
 
+def test_a_rare_word_inside_a_longer_one_is_not_bound_there(backbone: Backbone) -> None:
+    uses = [AdapterUse(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("xlo", "xlo big")]
+    text = backbone.tokenize("a xlo big dog and a xlo dog")
+    assert _words(text, uses[0], uses) == [20]
+    assert _words(text, uses[1], uses) == [2]
+    with pytest.raises(TaraError, match="'xlo' is not in the prompt"):
+        bind(backbone.tokenize("a xlo big dog"), uses)
+
+
 def test_the_longer_class_word_wins(backbone: Backbone) -> None:
     uses = [AdapterUse(tiny_adapters.random_adapter(backbone, "xlo", kind)) for kind in ("toy", "toy dog")]
     text = backbone.tokenize("a xlo toy dog and a xlo toy")

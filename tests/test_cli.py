@@ -1,76 +1,27 @@
 """The command line end to end, on a tiny base of random weights."""
 
-import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+import foreign_files
 import tiny_bases
+from cli_commands import TINY, generate
 from tara.adapter import load_adapter
 from tara.cli import COMMANDS, main
 from tara.config import ConceptSettings, TrainSettings
 from tara.provenance import read_origin
-from training_fixtures import photo_folder
 
-TINY = ["--steps", "2", "--rank", "2", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder."""
-    folder = tmp_path_factory.mktemp("bases") / "tiny"
-    tiny_bases.sd_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
-    """A folder with photos of a dog and a cat, and an adapter of each."""
-    folder = tmp_path_factory.mktemp("trained")
-    for kind, word, out in (("dog", "xlo", "rex"), ("cat", "szn", "tom")):
-        photos = photo_folder(folder / kind, seed=len(word))
-        flags = ["--images", str(photos), "--word", word, "--kind", kind, "--base", str(base), *TINY]
-        assert main(["train", *flags, "--out", str(folder / f"{out}.safetensors")]) == 0
-    return folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail with exit code 2 and one sentence or two on a line; returns that line."""
-
-    def run(*arguments: Any) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        said = capsys.readouterr()
-        lines = [line for line in said.err.splitlines() if line.startswith("Error: ")]
-        assert len(lines) == 1, said.err
-        assert said.err.rstrip().endswith(lines[0])
-        assert "Traceback" not in said.err + said.out
-        return lines[0].removeprefix("Error: ")
-
-    return run
-
-
-def generate(trained: Path, base: Path, *more: str, prompt: str = "a xlo dog and a szn cat", adapters: int = 2) -> int:
-    files = [part for name in ("rex", "tom")[:adapters] for part in ("-a", str(trained / f"{name}.safetensors"))]
-    return main(["generate", prompt, *files, "--base", str(base), "--device", "cpu", "--steps", "2", *more])
+ONE = torch.ones(1)
 
 
 def test_help_needs_neither_torch_nor_a_third_of_a_second(here: Path):
@@ -129,6 +80,70 @@ def test_inspect_prints_what_the_file_says(trained: Path, capsys: pytest.Capture
     assert "a photo of a xlo dog" in capsys.readouterr().out
 
 
+@pytest.fixture
+def foreign(here: Path) -> Path:
+    """A kohya file that fits the tiny base, with layers of two ranks and a global part."""
+    deltas = foreign_files.random_deltas(
+        tiny_bases.sd_pipeline().unet, foreign_files.TRANSFORMERS, ranks=(4, 2), alphas=(1.0,)
+    )
+    return foreign_files.saved(here / "pixel.safetensors", foreign_files.kohya(deltas))
+
+
+def test_inspect_shows_what_is_in_a_file_without_a_card(
+    foreign: Path, capsys: pytest.CaptureFixture[str], refused: Any
+):
+    assert main(["inspect", str(foreign), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    wanted = {"source": "kohya", "rare_word": "", "family": "", "ranks": [2, 4], "scales": [0.25, 0.5]}
+    assert wanted.items() <= facts.items()
+    assert facts["global_part"].startswith("yes")
+    assert main(["inspect", str(foreign)]) == 0
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("kohya", "2 to 4", "0.25 to 0.5", "global part", "layers"))
+    assert "rare word" not in shown
+    assert "which tara does not know" in refused("inspect", foreign_files.saved(Path("a.safetensors"), {"a.b": ONE}))
+
+
+def test_a_lora_without_a_card_is_drawn_by_the_word_that_it_is_given(foreign: Path, base: Path, refused: Any):
+    flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
+    pictures = []
+    for part in ("global=0", "global=0.6"):
+        assert main(["generate", "a xlo dog", *flags, "-a", f"{foreign}:word=xlo,kind=dog,{part}"]) == 0
+        pictures.append(Path("out/seed-0000.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    said = refused("generate", "a xlo dog", *flags, "-a", foreign)
+    assert f"{foreign.name}:word=xlo,kind=dog" in said
+    assert main(["generate", "a dog", *flags, "-a", str(foreign), "--composer", "sum"]) == 0  # needs no word
+
+
+def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base: Path, refused: Any):
+    assert main(["convert", str(foreign), "--to", "peft", "--out", "folder"]) == 0
+    flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
+    assert main(["generate", "a xlo dog", *flags, "-a", "folder:word=xlo"]) == 0
+    assert main(["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]) == 0
+    assert Path("again/seed-0000.png").read_bytes() == Path("out/seed-0000.png").read_bytes()
+    config = Path("folder/adapter_config.json")
+    config.write_text(config.read_text().replace('"lora_alpha": 1.0', '"lora_alpha": 2.0'))
+    assert f"'{config}' has changed since" in refused("generate", "--from", "out/seed-0000.png")
+    os.truncate("folder/adapter_model.safetensors", 9)
+    assert "adapter_model.safetensors" in refused("generate", "--from", "out/seed-0000.png")
+
+
+def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.CaptureFixture[str], refused: Any):
+    words = ["--word", "xlo", "--kind", "dog"]
+    assert main(["convert", str(foreign), "--to", "tara", "--out", "ours.safetensors", *words, "--alpha", "8"]) == 0
+    assert main(["convert", "ours.safetensors", "--to", "peft", "--out", "folder"]) == 0
+    assert main(["convert", "folder", "--to", "kohya", "--out", "back.safetensors"]) == 0
+    assert f"back.safetensors: {len(load_adapter(foreign).layers)} layers" in capsys.readouterr().out
+    card = load_adapter("back.safetensors").card
+    assert (card.rare_word, card.class_word, card.alpha, card.rank) == ("xlo", "dog", 8.0, 2)
+    assert "--word xlo --kind dog" in refused("convert", foreign, "--to", "tara", "--out", "no.safetensors")
+    assert "kohya" in refused("convert", foreign, "--to", "koya", "--out", "no.safetensors")
+    assert "no number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
+    assert "--out" in refused("convert", foreign, "--to", "kohya")
+    assert not Path("no.safetensors").exists()
+
+
 def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):
     assert generate(trained, base, "--seeds", "0-1,7", "--out", "pictures") == 0
     assert {path.name for path in (here / "pictures").iterdir()} == {
@@ -165,6 +180,29 @@ def test_a_picture_is_not_repeated_with_a_changed_adapter(trained: Path, base: P
     assert main(["generate", "a xlo dog", "-a", "rex.safetensors", "--base", str(base), "--steps", "1"]) == 0
     shutil.copy(trained / "tom.safetensors", "rex.safetensors")
     assert "has changed since" in refused("generate", "--from", "out/seed-0000.png")
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["from elsewhere", "files beside the picture"])
+def test_a_picture_is_repeated_from_any_folder(
+    trained: Path, base: Path, here: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+):
+    shutil.copytree(base, "tiny")
+    shutil.copy(trained / "rex.safetensors", "rex.safetensors")
+    shutil.copy(trained / "dog" / "0.png", "start.png")
+    flags = ["-a", "rex.safetensors:weight=0.8", "--base", "tiny", "--image", "start.png", "--steps", "3"]
+    assert main(["generate", "a xlo dog", *flags, "--seeds", "1", "--device", "cpu"]) == 0
+    wanted = Image.open(here / "out" / "seed-0001.png").tobytes()
+    if moved:
+        here.rename(here.with_name("moved"))
+        here = here.with_name("moved")
+        for name in ("tiny", "rex.safetensors", "start.png"):
+            (here / name).rename(here / "out" / name)
+    elsewhere = here / "else" / "where"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "rex.safetensors").write_bytes(b"another file of that name")
+    assert main(["generate", "--from", str(here / "out" / "seed-0001.png"), "--out", "again", "--device", "cpu"]) == 0
+    assert Image.open(elsewhere / "again" / "seed-0001.png").tobytes() == wanted
 
 
 def test_an_ordinary_rare_word_is_only_a_note(
@@ -256,6 +294,15 @@ def test_a_bad_recipe_is_refused_by_name(toml: str, part: str, here: Path, refus
     assert "recipe.toml" in said
 
 
+def test_an_adapter_in_a_recipes_place_is_told_what_a_recipe_is(trained: Path, here: Path, refused: Any):
+    said = refused("train", trained / "rex.safetensors")
+    assert said.endswith(
+        "rex.safetensors is no recipe. Give a .toml file with concepts, or a run folder such as rex.run."
+    )
+    shutil.copy(trained / "rex.safetensors", "rex.toml")
+    assert "rex.toml is not a TOML file: it holds no text" in refused("train", "rex.toml")
+
+
 def test_a_recipe_and_flags_of_a_concept_exclude_each_other(here: Path, refused: Any):
     assert "--word" in refused("train", "recipe.toml", "--word", "xlo")
     assert "recipe.toml" in refused("train", "recipe.toml")
@@ -283,6 +330,7 @@ def test_an_adapter_of_another_family_is_refused(trained: Path, here: Path, refu
 def test_a_prompt_without_the_adapters_word_is_refused(trained: Path, base: Path, here: Path, refused: Any):
     said = refused("generate", "a dog", "-a", trained / "rex.safetensors", "--base", base)
     assert said.startswith("'xlo' is not in the prompt 'a dog'. rex.safetensors listens to 'xlo'.")
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -310,62 +358,6 @@ def test_bad_wishes_for_pictures_are_refused_by_name(flags: list[str], part: str
 
 def test_an_unknown_command_names_the_nearest_one(refused: Any):
     assert '"train"' in refused("trian")
-
-
-def test_an_output_folder_that_cannot_be_written_to_is_refused(trained: Path, base: Path, here: Path, refused: Any):
-    (here / "file").write_text("in the way")
-    photos = trained / "dog"
-    flags = ["--images", photos, "--word", "xlo", "--kind", "dog", "--base", base, *TINY]
-    assert "file" in refused("train", *flags, "--out", here / "file" / "rex.safetensors")
-    assert "file" in refused("generate", "a dog", "--base", base, "--out", here / "file")
-
-
-def test_a_full_disk_leaves_nothing_half_written(
-    trained: Path, base: Path, here: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
-):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("tara.files.os.fsync", full)
-    flags = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base, *TINY]
-    assert "disk is full" in refused("train", *flags, "--out", "rex.safetensors")
-    assert "disk is full" in refused("generate", "a dog", "--base", base, "--steps", "1", "--seeds", "0")
-    assert [path for path in here.rglob("*") if path.is_file() and path.suffix in {".safetensors", ".png"}] == []
-
-
-def test_ctrl_c_keeps_a_checkpoint_and_tells_how_to_go_on(
-    trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    flags = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--base", str(base), "--rank", "2"]
-    flags += ["--steps", "8", "--device", "cpu"]
-    assert main(["train", *flags, "--out", "whole.safetensors"]) == 0
-
-    @contextmanager
-    def stopping(title: str, total: int) -> Iterator[Callable[[float, str], None]]:
-        yield lambda done, note: signal.raise_signal(signal.SIGINT) if done == 3 else None
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tara.cli.train.progress", stopping)
-        capsys.readouterr()
-        assert main(["train", *flags, "--out", "rex.safetensors"]) == 130
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert not (here / "rex.safetensors").exists()
-    command = said.split("tara ", 1)[1].strip().rstrip(".").split()
-    assert main(command) == 0
-    whole, resumed = (load_adapter(here / f"{name}.safetensors") for name in ("whole", "rex"))
-    assert all(bool((whole.layers[layer].b == resumed.layers[layer].b).all()) for layer in whole.layers)
-
-
-def test_ctrl_c_elsewhere_is_130_without_a_traceback(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trained: Path, base: Path, here: Path
-):
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tara.sampling.load_base", interrupted)
-    assert generate(trained, base) == 130
-    assert capsys.readouterr().err.strip().endswith("Stopped.")
 
 
 def test_the_demo_prints_its_figures_and_where_to_look(

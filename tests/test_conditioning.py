@@ -249,6 +249,22 @@ def test_a_too_long_prompt_is_a_warning_that_names_the_lost_text(sd_pipe: Stable
         tara.prepare(sd_pipe, "a xlo dog " + "big " * 71 + "house", [_rex(sd_pipe)])
 
 
+def test_a_too_long_negative_prompt_is_named_as_such(sd_pipe: StableDiffusionPipeline) -> None:
+    with pytest.warns(TaraWarning, match="The negative prompt is longer .* is lost: 'house'"):
+        tara.prepare(sd_pipe, PROMPT, [_rex(sd_pipe)], negative_prompt="a xlo dog " + "big " * 71 + "house")
+
+
+def test_prompts_that_name_one_file_share_its_global_part(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    file = str(_rex(sd_pipe, targets=tiny_adapters.ATTENTION).save(tmp_path / "rex.safetensors"))
+    with tara.prepared(sd_pipe, [PROMPT, PROMPT], [[file], [file]]) as kwargs:
+        assert kwargs["prompt_embeds"].shape[0] == 2
+    with (
+        pytest.raises(TaraError, match="Draw these prompts one by one"),
+        tara.prepared(sd_pipe, [PROMPT, PROMPT], [[file], [f"{file}:0.5"]]),
+    ):
+        pass
+
+
 def test_clip_skip_reaches_the_prompt_and_not_the_negative_text(any_pipe: Any) -> None:
     plain, skipped = (tara.prepare(any_pipe, PROMPT, clip_skip=skip) for skip in (None, 1))
     assert not torch.equal(plain["prompt_embeds"], skipped["prompt_embeds"])

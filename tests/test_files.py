@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tara.errors import TaraError, nearest
-from tara.files import atomic_write, writable_folder
+from tara.files import atomic_write, check_writable, writable_folder
 
 
 def _names(folder: Path) -> list[str]:
@@ -39,7 +39,12 @@ def test_a_full_disk_is_one_clear_sentence(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(TaraError, match="disk is full"):
-        atomic_write(tmp_path / "file.txt", full)
+        atomic_write(tmp_path / "new" / "deep" / "file.txt", full)
+    assert _names(tmp_path) == []
+
+
+def test_a_folder_is_checked_without_a_trace(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deep")
     assert _names(tmp_path) == []
 
 
@@ -49,6 +54,8 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
         writable_folder(tmp_path / "taken")
     with pytest.raises(TaraError, match="is a file, not a folder"):
         atomic_write(tmp_path / "taken" / "file.txt", b"")
+    with pytest.raises(TaraError, match=r"/taken' is a file"):
+        check_writable(tmp_path / "taken" / "x" / "y")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,10 +1,13 @@
 """Each concept's optimiser steps as torch's own would on its row alone."""
 
 import math
+import sys
 
+import pytest
 import torch
 
-from tara.optimizers import ConceptOptimizers
+from tara.errors import TaraError
+from tara.optimizers import ConceptOptimizers, check_optimizer
 
 
 def optimizers_of(weights: torch.Tensor, **changes: object) -> ConceptOptimizers:
@@ -59,3 +62,14 @@ def test_a_gradient_that_is_not_clipped_is_left_as_it_is():
     weights.grad = torch.tensor([[300.0, 400.0]], dtype=torch.float64)
     (applied,) = optimizers_of(weights, max_grad_norm=0.0).step(0.1)
     assert applied.grad_norm == 500.0
+
+
+def test_prodigy_is_silent(capsys: pytest.CaptureFixture[str]):
+    optimizers_of(torch.zeros(1, 2, requires_grad=True), name="prodigy")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(TaraError, match=r"needs the package prodigyopt.*pip install 'tara\[prodigy\]'"):
+        check_optimizer("prodigy")

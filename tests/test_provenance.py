@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from tara.errors import TaraError
+from tara.pipelines import SCHEDULERS
 from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, used_file
-from tara.sampling import SCHEDULERS
 
 ORIGIN = Origin(
     prompt='a "xlo" dog, très joli',

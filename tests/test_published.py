@@ -29,13 +29,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bases") / "tiny"
-    tiny_bases.sd_pipeline().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     """The output folders ``dog`` and ``cat`` of the SD script."""
     folder = tmp_path_factory.mktemp("trained")
@@ -49,12 +42,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
         }
         assert run(SD_TRAINING, typed(TRAIN_SD, replaced)) == 0
     return folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

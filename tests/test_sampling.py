@@ -18,7 +18,8 @@ from tara.adapter import Adapter
 from tara.attention import TextKVProcessor
 from tara.backbone import Backbone
 from tara.errors import TaraError
-from tara.sampling import SCHEDULERS, SamplingStep, Studio
+from tara.pipelines import SCHEDULERS
+from tara.sampling import SamplingStep, Studio
 
 PROMPT = "a xlo dog on the beach"
 
@@ -141,6 +142,26 @@ def test_pictures_start_from_a_picture_or_repaint_a_part_of_it(any_pipe: Any, tm
     assert not np.array_equal(left, everything)
 
 
+@pytest.mark.parametrize(("scheduler", "strength"), [(None, 1.0), ("euler", 1.0), ("heun", 0.8), ("pndm", 0.8)])
+def test_a_base_of_other_channels_than_diffusers_repaints_keeps_what_the_mask_leaves(
+    scheduler: str | None, strength: float
+) -> None:
+    studio = Studio("toyland", device="cpu")
+    (start,) = studio("a cat in the snow", steps=4)
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    how: dict[str, Any] = {"image": start, "steps": 6, "strength": strength, "scheduler": scheduler}
+    repainted, all_new = (
+        _pixels(studio("a red car at night", **how, mask=each)) for each in (mask, Image.new("L", (64, 64), 255))
+    )
+    plain = _pixels(studio("a red car at night", **how))
+    before = _pixels([start])
+    changed = np.abs(repainted.astype(int) - before).mean((0, 1, 3))  # by column
+    assert changed[40:].mean() < 12  # an autoencoder's round trip, and what the seam does to it
+    assert changed[:24].mean() > 2 * changed[40:].mean()
+    assert np.abs(all_new.astype(int) - plain).max() <= 1  # a mask over everything keeps nothing
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_draws(sd_pipe: StableDiffusionPipeline, scheduler: str) -> None:
     steps: list[SamplingStep] = []
@@ -169,6 +190,8 @@ def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipe
     cases: list[tuple[dict[str, Any], str]] = [
         ({"guidence_scale": 3}, "Did you mean 'guidance_scale'"),
         ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, "steps is 2.5. Give a whole number"),
+        ({"steps": 2000}, "steps is 2000, but this base knows 1000 timesteps"),
         ({"width": 33}, "width is 33. Give a multiple of 8"),
         ({"scheduler": "eulr"}, "Did you mean 'euler'"),
         ({"mask": blank}, "no image to repaint"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_bases
-from tara.tokens import Tokenized, find_word, word_spans
+from tara.tokens import Tokenized, find_word, replace_spans, word_spans
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,14 @@ def test_a_text_knows_what_was_lost() -> None:
     assert text.holds((4, 7))
     assert not text.holds((8, 13))
     assert text.positions((4, 7)) == (2,)
+
+
+@given(
+    st.lists(st.text(string.ascii_lowercase, min_size=1, max_size=4), min_size=1, max_size=6),
+    st.text(string.ascii_lowercase + " ", max_size=9),
+)
+def test_a_replaced_text_says_where_the_replacements_are(others: list[str], replacement: str) -> None:
+    text = " xlo ".join(other.upper() for other in others)
+    replaced, places = replace_spans(text, word_spans(text, "xlo"), replacement)
+    assert replaced == text.replace("xlo", replacement)
+    assert [replaced[first:end] for first, end in places] == [replacement] * (len(others) - 1)

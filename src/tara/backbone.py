@@ -13,7 +13,9 @@ from torch import Tensor
 from tara.attention import KEY, KeysValues, TextConditioning, install, no_grad_kv, uninstall
 from tara.errors import TaraError
 from tara.families import check_supported, family_of
+from tara.formats.styles import TEXT_ENCODERS
 from tara.losses import PredictionType
+from tara.text_encoders import text_layer
 from tara.tokens import Span, Tokenized
 
 
@@ -153,10 +155,20 @@ class Backbone:
                 f"Use a base with one of {', '.join(get_args(PredictionType))}."
             )
 
+    def layer(self, path: str) -> Any:
+        """The module at an adapter's path: in the U-Net, or in the text encoder that it begins with.
+
+        Raises:
+            AttributeError: when there is none.
+        """
+        if path.startswith(TEXT_ENCODERS):
+            return text_layer(self.pipe, path)
+        return self.unet.get_submodule(path)
+
     def projection_sizes(self, path: str) -> tuple[int, int]:
-        """(d_in, d_out) of a projection such as ``....attn2.to_k``."""
-        linear: Any = self.unet.get_submodule(path)
-        return int(linear.in_features), int(linear.out_features)
+        """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""
+        weight: Tensor = self.layer(path).weight
+        return weight[0].numel(), weight.shape[0]
 
     def tokenize(self, text: str) -> Tokenized:
         """The text's tokens by characters, as long as the encoder's input (77 for CLIP)."""

@@ -131,7 +131,7 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
         return DiffusionPipeline.from_pretrained(
             where, dtype=dtype, revision=revision, variant=variant, use_safetensors=True
         )
-    except (OSError, ValueError) as failure:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as failure:  # all that a strange config can cause
         if not folder.exists() and is_hub_id(where):
             raise not_fetched(where, failure, revision=revision) from failure
         raise TaraError(f"The base '{name}' cannot be loaded ({_first_line(failure)}). {WANTED}.") from failure

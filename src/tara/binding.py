@@ -106,6 +106,20 @@ def as_use(adapter: AdapterLike) -> AdapterUse:
     return parse_use(str(adapter))
 
 
+def check_named(uses: Iterable[AdapterUse]) -> None:
+    """Refuse an adapter of which nobody has said what word it listens to.
+
+    Raises:
+        TaraError: saying how to.
+    """
+    for use in uses:
+        if not use.rare_word:
+            raise TaraError(
+                f"{use.name} has no adapter card: it is another tool's LoRA, and nobody has said which word it listens "
+                f"to. Add the word and what it is: {use.name}:word=xlo,kind=dog."
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Binding:
     """The tokens of one prompt that one adapter acts on: positions of each occurrence of its rare word."""
@@ -118,22 +132,49 @@ class Binding:
 def bind(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
     """Find each adapter's rare word; adapters that share one are told apart by the class word that follows it.
 
+    Where one adapter's word is the beginning or another part of a longer one's, the longer word wins.
+
     Raises:
-        TaraError: when an adapter's word is missing, ambiguous, or behind the last token that fits.
+        TaraError: when an adapter's word is unknown, missing, ambiguous, or behind the last token that fits.
     """
     bindings: list[Binding] = []
-    uses = list(uses)
-    for use in uses:
-        rivals = [other for other in uses if _same(other.rare_word, use.rare_word)]
-        spans = word_spans(prompt.text, use.rare_word)
-        if len(rivals) > 1:
-            spans = [span for span in spans if _owner(prompt.text, span, rivals) is use]
-        if not spans:
-            raise _missing(prompt.text, use, shared=len(rivals) > 1)
+    for use, spans in find_words(prompt.text, uses):
         for span in spans:
             _check_kept(prompt, span, use)
         bindings.append(Binding(use, tuple(prompt.positions(span) for span in spans)))
     return bindings
+
+
+def find_words(prompt: str, uses: Iterable[AdapterUse]) -> list[tuple[AdapterUse, list[Span]]]:
+    """Where each adapter's rare word stands in a prompt, which needs no tokenizer and so no base.
+
+    Raises:
+        TaraError: when an adapter's word is unknown, missing or ambiguous.
+    """
+    found: list[tuple[AdapterUse, list[Span]]] = []
+    uses = list(uses)
+    check_named(uses)
+    for use in uses:
+        rivals = [other for other in uses if _same(other.rare_word, use.rare_word)]
+        spans = _own_spans(prompt, use, uses)
+        if len(rivals) > 1:
+            spans = [span for span in spans if _owner(prompt, span, rivals) is use]
+        if not spans:
+            raise _missing(prompt, use, shared=len(rivals) > 1)
+        found.append((use, spans))
+    return found
+
+
+def _own_spans(text: str, use: AdapterUse, uses: Sequence[AdapterUse]) -> list[Span]:
+    """Where the adapter's rare word stands, except inside a longer one of another adapter."""
+    longer = [
+        span
+        for other in uses
+        if len(other.rare_word) > len(use.rare_word)
+        for span in word_spans(text, other.rare_word)
+    ]
+    spans = word_spans(text, use.rare_word)
+    return [span for span in spans if not any(start <= span[0] and span[1] <= end for start, end in longer)]
 
 
 def bind_everywhere(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Binding]:
@@ -141,12 +182,12 @@ def bind_everywhere(prompt: Tokenized, uses: Iterable[AdapterUse]) -> list[Bindi
     return [Binding(use, (tuple(range(len(prompt.offsets))),), everywhere=True) for use in uses]
 
 
-def warn_if_cut(prompt: Tokenized) -> None:
-    """Warn about the end of a prompt that did not fit, and name it."""
+def warn_if_cut(prompt: Tokenized, what: str = "prompt") -> None:
+    """Warn about the end of a prompt, or of whatever else was read, that did not fit, and name it."""
     if prompt.lost:
         warnings.warn(
-            f"The prompt is longer than {len(prompt.offsets)} tokens; this end of it is lost: '{prompt.lost}'. "
-            "Shorten the prompt.",
+            f"The {what} is longer than {len(prompt.offsets)} tokens; this end of it is lost: '{prompt.lost}'. "
+            f"Shorten the {what}.",
             TaraWarning,
             stacklevel=2,
         )
@@ -165,11 +206,12 @@ def _owner(text: str, span: Span, rivals: Sequence[AdapterUse]) -> AdapterUse:
         for number, use in enumerate(rivals)
         for start, end in word_spans(following, use.class_word)
     ]
-    words = " or ".join(dict.fromkeys(f"'{use.rare_word} {use.class_word}'" for use in rivals))
+    words = " or ".join(dict.fromkeys(f"'{use.rare_word} {use.class_word}'" for use in rivals if use.class_word))
     names = " and ".join(use.name for use in rivals)
     if not found:
+        write = f"Write {words}, or rebind" if words else "Rebind"
         raise TaraError(
-            f"'{rivals[0].rare_word}' in the prompt '{text}' could mean {names}. Write {words}, or rebind one adapter: "
+            f"'{rivals[0].rare_word}' in the prompt '{text}' could mean {names}. {write} one adapter: "
             f"{rivals[-1].name}:word=NEW."
         )
     first = min(found)

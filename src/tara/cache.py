@@ -1,6 +1,5 @@
 """What the frozen autoencoder and text encoder make of a concept, computed once before training."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from tara.backbone import Backbone, TextEncoding
 from tara.crops import Framing, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
 from tara.data import Example
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError
 from tara.losses import subject_weights
 from tara.tokens import Span, Tokenized, word_spans
 
@@ -41,6 +40,14 @@ class Latents:
         return tuple(self.mean.shape[1:])
 
 
+def check_resolution(backbone: Backbone, resolution: int, buckets: bool = False) -> None:
+    """Refuse (TaraError) a side of the training pictures that is no whole number of latents, or no bucket."""
+    multiple = backbone.side_multiple if buckets else backbone.vae_scale
+    if resolution % multiple:
+        what = "with buckets this base" if buckets else "this base's autoencoder"
+        raise TaraError(f"resolution = {resolution} is refused: {what} needs a multiple of {multiple}. Choose one.")
+
+
 def cache_latents(
     backbone: Backbone, examples: Sequence[Example], framing: Framing, background_weight: float = 1.0
 ) -> tuple[Latents, ...]:
@@ -49,12 +56,7 @@ def cache_latents(
     Raises:
         TaraError: when the base does not fit the resolution.
     """
-    multiple = backbone.side_multiple if framing.buckets else backbone.vae_scale
-    if framing.resolution % multiple:
-        what = "with buckets this base" if framing.buckets else "this base's autoencoder"
-        raise TaraError(
-            f"resolution = {framing.resolution} is refused: {what} needs a multiple of {multiple}. Choose one."
-        )
+    check_resolution(backbone, framing.resolution, framing.buckets)
     return tuple(_encoded(backbone, example, framing, background_weight) for example in examples)
 
 
@@ -125,27 +127,12 @@ class TextCache:
     def caption(self, text: str, rare_word: str, class_word: str) -> Caption:
         """Encode a caption and find its words; a caption without the rare word has none to find.
 
-        Warns (TaraWarning) of other text that the encoder does not read.
-
         Raises:
             TaraError: when a word lies behind what the text encoder reads.
         """
         encoding = self.encode(text)
         tokenized = encoding.tokenized[0]
-        rare = word_spans(text, rare_word)
-        kind = _belonging(word_spans(text, class_word), rare)
-        for span in (*rare, *kind):
-            if not tokenized.holds(span):
-                raise TaraError(
-                    f"'{text[slice(*span)]}' lies behind the end of what the text encoder reads of '{text}'. "
-                    "Shorten the caption."
-                )
-        if tokenized.lost:
-            warnings.warn(
-                f"The caption '{text}' is too long for the text encoder: '{tokenized.lost}' is lost.",
-                TaraWarning,
-                stacklevel=2,
-            )
+        rare, kind = caption_words(tokenized, rare_word, class_word)
         return Caption(
             text,
             encoding,
@@ -153,6 +140,23 @@ class TextCache:
             first_rare=_positions(tokenized, rare[:1]),
             kind=_positions(tokenized, kind),
         )
+
+
+def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[list[Span], list[Span]]:
+    """Every place of the rare word in a caption, and the class word that belongs to the first one.
+
+    Raises:
+        TaraError: when one lies behind what the text encoder reads.
+    """
+    rare = word_spans(caption.text, rare_word)
+    kind = _belonging(word_spans(caption.text, class_word), rare)
+    for span in (*rare, *kind):
+        if not caption.holds(span):
+            raise TaraError(
+                f"'{caption.text[slice(*span)]}' lies behind the end of what the text encoder reads of "
+                f"'{caption.text}'. Shorten the caption."
+            )
+    return rare, kind
 
 
 def _belonging(kinds: Sequence[Span], rare: Sequence[Span]) -> list[Span]:

@@ -29,6 +29,8 @@ class TrainingState:
 def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
     """Write ``step-000250.safetensors``, whole or not at all, and delete all but the last ``keep`` checkpoints.
 
+    What is called after a checkpoint, such as ``step-000250-rex.safetensors``, goes with it.
+
     Raises:
         TaraError: when the folder is not writable or the disk is full.
     """
@@ -37,7 +39,8 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     atomic_write(path, safetensors.torch.save(tensors, metadata=header))
     for old in checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+        for file in (old, *folder.glob(f"{old.stem}-*.safetensors")):
+            file.unlink(missing_ok=True)
     return path
 
 
@@ -59,9 +62,10 @@ def load_checkpoint(path: Path) -> TrainingState:
         with safe_open(path, framework="pt") as file:
             header: dict[str, str] = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is not a dict
-        plain: dict[str, Any] = json.loads(header[HEADER_KEY])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as failure:
+        plain: dict[str, Any] = dict(json.loads(header[HEADER_KEY]))
+        step = int(plain.pop("step"))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as failure:
         raise TaraError(
             f"'{path}' is not a whole checkpoint of tara. Delete it to go on from the one before, or train again."
         ) from failure
-    return TrainingState(step=int(plain.pop("step")), tensors=tensors, plain=plain)
+    return TrainingState(step=step, tensors=tensors, plain=plain)

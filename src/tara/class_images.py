@@ -6,7 +6,7 @@ from pathlib import Path
 from tara.backbone import Backbone
 from tara.concepts import prior_acts
 from tara.config import ConceptSettings, TrainSettings
-from tara.files import atomic_write, writable_folder
+from tara.files import atomic_write, check_writable
 from tara.sampling import Studio
 
 STEPS = 30
@@ -42,8 +42,8 @@ def draw_missing(
     Raises:
         TaraError: when the folder cannot be written to or the disk is full.
     """
-    writable_folder(folder)
-    there = sum(_is_picture(path) for path in folder.iterdir())
+    check_writable(folder)
+    there = sum(_is_picture(path) for path in folder.iterdir()) if folder.is_dir() else 0
     numbers = [number for number in range(count) if not _file(folder, number).exists()][: max(0, count - there)]
     if not numbers:
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tara.backbone import Backbone
-from tara.cache import Caption, Latents, TextCache, cache_latents
+from tara.cache import Caption, Latents, TextCache, cache_latents, caption_words, check_resolution
 from tara.config import ConceptSettings, TrainSettings
 from tara.crops import Framing
 from tara.data import Example, read_examples
@@ -80,6 +80,37 @@ def check_concepts(concepts: Sequence[ConceptSettings], settings: TrainSettings)
             stacklevel=2,
         )
     return [_checked(concept, settings) for concept in concepts]
+
+
+def check_on_base(
+    concepts: Sequence[ConceptSettings],
+    examples: Sequence[Sequence[Example]],
+    settings: TrainSettings,
+    backbone: Backbone,
+) -> None:
+    """Check what only the base can tell, such as the captions' length, before anything is drawn or encoded.
+
+    Warns (TaraWarning) of text, other than the words, that the text encoder does not read.
+
+    Raises:
+        TaraError: for a base that cannot be trained, a resolution that does not fit it, or a word behind what its text
+            encoder reads.
+    """
+    backbone.check_trainable()
+    check_resolution(backbone, settings.resolution or backbone.resolution, settings.buckets)
+    for concept, read in zip(concepts, examples, strict=True):
+        captions = [caption for example in read for caption in example.captions]
+        if prior_acts(settings):
+            captions.append(class_phrase(concept, settings))
+        for caption in dict.fromkeys(captions):  # one that photos share is looked at once
+            tokenized = backbone.tokenize(caption)
+            caption_words(tokenized, concept.word, concept.kind)
+            if tokenized.lost:
+                warnings.warn(
+                    f"A caption is too long for the text encoder; this end of it is lost: '{tokenized.lost}'.",
+                    TaraWarning,
+                    stacklevel=2,
+                )
 
 
 def prepare(

@@ -11,13 +11,16 @@ from tara.adapter import Adapter, Context
 from tara.attention import KEY, installed, uninstall
 from tara.backbone import Backbone, TextEncoding
 from tara.binding import AdapterLike, AdapterLists, AdapterUse, Binding, as_use, bind, bind_everywhere, warn_if_cut
-from tara.compose import check_fits, fused, global_part, text_kv
+from tara.compose import check_fits, fused, fused_text, global_part, text_kv
 from tara.errors import TaraError, nearest
 
 Composer = Literal["tara", "sum"]
 """``tara``: an adapter acts on its rare word's tokens; ``sum``: on every token of every row, as summed plain LoRAs."""
 
-EncodingCache = MutableMapping[tuple[str | None, int | None, bool], TextEncoding]
+Encoders = tuple[tuple[Adapter, float], ...]
+"""The adapters, with their weights, whose text-encoder deltas are in the base's encoders."""
+
+EncodingCache = MutableMapping[tuple[str | None, int | None, bool, Encoders], TextEncoding]
 CACHED_TEXTS = 256  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
 
 
@@ -174,7 +177,13 @@ def _per_prompt(adapters: AdapterLists, prompts: int) -> list[tuple[AdapterUse, 
         return [tuple(as_use(entry) for entry in flat)] * prompts
     if flat or len(adapters) != prompts:
         raise TaraError(f"adapters has {len(adapters)} entries. Give one list for all prompts, or {prompts} lists.")
-    return [tuple(as_use(entry) for entry in entries) for entries in cast(Sequence[Sequence[AdapterLike]], adapters)]
+    lists = cast(Sequence[Sequence[AdapterLike]], adapters)
+    # each file is read once, and rows that name the same one share its global part
+    named = {str(entry): as_use(entry) for entries in lists for entry in entries if isinstance(entry, (str, Path))}
+    return [
+        tuple(named[str(entry)] if isinstance(entry, (str, Path)) else as_use(entry) for entry in entries)
+        for entries in lists
+    ]
 
 
 def pipeline_arguments(
@@ -190,14 +199,21 @@ def pipeline_arguments(
     guidance = options.guidance_scale
     guidance = float(parameters["guidance_scale"].default) if guidance is None else guidance
     texts = _Texts(backbone, {} if cache is None else cache)
-    positive = TextEncoding.join([texts.positive(row.prompt, options.clip_skip) for row in rows])
+    # summed plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
+    shared = [row.uses if options.composer == "sum" else () for row in rows]
+    positive = TextEncoding.join(
+        [texts.positive(row.prompt, options.clip_skip, uses) for row, uses in zip(rows, shared, strict=True)]
+    )
     bindings = [_bindings(row, positive, index, options.composer) for index, row in enumerate(rows)]
     negative = None
     if _guided(backbone, guidance):
-        negative = TextEncoding.join([texts.negative(row.negative) for row in rows])
+        negative = TextEncoding.join(
+            [texts.negative(row.negative, uses) for row, uses in zip(rows, shared, strict=True)]
+        )
+        for tokenized in negative.tokenized:
+            warn_if_cut(tokenized, "negative prompt")
     encoding, of_rows = _batch(positive, negative, bindings, options)
-    # training phrases are encoded as in training, without clip_skip
-    conditioning = text_kv(backbone, encoding, of_rows, options.context, texts.positive)
+    conditioning = text_kv(backbone, encoding, of_rows, options.context, texts.positive, options.clip_skip)
     return {
         **_embeddings(positive, ""),
         **({} if negative is None else _embeddings(negative, "negative_")),
@@ -215,7 +231,14 @@ def _guided(backbone: Backbone, guidance_scale: float) -> bool:
 def _bindings(row: PromptRow, positive: TextEncoding, index: int, composer: Composer) -> list[Binding]:
     tokenized = positive.tokenized[index]
     warn_if_cut(tokenized)
-    return bind(tokenized, row.uses) if composer == "tara" else bind_everywhere(tokenized, row.uses)
+    if composer == "tara":
+        return bind(tokenized, row.uses)
+    for use in row.uses:
+        if use.adapter.embeddings:
+            raise TaraError(
+                f"{use.name} is a textual inversion, which acts on its word alone. Leave composer at 'tara'."
+            )
+    return bind_everywhere(tokenized, row.uses)
 
 
 def _batch(
@@ -242,17 +265,22 @@ class _Texts:
         self.backbone = backbone
         self.cache = cache
 
-    def positive(self, text: str, clip_skip: int | None = None) -> TextEncoding:
-        return self._kept((text, clip_skip, False))
+    def positive(self, text: str, clip_skip: int | None, uses: Sequence[AdapterUse]) -> TextEncoding:
+        return self._kept(text, clip_skip, negative=False, uses=uses)
 
-    def negative(self, text: str | None) -> TextEncoding:
-        return self._kept((text, None, True))
+    def negative(self, text: str | None, uses: Sequence[AdapterUse]) -> TextEncoding:
+        return self._kept(text, None, negative=True, uses=uses)
 
-    def _kept(self, key: tuple[str | None, int | None, bool]) -> TextEncoding:
-        text, clip_skip, negative = key
+    def _kept(
+        self, text: str | None, clip_skip: int | None, negative: bool, uses: Sequence[AdapterUse]
+    ) -> TextEncoding:
+        uses = [use for use in uses if use.adapter.text_layers and use.weight]
+        # adapters themselves, not their ids: an id may be given to another one as soon as the first is gone
+        key = text, clip_skip, negative, tuple((use.adapter, use.weight) for use in uses)
         if key not in self.cache:
             if len(self.cache) >= CACHED_TEXTS:
                 self.cache.clear()
-            new = self.backbone.encode_negative(text) if negative else self.backbone.encode([text or ""], clip_skip)
-            self.cache[key] = new
+            base = self.backbone
+            with fused_text(base, uses):
+                self.cache[key] = base.encode_negative(text) if negative else base.encode([text or ""], clip_skip)
         return self.cache[key]

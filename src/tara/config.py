@@ -298,11 +298,15 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
     """
     if path.is_dir():
         return _read_run(path, overrides)
+    if path.suffix != ".toml" and path.exists():
+        raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as failure:
         raise TaraError(f"{path} cannot be read ({failure.strerror}). Give a TOML file with concepts.") from failure
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as failure:
+    except UnicodeDecodeError as failure:
+        raise TaraError(f"{path} is not a TOML file: it holds no text. Give one that is saved as UTF-8.") from failure
+    except tomllib.TOMLDecodeError as failure:
         raise TaraError(f"{path} is not a TOML file: {failure}. Correct that line.") from failure
     for table in tables.keys() - {"settings", "concept"}:
         known = nearest(table, ["settings", "concept"])

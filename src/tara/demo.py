@@ -19,6 +19,7 @@ from tara.bases import load_base
 from tara.conditioning import Composer
 from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
 from tara.files import atomic_write, writable_folder
+from tara.interrupts import TrainingInterrupted
 from tara.report import Grid, Row, Table, contact_sheet, page, png_bytes
 from tara.sampling import SamplingStep, Studio
 from tara.training_run import run_recipe
@@ -148,6 +149,7 @@ def run(out: Path, tell: Tell = lambda what, part: None) -> dict[str, Any]:
 
     Raises:
         TaraError: when ``out`` cannot be written.
+        KeyboardInterrupt: on Ctrl-C; its trainings take a minute each, so the demo starts anew the next time.
     """
     begun = time.perf_counter()
     writable_folder(out)
@@ -193,6 +195,9 @@ def _train(out: Path, backbone: Backbone, tell: Tell) -> tuple[dict[str, list[Ad
             except StopIteration as finished:
                 adapters[name] = finished.value
                 break
+            except TrainingInterrupted:
+                # a resumed training would not go on with the demo
+                raise KeyboardInterrupt from None
             tell(f"Training {name}", (number + record.index / record.steps) * TRAINING_SHARE)
     return adapters, time.perf_counter() - begun
 

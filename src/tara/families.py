@@ -1,5 +1,6 @@
 """Families of bases, and which bases adapters on text keys and values can work on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,25 @@ FAMILIES = (
 
 
 def family_of(unet_config: Any) -> Family:
-    """The family by the U-Net's own config; one that nobody has named yet is called after its text width."""
-    width, sized = int(unet_config.cross_attention_dim), unet_config.addition_embed_type == "text_time"
+    """The family by the U-Net's own config; one that nobody has named yet is called after its text width.
+
+    Raises:
+        TaraError: when the U-Net's layers read texts of different widths.
+    """
+    if not isinstance(unet_config.cross_attention_dim, int):
+        raise _unsupported("cross_attention_dim", f"it is {unet_config.cross_attention_dim}, not one width of text")
+    width, sized = unet_config.cross_attention_dim, unet_config.addition_embed_type == "text_time"
     for family in FAMILIES:
         if (family.text_width, family.size_conditioning) == (width, sized):
             return family
     shape = "sdxl" if sized else "sd"
     return Family(f"{shape}-{width}", width, text_encoders=2 if sized else 1, size_conditioning=sized)
+
+
+def family_of_layers(text_projections: Mapping[str, int]) -> str:
+    """The family that an adapter's text projections (layer to d_in) fit; empty when they do not tell."""
+    widths = set(text_projections.values())
+    return next((family.name for family in FAMILIES if widths == {family.text_width}), "")
 
 
 def check_supported(unet: Any) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tara.errors import TaraError
@@ -19,9 +20,11 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
     Raises:
         TaraError: when the folder cannot be written to or the disk is full; nothing is left behind then.
     """
-    writable_folder(path.parent)
     temporary: Path | None = None
+    new_folders: list[Path] = []
     try:
+        new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+        writable_folder(path.parent)
         # beside the target, because os.replace is atomic only within one file system
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
@@ -34,12 +37,15 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        temporary = None
-    except OSError as failure:
-        raise write_error(path, failure) from failure
-    finally:
+    except BaseException as failure:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        for folder in new_folders:
+            with suppress(OSError):  # it may have been filled by somebody else, or never made
+                folder.rmdir()
+        if isinstance(failure, OSError):
+            raise write_error(path, failure) from failure
+        raise
 
 
 def writable_folder(folder: Path) -> Path:
@@ -48,15 +54,28 @@ def writable_folder(folder: Path) -> Path:
     Raises:
         TaraError: when it cannot be made, is a file, or cannot be written to.
     """
+    check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (FileExistsError, NotADirectoryError) as failure:
-        raise TaraError(f"'{folder}' is a file, not a folder. Choose another output folder.") from failure
     except OSError as failure:
         raise write_error(folder, failure) from failure
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that files can be written to a folder, without making it.
+
+    Raises:
+        TaraError: when it or the folder that it would be made in is a file, or cannot be written to.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            raise TaraError(f"'{there}' is a file, not a folder. Choose another output folder.")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as failure:
+        raise write_error(folder, failure) from failure
 
 
 def write_error(path: Path, failure: OSError) -> TaraError:

@@ -1,4 +1,4 @@
-"""Low-rank deltas of linear layers."""
+"""Low-rank deltas of linear layers and convolutions."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,14 +10,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The delta of one linear layer, ``scale * B A``.
+    """The delta of one layer, ``scale * B A``.
 
     ``a`` is (rank, d_in), ``b`` is (d_out, rank), ``scale`` is alpha / rank (Hu et al., LoRA, arXiv 2106.09685).
+    ``kernel`` is a convolution's (height, width), None for a linear layer; ``d_in`` is then channels x height x width.
     """
 
     a: Float[Tensor, "rank d_in"]
     b: Float[Tensor, "d_out rank"]
     scale: float
+    kernel: tuple[int, int] | None = None
 
     @property
     def rank(self) -> int:
@@ -36,7 +38,7 @@ class LowRank:
         return self.scale * (x @ self.a.T @ self.b.T)
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """What the layer's weight gains: ``scale * B A``."""
+        """What the layer's weight gains: ``scale * B A``, with a convolution's kernel still flat."""
         return self.scale * (self.b @ self.a)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "LowRank":

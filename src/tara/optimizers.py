@@ -1,8 +1,11 @@
 """One optimiser per concept: schedule, clipping, loss scale and skipped steps are each concept's own."""
 
+import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +15,12 @@ from torch import Tensor
 
 from tara.config import OptimizerName, ScheduleName
 from tara.errors import TaraError
+
+PACKAGES: dict[OptimizerName, tuple[str, str]] = {
+    "adamw8bit": ("bitsandbytes", "8bit"),
+    "prodigy": ("prodigyopt", "prodigy"),
+}
+"""The package that an optimiser needs, and the extra that installs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +140,26 @@ def learning_rate_schedule(name: ScheduleName, *, peak: float, warmup: int, step
     return lambda step: peak * float(multiplier(step))
 
 
+def check_optimizer(name: OptimizerName) -> None:
+    """Make sure that an optimiser's package is there.
+
+    Raises:
+        TaraError: when it is not installed, or cannot be imported.
+    """
+    if name not in PACKAGES:
+        return
+    package, extra = PACKAGES[name]
+    try:
+        import_module(package)
+    except ImportError as missing:
+        raise TaraError(
+            f"The optimiser '{name}' needs the package {package}. Install it with `pip install 'tara[{extra}]'`, "
+            "or choose adamw."
+        ) from missing
+
+
 def _optimizer(name: OptimizerName, row: torch.nn.Parameter, weight_decay: float) -> torch.optim.Optimizer:
+    check_optimizer(name)
     if name == "adamw":
         return torch.optim.AdamW([row], weight_decay=weight_decay)
     if name == "prodigy":
@@ -140,26 +168,17 @@ def _optimizer(name: OptimizerName, row: torch.nn.Parameter, weight_decay: float
 
 
 def _prodigy(rows: Sequence[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
-    try:
-        from prodigyopt import Prodigy
-    except ImportError as missing:
-        raise TaraError(
-            "The optimiser 'prodigy' needs the package prodigyopt. Install it with `pip install 'tara[prodigy]'`, "
-            "or choose adamw."
-        ) from missing
+    from prodigyopt import Prodigy
+
     # prodigyopt's signature says int where its documentation says float
     decay: Any = weight_decay
-    return Prodigy(rows, lr=1.0, weight_decay=decay, use_bias_correction=True, safeguard_warmup=True)
+    with redirect_stdout(io.StringIO()):  # it prints that it uses the weight decay it was asked for
+        return Prodigy(rows, lr=1.0, weight_decay=decay, use_bias_correction=True, safeguard_warmup=True)
 
 
 def _adamw8bit(rows: Sequence[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-    except ImportError as missing:
-        raise TaraError(
-            "The optimiser 'adamw8bit' needs the package bitsandbytes. Install it with `pip install 'tara[8bit]'`, "
-            "or choose adamw."
-        ) from missing
+    from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+
     optimizer: torch.optim.Optimizer = AdamW8bit(rows, weight_decay=weight_decay)
     return optimizer
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tara.card import tara_version
 from tara.config import BASE, REVISION, VAE, VARIANT
 from tara.errors import TaraError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 KEY = "tara"
+FOLDERS_ABOVE = 3  # of a picture, in which its files are looked for too
 
 
 class PictureSettings(BaseModel, frozen=True, extra="forbid"):
@@ -56,23 +58,60 @@ class UsedFile(BaseModel, frozen=True):
 
 
 class Origin(BaseModel, frozen=True):
-    """Everything that it takes to draw one picture again."""
+    """Everything that it takes to draw one picture again; ``folder`` is where relative paths start."""
 
     prompt: str
     seed: int
     adapters: tuple[UsedFile, ...] = ()
     inputs: tuple[UsedFile, ...] = ()
     settings: PictureSettings = Field(default_factory=lambda: PictureSettings.model_validate({}))
-    tara_version: str = Field(default_factory=lambda: _version())
+    tara_version: str = Field(default_factory=tara_version)
 
 
 def used_file(path: Path, given: str | None = None) -> UsedFile:
     """Name a file and its content."""
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = _digest(path)
     except OSError as failure:
         raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Check its path.") from failure
     return UsedFile(given=given or str(path), path=str(path), sha256=digest)
+
+
+def relocated(origin: Origin, picture: Path) -> Origin:
+    """The same origin with its files where they are now: where it names them, or seen from the picture's folders.
+
+    A picture tells no absolute path of its own accord: it may be shown to everybody.
+
+    A file is known by its content. One that is nowhere keeps its name, and so does a base that is no file or folder.
+    """
+
+    def place(name: str, sha256: str | None = None) -> str:
+        above = picture.absolute().parents[:FOLDERS_ABOVE]
+        for path in (Path(name), *(folder / name for folder in above), picture.parent / Path(name).name):
+            if path.exists() if sha256 is None else path.is_file() and _digest(path) == sha256:
+                return name if path == Path(name) else str(path)
+        return name
+
+    def moved(file: UsedFile) -> UsedFile:
+        path = place(file.path, file.sha256)
+        # as named, `rex.safetensors:0.8`, it may have options behind its path
+        options = "" if Path(file.given) == Path(file.path) else ":" + file.given.rpartition(":")[2]
+        return file if path == file.path else UsedFile(given=path + options, path=path, sha256=file.sha256)
+
+    inputs, settings = {file.path: moved(file) for file in origin.inputs}, origin.settings
+    changes: dict[str, object] = {"base": place(settings.base)}
+    if settings.vae is not None:
+        changes["vae"] = place(settings.vae)
+    for name, path in (("image", settings.image), ("mask", settings.mask)):
+        if str(path) in inputs:
+            changes[name] = Path(inputs[str(path)].path)
+    return origin.model_copy(
+        update={
+            "adapters": tuple(moved(file) for file in origin.adapters),
+            "inputs": tuple(inputs.values()),
+            "settings": settings.model_copy(update=changes),
+        }
+    )
 
 
 def png_with_origin(image: Image.Image, origin: Origin) -> bytes:
@@ -111,7 +150,5 @@ def read_origin(path: Path) -> Origin:
         ) from (failure)
 
 
-def _version() -> str:
-    from tara.adapter import tara_version  # imported here: it brings torch, which a command's help does not need
-
-    return tara_version()
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from tara.config import RUN_SETTINGS, Recipe
 from tara.errors import TaraError
-from tara.files import atomic_write, writable_folder, write_error
+from tara.files import atomic_write, check_writable, write_error
 from tara.plots import loss_curve
 
 PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
@@ -35,6 +36,10 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def loss_curve(self) -> Path:
+        return self.path / "loss.png"
+
     def preview(self, step: int, name: str, number: int = 0) -> Path:
         """Where a preview goes; further pictures of one preview are numbered."""
         again = f"-{number}" if number else ""
@@ -54,12 +59,17 @@ class RunFolder:
         last = self.last_checkpoint()
         return int(last.stem.removeprefix("step-")) if last else 0
 
-    def start(self, recipe: Recipe, device: torch.device) -> None:
-        """Forget what an earlier run left here, and write the settings and the versions."""
+    def begin(self, recipe: Recipe, device: torch.device, after: int = 0) -> None:
+        """Write the settings and the versions, and forget what an earlier run left here behind step ``after``."""
+        self.describe(recipe, device)
+        if after:
+            kept = [json.dumps(row) for row in self.rows() if row["step"] <= after]
+            atomic_write(self.metrics, "".join(line + "\n" for line in kept).encode())
+            return
         for old in (*self.checkpoints.glob("step-*.safetensors"), *self.path.glob("previews/step-*.png")):
             old.unlink()
-        self.metrics.unlink(missing_ok=True)
-        self.describe(recipe, device)
+        for name in (self.metrics, self.loss_curve):
+            name.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, device: torch.device) -> None:
         """Write the settings and the versions."""
@@ -78,19 +88,16 @@ class RunFolder:
         _write_json(self.path / RUN_SETTINGS, whole.model_dump(mode="json"))
         _write_json(self.path / "versions.json", versions(device))
 
-    def resume(self) -> TrainingState | None:
-        """The newest checkpoint's state, or None; losses of steps behind it are dropped."""
+    def last_state(self) -> TrainingState | None:
+        """The newest checkpoint's state, or None."""
         last = self.last_checkpoint()
-        state = None if last is None else load_checkpoint(last)
-        if self.metrics.exists():
-            done = 0 if state is None else state.step
-            kept = [json.dumps(row) for row in self.rows() if row["step"] <= done]
-            atomic_write(self.metrics, "".join(line + "\n" for line in kept).encode())
-        return state
+        return None if last is None else load_checkpoint(last)
 
-    def save(self, state: TrainingState) -> Path:
-        """Write a checkpoint, see :func:`tara.checkpoints.save_checkpoint`."""
-        return save_checkpoint(self.checkpoints, state)
+    def save(self, state: TrainingState, early: Sequence[Adapter] = ()) -> None:
+        """Write a checkpoint, then the adapters as they are there, see :func:`tara.checkpoints.save_checkpoint`."""
+        save_checkpoint(self.checkpoints, state)
+        for adapter in early:
+            adapter.save(self.early_adapter(state.step, adapter.name))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What ``metrics.jsonl`` holds; a last line that was cut off is left out."""
@@ -110,7 +117,7 @@ class RunFolder:
                 if losses["loss"] is not None:
                     curves.setdefault(name, []).append((row["step"], losses["loss"]))
         if curves:
-            atomic_write(self.path / "loss.png", loss_curve(curves))
+            atomic_write(self.loss_curve, loss_curve(curves))
 
 
 class Metrics:
@@ -164,8 +171,8 @@ def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
     for concept in recipe.concepts:
         if concept.file.is_dir():
             raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
-        writable_folder(concept.file.absolute().parent)
-    writable_folder(folder.path)
+        check_writable(concept.file.parent)
+    check_writable(folder.path)
 
 
 def _placed(name: str) -> str:

@@ -1,7 +1,7 @@
 """Prompts, adapters and seeds to pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,91 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tara.adapter import Context
 from tara.backbone import Backbone
 from tara.bases import drawing_precision, load_base
 from tara.binding import AdapterLists, AdapterUse
-from tara.conditioning import (
-    Composer,
-    EncodingCache,
-    PromptRow,
-    TextOptions,
-    borrowed,
-    global_key,
-    pipeline_arguments,
-    prompt_rows,
-)
-from tara.errors import TaraError, nearest
-from tara.pictures import read_image
-
-SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "dpm": ("DPMSolverMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as the published bases have it
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
-"""Names of schedulers for users, diffusers' classes, and what those need besides a base's own schedule."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How pictures are drawn.
-
-    Attributes:
-        steps: denoising steps.
-        guidance_scale: classifier-free guidance; the base's own default when None, off at 1 or less.
-        scheduler: a name in :data:`SCHEDULERS`; the base's own when None.
-        negative_prompt: what to keep away from; adapters never act on it.
-        width, height: in pixels, multiples of 8; the base's own when None, or the start picture's shape at that size.
-        image: start picture (image-to-image, or the picture to repaint when there is a mask).
-        strength: how much of the start picture is drawn anew, over 0 to 1.
-        mask: white where the start picture is repainted.
-        batch_size: pictures drawn in one U-Net call; changes a pixel by at most 1/255.
-        context, composer, clip_skip: see :class:`tara.conditioning.TextOptions`.
-    """
-
-    steps: int = 30
-    guidance_scale: float | None = None
-    scheduler: str | None = None
-    negative_prompt: str | None = None
-    width: int | None = None
-    height: int | None = None
-    image: Image.Image | str | Path | None = None
-    strength: float = 0.8
-    mask: Image.Image | str | Path | None = None
-    batch_size: int = 4
-    context: Context | None = None
-    composer: Composer = "tara"
-    clip_skip: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise TaraError(f"{name} is {getattr(self, name)}. Give 1 or more.")
-        for name in ("width", "height"):
-            size = getattr(self, name)
-            if size is not None and (size < 8 or size % 8):
-                raise TaraError(f"{name} is {size}. Give a multiple of 8.")
-        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            hint = nearest(self.scheduler, SCHEDULERS)
-            raise TaraError(f"There is no scheduler '{self.scheduler}'.{hint} Known: {', '.join(SCHEDULERS)}.")
-        if self.mask is not None and self.image is None:
-            raise TaraError("There is a mask but no image to repaint. Give the image too.")
-        if self.image is not None and not (0 < self.strength <= 1 and int(self.steps * self.strength) >= 1):
-            raise TaraError(
-                f"strength is {self.strength} with {self.steps} steps, which draws nothing. Raise it, up to 1."
-            )
-
-    @property
-    def text(self) -> TextOptions:
-        """The part that concerns keys and values."""
-        return TextOptions(
-            guidance_scale=self.guidance_scale, clip_skip=self.clip_skip, context=self.context, composer=self.composer
-        )
+from tara.conditioning import EncodingCache, PromptRow, borrowed, global_key, pipeline_arguments, prompt_rows
+from tara.errors import TaraError
+from tara.pipelines import Drawer, SamplingSettings, drawer, sampling_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +126,7 @@ class Studio:
             adapters: for all prompts, or one list for each prompt.
             seeds: one generator each.
             on_step: called after each denoising step, for progress bars.
-            settings: fields of :class:`SamplingSettings`.
+            settings: fields of :class:`tara.pipelines.SamplingSettings`.
 
         Raises:
             TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
@@ -215,8 +136,8 @@ class Studio:
             chosen = replace(chosen, guidance_scale=self.backbone.guidance_scale)
         rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt)
         jobs = [_Job(index, seed, row) for index, (row, seed) in enumerate(product(rows, seeds))]
-        pipe, extra = _pipeline(self.backbone, chosen)
-        painter = Backbone(pipe)
+        how = drawer(self.backbone, chosen)
+        painter = Backbone(how.pipe)
         drawn, text, text_of = 0, dict[str, Any](), list[PromptRow]()
         for batch in _batches(jobs, chosen.batch_size):
             batch_rows = [job.row for job in batch]
@@ -224,36 +145,35 @@ class Studio:
                 text, text_of = pipeline_arguments(painter, batch_rows, chosen.text, self._texts), batch_rows
             report = None if on_step is None else _StepReport(on_step, drawn, len(batch), len(jobs))
             with borrowed(painter, batch_rows[0].uses):
-                images = _draw(pipe, [job.seed for job in batch], chosen.steps, report, text | extra)
+                images = _draw(how, [job.seed for job in batch], chosen.steps, report, text)
             drawn += len(batch)
             for job, image in zip(batch, images, strict=True):
                 yield Generated(job.index, job.row.prompt, job.seed, image, job.row.uses, chosen)
 
 
 def _draw(
-    pipe: Any, seeds: Sequence[int], steps: int, report: "_StepReport | None", arguments: Mapping[str, Any]
+    how: Drawer, seeds: Sequence[int], steps: int, report: "_StepReport | None", text: Mapping[str, Any]
 ) -> list[Image.Image]:
     # noise is drawn on the CPU, so that a seed means the same noise on every device
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    drawn = pipe(**arguments, num_inference_steps=steps, generator=generators, callback_on_step_end=report)
+    kept = how.kept and how.kept.wearing(seeds)
+
+    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if kept is not None:
+            tensors["latents"] = kept.put_back(pipe, index, tensors["latents"])
+        if report is not None:
+            report(int(pipe.num_timesteps))
+        return tensors
+
+    drawn = how.pipe(
+        **text, **how.arguments, num_inference_steps=steps, generator=generators, callback_on_step_end=after_step
+    )
     return list(drawn.images)
-
-
-def sampling_settings(settings: Mapping[str, Any]) -> SamplingSettings:
-    """Settings by name.
-
-    Raises:
-        TaraError: for a name that does not exist (with the nearest one) or an impossible value.
-    """
-    known = [field.name for field in fields(SamplingSettings)]
-    for name in settings.keys() - set(known):
-        raise TaraError(f"There is no sampling setting '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
-    return SamplingSettings(**settings)
 
 
 @dataclass
 class _StepReport:
-    """A diffusers callback that tells a progress bar about each step."""
+    """Tells a progress bar about each step of a batch."""
 
     tell: Callable[[SamplingStep], object]
     drawn: int
@@ -261,11 +181,9 @@ class _StepReport:
     images: int
     done: int = 0
 
-    def __call__(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self.done += 1  # second-order schedulers number their half steps alike
-        steps = max(int(pipe.num_timesteps), self.done)
-        self.tell(SamplingStep(self.done, steps, self.drawn, self.batch, self.images))
-        return tensors
+    def __call__(self, steps: int) -> None:
+        self.done += 1  # second-order schedulers take more steps than they were asked for
+        self.tell(SamplingStep(self.done, max(steps, self.done), self.drawn, self.batch, self.images))
 
 
 def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
@@ -276,50 +194,3 @@ def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
-
-
-def _pipeline(backbone: Backbone, settings: SamplingSettings) -> tuple[Any, dict[str, Any]]:
-    """The stock pipeline for these settings, of the base's own parts, and the arguments that only it takes."""
-    from diffusers.pipelines.auto_pipeline import (
-        AutoPipelineForImage2Image,
-        AutoPipelineForInpainting,
-        AutoPipelineForText2Image,
-    )
-
-    size = {"width": settings.width or backbone.resolution, "height": settings.height or backbone.resolution}
-    if settings.image is None:
-        task, extra = AutoPipelineForText2Image, size
-    else:
-        start = _fitted(_read(settings.image), settings, backbone.resolution)
-        extra = {"image": start, "strength": settings.strength}
-        task = AutoPipelineForImage2Image
-        if settings.mask is not None:
-            mask = _read(settings.mask).convert("L").resize(start.size, Image.Resampling.NEAREST)
-            task, extra = AutoPipelineForInpainting, {**extra, "mask_image": mask, "width": start.width}
-            extra["height"] = start.height
-    # shares every part with the base's pipeline, whose own settings stay as they are
-    pipe: Any = task.from_pipe(backbone.pipe)
-    pipe.set_progress_bar_config(disable=True)
-    if settings.scheduler is not None:
-        pipe.scheduler = make_scheduler(settings.scheduler, backbone.scheduler.config)
-    return pipe, extra
-
-
-def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A scheduler by its name in :data:`SCHEDULERS`, with a base's noise schedule and prediction type."""
-    import diffusers
-
-    kind, options = SCHEDULERS[name]
-    return getattr(diffusers, kind).from_config(config, **options)
-
-
-def _read(image: Image.Image | str | Path) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
-
-
-def _fitted(image: Image.Image, settings: SamplingSettings, resolution: int) -> Image.Image:
-    """The start picture at the asked size; without one, its shape with the base's resolution as the short side."""
-    scale = resolution / min(image.size)
-    width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
-    size = (settings.width or width, settings.height or height)
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)

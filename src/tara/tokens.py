@@ -20,6 +20,19 @@ def word_spans(text: str, word: str) -> list[Span]:
     return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, flags=re.IGNORECASE)]
 
 
+def replace_spans(text: str, spans: Sequence[Span], replacement: str) -> tuple[str, list[Span]]:
+    """The text with every span (in order, apart) replaced, and where the replacements are."""
+    pieces: list[str] = []
+    places: list[Span] = []
+    done = length = 0
+    for first, end in spans:
+        pieces += [text[done:first], replacement]
+        length += first - done + len(replacement)
+        places.append((length - len(replacement), length))
+        done = end
+    return "".join([*pieces, text[done:]]), places
+
+
 def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
     """Positions of the tokens that hold characters of a span.
 

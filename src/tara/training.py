@@ -16,7 +16,7 @@ from tara.attention import TextConditioning, installed
 from tara.backbone import Backbone
 from tara.cache import TextCache
 from tara.checkpoints import TrainingState
-from tara.concepts import check_concepts, prepare, prior_acts
+from tara.concepts import check_concepts, check_on_base, prepare, prior_acts
 from tara.config import ConceptSettings, Targets, TrainSettings
 from tara.data import Example
 from tara.draws import generator_for
@@ -79,14 +79,16 @@ class Training:
             settings: how.
             backbone: the frozen base; its precision is the U-Net's.
             class_folders: for prior preservation, each class word's folder of class pictures.
-            examples: what :func:`tara.concepts.check_concepts` gave, when it has been called already.
+            examples: what :func:`tara.concepts.check_concepts` gave, when :func:`tara.concepts.check_on_base` has
+                looked at them already.
 
         Raises:
             TaraError: for bad photos, captions or words, a base that cannot be trained on, and a missing optimiser
                 package.
         """
-        backbone.check_trainable()
-        examples = check_concepts(concepts, settings) if examples is None else examples
+        if examples is None:
+            examples = check_concepts(concepts, settings)
+            check_on_base(concepts, examples, settings, backbone)
         folders = _prior_folders(concepts, settings, class_folders or {})
         self.concepts, self.settings, self.backbone, self.step = tuple(concepts), settings, backbone, 0
         self._texts = TextCache(backbone)
@@ -121,6 +123,8 @@ class Training:
             warmup=settings.lr_warmup_steps,
             steps=settings.steps,
         )
+        self.is_whole = True
+        """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
         self._last_text: TextRows | None = None
         self._skipped = [0] * len(concepts)
 
@@ -192,8 +196,10 @@ class Training:
             losses = self._losses(call)
             (losses[0] * factors).sum().backward()
             total = total.to(losses) + losses.detach() / calls
+        self.is_whole = False
         applied = self._optimizers.step(rate)
         self.step += 1
+        self.is_whole = True
         parts = [
             ConceptStep(
                 name=concept.label,

@@ -1,14 +1,10 @@
 """A training run from photos to files: the run folder, checkpoints, previews, trackers and Ctrl-C."""
 
-import shlex
-import signal
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -17,11 +13,13 @@ from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.bases import load_base
 from tara.class_images import class_folders, draw_missing
-from tara.concepts import check_concepts, class_phrase
-from tara.config import Precision, Recipe, concept_settings, read_recipe, train_settings
+from tara.concepts import check_concepts, check_on_base, class_phrase
+from tara.config import RUN_SETTINGS, Precision, Recipe, concept_settings, read_recipe, train_settings
 from tara.data import Example
 from tara.errors import TaraError
 from tara.files import atomic_write
+from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
+from tara.optimizers import check_optimizer
 from tara.run_folder import Metrics, RunFolder, check_outputs
 from tara.sampling import Studio
 from tara.tokens import word_spans
@@ -33,24 +31,6 @@ PREVIEW_STEPS = 25
 OnStep = Callable[[StepRecord], object]
 OnClassPicture = Callable[[int, int], object]
 """Told how many class pictures there are, and how many are wanted."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C in a training run.
-
-    ``folder`` is the run folder, ``step`` the last step that a checkpoint holds (0 when there is none), ``command``
-    what goes on from there.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.folder, self.step, self.command = folder, step, resume_command(folder)
-        kept = f"step {step} is kept in {folder}" if step else "before the first checkpoint"
-        super().__init__(f"Stopped: {kept}. Go on with: {self.command}")
-
-
-def resume_command(folder: Path) -> str:
-    """The command that goes on with a run."""
-    return f"tara train {shlex.quote(str(folder))} --resume"
 
 
 def train(
@@ -87,7 +67,7 @@ def train(
 
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
-        TrainingInterrupted: on Ctrl-C, after a checkpoint has been written.
+        TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
     """
     loaded = base if not isinstance(base, str | Path) else None
     if isinstance(captions, str):
@@ -125,8 +105,11 @@ def train_recipe(
             record = next(run)
         except StopIteration as end:
             return cast(list[Adapter], end.value)
-        if on_step is not None:
-            on_step(record)
+        try:
+            if on_step is not None:
+                on_step(record)
+        except KeyboardInterrupt as stop:
+            run.throw(stop)  # where a checkpoint can be kept
 
 
 def run_recipe(
@@ -151,76 +134,78 @@ def run_recipe(
 
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
-        TrainingInterrupted: on Ctrl-C, after a checkpoint has been written.
+        TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
     """
     folder, settings = RunFolder(recipe.run_folder), recipe.settings
-    # everything that can be wrong is looked at before the base, which may take minutes to load
+    # what can be known without the base is looked at before it, which may take minutes to load
     examples = check_concepts(recipe.concepts, settings)
+    check_optimizer(settings.optimizer)
     _check_previews(recipe)
     check_outputs(recipe, folder)
-    if not resume and not overwrite:
-        _refuse_to_forget(folder)
+    _check_earlier_run(folder, settings.steps, resume=resume, overwrite=overwrite)
+    state = folder.last_state() if resume else None
     with ExitStack() as borrowed:
         borrowed.enter_context(_threads(settings.threads))
         backbone = _backbone(recipe, base)
-        if not resume or not folder.steps_done():
-            folder.start(recipe, backbone.device)
         training = _prepared(recipe, backbone, folder, examples, on_class_picture)
-        state = folder.resume() if resume else None
         if state is not None:
             training.load(state)
-            folder.describe(recipe, backbone.device)  # what it goes on with, such as more steps
+        # nothing is refused from here on, so what an earlier run left may go
+        folder.begin(recipe, backbone.device, after=training.step)
         tracker = Tracker(settings.report_to, folder.path, settings.project)
         borrowed.callback(tracker.finish)
-        yield from _steps(training, folder, tracker)
-        adapters = training.adapters()
-        for concept, adapter in zip(recipe.concepts, adapters, strict=True):
-            adapter.save(concept.file)
-        folder.draw_loss_curve()
+        adapters = yield from _to_the_end(training, folder, tracker)
     return adapters
 
 
-def _steps(training: Training, folder: RunFolder, tracker: Tracker) -> Generator[StepRecord]:
-    """All steps with what belongs to each: metrics, checkpoints, previews, and a clean stop on Ctrl-C."""
-    settings, metrics, begun = training.settings, Metrics(folder.metrics), perf_counter()
-    with _asked_to_stop() as asked:
+def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Generator[StepRecord, None, list[Adapter]]:
+    """All steps and the adapters' files, with a clean stop on Ctrl-C."""
+    with asked_to_stop(lambda: training.is_whole) as stop:
+        metrics = Metrics(folder.metrics)
         try:
-            for record in training.steps():
-                metrics.add(_row(record, perf_counter() - begun))
-                tracker.log(record.index, _numbers(record))
-                last = record.index == record.steps
-                if last or _due(settings.checkpoint_every, record.index):
-                    metrics.flush()
-                    _save(training, folder, early=not last)
-                if _due(settings.preview_every, record.index) and not asked.is_set():
-                    _preview(training, folder)
-                yield record
-                if asked.is_set() and not last:
-                    metrics.flush()
-                    folder.save(training.state())
-                    folder.draw_loss_curve()
-                    raise TrainingInterrupted(folder.path, record.index)
-        except TrainingInterrupted:
-            raise
+            yield from _steps(training, folder, tracker, metrics, stop)
+            adapters = training.adapters()
+            for concept, adapter in zip(training.concepts, adapters, strict=True):
+                adapter.save(concept.file)
+            folder.draw_loss_curve()
         except KeyboardInterrupt:
-            # in the middle of a step, whose half must not be kept: the last checkpoint stands
+            metrics.flush()
+            if training.is_whole and folder.steps_done() < training.step:
+                folder.save(training.state())
+            folder.draw_loss_curve()
             raise TrainingInterrupted(folder.path, folder.steps_done()) from None
+    return adapters
 
 
-def _save(training: Training, folder: RunFolder, early: bool) -> None:
-    if early:
-        for adapter in training.adapters():
-            adapter.save(folder.early_adapter(training.step, adapter.name))
-    folder.save(training.state())
+def _steps(
+    training: Training, folder: RunFolder, tracker: Tracker, metrics: Metrics, stop: StopRequest
+) -> Generator[StepRecord]:
+    """All steps with what belongs to each: metrics, checkpoints and previews; KeyboardInterrupt when asked to stop."""
+    settings, begun = training.settings, perf_counter()
+    for record in training.steps():
+        metrics.add(_row(record, perf_counter() - begun))
+        tracker.log(record.index, _numbers(record))
+        last = record.index == record.steps
+        if last or _due(settings.checkpoint_every, record.index):
+            metrics.flush()
+            folder.save(training.state(), () if last else training.adapters())
+        if _due(settings.preview_every, record.index):
+            _preview(training, folder, stop)
+        yield record
+        if not last:
+            stop.carry_out()
 
 
-def _preview(training: Training, folder: RunFolder) -> None:
+def _preview(training: Training, folder: RunFolder, stop: StopRequest) -> None:
     settings, studio = training.settings, Studio(training.backbone)
     for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
         prompt = concept.fill(settings.preview_prompt or concept.phrase)
         composer = "tara" if settings.tfm else "sum"
         seeds = range(settings.seed, settings.seed + settings.preview_images)
-        for made in studio.stream(prompt, [adapter], seeds, steps=PREVIEW_STEPS, composer=composer):
+        drawn = studio.stream(
+            prompt, [adapter], seeds, steps=PREVIEW_STEPS, composer=composer, on_step=lambda _: stop.carry_out()
+        )
+        for made in drawn:
             target = folder.preview(training.step, concept.file.stem, made.index)
             atomic_write(target, lambda path, image=made.image: image.save(path))
 
@@ -233,6 +218,7 @@ def _prepared(
     on_class_picture: OnClassPicture | None,
 ) -> Training:
     settings = recipe.settings
+    check_on_base(recipe.concepts, examples, settings, backbone)
     folders = class_folders(recipe.concepts, settings, folder.path)
     for concept in recipe.concepts:
         if concept.kind in folders:
@@ -271,12 +257,25 @@ def _check_previews(recipe: Recipe) -> None:
             )
 
 
-def _refuse_to_forget(folder: RunFolder) -> None:
+def _check_earlier_run(folder: RunFolder, steps: int, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to forget an unfinished training, and to go on to a step that lies behind."""
     done = folder.steps_done()
-    if done and done < read_recipe(folder.path).settings.steps:
+    if resume and done > steps:
+        raise TaraError(f"'{folder.path}' is at step {done}, but steps is {steps}. Give {done} or more.")
+    if not done or resume or overwrite:
+        return
+    anew = "start anew with --overwrite (overwrite=True in Python), or give another out"
+    try:
+        wanted = read_recipe(folder.path).settings.steps
+    except TaraError as failure:
         raise TaraError(
-            f"'{folder.path}' holds an unfinished training ({done} steps). Go on with `{resume_command(folder.path)}`, "
-            "or delete that folder to start anew."
+            f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
+            f"{anew[0].upper()}{anew[1:]}."
+        ) from failure
+    if done < wanted:
+        raise TaraError(
+            f"'{folder.path}' holds an unfinished training ({done} steps). Go on with "
+            f"`{resume_command(folder.path)}`, {anew}."
         )
 
 
@@ -313,23 +312,3 @@ def _threads(count: int | None) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _asked_to_stop() -> Generator[threading.Event]:
-    """The first Ctrl-C asks to stop after the step in hand, a second one stops at once."""
-    asked = threading.Event()
-
-    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
-        yield asked
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

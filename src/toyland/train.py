@@ -37,6 +37,8 @@ from toyland.workshop import Workshop
 from toyland.world import UNNAMED_STYLES, Scene, random_scene
 
 RECIPE = Path(__file__).with_name("recipe.toml")
+FURTHER = Path(__file__).with_name("recipe-further.toml")
+"""The settings with which the shipped U-Net was trained on from an earlier one, see `adopt`."""
 CHECKPOINT_EVERY = 1000
 SHEET_EVERY = 2000
 

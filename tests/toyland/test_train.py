@@ -39,6 +39,13 @@ def test_the_committed_recipe_fits_the_recipe_classes() -> None:
     assert recipe["scenes"]["count"] >= 50_000
 
 
+def test_the_recipe_of_the_further_training_names_the_same_scenes() -> None:
+    first, further = (tomllib.loads(path.read_text(encoding="utf-8")) for path in (train.RECIPE, train.FURTHER))
+    assert further.keys() == {"scenes", "denoiser"}
+    assert further["scenes"] == first["scenes"]
+    assert DenoiserRecipe(**further["denoiser"]).steps > 1000
+
+
 def test_an_unknown_stage_is_refused_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as exit_:
         train.main(["paint", "--work", str(tmp_path)])

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Every failure is one sentence and a number."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,6 +25,7 @@ COMMANDS = {
     ),
     "generate": ("tara.cli.generate:generate", "Draw pictures with any number of adapters in one prompt."),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
+    "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),
 }
 for name, (place, summary) in COMMANDS.items():
@@ -34,7 +36,7 @@ for name, (place, summary) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    return outcome(lambda: _call(tokens))
+    return outcome(lambda: _call(tokens), again=shlex.join(["tara", *tokens]))
 
 
 def _call(tokens: Sequence[str]) -> None:

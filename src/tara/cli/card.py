@@ -1,14 +1,20 @@
 """`tara inspect`: what an adapter file says about itself."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+if TYPE_CHECKING:
+    from tara.adapter import Adapter
+
 
 def inspect(
-    file: Annotated[Path, Parameter(help="Adapter file")],
+    file: Annotated[Path, Parameter(help="Adapter file of any tool, or folder")],
     /,
     *,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object")] = False,
@@ -16,18 +22,32 @@ def inspect(
     """Show what an adapter file says about itself: its words, its base family and how it was trained."""
     from tara.adapter import load_adapter
 
-    adapter = load_adapter(file)
+    facts = _facts(load_adapter(file))
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _show(file, facts)
+
+
+def _facts(adapter: Adapter) -> dict[str, Any]:
     card = adapter.card
-    facts: dict[str, Any] = {
+    deltas = [*adapter.layers.values(), *adapter.text_layers.values()]
+    return {
         "format": card.format_version,
+        "source": card.source,
         "rare_word": card.rare_word,
         "class_word": card.class_word,
         "family": card.family,
         "base": card.base,
         "rank": card.rank,
+        "ranks": sorted({delta.rank for delta in deltas}),
         "scale": card.scale,
+        "scales": sorted({delta.scale for delta in deltas}),
         "targets": card.targets,
         "layers": len(adapter.layers),
+        "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
+        "text_encoder_layers": len(adapter.text_layers),
+        "embedding_vectors": max(map(len, adapter.embeddings.values()), default=0),
         "context": card.context,
         "is_style": card.is_style,
         "prompt": card.phrase,
@@ -35,10 +55,6 @@ def inspect(
         "tara_version": card.tara_version,
         "settings": card.settings,
     }
-    if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
-        _show(file, facts)
 
 
 def _show(file: Path, facts: dict[str, Any]) -> None:
@@ -47,6 +63,7 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.text import Text
 
     settings = facts.pop("settings")
+    facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
     facts["examples"] = "\n".join(facts["examples"])
     table = Table(title=Text(str(file), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
@@ -55,5 +72,13 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
         if value != "":
             table.add_row(name.replace("_", " "), Text(str(value)))
     chosen = {name: value for name, value in settings.items() if value is not None}
-    table.add_row("settings", Text("\n".join(f"{name} = {value}" for name, value in chosen.items())))
+    if chosen:
+        table.add_row("settings", Text("\n".join(f"{name} = {value}" for name, value in chosen.items())))
     Console(highlight=False).print(table)
+
+
+def _range(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return ""
+    first, last = numbers[0], numbers[-1]
+    return f"{first:g}" if first == last else f"{first:g} to {last:g}"

@@ -13,8 +13,8 @@ from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.config import build
 from tara.errors import TaraError
-from tara.files import atomic_write, writable_folder
-from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, used_file
+from tara.files import atomic_write, check_writable
+from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, relocated, used_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +66,7 @@ def _generate(
     if batch_size < 1:
         raise TaraError(f"--batch-size {batch_size} draws nothing. Give 1 or more.")
     order = _order(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
-    writable_folder(out)
+    check_writable(out)
     shown: list[tuple[Image, str]] = []
     for picture in drawn(order, batch_size, device):
         origin = Origin(
@@ -107,7 +107,9 @@ def _order(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
-    origin = read_origin(source) if source else None
+    from tara.formats.peft_config import config_beside
+
+    origin = relocated(read_origin(source), source) if source else None
     kept = origin.settings.model_dump() if origin else {}
     settings = build(PictureSettings, kept | changed, "tara generate: ")
     text = prompt if prompt is not None else (origin.prompt if origin else "")
@@ -116,10 +118,11 @@ def _order(
     for name in ("mask", "strength"):
         if getattr(settings, name) is not None and settings.image is None:
             raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
-    inputs = tuple(used_file(path) for path in (settings.image, settings.mask) if path)
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
     uses, used = loaded(adapters)
+    scales = [config_beside(Path(file.path)) for file in used]  # a PEFT folder keeps them in a file of their own
+    inputs = tuple(used_file(path) for path in (settings.image, settings.mask, *scales) if path)
     if origin:
         _check_unchanged(origin, used + inputs)
     if seeds is not None:
@@ -128,6 +131,7 @@ def _order(
         chosen = (origin.seed,)
     else:
         chosen = DEFAULT_SEEDS
+    _check_before_the_base(text, uses, settings)
     return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
 
 
@@ -138,9 +142,23 @@ def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile
     return tuple(parse_use(spec) for spec in specs), tuple(used_file(adapter_path(spec), spec) for spec in specs)
 
 
+def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: PictureSettings) -> None:
+    """Refuse what needs no base to be seen, because that may take minutes to load."""
+    from tara.binding import find_words
+    from tara.pictures import read_image
+
+    for picture in (settings.image, settings.mask):
+        if picture is not None:
+            read_image(picture)
+    if settings.composer == "tara":
+        find_words(prompt, uses)
+
+
 def adapter_path(spec: str) -> Path:
-    """The file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
-    return Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0])
+    """The weights file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
+    from tara.formats.reading import lora_file
+
+    return lora_file(Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0]))
 
 
 def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
@@ -156,7 +174,7 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
 
 def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
-    from tara.sampling import sampling_settings
+    from tara.pipelines import sampling_settings
 
     loading = {"base", "revision", "variant", "vae", "precision"}
     settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}

@@ -10,8 +10,13 @@ from tara.errors import TaraError, TaraWarning
 FAILED, INTERRUPTED = 2, 130
 
 
-def outcome(command: Callable[[], object]) -> int:
-    """Run a command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
+def outcome(command: Callable[[], object], again: str = "") -> int:
+    """Run a command; the exit code is 0, 2 after a failure, 130 after Ctrl-C.
+
+    Args:
+        command: what to run.
+        again: what a user types to run it once more, told after a Ctrl-C that has no better advice.
+    """
     # libraries that load models log and draw bars of their own; ours say what a person needs
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
@@ -22,7 +27,8 @@ def outcome(command: Callable[[], object]) -> int:
         try:
             command()
         except KeyboardInterrupt as stopped:
-            return _say(str(stopped) or "Stopped.", INTERRUPTED)
+            advice = f" Start again with: {again}" if again else ""
+            return _say(str(stopped) or f"Stopped.{advice}", INTERRUPTED)
         except TaraError as failure:
             return _say(f"Error: {failure}", FAILED)
         except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough

@@ -9,7 +9,10 @@ Advance = Callable[[float, str], None]
 
 @contextmanager
 def progress(title: str, total: int) -> Generator[Advance]:
-    """Show a bar on the error stream (standard output stays for results); a log file gets its last state only."""
+    """Show a bar on the error stream (standard output stays for results); a log file gets its last state only.
+
+    It appears with the first advance, so that none stands above the sentence of a command that was refused.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -29,9 +32,18 @@ def progress(title: str, total: int) -> Generator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
-        task = bars.add_task(title, total=total, note="")
-        yield lambda done, note: bars.update(task, completed=done, note=note)
+    bars = Progress(*columns, console=Console(stderr=True, highlight=False))
+    task = bars.add_task(title, total=total, note="")
+
+    def advance(done: float, note: str) -> None:
+        bars.start()
+        bars.update(task, completed=done, note=note)
+
+    try:
+        yield advance
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 def only_our_bars() -> None:

@@ -1,5 +1,6 @@
 """The published scripts' command lines, unchanged, over tara's own settings."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,8 @@ def run(script: Script, arguments: Sequence[str] | None = None) -> int:
     if {"--help", "-h"} & set(tokens):
         print(script.help(), end="")
         return 0
-    return outcome(lambda: script.work(read_flags(script, tokens)))
+    again = shlex.join(["python", script.file, *tokens])
+    return outcome(lambda: script.work(read_flags(script, tokens)), again)
 
 
 def train_sdxl() -> int:

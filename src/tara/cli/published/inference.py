@@ -40,6 +40,7 @@ def order_of(given: Given) -> Order:
     Raises:
         TaraError: for a list that is none, an adapter that cannot be found or read, and rare words that do not agree.
     """
+    from tara.binding import check_named
     from tara.cli.generate import MOST_SEEDS, Order, loaded
 
     settings = build(PictureSettings, given.settings(PictureSettings) | {"context": CONTEXT}, "inference_tara.py: ")
@@ -58,6 +59,7 @@ def order_of(given: Given) -> Order:
     uses, used = loaded(specs)
     for use, word in zip(uses, words, strict=False):
         _check_word(use, word)
+    check_named(uses)
     return Order(prompt=prompt, uses=uses, used=used, inputs=(), seeds=tuple(range(number)), settings=settings)
 
 

@@ -72,7 +72,8 @@ def resumes(given: Given) -> bool:
     if not wanted:
         return False
     output = Path(given.text("output_dir")).absolute()
-    newest = max(output.glob("*.run/checkpoints/step-*[0-9].safetensors"), default=None)
+    states = (path for path in output.glob("*.run/checkpoints/step-*.safetensors") if path.stem[5:].isdecimal())
+    newest = max(states, default=None)  # early adapters lie beside them, as step-000250-NAME
     if wanted != "latest" and Path(wanted).absolute() not in {output, *output.glob("*.run"), newest}:
         raise TaraError(
             f"--resume_from_checkpoint {wanted} is not the newest checkpoint in {output}. Give latest, to go on from "

@@ -1,0 +1,252 @@
+"""Any LoRA file to pairs of matrices by layer; what a pair cannot stand for is refused by name, never dropped."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tara.errors import TaraError, nearest
+from tara.formats.names import ROOTS
+from tara.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
+from tara.formats.styles import (
+    INVERSION,
+    TEXT_ENCODERS,
+    UNET,
+    Part,
+    embeddings,
+    inverted_word,
+    other_method,
+    parts,
+)
+
+MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
+
+MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
+
+# in a folder, the first that is there
+_IN_FOLDERS = (
+    WEIGHTS_FILE,
+    "pytorch_lora_weights.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    f"unet/{WEIGHTS_FILE}",
+    "unet/diffusion_pytorch_model.safetensors",
+)
+_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One layer's matrices: ``a`` (rank, d_in), ``b`` (d_out, rank); ``kernel`` as in :class:`tara.lora.LowRank`.
+
+    ``alpha`` is None when the file does not tell it.
+    """
+
+    a: Tensor
+    b: Tensor
+    kernel: tuple[int, int] | None
+    alpha: float | None
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFile:
+    """The pairs in a file by model and path, its header, and the name of the style that its keys are in.
+
+    Of a textual inversion: no pairs, but the vectors (n, d) of its ``word``, where it names one, by text encoder.
+    """
+
+    style: str
+    header: Mapping[str, str]
+    pairs: Mapping[tuple[str, str], Pair]
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    word: str = ""
+
+
+def lora_file(path: Path) -> Path:
+    """The weights file that a path stands for: itself, or the one inside a folder of PEFT, diffusers or a U-Net.
+
+    Raises:
+        TaraError: when there is none, only a pickle, or a second one for a text encoder.
+    """
+    if path.suffix in _PICKLES and path.is_file():
+        raise _pickle(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in _IN_FOLDERS:
+            if (path / name).is_file():
+                if name.startswith("unet/"):
+                    _check_alone(path)
+                return path / name
+        for file in (*sorted(path.iterdir()), *sorted(path.glob("unet/*"))):
+            if file.suffix in _PICKLES:
+                raise _pickle(file)
+        raise TaraError(f"There is no adapter file in the folder '{path}'. A folder holds {' or '.join(_IN_FOLDERS)}.")
+    known = [file.name for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    raise TaraError(f"There is no adapter file '{path}'.{nearest(path.name, known)} Check its path.")
+
+
+def _check_alone(folder: Path) -> None:
+    """A folder of several models may have LoRA layers in its text encoders, too."""
+    for file in sorted(folder.glob("text_encoder*/*.safetensors")):
+        if any("lora" in key for key in _opened(file)[0]):
+            raise TaraError(
+                f"'{file}' has LoRA layers of a text encoder beside those in '{folder / 'unet'}', and tara reads one "
+                f"file for both. Give '{folder / 'unet'}' to do without them."
+            )
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read a LoRA of any known style onto the CPU, in the precision that it is stored in.
+
+    Raises:
+        TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
+    """
+    path = lora_file(path)
+    keys, header = _opened(path)
+    inverted = embeddings(keys)
+    known = {} if inverted else _known_parts(path, keys)
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
+    if inverted:
+        vectors = _vectors(path, {inverted[key]: tensor for key, tensor in tensors.items()})
+        return LoraFile(INVERSION, header, {}, vectors, inverted_word(keys))
+    models = (UNET, *TEXT_ENCODERS)
+    configs = dict.fromkeys(models, folder_config(path)) | header_configs(path, header, models)
+    layers = _by_layer(path, known)
+    pairs = {
+        (model, layer): _pair(path, layer, {role: tensors[key] for role, key in keyed.items()}, configs[model])
+        for (model, layer), keyed in sorted(layers.items())
+    }
+    _check_complete(path, pairs, configs[UNET])
+    return LoraFile(" and ".join(sorted({part.style for part in known.values()})), header, pairs)
+
+
+def _opened(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of a file's tensors and its header, once that is known to be small and the file whole."""
+    if path.stat().st_size == 0:
+        raise TaraError(f"'{path}' is empty (0 bytes). Train the adapter again, or copy the file again.")
+    try:
+        with path.open("rb") as raw:
+            size = int.from_bytes(raw.read(8), "little")
+        if MOST_HEADER < size <= path.stat().st_size:  # a larger one is no header: the library says so
+            raise TaraError(
+                f"'{path}' has a header of {size >> 20} MiB, and no LoRA needs one over {MOST_HEADER >> 20} MiB. Get "
+                "the file again."
+            )
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys()), dict(file.metadata() or {})
+    except (SafetensorError, OSError) as failure:
+        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
+
+
+def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
+    """What each tensor is; refuses all that is no part of a pair, but for the weights of a whole saved U-Net."""
+    found = parts(keys)
+    saved_unet = "conv_in.weight" in found or "conv_in.base_layer.weight" in found
+    known: dict[str, Part] = {}
+    for key, part in found.items():
+        if method := other_method(key):
+            raise TaraError(
+                f"'{path}' holds {method} ('{key}'), which tara cannot compose: it reads plain LoRA pairs. Ask for a "
+                "plain LoRA of it, or extract one with its own tool."
+            )
+        if part is not None:
+            known[key] = part
+        elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
+            raise _unknown(path, key)
+    if not known:
+        raise TaraError(f"'{path}' holds a file without weights of a LoRA. Give an adapter file.")
+    return known
+
+
+def _by_layer(path: Path, known: Mapping[str, Part]) -> dict[tuple[str, str], dict[str, str]]:
+    layers: dict[tuple[str, str], dict[str, str]] = {}
+    for key, part in known.items():
+        keyed = layers.setdefault((part.model, part.layer), {})
+        if part.role in keyed:
+            raise TaraError(
+                f"'{path}' holds the layer '{part.layer}' twice, as '{keyed[part.role]}' and as '{key}'. Get a file "
+                "of one key style."
+            )
+        keyed[part.role] = key
+    return layers
+
+
+def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> Pair:
+    missing = [role for role in ("down", "up") if role not in tensors]
+    fault = f"has no {missing[0]} matrix" if missing else _fault(tensors["down"], tensors["up"], config.rank_of(layer))
+    if not fault:
+        a, b = tensors["down"], tensors["up"]
+        alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, len(a))
+        if alpha is None or math.isfinite(alpha):
+            return Pair(a.flatten(1), b.flatten(1), (a.shape[2], a.shape[3]) if a.ndim == 4 else None, alpha)
+        fault = "has an alpha that is no number"
+    raise TaraError(f"'{path}' is damaged: layer '{layer}' {fault}. Get the file again, or ask its maker.")
+
+
+def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
+    """What is wrong with the down matrix (rank, in[, h, w]) and the up matrix (out, rank[, 1, 1]) of a layer."""
+    shapes = f"{_shape(a)} and {_shape(b)}"
+    if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
+        return f"has matrices of {shapes}, which are no pair"
+    if 0 in (*a.shape, *b.shape):
+        return f"has rank {a.shape[0]}: matrices of {shapes}"
+    if expected_rank not in (None, a.shape[0]):
+        return f"has rank {a.shape[0]}, but its config says {expected_rank}"
+    if not (a.is_floating_point() and b.is_floating_point()):
+        return f"is stored as {a.dtype} and {b.dtype}, which are not both real numbers"
+    if not all(bool(torch.isfinite(matrix.float()).all()) for matrix in (a, b)):
+        return "holds NaN or infinite weights"
+    return None
+
+
+def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A textual inversion's vectors (n, d) by encoder; a lone one may be stored as (d,)."""
+    vectors = {model: tensor if tensor.ndim != 1 else tensor[None] for model, tensor in tensors.items()}
+    for of_encoder in vectors.values():
+        if of_encoder.ndim != 2 or not 0 < len(of_encoder) <= MOST_VECTORS or not of_encoder.is_floating_point():
+            raise TaraError(
+                f"'{path}' is no embedding of a word: it has {_shape(of_encoder)} numbers of {of_encoder.dtype}, not 1 "
+                f"to {MOST_VECTORS} vectors. Get the file again."
+            )
+        if not bool(torch.isfinite(of_encoder.float()).all()):
+            raise TaraError(f"'{path}' is damaged: its embedding holds NaN or infinite numbers. Get the file again.")
+    if len({len(of_encoder) for of_encoder in vectors.values()}) > 1:
+        raise TaraError(f"'{path}' is damaged: it has more vectors for one encoder than for the other.")
+    return vectors
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
+
+
+def _number(alpha: Tensor) -> float:
+    return float(alpha) if alpha.numel() == 1 else float("nan")
+
+
+def _check_complete(path: Path, pairs: Mapping[tuple[str, str], Pair], config: PeftConfig) -> None:
+    missing = [layer for layer in config.paths if (UNET, layer) not in pairs]
+    if missing:
+        raise TaraError(
+            f"'{path}' is damaged: it names {len(config.paths)} layers and lacks {len(missing)} of them, such as "
+            f"'{missing[0]}'. Get the file again, or train the adapter again."
+        )
+
+
+def _unknown(path: Path, key: str) -> TaraError:
+    return TaraError(
+        f"'{path}' holds the key '{key}', which tara does not know. It reads LoRAs for the U-Net of Stable Diffusion "
+        "1.x, 2.x and SDXL in the styles of tara, PEFT, diffusers and kohya."
+    )
+
+
+def _pickle(path: Path) -> TaraError:
+    return TaraError(f"'{path}' is a pickle, which can run code when it is opened. Get it as .safetensors.")
