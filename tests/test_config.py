@@ -81,6 +81,11 @@ def test_a_bases_folder_beside_the_toml_file_is_found_and_a_name_stays_a_name(tm
     assert read_recipe(write(tmp_path, RECIPE)).settings.base == "toyland"
 
 
+def test_a_folder_of_masks_is_taken_from_the_toml_files_folder(tmp_path: Path):
+    text = RECIPE.replace('word = "xlo"', 'word = "xlo"\nmasks = "photos/rex-masks"')
+    assert read_recipe(write(tmp_path, text)).concepts[0].masks == tmp_path / "photos/rex-masks"
+
+
 def test_damaged_settings_of_a_run_are_refused_in_one_sentence(tmp_path: Path):
     (tmp_path / "settings.json").write_text('{"settings": {}, "concepts": [{"word": "xlo", "kind": "dog"}]}')
     with pytest.raises(TaraError, match=r"'concepts\.0\.images' is missing"):

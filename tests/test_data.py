@@ -1,16 +1,14 @@
 """A folder of photos becomes examples, or one clear sentence says why not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
-from tara.data import Crop, choose_crops, crop_pixels, read_examples, read_image, size_conditioning
+from tara.data import read_examples
 from tara.errors import TaraError
 
 TEMPLATES = ("a photo of a xlo dog",)
@@ -108,55 +106,67 @@ def test_an_empty_caption_is_named(photos: Path):
         read_examples(photos, TEMPLATES)
 
 
-def test_a_transparent_picture_lies_on_white(tmp_path: Path):
-    Image.new("RGBA", (4, 4), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
+def test_text_saved_by_a_windows_editor_reads_the_same(photos: Path):
+    (photos / "a.txt").write_bytes("\ufeffa xlo dog\r\nasleep\r\n".encode())
+    (photos / "metadata.jsonl").write_bytes('\ufeff{"file_name": "b.png", "text": "a xlo dog runs"}\r\n'.encode())
+    captions = [example.captions for example in read_examples(photos, TEMPLATES)]
+    assert captions == [("a xlo dog asleep",), ("a xlo dog runs",), TEMPLATES]
 
 
-def test_a_rotated_photo_stands_upright(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by a quarter
-    Image.new("RGB", (12, 8)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").size == (8, 12)
+def save_mask(path: Path, size: tuple[int, int] = (12, 8), box: tuple[int, int, int, int] = (0, 0, 6, 8)) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    mask.save(path)
+    return path
 
 
-@given(
-    size=st.tuples(st.integers(1, 400), st.integers(1, 400)),
-    count=st.integers(1, 6),
-    key=st.text(max_size=5),
+def left_half(mask: Image.Image | None) -> bool:
+    assert mask is not None
+    return mask.size == (12, 8) and bool(np.array_equal(np.asarray(mask)[:, [0, 3, 8, 11]] > 127, [[1, 1, 0, 0]] * 8))
+
+
+def test_a_mask_is_the_photos_own_file_or_else_its_opacity(photos: Path):
+    masks = photos / "masks"
+    for name in ("a.png", "c.jpg"):
+        save_mask(masks / name)
+    Image.merge("RGBA", [Image.new("L", (12, 8))] * 3 + [Image.open(masks / "a.png")]).save(photos / "b.png")
+    examples = read_examples(photos, TEMPLATES, masked=True, masks=masks)
+    assert [left_half(example.mask) for example in examples] == [True, True, True]
+    assert examples[1].image.mode == "RGB"
+
+
+def test_a_cut_out_subject_is_a_mask_and_a_smaller_mask_is_enlarged(tmp_path: Path):
+    save_photo(tmp_path / "a.png", (120, 80))
+    save_photo(tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        alpha = Image.open(save_mask(tmp_path / "masks" / name))
+        Image.merge("RGBA", [Image.new("L", (12, 8), 30)] * 3 + [alpha]).save(tmp_path / "masks" / name)
+    large, small = read_examples(tmp_path, TEMPLATES, masked=True, masks=tmp_path / "masks")
+    assert left_half(small.mask)
+    assert large.mask is not None
+    assert large.mask.size == (120, 80)
+
+
+def test_photos_without_transparency_and_photos_read_unmasked_have_no_mask(photos: Path):
+    Image.new("RGBA", (12, 8), (0, 0, 0, 0)).save(photos / "a.png")
+    assert [example.mask is None for example in read_examples(photos, TEMPLATES, masked=True)] == [False, True, True]
+    assert [example.mask for example in read_examples(photos, TEMPLATES, masks=photos / "none")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda masks: (masks / "c.jpg").unlink(), r"c\.jpg has no mask.*c\.png into .*masks"),
+        (lambda masks: save_mask(masks / "z.png"), r"z\.png is the mask of no photo"),
+        (lambda masks: save_mask(masks / "a.png", size=(8, 12)), r"a\.png is 8 × 12 .* 12 × 8"),
+        (lambda masks: save_mask(masks / "a.png", box=(0, 0, 0, 0)), r"a\.png shows no subject"),
+        (lambda masks: masks.rename(masks.with_name("other")), "There is no folder .*masks"),
+    ],
 )
-def test_every_crop_lies_inside_its_picture(size: tuple[int, int], count: int, key: str):
-    crops = choose_crops(size, count, key)
-    assert len(crops) == count
-    assert crops == choose_crops(size, count, key)
-    for crop in crops:
-        assert 0 <= crop.left <= crop.left + crop.side <= size[0]
-        assert 0 <= crop.top <= crop.top + crop.side <= size[1]
-        assert crop.side >= 1
-
-
-def test_the_first_crop_is_the_largest_central_square():
-    (crop,) = choose_crops((120, 80), 1, "")
-    assert (crop.left, crop.top, crop.side) == (20, 0, 80)
-
-
-def test_pixels_of_a_crop_at_its_own_size_are_the_pictures_own():
-    values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    (crop,) = choose_crops((8, 8), 1, "")
-    pixels = crop_pixels(Image.fromarray(values), crop, 8, flip=False)
-    assert torch.equal(((pixels + 1) * 127.5).round().to(torch.uint8), torch.from_numpy(values).permute(2, 0, 1))
-    assert torch.equal(crop_pixels(Image.fromarray(values), crop, 8, flip=True), pixels.flip(-1))
-
-
-def test_size_conditioning_counts_the_crops_corner_in_resized_pixels():
-    image = Image.new("RGB", (120, 80))
-    (crop,) = choose_crops(image.size, 1, "")
-    assert size_conditioning(image, crop, 40) == (80, 120, 0, 10, 40, 40)
-
-
-def test_a_flipped_crop_is_one_of_the_mirrored_picture():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
-    crop = Crop(left=5, top=3, side=20)
-    _, _, top, left, _, _ = size_conditioning(image, crop, 20, flip=True)
-    flipped = crop_pixels(image, crop, 20, flip=True)
-    assert torch.equal(crop_pixels(ImageOps.mirror(image), Crop(left=left, top=top, side=20), 20, flip=False), flipped)
+def test_masks_that_do_not_fit_their_photos_are_named(photos: Path, change: Callable[[Path], object], sentence: str):
+    for name in ("a.png", "b.png", "c.jpg"):
+        save_mask(photos / "masks" / name)
+    change(photos / "masks")
+    with pytest.raises(TaraError, match=sentence):
+        read_examples(photos, TEMPLATES, masked=True, masks=photos / "masks")

@@ -78,7 +78,8 @@ def test_training_two_concepts_together_equals_training_each_alone(tmp_path: Pat
 def test_a_skipped_step_of_one_concept_does_not_touch_the_other(sd_pipe: Any, tmp_path: Path):
     backbone, (dog, cat) = in_float64(sd_pipe), two_concepts(tmp_path)
     training = Training([dog, cat], quick(), backbone)
-    training._materials[0].latents.mean[...] = float("nan")
+    for photo in training._materials[0].latents:
+        photo.mean[...] = float("nan")
     before = training.adapters()[0]
     records = run(training)
     assert [[part.skipped for part in record.concepts] for record in records] == [[True, False]] * 4
@@ -368,7 +369,8 @@ def test_a_missing_optimiser_package_is_named(sd_pipe: Any, tmp_path: Path, monk
 def test_gradients_that_are_never_finite_are_warned_of(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tara.training.SKIPPED_IN_A_ROW", 3)
     training = Training(two_concepts(tmp_path), quick(batch_size=1), Backbone(sd_pipe))
-    training._materials[1].latents.mean[...] = float("inf")
+    for photo in training._materials[1].latents:
+        photo.mean[...] = float("inf")
     with pytest.warns(TaraWarning, match="gradients of 'szn cat' were not finite in 3 steps"):
         run(training)
 

@@ -1,6 +1,6 @@
 """The attention processors that hand each row of a U-Net call its own text keys and values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,13 @@ class TextConditioning:
     @property
     def rows(self) -> int:
         return next(iter(self.kv.values()))[0].shape[0]
+
+    def take(self, rows: Sequence[int]) -> "TextConditioning":
+        """What is said to the given rows alone."""
+        index = torch.tensor(list(rows), device=next(iter(self.kv.values()))[0].device)
+        kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
+        deltas = self.deltas and {path: delta.take(index) for path, delta in self.deltas.items()}
+        return TextConditioning(kv, deltas)
 
 
 class TextKVProcessor:

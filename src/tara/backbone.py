@@ -116,6 +116,11 @@ class Backbone:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def side_multiple(self) -> int:
+        """Pixels per value of the U-Net's smallest feature map: sides of pictures that it halves without a rest."""
+        return self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @property
     def resolution(self) -> int:
         """Side of the base's own square pictures in pixels."""
         size = self.unet.config.sample_size

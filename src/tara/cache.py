@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tara.backbone import Backbone, TextEncoding
-from tara.data import Example, choose_crops, crop_pixels, size_conditioning
+from tara.crops import Framing, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
+from tara.data import Example
 from tara.errors import TaraError
+from tara.losses import subject_weights
 from tara.tokens import Span, Tokenized, word_spans
 
 KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are computed again from the embeddings
@@ -19,62 +21,66 @@ KeysValues = tuple[Float[Tensor, "1 tokens inner"], Float[Tensor, "1 tokens inne
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Posterior mean and deviation of every photo in every variant (crop, flipped or not), in the U-Net's scale."""
+    """One photo's posterior mean and deviation in every variant (crop, flipped or not), in the U-Net's scale."""
 
-    mean: Float[Tensor, "photos variants channels height width"]
-    deviation: Float[Tensor, "photos variants channels height width"]
-    sizes: Int[Tensor, "photos variants 6"]
-    """What size-conditioned families are told of each variant, see :func:`tara.data.size_conditioning`."""
-
-    @property
-    def photos(self) -> int:
-        return self.mean.shape[0]
+    mean: Float[Tensor, "variants channels height width"]
+    deviation: Float[Tensor, "variants channels height width"]
+    sizes: Int[Tensor, "variants 6"]
+    """What size-conditioned families are told of each variant, see :func:`tara.crops.size_conditioning`."""
+    focus: Float[Tensor, "variants 1 height width"] | None
+    """What each place weighs in the loss, see :func:`tara.losses.subject_weights`; None where all weigh 1."""
 
     @property
     def variants(self) -> int:
-        return self.mean.shape[1]
+        return self.mean.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one picture's latents."""
-        return tuple(self.mean.shape[2:])
+        return tuple(self.mean.shape[1:])
 
 
-def check_resolution(backbone: Backbone, resolution: int) -> None:
-    """Refuse (TaraError) a side of the training pictures that is no whole number of latents."""
-    if resolution % backbone.vae_scale:
-        raise TaraError(
-            f"resolution = {resolution} is refused: this base's autoencoder needs a multiple of {backbone.vae_scale}. "
-            "Choose one."
-        )
+def check_resolution(backbone: Backbone, resolution: int, buckets: bool = False) -> None:
+    """Refuse (TaraError) a side of the training pictures that is no whole number of latents, or no bucket."""
+    multiple = backbone.side_multiple if buckets else backbone.vae_scale
+    if resolution % multiple:
+        what = "with buckets this base" if buckets else "this base's autoencoder"
+        raise TaraError(f"resolution = {resolution} is refused: {what} needs a multiple of {multiple}. Choose one.")
 
 
 def cache_latents(
-    backbone: Backbone, examples: Sequence[Example], *, resolution: int, crops: int, flip: bool
-) -> Latents:
+    backbone: Backbone, examples: Sequence[Example], framing: Framing, background_weight: float = 1.0
+) -> tuple[Latents, ...]:
     """Encode every photo in every variant; the deviation is kept so that each step samples the posterior anew.
 
     Raises:
-        TaraError: when the autoencoder does not fit the resolution.
+        TaraError: when the base does not fit the resolution.
     """
-    check_resolution(backbone, resolution)
-    means: list[Tensor] = []
-    deviations: list[Tensor] = []
-    sizes: list[list[tuple[int, ...]]] = []
-    for example in examples:
-        cuts = choose_crops(example.image.size, crops, example.name)
-        variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if flip else (False,))]
-        pixels = torch.stack([crop_pixels(example.image, cut, resolution, mirrored) for cut, mirrored in variants])
-        # one picture at a time: memory stays small, and no photo's numbers depend on how many variants there are
-        encoded = [backbone.encode_images(one[None]) for one in pixels]
-        means.append(torch.cat([mean for mean, _ in encoded]))
-        deviations.append(torch.cat([deviation for _, deviation in encoded]))
-        sizes.append([size_conditioning(example.image, cut, resolution, mirrored) for cut, mirrored in variants])
+    check_resolution(backbone, framing.resolution, framing.buckets)
+    return tuple(_encoded(backbone, example, framing, background_weight) for example in examples)
+
+
+def _encoded(backbone: Backbone, example: Example, framing: Framing, background_weight: float) -> Latents:
+    image, target = example.image, (framing.resolution, framing.resolution)
+    if framing.buckets:
+        target = bucket_for(image.size, framing.resolution, backbone.side_multiple)
+    cuts = choose_crops(image.size, framing.crops, example.name, target)
+    variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if framing.flip else (False,))]
+    # one picture at a time: memory stays small, and no photo's numbers depend on how many variants there are
+    encoded = [backbone.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
     kept = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+    focus = None
+    if example.mask is not None:
+        latent = (target[0] // backbone.vae_scale, target[1] // backbone.vae_scale)
+        masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
+        focus = subject_weights(masks.to(backbone.device, kept), background_weight)
     return Latents(
-        torch.stack(means).to(backbone.device, kept),
-        torch.stack(deviations).to(backbone.device, kept),
-        torch.tensor(sizes, device=backbone.device),
+        mean=torch.cat([mean for mean, _ in encoded]).to(backbone.device, kept),
+        deviation=torch.cat([deviation for _, deviation in encoded]).to(backbone.device, kept),
+        sizes=torch.tensor(
+            [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants], device=backbone.device
+        ),
+        focus=focus,
     )
 
 

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tara.backbone import Backbone
 from tara.cache import Caption, Latents, TextCache, cache_latents, caption_words, check_resolution
 from tara.config import ConceptSettings, TrainSettings
+from tara.crops import Framing
 from tara.data import Example, read_examples
 from tara.draws import concept_key
 from tara.errors import TaraError, TaraWarning
@@ -19,7 +20,7 @@ from tara.tokens import word_spans
 class PriorMaterial:
     """Pictures of the class, and the training phrase without the rare word."""
 
-    latents: Latents
+    latents: tuple[Latents, ...]
     caption: Caption
 
 
@@ -29,7 +30,8 @@ class Material:
 
     concept: ConceptSettings
     key: str
-    latents: Latents
+    latents: tuple[Latents, ...]
+    """One for each photo."""
     captions: tuple[tuple[Caption, ...], ...]
     """For each photo the captions that it is trained with."""
     prior: PriorMaterial | None = None
@@ -95,7 +97,7 @@ def check_on_base(
             encoder reads.
     """
     backbone.check_trainable()
-    check_resolution(backbone, settings.resolution or backbone.resolution)
+    check_resolution(backbone, settings.resolution or backbone.resolution, settings.buckets)
     for concept, read in zip(concepts, examples, strict=True):
         captions = [caption for example in read for caption in example.captions]
         if prior_acts(settings):
@@ -124,11 +126,16 @@ def prepare(
     Raises:
         TaraError: when a caption is too long for its words, or the resolution does not fit the base.
     """
-    resolution = settings.resolution or backbone.resolution
+    framing = Framing(
+        resolution=settings.resolution or backbone.resolution,
+        crops=settings.crops,
+        flip=settings.flip,
+        buckets=settings.buckets,
+    )
     return Material(
         concept=concept,
         key=concept_key(concept.word, concept.kind),
-        latents=cache_latents(backbone, examples, resolution=resolution, crops=settings.crops, flip=settings.flip),
+        latents=cache_latents(backbone, examples, framing, settings.background_weight),
         captions=tuple(
             tuple(texts.caption(text, concept.word, concept.kind) for text in example.captions) for example in examples
         ),
@@ -138,9 +145,7 @@ def prepare(
             latents=cache_latents(
                 backbone,
                 read_examples(class_folder, (class_phrase(concept, settings),)),
-                resolution=resolution,
-                crops=1,
-                flip=settings.flip,
+                replace(framing, crops=1),
             ),
             caption=texts.caption(class_phrase(concept, settings), concept.word, concept.kind),
         ),
@@ -158,11 +163,30 @@ def _checked(concept: ConceptSettings, settings: TrainSettings) -> list[Example]
             stacklevel=3,
         )
     _check_caption(concept, concept.phrase, "The training phrase", settings)
-    examples = read_examples(concept.images, concept.templates(settings.captions))
+    examples = read_examples(
+        concept.images, concept.templates(settings.captions), masked=settings.masked_loss, masks=concept.masks
+    )
+    _warn_of_idle_masks(concept, examples, settings)
     for example in examples:
         for caption in example.captions:
             _check_caption(concept, caption, f"The caption of {concept.images / example.name}", settings)
     return examples
+
+
+def _warn_of_idle_masks(concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> None:
+    if settings.masked_loss and all(example.mask is None for example in examples):
+        warnings.warn(
+            f"The masked loss has no effect on '{concept.label}': no photo in {concept.images} has transparent parts. "
+            "Give a folder of masks (masks), or leave masked_loss out.",
+            TaraWarning,
+            stacklevel=4,
+        )
+    if concept.masks is not None and not settings.masked_loss:
+        warnings.warn(
+            f"The masks of '{concept.label}' have no effect without the masked loss. Add masked_loss.",
+            TaraWarning,
+            stacklevel=4,
+        )
 
 
 def _check_caption(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeVar, cast
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tara.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
+from tara.dreambooth import TABLE, subject_of
 from tara.errors import TaraError, nearest
 
 Targets = Literal["cross_kv", "attention"]
@@ -35,7 +36,10 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
 
     images: Path = Field(description="Folder with the concept's photos (3 to 5 are enough)")
     word: str = Field(description="Rare word that will stand for the concept, such as xlo")
-    kind: str = Field(description="Class word: what the concept is, such as dog (for a style: style)")
+    kind: str = Field(
+        description="Class word: what the concept is, such as dog (for a style: style); needed, unless a "
+        f"{TABLE} beside the photos' folder knows it"
+    )
     name: str | None = Field(
         default=None, description="The concept's name in tables and file names; WORD KIND if left out"
     )
@@ -45,8 +49,26 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     captions: tuple[str, ...] | None = Field(
         default=None, description="Caption templates with {word} and {kind}, in place of the training phrase"
     )
+    masks: Path | None = Field(
+        default=None, description="Folder of masks named as the photos, white on the subject, for the masked loss"
+    )
+    example_prompts: tuple[str, ...] | None = Field(
+        default=None, description="Prompts with {word} and {kind} that the adapter's card shows; made up if left out"
+    )
     out: Path | None = Field(default=None, description="File to write; WORD-KIND.safetensors if left out")
     is_style: bool = Field(default=False, description="The concept is the look of a whole picture, not a thing in it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_table_may_know_the_class_word(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in cast(dict[str, Any], values).items() if value is not None}
+        if "kind" not in given and isinstance(given.get("images"), str | Path):
+            subject = subject_of(Path(given["images"]))
+            if subject is not None:
+                return {"kind": subject.kind, "example_prompts": subject.prompts or None} | given
+        return given
 
     @field_validator("word", "kind")
     @classmethod
@@ -84,6 +106,13 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     def file(self) -> Path:
         """Where the adapter is written."""
         return self.out or Path(f"{self.name or f'{self.word}-{self.kind}'}.safetensors".replace(" ", "-"))
+
+    @property
+    def shown_prompts(self) -> tuple[str, ...]:
+        """What the adapter's card shows as examples."""
+        if self.example_prompts is not None:
+            return tuple(self.fill(template) for template in self.example_prompts)
+        return self.templates("varied")[:4]
 
     def fill(self, template: str) -> str:
         """The template with ``{word}`` and ``{kind}`` filled in; other braces stay as they are."""
@@ -166,9 +195,18 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         ge=8,
         le=4096,
         multiple_of=8,
-        description="Side of the training pictures in pixels; the base's own",
+        description="Side of the training pictures in pixels (with buckets, of the square of as many); the base's own",
     )
-    crops: int = Field(default=1, ge=1, le=64, description="Different square crops of each photo")
+    crops: int = Field(default=1, ge=1, le=64, description="Different crops of each photo")
+    buckets: bool = Field(
+        default=False, description="Pictures keep the shape of their photo (aspect-ratio buckets), not cut to squares"
+    )
+    masked_loss: bool = Field(
+        default=False, description="Learn the subject, by the photos' masks or transparency, not its background"
+    )
+    background_weight: float = Field(
+        default=0.1, ge=0, le=1, description="What the background weighs in the masked loss; the subject weighs 1"
+    )
     flip: bool = Field(default=True, description="Also train on each photo's mirror image")
     preview_every: int = Field(default=0, ge=0, description="Draw a preview every so many steps; 0 never does")
     preview_prompt: str | None = Field(
@@ -308,7 +346,7 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
-    names = [name for name in ("images", "out", "class_folder") if isinstance(table.get(name), str)]
+    names = [name for name in ("images", "masks", "out", "class_folder") if isinstance(table.get(name), str)]
     paths: dict[str, Any] = {name: recipe.parent / table[name] for name in names}
     for name in ("base", "vae"):
         given = table.get(name)

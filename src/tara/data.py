@@ -1,21 +1,17 @@
-"""A folder of photos as examples: upright RGB pictures, their captions, and square crops as pixels."""
+"""A folder of photos as examples: upright RGB pictures, their captions, and masks of the subject."""
 
 import json
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
 from tara.errors import TaraError
+from tara.pictures import on_white, opacity, read_picture
 
 CAPTION_TABLE = "metadata.jsonl"
-SMALLEST_CROP = 0.8  # of the photo's shorter side: a subject stays recognisable
+SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides are then rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,110 +21,90 @@ class Example:
     name: str
     image: Image.Image
     captions: tuple[str, ...]
+    mask: Image.Image | None = None
+    """The picture's size, 255 on the subject, 0 elsewhere; None when the whole picture counts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Crop:
-    """A square part of a picture, in the picture's own pixels."""
-
-    left: int
-    top: int
-    side: int
-
-
-def read_examples(folder: Path, templates: Sequence[str]) -> list[Example]:
-    """Read every photo of a folder, sorted by name, with its captions.
+def read_examples(
+    folder: Path, templates: Sequence[str], *, masked: bool = False, masks: Path | None = None
+) -> list[Example]:
+    """Read every photo of a folder, sorted by name, with its captions and, if it is ``masked``, its mask.
 
     A photo's captions are, the first that exists: the ``.txt`` file of its name, its ``text`` in ``metadata.jsonl``
-    (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``.
+    (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``. Its mask is, the first that exists: the
+    picture of its name in the folder ``masks``, its own opacity.
 
     Raises:
-        TaraError: for a missing or empty folder, a file that is not a whole image (by name), captions without a photo.
+        TaraError: for a missing or empty folder, a file that is not a whole image (by name), captions or masks without
+            a photo, a photo without its mask when there is a folder of them.
     """
     photos, texts = _listing(folder)
     table = _caption_table(folder)
     _refuse_orphans(folder, photos, [text.stem for text in texts], table)
+    drawn = _mask_files(masks, photos) if masked and masks is not None else {}
     examples: list[Example] = []
     for photo in photos:
         own = photo.with_suffix(".txt")
         found = _caption(own) if own in texts else table.get(photo.name)
-        examples.append(
-            Example(name=photo.name, image=read_image(photo), captions=(found,) if found else tuple(templates))
-        )
+        captions = (found,) if found else tuple(templates)
+        picture = read_picture(photo)
+        mask = _mask(photo, picture, masks, drawn) if masked else None
+        examples.append(Example(name=photo.name, image=on_white(picture), captions=captions, mask=mask))
     return examples
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read one picture as upright RGB; transparent parts become white.
-
-    Raises:
-        TaraError: when the file is missing, is not an image that Pillow knows, is cut off or is far too large.
-    """
-    try:
-        with Image.open(path) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data:
-                layered = upright.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-            return upright.convert("RGB")
-    except FileNotFoundError as failure:
-        raise TaraError(f"There is no picture {path}. Check its path.") from failure
-    # Pillow reports a broken PNG as a SyntaxError
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
-        raise TaraError(
-            f"{path} is not a whole image ({_first_line(failure)}). Give a PNG or JPEG file in its place."
-        ) from failure
-
-
-def choose_crops(size: tuple[int, int], count: int, key: str) -> list[Crop]:
-    """Choose square crops of a picture of (width, height): the largest central one, then smaller ones anywhere.
-
-    The choice is a function of ``size``, ``count`` and ``key`` alone.
-    """
-    width, height = size
-    shorter = min(size)
-    crops = [Crop(left=(width - shorter) // 2, top=(height - shorter) // 2, side=shorter)]
-    chance = random.Random(key)
-    for _ in range(count - 1):
-        side = round(shorter * chance.uniform(SMALLEST_CROP, 1.0))
-        crops.append(Crop(left=chance.randint(0, width - side), top=chance.randint(0, height - side), side=side))
-    return crops
-
-
-def crop_pixels(image: Image.Image, crop: Crop, resolution: int, flip: bool) -> Float[Tensor, "3 height width"]:
-    """Cut out a crop, bring it to ``resolution`` pixels a side (Lanczos) and scale the values to -1..1."""
-    box = (crop.left, crop.top, crop.left + crop.side, crop.top + crop.side)
-    square = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
-    values = np.asarray(ImageOps.mirror(square) if flip else square, dtype=np.float32)
-    return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).contiguous()
-
-
-def size_conditioning(
-    image: Image.Image, crop: Crop, resolution: int, flip: bool = False
-) -> tuple[int, int, int, int, int, int]:
-    """What SDXL is told of a crop: original height, width; top, left in the resized picture; target height, width.
-
-    A flipped crop is one of the mirrored picture. Source: SDXL, arXiv 2307.01952, section 2.2.
-    """
-    zoom = resolution / crop.side
-    left = image.width - crop.left - crop.side if flip else crop.left
-    return (image.height, image.width, round(crop.top * zoom), round(left * zoom), resolution, resolution)
-
-
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The photos and the caption files of a folder; hidden files and subfolders are left alone."""
-    if not folder.exists():
-        raise TaraError(f"There is no folder {folder}. Give the folder that holds the concept's photos.")
-    if not folder.is_dir():
-        raise TaraError(f"{folder} is a file. Give the folder that holds the concept's photos.")
-    try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError as failure:
-        raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
+    """The photos and the caption files of a folder."""
+    files = _files(folder, "the concept's photos")
     photos = [path for path in files if path.suffix != ".txt" and path.name != CAPTION_TABLE]
     if not photos:
         raise TaraError(f"The folder {folder} holds no photos. Put 3 to 5 photos of the concept there.")
     return photos, [path for path in files if path.suffix == ".txt"]
+
+
+def _files(folder: Path, content: str) -> list[Path]:
+    """The files of a folder by name; hidden files and subfolders are left alone."""
+    if not folder.exists():
+        raise TaraError(f"There is no folder {folder}. Give the folder that holds {content}.")
+    if not folder.is_dir():
+        raise TaraError(f"{folder} is a file. Give the folder that holds {content}.")
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as failure:
+        raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
+
+
+def _mask_files(folder: Path, photos: Sequence[Path]) -> dict[str, Path]:
+    """The masks of a folder by the names of their photos without the ending."""
+    stems, files = {photo.stem for photo in photos}, _files(folder, "the photos' masks")
+    for path in files:
+        if path.stem not in stems:
+            raise TaraError(f"{path} is the mask of no photo of that name. Rename it, or take it out of the folder.")
+    return {path.stem: path for path in files}
+
+
+def _mask(photo: Path, picture: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
+    """A photo's mask: its file in the folder of masks, or what is opaque of it."""
+    if photo.stem in files:
+        return _read_mask(files[photo.stem], picture.size)
+    own = opacity(picture)
+    if own is None and folder is not None:
+        raise TaraError(f"{photo} has no mask. Put {photo.stem}.png into {folder}, white where the subject is.")
+    return own
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    picture = read_picture(path)
+    cut_out = opacity(picture)  # a cut-out subject tells by what it leaves transparent
+    mask = picture.convert("L") if cut_out is None else cut_out
+    if mask.getextrema()[1] == 0:
+        raise TaraError(f"{path} shows no subject: it is black all over. Paint white where the subject is.")
+    if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:
+        raise TaraError(
+            f"{path} is {mask.width} × {mask.height} pixels and its photo, upright, {size[0]} × {size[1]}. "
+            "Give a mask of the photo's shape."
+        )
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def _caption_table(folder: Path) -> dict[str, str]:
@@ -167,7 +143,7 @@ def _caption(path: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
     except (OSError, UnicodeDecodeError) as failure:
         raise TaraError(f"{path} cannot be read as text ({_first_line(failure)}). Save it as UTF-8.") from failure
 

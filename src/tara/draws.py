@@ -1,11 +1,14 @@
 """Noise, timesteps and the order of photos, as functions of (seed, concept, call)."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,8 +20,9 @@ class Draw:
     captions: tuple[float, ...]
     """One number in [0, 1) per row, which picks one of the photo's captions."""
     timesteps: Int[Tensor, " rows"]
-    posterior_noise: Float[Tensor, "rows *shape"]
-    noise: Float[Tensor, "rows *shape"]
+    posterior_noise: tuple[Float[Tensor, "*_shape"], ...]
+    """One tensor per row, in the shape of its photo's latents."""
+    noise: tuple[Float[Tensor, "*_shape"], ...]
 
 
 def concept_key(rare_word: str, class_word: str) -> str:
@@ -38,10 +42,9 @@ def draw(
     call: int,
     *,
     rows: int,
-    photos: int,
+    shapes: Sequence[Shape],
     variants: int,
     timesteps: int,
-    shape: tuple[int, ...],
 ) -> Draw:
     """Draw the rows of one U-Net call.
 
@@ -50,20 +53,29 @@ def draw(
         key: the concept's key, see :func:`concept_key`.
         call: number of the U-Net call since training began, from 0.
         rows: rows of this concept in a call.
-        photos: number of the concept's photos; every photo comes once before any comes again.
+        shapes: shape of each photo's latents; every photo comes once before any comes again.
         variants: number of crops and flips of each photo.
         timesteps: number of timesteps of the base; each is as likely as any other.
-        shape: shape of one picture's latents.
     """
     generator = generator_for(seed, key, "call", call)
+    photos = tuple(_photo(seed, key, call * rows + row, len(shapes)) for row in range(rows))
+    chosen = [shapes[photo] for photo in photos]
     return Draw(
-        photos=tuple(_photo(seed, key, call * rows + row, photos) for row in range(rows)),
+        photos=photos,
         variants=tuple(torch.randint(variants, (rows,), generator=generator).tolist()),
         captions=tuple(torch.rand(rows, generator=generator, dtype=torch.float64).tolist()),
         timesteps=torch.randint(timesteps, (rows,), generator=generator),
-        posterior_noise=torch.randn(rows, *shape, generator=generator),
-        noise=torch.randn(rows, *shape, generator=generator),
+        posterior_noise=_noise(chosen, generator),
+        noise=_noise(chosen, generator),
     )
+
+
+def _noise(shapes: Sequence[Shape], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Noise of each row; rows of one shape are drawn together."""
+    alike = {
+        shape: iter(torch.randn(shapes.count(shape), *shape, generator=generator)) for shape in dict.fromkeys(shapes)
+    }
+    return tuple(next(alike[shape]) for shape in shapes)
 
 
 def _photo(seed: int, key: str, position: int, photos: int) -> int:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -85,3 +85,7 @@ class RowLowRank:
     def delta(self, x: Float[Tensor, "rows tokens d_in"]) -> Float[Tensor, "rows tokens d_out"]:
         """What the layer's output gains, in the precision of ``x``."""
         return row_delta(x, self.a.to(x.dtype), self.b.to(x.dtype), self.scale.to(x.dtype))
+
+    def take(self, rows: Int[Tensor, " taken"]) -> "RowLowRank":
+        """The deltas of the given rows."""
+        return RowLowRank(self.a[rows], self.b[rows], self.scale[rows])

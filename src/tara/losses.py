@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+SMALLEST_MEAN_WEIGHT = 0.01
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -14,10 +15,28 @@ def denoising_loss(
     predicted: Float[Tensor, "rows *shape"],
     target: Float[Tensor, "rows *shape"],
     weights: Float[Tensor, " rows"] | None = None,
+    focus: Float[Tensor, "rows *places"] | None = None,
 ) -> Float[Tensor, " rows"]:
-    """Mean squared error of each row, times the row's weight."""
-    loss = (predicted - target).square().flatten(1).mean(1)
+    """Mean squared error of each row, times the row's weight.
+
+    ``focus`` weighs each place of each row; it broadcasts over the channels, and its mean is 1.
+    """
+    error = (predicted - target).square()
+    loss = (error if focus is None else error * focus).flatten(1).mean(1)
     return loss if weights is None else loss * weights
+
+
+def subject_weights(
+    mask: Float[Tensor, "rows 1 height width"], background: float
+) -> Float[Tensor, "rows 1 height width"]:
+    """What each place weighs when the subject is to be learned: 1 on it, ``background`` elsewhere, scaled to mean 1.
+
+    The loss is then a weighted mean of the error, whose scale does not depend on how large the subject is. ``mask`` is
+    the part of each place that the subject covers, 0..1.
+    """
+    weights = background + (1 - background) * mask
+    # a crop that hardly shows the subject is not blown up without end
+    return weights / weights.mean((1, 2, 3), keepdim=True).clamp(min=SMALLEST_MEAN_WEIGHT)
 
 
 def add_noise(

@@ -14,9 +14,9 @@ from torch import Tensor
 from tara.adapter import Context
 from tara.backbone import Backbone
 from tara.conditioning import Composer, TextOptions
-from tara.data import read_image
 from tara.draws import generator_for
 from tara.errors import TaraError, nearest
+from tara.pictures import read_image
 
 STOCK_INPAINTING = (4, 9)  # input channels of the U-Nets that diffusers' inpainting pipelines take
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tara.adapter import Adapter, AdapterCard
-from tara.attention import installed
+from tara.attention import TextConditioning, installed
 from tara.backbone import Backbone
 from tara.cache import TextCache
 from tara.checkpoints import TrainingState
@@ -225,14 +225,7 @@ class Training:
         )
         text = self._text(pictures)
         learned = conditioning(text, self._weights, self.backbone.dtype)
-        predicted = self.backbone.predict(
-            pictures.noisy.to(self.backbone.dtype),
-            pictures.timesteps,
-            text.encoding,
-            learned,
-            time_ids=pictures.sizes,
-        ).to(pictures.target)
-        rows = denoising_loss(predicted, pictures.target, pictures.weights).unflatten(0, (count, -1))
+        rows = self._denoising(pictures, text, learned).unflatten(0, (count, -1))
         denoising = rows[:, : settings.batch_size].mean(1)
         zeros = torch.zeros_like(denoising)
         prior = rows[:, settings.batch_size :].mean(1) if rows.shape[1] > settings.batch_size else zeros
@@ -242,6 +235,21 @@ class Training:
         aligned = aligned.to(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_weight * prior
         return torch.stack([total, denoising, aligned, prior])
+
+    def _denoising(self, pictures: PictureRows, text: TextRows, learned: TextConditioning) -> Float[Tensor, " rows"]:
+        """Each row's denoising loss; the U-Net is called once for each shape of picture."""
+        losses: list[Tensor] = []
+        for part in pictures.alike:
+            alone = len(pictures.alike) == 1
+            predicted = self.backbone.predict(
+                part.noisy.to(self.backbone.dtype),
+                part.timesteps,
+                text.encoding if alone else text.encoding.take(part.rows),
+                learned if alone else learned.take(part.rows),
+                time_ids=part.sizes,
+            ).to(part.target)
+            losses.append(denoising_loss(predicted, part.target, part.weights, part.focus))
+        return pictures.in_order(losses)
 
     def _text(self, pictures: PictureRows) -> TextRows:
         # with one fixed caption per concept all calls have the same text
@@ -275,7 +283,7 @@ class Training:
             phrase=concept.phrase,
             is_style=concept.is_style,
             settings={**settings, "trained_steps": self.step},
-            examples=concept.templates("varied")[:4],
+            examples=concept.shown_prompts,
         )
 
 

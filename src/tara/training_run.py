@@ -37,12 +37,13 @@ def train(
     *,
     images: str | Path,
     word: str,
-    kind: str,
+    kind: str | None = None,
     base: str | Path | Backbone | Any = "toyland",
     out: str | Path | None = None,
     name: str | None = None,
     prompt: str | None = None,
     captions: str | Sequence[str] | None = None,
+    masks: str | Path | None = None,
     is_style: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -54,10 +55,10 @@ def train(
     Args:
         images: folder with 3 to 5 photos of the concept.
         word: rare word that will stand for it, such as ``xlo``.
-        kind: class word, such as ``dog``.
+        kind: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
         base: ``toyland``, ``sd15``, ``sdxl``, a folder, a hub id, or a loaded diffusers pipeline, which stays as it is.
         out: the ``.safetensors`` file to write; ``WORD-KIND.safetensors`` when None.
-        name, prompt, is_style: see :class:`tara.config.ConceptSettings`.
+        name, prompt, masks, is_style: see :class:`tara.config.ConceptSettings`.
         captions: ``fixed``, ``varied``, or a list of templates with ``{word}`` and ``{kind}``.
         resume: go on from the last checkpoint of the run folder, if there is one.
         overwrite: start anew although the run folder holds an unfinished training.
@@ -72,7 +73,15 @@ def train(
     if isinstance(captions, str):
         settings["captions"], captions = captions, None
     concept = concept_settings(
-        images=images, word=word, kind=kind, name=name, prompt=prompt, captions=captions, out=out, is_style=is_style
+        images=images,
+        word=word,
+        kind=kind,
+        name=name,
+        prompt=prompt,
+        captions=captions,
+        masks=masks,
+        out=out,
+        is_style=is_style,
     )
     chosen = train_settings(base=str(base) if loaded is None else _name(loaded), **settings)
     recipe = Recipe(settings=chosen, concepts=(concept,))

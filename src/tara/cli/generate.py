@@ -145,7 +145,7 @@ def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile
 def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: PictureSettings) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
     from tara.binding import find_words
-    from tara.data import read_image
+    from tara.pictures import read_image
 
     for picture in (settings.image, settings.mask):
         if picture is not None:

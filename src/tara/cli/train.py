@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tara.training import StepRecord
 
 RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
-RENAMED = {"captions": "caption"}
-"""A concept's caption templates are given one by one; --captions is the source of captions."""
+RENAMED = {"captions": "caption", "example_prompts": "example-prompt"}
+"""A concept's caption templates and prompts are given one by one; --captions is the source of captions."""
 
 
 def _train(

@@ -1,0 +1,70 @@
+"""One picture file as an upright picture: the camera's rotation, transparency, and HEIC as phones write it."""
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from tara.errors import TaraError
+
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+"""What stands behind ``ftyp`` at the beginning of a HEIC file (ISO/IEC 23008-12)."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read one picture as upright RGB; transparent parts become white.
+
+    Raises:
+        TaraError: see :func:`read_picture`.
+    """
+    return on_white(read_picture(path))
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read one picture upright: RGBA where parts of it are transparent, RGB otherwise.
+
+    Raises:
+        TaraError: when the file is missing, is not an image that Pillow knows, is cut off, is far too large, or is HEIC
+            and the package for it is not installed.
+    """
+    try:
+        with _open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layered = upright.convert("RGBA")
+            return layered if layered.getchannel("A").getextrema()[0] != 255 else layered.convert("RGB")
+    except FileNotFoundError as failure:
+        raise TaraError(f"There is no picture {path}. Check its path.") from failure
+    # Pillow reports a broken PNG as a SyntaxError, pillow-heif a broken HEIC as an EOFError or a RuntimeError
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise TaraError(f"{path} is not a whole image ({reason}). Give a PNG or JPEG file in its place.") from failure
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, what is transparent in it laid on white."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def opacity(picture: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is, 0 to 255; None for a picture without transparent parts."""
+    return picture.getchannel("A") if picture.mode == "RGBA" else None
+
+
+def _open(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        head = file.read(12)
+    # by content: phones and messengers also call a HEIC file .jpg
+    if head[4:8] != b"ftyp" or head[8:12] not in HEIC_BRANDS:
+        return Image.open(path)
+    try:
+        import pillow_heif
+    except ImportError as missing:
+        raise TaraError(
+            f"{path} is a HEIC photo, which needs the package pillow-heif. Install it (pip install 'tara[heic]'), or "
+            "save the photo as JPEG."
+        ) from missing
+    # the decoder turns the photo upright itself, and takes the rotation out of its EXIF data
+    return pillow_heif.open_heif(path).to_pillow()
