@@ -18,6 +18,7 @@ import tiny_bases
 from cli_commands import TINY, generate
 from tara.adapter import load_adapter
 from tara.cli import COMMANDS, main
+from tara.cli.train import RENAMED
 from tara.config import ConceptSettings, TrainSettings
 from tara.provenance import read_origin
 
@@ -43,7 +44,8 @@ def test_help_needs_neither_torch_nor_a_third_of_a_second(here: Path):
 def test_every_setting_is_a_flag_with_its_description(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    for name in {*TrainSettings.model_fields, *ConceptSettings.model_fields}:
+    concept = {RENAMED.get(name, name) for name in ConceptSettings.model_fields}
+    for name in {*TrainSettings.model_fields, *concept}:
         assert f"--{name.replace('_', '-')}" in shown
     assert "Rank of the low-rank deltas [default: 8]" in shown
 
