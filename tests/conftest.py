@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -21,6 +22,8 @@ from tara.cli import main
 from training_fixtures import photo_folder
 
 torch.set_num_threads(1)  # sums then have one order, and tests may run beside something else
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
