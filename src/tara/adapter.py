@@ -74,7 +74,8 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     where it is used (``FILE:word=xlo,kind=dog``).
 
     Args:
-        path: a ``.safetensors`` file, or a folder of PEFT, of diffusers, or with a saved U-Net.
+        path: a ``.safetensors`` file, a folder of PEFT, of diffusers or with a saved U-Net, or one of these on the hub,
+            see :func:`tara.formats.reading.lora_file`.
         alpha: overrides every layer's alpha (scale = alpha / rank).
 
     Raises:
@@ -84,11 +85,12 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     if alpha is not None and not math.isfinite(alpha):
         raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
     file = read_lora(path)
+    name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
     pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
     if file.embeddings:
         if alpha is not None:
             raise TaraError(f"'{path}' is a textual inversion, which has no alpha. Leave alpha out.")
-        return Adapter(_card(file), {}, name=path.name, embeddings=file.embeddings)
+        return Adapter(_card(file), {}, name=name, embeddings=file.embeddings)
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
     if told is not None:
         _check_ranks(path, told, pairs)
@@ -100,7 +102,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     return Adapter(
         card,
         {layer: low_ranks[layer] for (model, layer) in file.pairs if model == UNET},
-        name=path.name,
+        name=name,
         text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if (UNET, layer) not in file.pairs},
     )
 

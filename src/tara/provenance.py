@@ -95,7 +95,8 @@ def relocated(origin: Origin, picture: Path) -> Origin:
     def moved(file: UsedFile) -> UsedFile:
         path = place(file.path, file.sha256)
         # as named, `rex.safetensors:0.8`, it may have options behind its path
-        options = "" if Path(file.given) == Path(file.path) else ":" + file.given.rpartition(":")[2]
+        named = Path(file.given) == Path(file.path) or ":" not in file.given
+        options = "" if named else ":" + file.given.rpartition(":")[2]
         return file if path == file.path else UsedFile(given=path + options, path=path, sha256=file.sha256)
 
     inputs, settings = {file.path: moved(file) for file in origin.inputs}, origin.settings
