@@ -1,6 +1,8 @@
 """Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded backbone."""
 
 import tempfile
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import torch
 
 import toyland
 from tara.backbone import Backbone
-from tara.errors import TaraError
+from tara.config import Prediction
+from tara.errors import TaraError, TaraWarning
 from tara.hub import is_hub_id, not_fetched
-from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents
+from tara.prediction import observed_prediction
+from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents, tell
 
 ALIASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -42,6 +46,7 @@ def load_base(
 
     Args:
         name: see :func:`resolve_base`.
+    prediction_type: Prediction | None = None,
         device: cuda, mps or cpu.
         dtype: precision of all parts; an autoencoder that overflows in float16 is widened where it is used.
         revision: branch, tag or commit, of a hub id.
@@ -52,11 +57,12 @@ def load_base(
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
     where, place, precision = resolve_base(name), _device(device), dtype or torch.float32
+        prediction_type: what the U-Net predicts; where neither this nor the file tells, it is tried, with a warning.
     for one in (where, vae):
         if one is not None:
             _refuse_pickle(one)
     if Path(where).is_file():
-        pipe = _from_file(Path(where), precision, vae)
+        pipe = _from_file(Path(where), precision, vae, prediction_type, place)
     else:
         pipe = _from_folder_or_hub(str(name), where, precision, revision, variant)
         if vae is not None:
@@ -66,6 +72,8 @@ def load_base(
         backbone.guidance_scale = toyland.GUIDANCE_SCALE
     pipe.to(place)
     return backbone
+        if prediction_type is not None:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
 
 
 def load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
@@ -112,15 +120,30 @@ def drawing_precision(device: str | None) -> torch.dtype:
     return torch.float16 if (device or best_device()).startswith("cuda") else torch.float32
 
 
-def _from_file(path: Path, dtype: torch.dtype, vae: str | Path | None) -> Any:
+def _from_file(
+    path: Path, dtype: torch.dtype, vae: str | Path | None, prediction_type: Prediction | None, device: torch.device
+) -> Any:
     if path.suffix != ".safetensors":
         raise TaraError(f"'{path}' is no base. {WANTED}.")
     contents = read_contents(path)
     autoencoder = None if vae is None else load_vae(vae, dtype, CONFIGS / contents.family)
-    return load_single_file(path, dtype, autoencoder, contents=contents)
+    pipe = load_single_file(path, dtype, autoencoder, contents=contents)
+    if contents.is_open:
+        seen = observed_prediction(pipe.to(device))
+        tell(pipe, replace(contents, prediction_type=seen))
+        other = "v_prediction" if seen == "epsilon" else "epsilon"
+        warnings.warn(
+            f"'{path}' does not tell what its U-Net predicts; by its answer to noise it is {seen}. If pictures of it "
+            f"are mere noise, give --prediction-type {other}.",
+            TaraWarning,
+            stacklevel=2,
+        )
+    return pipe
 
 
 def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str | None, variant: str | None) -> Any:
+    if prediction_type is not None:
+        contents = replace(contents, prediction_type=prediction_type)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = Path(where)

@@ -16,6 +16,7 @@ Targets = Literal["cross_kv", "attention"]
 AlignmentForm = Literal["off", "l1", "squared"]
 Precision = Literal["no", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+Prediction = Literal["epsilon", "v_prediction"]
 ScheduleName = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]  # diffusers' names
@@ -28,6 +29,7 @@ REVISION = "Branch, tag or commit of a base on the hub"
 VARIANT = "Variant of the base's files, such as fp16"
 VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or a hub id"
 
+PREDICTION = "What the base's U-Net predicts, where its checkpoint does not tell: epsilon or v_prediction"
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
 
 
@@ -136,6 +138,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     variant: str | None = Field(default=None, description=VARIANT)
     vae: str | None = Field(default=None, description=VAE)
     targets: Targets = Field(
+    prediction_type: Prediction | None = Field(default=None, description=PREDICTION)
         default="cross_kv", description="Layers that learn: text keys and values only, or every attention projection"
     )
     tfm: bool = Field(default=True, description="Token focus mask: an adapter acts on its rare word's tokens only")

@@ -272,6 +272,7 @@ def _check_earlier_run(folder: RunFolder, steps: int, *, resume: bool, overwrite
             f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
             f"{anew[0].upper()}{anew[1:]}."
         ) from failure
+        prediction_type=settings.prediction_type,
     if done < wanted:
         raise TaraError(
             f"'{folder.path}' holds an unfinished training ({done} steps). Go on with "

@@ -179,7 +179,7 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
     """Draw an order behind a progress bar."""
     from tara.pipelines import sampling_settings
 
-    loading = {"base", "revision", "variant", "vae", "precision"}
+    loading = {"base", "revision", "variant", "vae", "prediction_type", "precision"}
     settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}
     sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
     only_our_bars()
@@ -207,6 +207,7 @@ def _studio(settings: PictureSettings, device: str | None) -> Studio:
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,
+        prediction_type=settings.prediction_type,
     )
 
 

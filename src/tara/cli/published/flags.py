@@ -20,6 +20,12 @@ BASE = (
         setting="vae",
         origin="diffusers",
     ),
+    Flag(
+        name="prediction_type",
+        about="epsilon or v_prediction, where a checkpoint does not tell what its U-Net predicts",
+        setting="prediction_type",
+        origin="tara",
+    ),
     Flag(name="device", about="cuda, mps or cpu; the best one found if left out", setting="device", origin="tara"),
 )
 
