@@ -151,6 +151,9 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         default=None, gt=0, description="Scale of the deltas times rank; equal to the rank if left out"
     )
     steps: int = Field(default=1000, ge=1, le=1_000_000, description="Optimiser steps")
+    freeze_down: bool = Field(
+        default=False, description="Only the up matrices learn; the down matrices stay as they were drawn"
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="Learning rate; 1e-4 (AdamW) or 1 (Prodigy finds its own) if left out"
     )

@@ -108,6 +108,7 @@ class Training:
             scale=settings.scale,
             generators=[generator_for(settings.seed, material.key, "weights") for material in self._materials],
             device=backbone.device,
+            freeze_down=settings.freeze_down,
             dtype=precise,
         )
         self._optimizers = ConceptOptimizers(
@@ -172,7 +173,7 @@ class Training:
         keys = [material.key for material in self._materials]
         if state.plain.get("concepts") != keys or state.tensors["weights"].shape != self._weights.flat.shape:
             raise TaraError(
-                "The checkpoint is of other concepts, another base or another rank than these settings. "
+                "The checkpoint is of other concepts, another base, rank or freeze_down than these settings. "
                 "Resume with the settings of its run folder, or train anew."
             )
         for name, value in self._same().items():

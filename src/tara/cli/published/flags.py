@@ -114,8 +114,14 @@ SD_ONLY = (
     Flag(name="lora_r", about="rank", setting="rank", default="8"),
     Flag(name="lora_alpha", about="scale times rank, stored and applied", setting="alpha", default="32"),
     refused("rank", "this script calls it --lora_r"),
-    accepted("lora_dropout", "adapters are trained without dropout", "0", origin="published"),
-    accepted("lora_bias", "adapters have no biases", "none", origin="published"),
+    accepted("lora_dropout", DROPOUT, "0", origin="published"),
+    accepted(
+        "lora_bias",
+        "biases act on every token, masked or not, and an adapter's file has none",
+        "none",
+        origin="published",
+    ),
+DROPOUT = "adapters are trained without dropout; against overfitting, take fewer steps"
     *(
         accepted(f"lora_text_encoder_{part}", "the text encoder stays frozen", origin="published")
         for part in ("r", "alpha", "dropout", "bias")
@@ -128,18 +134,16 @@ SDXL_ONLY = (
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="5e-5"),
     Flag(name="rank", about="rank", setting="rank", default="8"),
     Flag(name="lora_alpha", about="scale times rank; scale 1 if left out", setting="alpha", origin="diffusers"),
-    accepted("lora_dropout", "adapters are trained without dropout", "0"),
+    accepted("lora_dropout", DROPOUT, "0"),
     refused(
         "with_cross_attn_reg",
-        "it regularises attention maps, which is no part of the published method; leave it out",
+        "a loss on attention maps, which the paper does not have: --with_align_loss aligns the words; leave it out",
         "false",
         kind="switch",
         origin="published",
     ),
     accepted("reg_kl_weight", "it weights --with_cross_attn_reg, which is refused", origin="published"),
-    refused(
-        "freeze_lora_down", "both factors of an adapter learn; leave it out", "false", kind="switch", origin="published"
-    ),
+    switch("freeze_lora_down", "only the up matrices learn; the down matrices stay as drawn", "freeze_down"),
     *(
         accepted(f"crops_coords_top_left_{side}", "SDXL is told where each crop really lies", origin="published")
         for side in "hw"
