@@ -11,6 +11,7 @@ from torch import Tensor
 from tara.card import CARD_KEY, AdapterCard, Context, parse_card
 from tara.errors import TaraError
 from tara.families import family_of_layers
+from tara.formats.modelspec import described
 from tara.formats.reading import LoraFile, Pair, read_lora
 from tara.formats.styles import UNET
 from tara.formats.writing import write_diffusers
@@ -53,7 +54,9 @@ class Adapter:
             TaraError: when the folder is not writable, the disk is full, or it is a textual inversion.
         """
         path = Path(path)
-        write_diffusers(path, self.all_layers(), self.card, {})
+        # called by its words, not by the path: the same adapter is the same file
+        title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
+        write_diffusers(path, self.all_layers(), self.card, described(self.card, title))
         return path
 
     def all_layers(self) -> dict[str, LowRank]:
@@ -82,10 +85,10 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
         TaraError: when the file is missing, damaged, incomplete, of a newer version, or no plain LoRA.
     """
     path = Path(path)
+    name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
     if alpha is not None and not math.isfinite(alpha):
         raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
     file = read_lora(path)
-    name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
     pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
     if file.embeddings:
         if alpha is not None:

@@ -33,6 +33,11 @@ def resolve_base(name: str | Path) -> str:
     return ALIASES.get(str(name), str(name))
 
 
+def public_name(name: str) -> str:
+    """What a file that is given away tells about a base: of a path the last part, anything else as it is."""
+    return Path(name).absolute().name if Path(name).exists() else name
+
+
 def load_base(
     name: str | Path,
     device: str | None = None,
@@ -41,23 +46,23 @@ def load_base(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    prediction_type: Prediction | None = None,
 ) -> Backbone:
     """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
 
     Args:
         name: see :func:`resolve_base`.
-    prediction_type: Prediction | None = None,
         device: cuda, mps or cpu.
         dtype: precision of all parts; an autoencoder that overflows in float16 is widened where it is used.
         revision: branch, tag or commit, of a hub id.
         variant: of the files of a folder or hub id, such as ``fp16``.
         vae: autoencoder in place of the base's own: a folder, a ``.safetensors`` file or a hub id.
+        prediction_type: what the U-Net predicts; where neither this nor the file tells, it is tried, with a warning.
 
     Raises:
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
     where, place, precision = resolve_base(name), _device(device), dtype or torch.float32
-        prediction_type: what the U-Net predicts; where neither this nor the file tells, it is tried, with a warning.
     for one in (where, vae):
         if one is not None:
             _refuse_pickle(one)
@@ -67,13 +72,13 @@ def load_base(
         pipe = _from_folder_or_hub(str(name), where, precision, revision, variant)
         if vae is not None:
             _replace_vae(pipe, vae, precision)
+        if prediction_type is not None:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
     backbone = Backbone.from_pipeline(pipe)
     if where == str(toyland.BASE):
         backbone.guidance_scale = toyland.GUIDANCE_SCALE
     pipe.to(place)
     return backbone
-        if prediction_type is not None:
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
 
 
 def load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
@@ -126,6 +131,8 @@ def _from_file(
     if path.suffix != ".safetensors":
         raise TaraError(f"'{path}' is no base. {WANTED}.")
     contents = read_contents(path)
+    if prediction_type is not None:
+        contents = replace(contents, prediction_type=prediction_type)
     autoencoder = None if vae is None else load_vae(vae, dtype, CONFIGS / contents.family)
     pipe = load_single_file(path, dtype, autoencoder, contents=contents)
     if contents.is_open:
@@ -142,8 +149,6 @@ def _from_file(
 
 
 def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str | None, variant: str | None) -> Any:
-    if prediction_type is not None:
-        contents = replace(contents, prediction_type=prediction_type)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = Path(where)
