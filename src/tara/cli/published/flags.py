@@ -106,8 +106,17 @@ RUN = (
     ),
     Flag(name="wandb_key", about="key of the wandb account, better left to `wandb login`"),
     Flag(name="wandb_project_name", about="the tracker's project", setting="project", default="tara"),
+    switch("push_to_hub", "upload adapter, pictures and a model card when all is done", "push_to_hub", "diffusers"),
+    Flag(
+        name="hub_model_id",
+        about="repository to upload to, name or owner/name; called as --output_dir if left out",
+        setting="hub_model_id",
+        origin="diffusers",
+    ),
+    Flag(name="hub_token", about="token of the hub account, better left to `hf auth login`", origin="diffusers"),
 )
 
+DROPOUT = "adapters are trained without dropout; against overfitting, take fewer steps"
 SD_ONLY = (
     switch("use_lora", "needed: adapters are all that is trained here"),
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="1e-4"),
@@ -121,7 +130,6 @@ SD_ONLY = (
         "none",
         origin="published",
     ),
-DROPOUT = "adapters are trained without dropout; against overfitting, take fewer steps"
     *(
         accepted(f"lora_text_encoder_{part}", "the text encoder stays frozen", origin="published")
         for part in ("r", "alpha", "dropout", "bias")
@@ -167,13 +175,10 @@ OF_DIFFUSERS = (
     refused("use_dora", "DoRA cannot be masked by token; leave it out", "false", kind="switch"),
     refused("do_edm_style_training", "bases are epsilon or v prediction; leave it out", "false", kind="switch"),
     refused("output_kohya_format", "convert the finished file instead; leave it out", "false", kind="switch"),
-    refused("push_to_hub", "upload the finished file with `hf upload`; leave it out", "false", kind="switch"),
     refused("class_labels_conditioning", "bases with class labels are not supported; leave it out"),
     refused("text_encoder_use_attention_mask", "the base's own way is kept; leave it out", "false", kind="switch"),
     refused("offset_noise", "noise is plain; leave it out", "false", kind="switch"),
     refused("lora_layers", "the published scripts' layers are trained; use `tara train --targets` for others"),
-    accepted("hub_token", "nothing is uploaded"),
-    accepted("hub_model_id", "nothing is uploaded"),
     accepted("logging_dir", "losses are written to the run's own subfolder"),
     accepted("checkpoints_total_limit", "the last two checkpoints are kept"),
     accepted("repeats", "photos come round as often as the steps need"),
