@@ -95,6 +95,20 @@ def kohya(deltas: Mapping[str, Delta], blocks: Mapping[str, str] | None = None) 
     return tensors
 
 
+def comfy(
+    deltas: Mapping[str, Delta], blocks: Mapping[str, str], down: str = "lora_down", up: str = "lora_up"
+) -> dict[str, Tensor]:
+    """``diffusion_model.`` and the dotted path of the original U-Net, whose ``blocks`` the caller knows."""
+    dotted = {block: re.sub(r"_(?=\d)", ".", sgm) for block, sgm in blocks.items()}
+    renamed: dict[str, Delta] = {}
+    for path, delta in deltas.items():
+        for block, sgm in dotted.items():
+            path = path.replace(block + ".", sgm + ".")
+        renamed[path] = delta
+    alphas = {f"diffusion_model.{path}.alpha": torch.tensor(delta.alpha) for path, delta in renamed.items()}
+    return _pairs(renamed, "diffusion_model.", down, up) | alphas
+
+
 def kohya_text(pipe: Any, attribute: str = "text_encoder", prefix: str = "lora_te_") -> dict[str, Tensor]:
     """The text encoder's part of a kohya file, with the module names that CLIP had until transformers 4."""
     deltas = random_deltas(getattr(pipe, attribute), r"self_attn\.\w_proj$|self_attn\.out_proj$|mlp\.fc[12]$")

@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import tiny_bases
@@ -16,9 +19,10 @@ from original_layout import original_vae, original_weights
 from tara.backbone import Backbone
 from tara.bases import load_base, resolve_base
 from tara.cli import main
-from tara.errors import TaraError
+from tara.errors import TaraError, TaraWarning
+from tara.prediction import observed_prediction
 from tara.sampling import Studio
-from tara.single_file import CONFIGS, ORIGINALS, Contents, clip_tokenizer, load_single_file, read_contents
+from tara.single_file import CONFIGS, ORIGINALS, Contents, clip_tokenizer, load_single_file, read_contents, tell
 from training_fixtures import photo_folder
 
 PUBLISHED_SIZES = {
@@ -163,6 +167,11 @@ def header(path: Path, shapes: dict[str, tuple[int, ...]], **metadata: str) -> P
             {"modelspec.prediction_type": "epsilon"},
             Contents(family="sd2", prediction_type="epsilon"),
         ),
+        (
+            {KEYS: (8, 1024), FIRST: (8, 4, 3, 3)},
+            {"modelspec.architecture": "stable-diffusion-v2-768-v"},
+            Contents(family="sd2", prediction_type="v_prediction"),
+        ),
         ({KEYS: (8, 2048), FIRST: (8, 4, 3, 3), SIZES: (8, 2816)}, {}, Contents(family="sdxl")),
         (
             {KEYS: (8, 2048), FIRST: (8, 4, 3, 3), SIZES: (8, 2816), "v_pred": (1,), "ztsnr": (1,)},
@@ -170,12 +179,66 @@ def header(path: Path, shapes: dict[str, tuple[int, ...]], **metadata: str) -> P
             Contents(family="sdxl", prediction_type="v_prediction", zero_terminal_snr=True),
         ),
     ],
-    ids=["sd1", "sd2", "sd2 epsilon", "sdxl", "sdxl v"],
+    ids=["sd1", "sd2", "sd2 epsilon", "sd2 v", "sdxl", "sdxl v"],
 )
 def test_a_single_files_family_is_read_from_its_header(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], contents: Contents
 ) -> None:
     assert read_contents(header(tmp_path / "model.safetensors", shapes, **metadata)) == contents
+
+
+def answering(pipe: Any, answer: Callable[[Tensor], Tensor]) -> Any:
+    """A pipeline whose U-Net answers to its input so."""
+    pipe.unet.forward = lambda noisy, *_, **__: SimpleNamespace(sample=answer(noisy))
+    return pipe
+
+
+def noise_itself(noisy: Tensor) -> Tensor:
+    return noisy + 0.5 * torch.randn(noisy.shape, generator=torch.Generator().manual_seed(9))
+
+
+def velocity_to_a_picture(noisy: Tensor) -> Tensor:
+    """At the last timestep of Stable Diffusion, abar is 0.0047."""
+    picture = torch.linspace(-1, 1, noisy.shape[-1]).expand(noisy.shape)
+    return 0.0047**0.5 * noisy - 0.9953**0.5 * picture
+
+
+def test_what_a_unet_predicts_is_seen_by_its_answer_to_noise(sd_pipe: StableDiffusionPipeline) -> None:
+    assert observed_prediction(sd_pipe) == "v_prediction"  # random weights do not give their input back
+    assert observed_prediction(answering(sd_pipe, noise_itself)) == "epsilon"
+    assert observed_prediction(answering(sd_pipe, velocity_to_a_picture)) == "v_prediction"
+
+
+@pytest.mark.slow
+def test_the_embedded_base_is_seen_to_predict_velocity_as_it_was_trained_to() -> None:
+    backbone = load_base("toyland", device="cpu")
+    assert backbone.prediction_type == observed_prediction(backbone.pipe) == "v_prediction"
+
+
+@pytest.fixture
+def sd2_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An SD 2.x checkpoint that does not tell what it predicts, and whose U-Net predicts epsilon."""
+    pipe = answering(tiny_bases.sd_pipeline("v_prediction"), noise_itself)
+
+    def loaded(_path: Path, _dtype: torch.dtype, _vae: Any, contents: Contents) -> Any:
+        tell(pipe, contents)
+        return pipe
+
+    monkeypatch.setattr("tara.bases.load_single_file", loaded)
+    return header(tmp_path / "model.safetensors", {KEYS: (8, 1024), FIRST: (8, 4, 3, 3)})
+
+
+def test_an_sd2_file_that_does_not_tell_is_taken_for_what_it_does_with_a_note(sd2_file: Path) -> None:
+    with pytest.warns(TaraWarning, match=r"it is epsilon\. If .* give --prediction-type v_prediction"):
+        backbone = load_base(sd2_file, device="cpu")
+    assert backbone.prediction_type == "epsilon"
+    assert backbone.resolution == 64 * backbone.vae_scale  # 512 pixels in a real one, as those that predict epsilon
+
+
+def test_what_a_file_predicts_can_be_said_instead(sd2_file: Path, base: Path) -> None:
+    assert load_base(sd2_file, device="cpu", prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert load_base(base, device="cpu", prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert load_base(base, device="cpu").prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -281,12 +344,14 @@ def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch,
     for module in ("sampling", "training_run"):
         monkeypatch.setattr(f"tara.{module}.load_base", remembered)
     base = ["--base", "someone/base", "--revision", "main", "--variant", "fp16", "--vae", "someone/vae"]
+    base += ["--prediction-type", "epsilon"]
     photos = str(photo_folder(tmp_path / "photos"))
     out = str(tmp_path / "rex.safetensors")
     train = ["train", "--images", photos, "--word", "xlo", "--kind", "dog", "--out", out, "--mixed-precision", "bf16"]
     assert main([*train, *base]) == 2
     assert main(["generate", "a dog", "--out", str(tmp_path), "--precision", "bf16", *base]) == 2
     wanted = {"name": "someone/base", "revision": "main", "variant": "fp16", "vae": "someone/vae"}
+    wanted["prediction_type"] = "epsilon"
     assert asked == [wanted | {"dtype": torch.bfloat16}] * 2
 
 

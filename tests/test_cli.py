@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import foreign_files
 import tiny_bases
@@ -52,10 +53,27 @@ def test_every_setting_is_a_flag_with_its_description(capsys: pytest.CaptureFixt
 
 def test_training_writes_an_adapter_and_a_run_folder(trained: Path, base: Path):
     card = load_adapter(trained / "rex.safetensors").card
-    assert (card.rare_word, card.class_word, card.rank, card.base) == ("xlo", "dog", 2, str(base))
+    assert (card.rare_word, card.class_word, card.rank, card.base) == ("xlo", "dog", 2, base.name)
     assert {"settings.json", "versions.json", "metrics.jsonl", "loss.png"} <= {
         path.name for path in (trained / "rex.run").iterdir()
     }
+
+
+def test_an_adapters_header_is_read_by_other_tools_and_tells_no_path_of_the_machine(trained: Path, base: Path):
+    with safe_open(trained / "rex.safetensors", framework="pt") as file:
+        header = file.metadata()
+    wanted = {
+        "modelspec.title": "xlo dog",
+        "modelspec.trigger_phrase": "xlo dog",
+        "modelspec.resolution": "32x32",
+        "ss_network_dim": "2",
+        "ss_sd_model_name": base.name,
+        "ss_unet_lr": "0.0001",
+        "ss_steps": "2",
+    }
+    assert wanted.items() <= header.items()
+    folders = {str(folder) for path in (base, trained) for folder in (path, *path.parents) if folder != Path("/")}
+    assert [key for key, value in header.items() if any(folder in value for folder in folders)] == []
 
 
 def test_flags_and_a_recipe_train_the_same_adapter(trained: Path, base: Path, here: Path):

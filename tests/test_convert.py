@@ -130,25 +130,50 @@ def test_other_tools_read_what_is_written_at_its_scale(to: Target, any_pipe: Any
 def test_other_tools_are_told_what_the_card_says(to: Target, tmp_path: Path) -> None:
     backbone = Backbone(tiny_bases.sd_pipeline())
     adapter = tiny_adapters.random_adapter(
-        backbone, family="sd1", base="sd15", settings={"steps": 800, "learning_rate": 1e-4, "seed": None}
+        backbone,
+        family="sd1",
+        base="sd15",
+        settings={"steps": 800, "learning_rate": 1e-4, "seed": None, "resolution": 512, "predicts": "epsilon"},
     )
     assert _described(_header(convert(adapter, to, _out(tmp_path, to)))) == {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": f"rex-{to}",
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.resolution": "512x512",
         "modelspec.trigger_phrase": "xlo dog",
         "modelspec.usage_hint": "a photo of a xlo dog",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
         "ss_network_alpha": "16.0",
         "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
         "ss_sd_model_name": "sd15",
         "ss_output_name": f"rex-{to}",
         "ss_tag_frequency": json.dumps({"tara": {"xlo dog": 1}}),
+        "ss_resolution": "512",
         "ss_unet_lr": "0.0001",
         "ss_max_train_steps": "800",
     }
+
+
+@pytest.mark.parametrize(
+    ("predicts", "architecture", "kohya"),
+    [
+        ("epsilon", "stable-diffusion-v2-512/lora", "sd_v2"),
+        ("v_prediction", "stable-diffusion-v2-768-v/lora", "sd_v2_v"),
+    ],
+)
+def test_both_kinds_of_sd2_are_told_apart(predicts: str, architecture: str, kohya: str, tmp_path: Path) -> None:
+    backbone = Backbone(tiny_bases.sd_pipeline())
+    adapter = tiny_adapters.random_adapter(backbone, family="sd2", settings={"predicts": predicts})
+    told = _header(adapter.save(tmp_path / "rex.safetensors"))
+    assert (told["modelspec.architecture"], told["ss_base_model_version"], told["ss_v2"]) == (
+        architecture,
+        kohya,
+        "True",
+    )
 
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:

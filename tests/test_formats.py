@@ -236,6 +236,51 @@ def test_every_layer_of_a_kohya_file_has_its_own_rank_and_alpha(shape: str, tmp_
     assert _error(_composed(pipe, use, everywhere=False), _published(pipe, deltas, 1.0, 1.0)) < CLOSE
 
 
+COMFY: dict[str, Callable[[Mapping[str, files.Delta]], dict[str, Tensor]]] = {
+    "ComfyUI": lambda deltas: files.comfy(deltas, files.TINY_SGM),
+    "ComfyUI with PEFT's halves": lambda deltas: files.comfy(deltas, files.TINY_SGM, "lora_A", "lora_B"),
+    "kohya with dots": lambda deltas: {
+        key.replace("diffusion_model.", "lora_unet_"): tensor
+        for key, tensor in files.comfy(deltas, files.TINY_SGM).items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", COMFY)
+@pytest.mark.parametrize("shape", ["sd", "sdxl"])
+def test_a_dotted_checkpoint_style_composes_as_the_formula_in_float64(name: str, shape: str, tmp_path: Path) -> None:
+    pipe = tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline()
+    deltas = _varied(pipe, files.TRANSFORMERS)
+    path = files.saved(tmp_path / "lora.safetensors", COMFY[name](deltas))
+    use = parse_use(f"{path}:word=xlo")
+    assert use.adapter.card.source == name.split()[0]
+    assert _error(_composed(pipe, use, everywhere=False), _published(pipe, deltas, 1.0, 1.0)) < CLOSE
+
+
+def test_differences_that_comfyui_extracts_are_left_out_only_where_they_are_zero(tmp_path: Path) -> None:
+    pipe = tiny_bases.sd_pipeline()
+    deltas = files.random_deltas(pipe.unet, files.ATTENTIONS)
+    bias = "diffusion_model.input_blocks.1.1.norm.diff_b"
+    tensors = files.comfy(deltas, files.TINY_SGM)
+    silent = files.saved(tmp_path / "silent.safetensors", tensors | {bias: torch.zeros(32)})
+    assert load_adapter(silent).layers.keys() == deltas.keys()
+    loud = files.saved(tmp_path / "loud.safetensors", tensors | {bias: torch.eye(32)[0]})
+    with pytest.raises(TaraError, match=rf"a full difference of weights \('{bias}'\)"):
+        load_adapter(loud)
+
+
+def test_text_encoders_in_a_comfyui_file_are_those_of_a_kohya_file(tmp_path: Path) -> None:
+    pipe = tiny_bases.sdxl_pipeline()
+    named: dict[str, Tensor] = {}
+    for attribute, clip in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+        for path, delta in files.random_deltas(getattr(pipe, attribute), r"self_attn\.\w+$").items():
+            name = f"text_encoders.{clip}.transformer.text_model.{path.removeprefix('text_model.')}"
+            named[f"{name}.lora_down.weight"], named[f"{name}.lora_up.weight"] = delta.down, delta.up
+    adapter = load_adapter(files.saved(tmp_path / "text.safetensors", named))
+    assert 2 * len(adapter.text_layers) == len(named)
+    check_fits(Backbone(pipe), AdapterUse(adapter))
+
+
 def test_without_a_card_and_without_a_word_the_error_says_what_to_add(tmp_path: Path) -> None:
     pipe = tiny_bases.sd_pipeline()
     path = files.saved(tmp_path / "pixel.safetensors", files.kohya(_varied(pipe, files.ATTENTIONS)))

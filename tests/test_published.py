@@ -16,7 +16,7 @@ import tiny_bases
 from published_commands import DRAW_TWO, TRAIN_SD, TRAIN_SDXL, typed
 from tara.adapter import load_adapter
 from tara.cli.published import INFERENCE, SCRIPTS, SD_TRAINING, SDXL_TRAINING, run
-from tara.cli.published.inference import order_of, with_file
+from tara.cli.published.inference import order_of
 from tara.cli.published.page import markdown
 from tara.cli.published.script import Script, read_flags
 from tara.cli.published.training import recipe_of
@@ -156,7 +156,8 @@ def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on
         (SD_TRAINING, ["--optimizer=SGD"], "Choose AdamW or prodigy"),
         (SD_TRAINING, ["--instance_prompt=a photo of a dog"], "lacks the rare word 'xlo'"),
         (SDXL_TRAINING, ["--lora_r=8"], "no flag --lora_r"),
-        (SDXL_TRAINING, ["--freeze_lora_down"], "both factors of an adapter learn"),
+        (SDXL_TRAINING, ["--with_cross_attn_reg"], "a loss on attention maps, which the paper does not have"),
+        (SDXL_TRAINING, ["--push_to_hub", "--hub_model_id=my dog"], "no repository can be called"),
         (INFERENCE, ["--number=0"], "--number is 0"),
         (INFERENCE, ['--lora_list=["a.safetensors", ...]'], "is not a list of names"),
         (INFERENCE, ['--rare_token_list=["a", "b"]'], "has 2 words for 1 adapters"),
@@ -212,6 +213,8 @@ def test_flags_reach_the_settings_that_the_table_names():
         "a photo of a dog",
     )
     assert (settings.project, settings.scale, settings.optimizer) == ("dogs", 2.0, "adamw")
+    frozen = recipe_of(read_flags(SDXL_TRAINING, [*needed(SDXL_TRAINING), "--freeze_lora_down"])).settings
+    assert (frozen.freeze_down, settings.freeze_down, settings.push_to_hub) == (True, False, False)
     prodigy = recipe_of(read_flags(SD_TRAINING, needed(SD_TRAINING, optimizer="Prodigy"))).settings
     assert (prodigy.optimizer, prodigy.peak_learning_rate) == ("prodigy", 1.0)
 
@@ -230,7 +233,7 @@ def test_a_stopped_training_goes_on_from_its_latest_checkpoint(base: Path, here:
 def test_a_rare_word_that_the_file_does_not_know_is_refused(trained: Path, base: Path, here: Path, refused: Any):
     flags = [f"--pretrained_model_name_or_path={base}", f"--lora_list={trained / 'dog'}", "--prompt=a xlo dog"]
     said = refused(INFERENCE, *flags, '--rare_token_list=["abc"]')
-    assert "says 'abc', but pytorch_lora_weights.safetensors listens to 'xlo'" in said
+    assert "says 'abc', but dog listens to 'xlo'" in said
     assert list(here.rglob("*.png")) == []
 
 
@@ -253,18 +256,47 @@ def test_a_file_without_a_card_gets_its_words_from_the_list_and_the_prompt(
     assert asked == [
         "plain.safetensors:word=xlo,kind=dog",
         "plain.safetensors:0.5,word=tok",
-        str(trained / "cat" / "pytorch_lora_weights.safetensors"),
+        str(trained / "cat"),
     ]
 
 
-def test_an_adapter_on_the_hub_is_fetched_and_keeps_its_options(monkeypatch: pytest.MonkeyPatch, here: Path):
-    def fetched(repository: str, file: str, revision: str | None) -> str:
-        return f"/cache/{repository}/{file}"
+def test_an_adapter_on_the_hub_is_fetched_and_keeps_its_options(
+    trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
 
+    def fetched(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append(f"{repository}/{file}")
+        return str(trained / "dog" / file)
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: ["pytorch_lora_weights.safetensors"])
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
-    assert with_file("someone/rex") == "/cache/someone/rex/pytorch_lora_weights.safetensors"
-    assert with_file("someone/rex:0.5") == "/cache/someone/rex/pytorch_lora_weights.safetensors:0.5"
-    assert with_file("some/folder/rex.safetensors:0.5") == "some/folder/rex.safetensors:0.5"
+    lists = {"lora_list": '["someone/rex:0.5"]', "rare_token_list": '["xlo"]'}
+    (use,) = order_of(read_flags(INFERENCE, needed(INFERENCE, **lists, prompt="an xlo dog"))).uses
+    assert (use.name, use.weight, use.rare_word) == ("someone/rex", 0.5, "xlo")
+    assert set(asked) == {"someone/rex/pytorch_lora_weights.safetensors"}
+
+
+def test_the_hub_flags_upload_under_the_output_folders_name(
+    base: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[tuple[Path, str, str | None]] = []
+
+    def uploaded(folder: Path, repository: str) -> str:
+        asked.append((folder, repository, os.environ.get("HF_TOKEN")))
+        return "https://hub/me/my-dog"
+
+    monkeypatch.setattr("tara.training_run.upload", uploaded)
+    monkeypatch.setattr("tara.training_run.with_owner", lambda repository: f"me/{repository}")
+    monkeypatch.setenv("HF_TOKEN", "another")
+    photos = str(photo_folder(here / "photos"))
+    flags = needed(SD_TRAINING, pretrained_model_name_or_path=str(base), instance_data_dir=photos, output_dir="my dog")
+    more = ["--max_train_steps=1", "--resolution=32", "--push_to_hub", "--hub_token=hf_mine"]
+    assert run(SD_TRAINING, [*flags, *more]) == 0
+    assert asked == [(Path("my dog/pytorch_lora_weights.run/hub"), "me/my-dog", "hf_mine")]
+    assert "On the hub: https://hub/me/my-dog" in capsys.readouterr().out
+    assert [path.name for path in (here / "my dog").iterdir() if path.is_file()] == ["pytorch_lora_weights.safetensors"]
+    assert not any(b"hf_mine" in path.read_bytes() for path in (here / "my dog").rglob("*.*") if path.is_file())
 
 
 def test_six_pictures_are_drawn_unless_told_otherwise_and_options_follow_an_adapter(

@@ -11,6 +11,7 @@ from torch import Tensor
 from tara.card import CARD_KEY, AdapterCard, Context, parse_card
 from tara.errors import TaraError
 from tara.families import family_of_layers
+from tara.formats.modelspec import described
 from tara.formats.reading import LoraFile, Pair, read_lora
 from tara.formats.styles import UNET
 from tara.formats.writing import write_diffusers
@@ -53,7 +54,9 @@ class Adapter:
             TaraError: when the folder is not writable, the disk is full, or it is a textual inversion.
         """
         path = Path(path)
-        write_diffusers(path, self.all_layers(), self.card, {})
+        # called by its words, not by the path: the same adapter is the same file
+        title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
+        write_diffusers(path, self.all_layers(), self.card, described(self.card, title))
         return path
 
     def all_layers(self) -> dict[str, LowRank]:
@@ -74,13 +77,15 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     where it is used (``FILE:word=xlo,kind=dog``).
 
     Args:
-        path: a ``.safetensors`` file, or a folder of PEFT, of diffusers, or with a saved U-Net.
+        path: a ``.safetensors`` file, a folder of PEFT, of diffusers or with a saved U-Net, or one of these on the hub,
+            see :func:`tara.formats.reading.lora_file`.
         alpha: overrides every layer's alpha (scale = alpha / rank).
 
     Raises:
         TaraError: when the file is missing, damaged, incomplete, of a newer version, or no plain LoRA.
     """
     path = Path(path)
+    name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
     if alpha is not None and not math.isfinite(alpha):
         raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
     file = read_lora(path)
@@ -88,7 +93,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     if file.embeddings:
         if alpha is not None:
             raise TaraError(f"'{path}' is a textual inversion, which has no alpha. Leave alpha out.")
-        return Adapter(_card(file), {}, name=path.name, embeddings=file.embeddings)
+        return Adapter(_card(file), {}, name=name, embeddings=file.embeddings)
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
     if told is not None:
         _check_ranks(path, told, pairs)
@@ -100,7 +105,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     return Adapter(
         card,
         {layer: low_ranks[layer] for (model, layer) in file.pairs if model == UNET},
-        name=path.name,
+        name=name,
         text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if (UNET, layer) not in file.pairs},
     )
 

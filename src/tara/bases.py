@@ -1,6 +1,8 @@
 """Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded backbone."""
 
 import tempfile
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import torch
 
 import toyland
 from tara.backbone import Backbone
-from tara.errors import TaraError
+from tara.config import Prediction
+from tara.errors import TaraError, TaraWarning
 from tara.hub import is_hub_id, not_fetched
-from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents
+from tara.prediction import observed_prediction
+from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents, tell
 
 ALIASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -29,6 +33,11 @@ def resolve_base(name: str | Path) -> str:
     return ALIASES.get(str(name), str(name))
 
 
+def public_name(name: str) -> str:
+    """What a file that is given away tells about a base: of a path the last part, anything else as it is."""
+    return Path(name).absolute().name if Path(name).exists() else name
+
+
 def load_base(
     name: str | Path,
     device: str | None = None,
@@ -37,6 +46,7 @@ def load_base(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    prediction_type: Prediction | None = None,
 ) -> Backbone:
     """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
 
@@ -47,6 +57,7 @@ def load_base(
         revision: branch, tag or commit, of a hub id.
         variant: of the files of a folder or hub id, such as ``fp16``.
         vae: autoencoder in place of the base's own: a folder, a ``.safetensors`` file or a hub id.
+        prediction_type: what the U-Net predicts; where neither this nor the file tells, it is tried, with a warning.
 
     Raises:
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
@@ -56,11 +67,13 @@ def load_base(
         if one is not None:
             _refuse_pickle(one)
     if Path(where).is_file():
-        pipe = _from_file(Path(where), precision, vae)
+        pipe = _from_file(Path(where), precision, vae, prediction_type, place)
     else:
         pipe = _from_folder_or_hub(str(name), where, precision, revision, variant)
         if vae is not None:
             _replace_vae(pipe, vae, precision)
+        if prediction_type is not None:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
     backbone = Backbone.from_pipeline(pipe)
     if where == str(toyland.BASE):
         backbone.guidance_scale = toyland.GUIDANCE_SCALE
@@ -112,12 +125,27 @@ def drawing_precision(device: str | None) -> torch.dtype:
     return torch.float16 if (device or best_device()).startswith("cuda") else torch.float32
 
 
-def _from_file(path: Path, dtype: torch.dtype, vae: str | Path | None) -> Any:
+def _from_file(
+    path: Path, dtype: torch.dtype, vae: str | Path | None, prediction_type: Prediction | None, device: torch.device
+) -> Any:
     if path.suffix != ".safetensors":
         raise TaraError(f"'{path}' is no base. {WANTED}.")
     contents = read_contents(path)
+    if prediction_type is not None:
+        contents = replace(contents, prediction_type=prediction_type)
     autoencoder = None if vae is None else load_vae(vae, dtype, CONFIGS / contents.family)
-    return load_single_file(path, dtype, autoencoder, contents=contents)
+    pipe = load_single_file(path, dtype, autoencoder, contents=contents)
+    if contents.is_open:
+        seen = observed_prediction(pipe.to(device))
+        tell(pipe, replace(contents, prediction_type=seen))
+        other = "v_prediction" if seen == "epsilon" else "epsilon"
+        warnings.warn(
+            f"'{path}' does not tell what its U-Net predicts; by its answer to noise it is {seen}. If pictures of it "
+            f"are mere noise, give --prediction-type {other}.",
+            TaraWarning,
+            stacklevel=2,
+        )
+    return pipe
 
 
 def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str | None, variant: str | None) -> Any:

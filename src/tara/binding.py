@@ -51,23 +51,25 @@ class AdapterUse:
 
 
 AdapterLike = str | Path | Adapter | AdapterUse
-"""A file, ``FILE:key=value,...``, a loaded adapter, or one with options."""
+"""A file, a hub id, either with ``:key=value,...`` behind it, a loaded adapter, or one with options."""
 
 AdapterLists = Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
 """One list of adapters for all prompts, or one list for each prompt."""
 
 
+def split_options(text: str) -> tuple[str, str]:
+    """``FILE:0.8`` to ``FILE`` and ``0.8``: an existing path wins, otherwise the last colon splits."""
+    name, colon, options = text.rpartition(":")
+    return (name, options) if colon and not Path(text).exists() else (text, "")
+
+
 def parse_use(text: str) -> AdapterUse:
     """Load ``FILE[:key=value,...]``: keys weight, word, kind, global, alpha; ``FILE:0.8`` means weight=0.8.
-
-    An existing path wins; otherwise the last colon splits.
 
     Raises:
         TaraError: for an unknown key, a value that is no number, or a file that :func:`load_adapter` refuses.
     """
-    path, colon, options = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return AdapterUse(load_adapter(text))
+    path, options = split_options(text)
     found: dict[str, str] = {}
     for option in filter(None, (part.strip() for part in options.split(","))):
         key, equals, value = option.partition("=")

@@ -1,4 +1,6 @@
-"""Caption templates: the training phrase, and varied ones around it."""
+"""Caption templates: the training phrase, and varied ones around it; and what to write when all is learned."""
+
+from collections.abc import Iterable
 
 SUBJECT_PHRASE = "a photo of a {word} {kind}"
 STYLE_PHRASE = "a picture in {word} {kind}"
@@ -38,3 +40,10 @@ VARIED_STYLE_CAPTIONS = (
     "a cat and a tree on the beach in {word} {kind}",
     "{word} {kind}, a view of a room",
 )
+
+
+def together(concepts: Iterable[tuple[str, bool]]) -> str:
+    """A prompt with every concept in it, given its words and whether it is a style: ``a xlo dog and a szn cat``."""
+    concepts = list(concepts)
+    things = " and ".join(f"a {words}" for words, is_style in concepts if not is_style)
+    return " ".join([things or "a picture", *(f"in {words}" for words, is_style in concepts if is_style)])

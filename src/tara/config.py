@@ -11,10 +11,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tara.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.dreambooth import TABLE, subject_of
 from tara.errors import TaraError, nearest
+from tara.hub import is_repository, repository_name
 
 Targets = Literal["cross_kv", "attention"]
 AlignmentForm = Literal["off", "l1", "squared"]
 Precision = Literal["no", "fp16", "bf16"]
+Prediction = Literal["epsilon", "v_prediction"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 ScheduleName = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
@@ -27,6 +29,7 @@ BASE = "Base model: toyland, sd15, sdxl, a pipeline folder, a .safetensors check
 REVISION = "Branch, tag or commit of a base on the hub"
 VARIANT = "Variant of the base's files, such as fp16"
 VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or a hub id"
+PREDICTION = "What the base's U-Net predicts, where its checkpoint does not tell: epsilon or v_prediction"
 
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
 
@@ -135,6 +138,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     revision: str | None = Field(default=None, description=REVISION)
     variant: str | None = Field(default=None, description=VARIANT)
     vae: str | None = Field(default=None, description=VAE)
+    prediction_type: Prediction | None = Field(default=None, description=PREDICTION)
     targets: Targets = Field(
         default="cross_kv", description="Layers that learn: text keys and values only, or every attention projection"
     )
@@ -146,6 +150,9 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     rank: int = Field(default=8, ge=1, le=256, description="Rank of the low-rank deltas")
     alpha: float | None = Field(
         default=None, gt=0, description="Scale of the deltas times rank; equal to the rank if left out"
+    )
+    freeze_down: bool = Field(
+        default=False, description="Only the up matrices learn; the down matrices stay as they were drawn"
     )
     steps: int = Field(default=1000, ge=1, le=1_000_000, description="Optimiser steps")
     learning_rate: float | None = Field(
@@ -220,6 +227,12 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         default="none", description="Tracker that also gets the losses"
     )
     project: str = Field(default="tara", min_length=1, description="The tracker's project")
+    push_to_hub: bool = Field(
+        default=False, description="Write hub/ with a model card into the run folder, and upload it to the model hub"
+    )
+    hub_model_id: str | None = Field(
+        default=None, description="Repository to upload to, NAME or OWNER/NAME; called after the run if left out"
+    )
     device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu; the best one found if left out")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice if left out")
 
@@ -227,6 +240,13 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _toml_has_no_none(cls, value: Any) -> Any:
         return "no" if value in (None, False) else value  # TOML and YAML users write false
+
+    @field_validator("hub_model_id")
+    @classmethod
+    def _a_repository_has_a_name_that_the_hub_takes(cls, value: str | None) -> str | None:
+        if value is not None and not is_repository(value):
+            raise ValueError(f"is '{value}', which no repository can be called; write it like rex or me/rex")
+        return value
 
     @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
@@ -263,6 +283,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """``rex.run`` beside ``rex.safetensors``; with several concepts ``rex+tom.run`` beside the first one."""
         first = self.concepts[0].file
         return first.with_name("+".join(concept.file.stem for concept in self.concepts) + ".run")
+
+    @property
+    def repository(self) -> str:
+        """What the run's repository on the hub is called."""
+        return self.settings.hub_model_id or repository_name(self.run_folder.stem)
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:

@@ -1,17 +1,74 @@
-"""The model hub: names on it, files from it, and what to say when it gives none."""
+"""The model hub: names on it, files from it, folders to it, and what to say when it does not answer."""
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
 from tara.errors import TaraError
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it, and where it looks first
+PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
+LONGEST_NAME = 96
 
 
 def is_hub_id(name: str) -> bool:
     """Whether a name could be a repository, ``owner/name``, and is not plainly a file."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not name.endswith(".safetensors")
+
+
+def is_repository(name: str) -> bool:
+    """Whether the hub takes a name for a new repository: ``owner/name``, or ``name`` for whoever is logged in."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def repository_name(text: str) -> str:
+    """The nearest name that a repository can have."""
+    return re.sub(r"\W+", "-", text, flags=re.ASCII)[:LONGEST_NAME].strip("-") or "adapter"
+
+
+def fetched_adapter(name: str) -> Path | None:
+    """The local copy of an adapter on the hub; None for a name that can only be a path.
+
+    Args:
+        name: ``owner/name`` for a repository's only adapter, or ``owner/name/file.safetensors``.
+
+    Raises:
+        TaraError: when the hub cannot be reached, has no such repository or file, or the repository has several.
+    """
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    repository = f"{owner}/{repository}"
+    # a file that is missing in a folder that is here is not looked for elsewhere
+    if not is_hub_id(repository) or Path(repository).exists() or not (file.endswith(".safetensors") or not file):
+        return None
+    return fetch_file(repository, file) if file else _only_adapter(repository)
+
+
+def _only_adapter(repository: str) -> Path:
+    """The file that a repository's name stands for."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(repository)
+    except Exception:  # of many kinds; without an answer the usual file may have been fetched before
+        names = [ADAPTER_FILE]
+    if ADAPTER_FILE in names:
+        return fetch_file(repository, ADAPTER_FILE)
+    if set(PEFT_FILES) <= set(names):
+        weights, _ = (fetch_file(repository, file) for file in PEFT_FILES)  # beside each other
+        return weights
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(files) == 1:
+        return fetch_file(repository, files[0])
+    such = f", such as {repository}/{files[0]}" if files else ""
+    raise TaraError(f"'{repository}' holds {len(files)} .safetensors files. Name the adapter among them{such}.")
 
 
 def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
@@ -38,7 +95,42 @@ def not_fetched(repository: str, failure: Exception, *files: str, revision: str 
     )
 
 
-def _reason(failure: Exception) -> str:
+def with_owner(repository: str) -> str:
+    """``owner/name`` of a repository that has a name alone, where the hub tells who is logged in."""
+    from huggingface_hub import get_token, whoami
+
+    if "/" in repository or get_token() is None:
+        return repository
+    try:
+        return f"{whoami()['name']}/{repository}"
+    except Exception:  # of many kinds, as in :func:`upload`, which then says what is the matter
+        return repository
+
+
+def upload(folder: Path, repository: str) -> str:
+    """Bring a folder's files to a repository, which is made if there is none; return its address.
+
+    Raises:
+        TaraError: whatever goes wrong, with the command that does it later.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    later = f"`{shlex.join(['hf', 'upload', repository, str(folder), '.'])}`"
+    if get_token() is None:
+        raise TaraError(
+            f"'{folder}' was not uploaded, because nobody is logged in. Log in with `hf auth login`, then: {later}."
+        )
+    try:
+        hub = HfApi()
+        made = hub.create_repo(repository, exist_ok=True)
+        hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Adapter, pictures and model card")
+    # of many kinds, in somebody's account or network; a Ctrl-C here, too, leaves what was trained as it is
+    except (Exception, KeyboardInterrupt) as failure:
+        raise TaraError(f"'{folder}' was not uploaded ({_reason(failure)}). Do it later: {later}.") from failure
+    return str(made)
+
+
+def _reason(failure: BaseException) -> str:
     """The beginning of what a library tells in a paragraph."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     text = lines[0].rstrip(".") if lines else type(failure).__name__

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from tara.card import tara_version
-from tara.config import BASE, REVISION, VAE, VARIANT
+from tara.config import BASE, PREDICTION, REVISION, VAE, VARIANT, Prediction
 from tara.errors import TaraError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class PictureSettings(BaseModel, frozen=True, extra="forbid"):
     revision: str | None = Field(None, description=REVISION)
     variant: str | None = Field(None, description=VARIANT)
     vae: str | None = Field(None, description=VAE)
+    prediction_type: Prediction | None = Field(None, description=PREDICTION)
     precision: Literal["fp32", "fp16", "bf16"] | None = Field(
         None, description="Precision of the base; fp16 on CUDA and fp32 elsewhere if left out"
     )
@@ -95,7 +96,8 @@ def relocated(origin: Origin, picture: Path) -> Origin:
     def moved(file: UsedFile) -> UsedFile:
         path = place(file.path, file.sha256)
         # as named, `rex.safetensors:0.8`, it may have options behind its path
-        options = "" if Path(file.given) == Path(file.path) else ":" + file.given.rpartition(":")[2]
+        named = Path(file.given) == Path(file.path) or ":" not in file.given
+        options = "" if named else ":" + file.given.rpartition(":")[2]
         return file if path == file.path else UsedFile(given=path + options, path=path, sha256=file.sha256)
 
     inputs, settings = {file.path: moved(file) for file in origin.inputs}, origin.settings

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,19 @@ class RunFolder:
     def loss_curve(self) -> Path:
         return self.path / "loss.png"
 
+    @property
+    def hub(self) -> Path:
+        """What goes to the model hub."""
+        return self.path / "hub"
+
     def preview(self, step: int, name: str, number: int = 0) -> Path:
         """Where a preview goes; further pictures of one preview are numbered."""
         again = f"-{number}" if number else ""
         return self.path / "previews" / f"step-{step:06d}-{name}{again}.png"
+
+    def previews(self, step: int, name: str) -> list[Path]:
+        """The pictures of a preview, as far as it was drawn."""
+        return list(takewhile(Path.exists, (self.preview(step, name, number) for number in count())))
 
     def early_adapter(self, step: int, file: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""

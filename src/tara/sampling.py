@@ -13,6 +13,7 @@ from tara.backbone import Backbone
 from tara.bases import drawing_precision, load_base
 from tara.binding import AdapterLists, AdapterUse
 from tara.conditioning import EncodingCache, PromptRow, borrowed, global_key, pipeline_arguments, prompt_rows
+from tara.config import Prediction
 from tara.errors import TaraError
 from tara.pipelines import Drawer, SamplingSettings, drawer, sampling_settings
 
@@ -64,7 +65,7 @@ class Studio:
         base: ``toyland``, ``sd15``, ``sdxl``, a folder, a hub id, a :class:`Backbone` or a loaded diffusers pipeline.
         device: the best one found when None; a loaded pipeline stays where it is.
         dtype: half precision on CUDA and float32 elsewhere when None.
-        revision, variant, vae: of a base that is loaded by name, see :func:`tara.bases.load_base`.
+        revision, variant, vae, prediction_type: of a base that is loaded by name, see :func:`tara.bases.load_base`.
 
     Raises:
         TaraError: when the base cannot be loaded or used.
@@ -79,12 +80,15 @@ class Studio:
         revision: str | None = None,
         variant: str | None = None,
         vae: str | Path | None = None,
+        prediction_type: Prediction | None = None,
     ) -> None:
         if isinstance(base, Backbone):
             self.backbone = base
         elif isinstance(base, (str, Path)):
             dtype = dtype or drawing_precision(device)
-            self.backbone = load_base(base, device, dtype, revision=revision, variant=variant, vae=vae)
+            self.backbone = load_base(
+                base, device, dtype, revision=revision, variant=variant, vae=vae, prediction_type=prediction_type
+            )
         elif getattr(base, "controlnet", None) is not None:
             raise TaraError(
                 f"A {type(base).__name__} needs a control picture, which Studio does not take. "

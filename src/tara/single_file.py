@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from tara.config import Prediction
 from tara.errors import TaraError
 from tara.families import FAMILIES
 
@@ -20,6 +21,8 @@ CONFIGS = Path(__file__).parent / "original_configs"
 END_OF_TEXT, EXCLAMATION = "<|endoftext|>", "!"
 UNET = "model.diffusion_model."
 LATENT_CHANNELS = 4
+SD2_EPSILON_SIDE = 64  # latents per side of the SD 2.x bases that predict epsilon; those that predict v have 96
+SD2_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,14 @@ class Contents:
     """What a checkpoint's header tells: the family of its base, and how its noise is to be read."""
 
     family: str
-    prediction_type: str | None = None
-    """None for the family's own."""
+    prediction_type: Prediction | None = None
+    """None where the file does not tell: then the family's own, if it has one."""
     zero_terminal_snr: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether what the U-Net predicts has to be found out: SD 2.x was released in both kinds."""
+        return self.family == "sd2" and self.prediction_type is None
 
 
 def read_contents(path: Path) -> Contents:
@@ -91,10 +99,12 @@ def _contents(
     )
 
 
-def _prediction_type(names: set[str], metadata: Mapping[str, str]) -> str | None:
+def _prediction_type(names: set[str], metadata: Mapping[str, str]) -> Prediction | None:
     """What other tools leave in a file whose weights cannot tell."""
-    told = metadata.get("modelspec.prediction_type", "v" if "v_pred" in names else "")
-    return {"v": "v_prediction", "epsilon": "epsilon"}.get(told)
+    architecture = SD2_ARCHITECTURES.get(metadata.get("modelspec.architecture", ""))
+    told = metadata.get("modelspec.prediction_type") or architecture or ("v" if "v_pred" in names else "")
+    kinds: dict[str, Prediction] = {"v": "v_prediction", "epsilon": "epsilon"}
+    return kinds.get(told)
 
 
 def load_single_file(
@@ -129,8 +139,15 @@ def load_single_file(
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if getattr(pipe, name, None) is not None:
             check_whole(path, name, getattr(pipe, name))
-    pipe.scheduler = _scheduler(pipe.scheduler, contents)
+    tell(pipe, contents)
     return pipe
+
+
+def tell(pipe: Any, contents: Contents) -> None:
+    """Tell a pipeline what its weights do not: how the noise is to be read, and how large the base's pictures are."""
+    pipe.scheduler = _scheduler(pipe.scheduler, contents)
+    if (contents.family, contents.prediction_type) == ("sd2", "epsilon"):
+        pipe.unet.register_to_config(sample_size=SD2_EPSILON_SIDE)
 
 
 def clip_tokenizer(padding: str, length: int = 77) -> Any:

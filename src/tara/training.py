@@ -14,6 +14,7 @@ from torch import Tensor
 from tara.adapter import Adapter, AdapterCard
 from tara.attention import TextConditioning, installed
 from tara.backbone import Backbone
+from tara.bases import public_name
 from tara.cache import TextCache
 from tara.checkpoints import TrainingState
 from tara.concepts import check_concepts, check_on_base, prepare, prior_acts
@@ -30,7 +31,8 @@ from tara.weights import ConceptWeights
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SKIPPED_IN_A_ROW = 50  # then the concept is surely not learning any more
 SAME_WHEN_RESUMED = ("seed", "targets", "tfm", "alpha", "optimizer")  # others may be changed on the way
-PRIVATE = {"device", "threads", "class_folder", "report_to", "project"}  # of this machine, not of the adapter
+# of this machine and its user, not of the adapter
+PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to_hub", "hub_model_id"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ class Training:
             {path: backbone.projection_sizes(path) for path in target_layers(backbone, settings.targets)},
             rank=settings.rank,
             scale=settings.scale,
+            freeze_down=settings.freeze_down,
             generators=[generator_for(settings.seed, material.key, "weights") for material in self._materials],
             device=backbone.device,
             dtype=precise,
@@ -172,7 +175,7 @@ class Training:
         keys = [material.key for material in self._materials]
         if state.plain.get("concepts") != keys or state.tensors["weights"].shape != self._weights.flat.shape:
             raise TaraError(
-                "The checkpoint is of other concepts, another base or another rank than these settings. "
+                "The checkpoint is of other concepts, another base, rank or freeze_down than these settings. "
                 "Resume with the settings of its run folder, or train anew."
             )
         for name, value in self._same().items():
@@ -271,18 +274,26 @@ class Training:
                 )
 
     def _card(self, concept: ConceptSettings) -> AdapterCard:
-        settings: dict[str, Any] = self.settings.model_dump(mode="json", exclude=PRIVATE)
+        chosen = self.settings
+        settings: dict[str, Any] = chosen.model_dump(mode="json", exclude=PRIVATE) | {
+            # an adapter is given away: it tells no folders of this machine
+            "base": public_name(chosen.base),
+            "vae": None if chosen.vae is None else public_name(chosen.vae),
+            # what was left out, as it came out
+            "learning_rate": chosen.peak_learning_rate,
+            "resolution": chosen.resolution or self.backbone.resolution,
+        }
         return AdapterCard(
             rare_word=concept.word,
             class_word=concept.kind,
             family=self.backbone.family.name,
-            base=self.settings.base,
-            rank=self.settings.rank,
-            alpha=self.settings.rank if self.settings.alpha is None else self.settings.alpha,
-            targets=self.settings.targets,
+            base=settings["base"],
+            rank=chosen.rank,
+            alpha=chosen.rank if chosen.alpha is None else chosen.alpha,
+            targets=chosen.targets,
             phrase=concept.phrase,
             is_style=concept.is_style,
-            settings={**settings, "trained_steps": self.step},
+            settings={**settings, "trained_steps": self.step, "predicts": self.backbone.prediction_type},
             examples=concept.shown_prompts,
         )
 

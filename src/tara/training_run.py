@@ -1,5 +1,6 @@
 """A training run from photos to files: the run folder, checkpoints, previews, trackers and Ctrl-C."""
 
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -16,8 +17,10 @@ from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, check_on_base, class_phrase
 from tara.config import RUN_SETTINGS, Precision, Recipe, concept_settings, read_recipe, train_settings
 from tara.data import Example
-from tara.errors import TaraError
+from tara.errors import TaraError, TaraWarning
 from tara.files import atomic_write
+from tara.hub import upload, with_owner
+from tara.hub_folder import write_hub_folder
 from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.optimizers import check_optimizer
 from tara.run_folder import Metrics, RunFolder, check_outputs
@@ -31,6 +34,8 @@ PREVIEW_STEPS = 25
 OnStep = Callable[[StepRecord], object]
 OnClassPicture = Callable[[int, int], object]
 """Told how many class pictures there are, and how many are wanted."""
+OnUpload = Callable[[str], object]
+"""Told the address of what has been uploaded."""
 
 
 def train(
@@ -97,9 +102,12 @@ def train_recipe(
     overwrite: bool = False,
     on_step: OnStep | None = None,
     on_class_picture: OnClassPicture | None = None,
+    on_upload: OnUpload | None = None,
 ) -> list[Adapter]:
     """Train all concepts of a recipe and write their adapters; see :func:`run_recipe` for the steps as a generator."""
-    run = run_recipe(recipe, base, resume=resume, overwrite=overwrite, on_class_picture=on_class_picture)
+    run = run_recipe(
+        recipe, base, resume=resume, overwrite=overwrite, on_class_picture=on_class_picture, on_upload=on_upload
+    )
     while True:
         try:
             record = next(run)
@@ -119,6 +127,7 @@ def run_recipe(
     resume: bool = False,
     overwrite: bool = False,
     on_class_picture: OnClassPicture | None = None,
+    on_upload: OnUpload | None = None,
 ) -> Generator[StepRecord, None, list[Adapter]]:
     """Train all concepts of a recipe side by side, write run folder and adapters, yield a record of every step.
 
@@ -128,6 +137,7 @@ def run_recipe(
         resume: go on from the run folder's last checkpoint, if there is one.
         overwrite: start anew although the run folder holds an unfinished training.
         on_class_picture: told of each class picture that is drawn for prior preservation.
+        on_upload: told where the adapters are on the hub; a TaraWarning says what to do when they are not.
 
     Returns:
         the adapters, in the order of the concepts.
@@ -154,12 +164,17 @@ def run_recipe(
         folder.begin(recipe, backbone.device, after=training.step)
         tracker = Tracker(settings.report_to, folder.path, settings.project)
         borrowed.callback(tracker.finish)
-        adapters = yield from _to_the_end(training, folder, tracker)
+        repository = with_owner(recipe.repository) if settings.push_to_hub else None
+        adapters = yield from _to_the_end(training, folder, tracker, repository)
+    if repository is not None:
+        _upload(folder.hub, repository, on_upload)
     return adapters
 
 
-def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Generator[StepRecord, None, list[Adapter]]:
-    """All steps and the adapters' files, with a clean stop on Ctrl-C."""
+def _to_the_end(
+    training: Training, folder: RunFolder, tracker: Tracker, repository: str | None
+) -> Generator[StepRecord, None, list[Adapter]]:
+    """All steps, the adapters' files and what goes to the repository, with a clean stop on Ctrl-C."""
     with asked_to_stop(lambda: training.is_whole) as stop:
         metrics = Metrics(folder.metrics)
         try:
@@ -168,6 +183,10 @@ def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Gene
             for concept, adapter in zip(training.concepts, adapters, strict=True):
                 adapter.save(concept.file)
             folder.draw_loss_curve()
+            if repository is not None:
+                if not folder.previews(training.step, training.concepts[0].file.stem):
+                    _preview(training, folder, stop)
+                write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
         except KeyboardInterrupt:
             metrics.flush()
             if training.is_whole and folder.steps_done() < training.step:
@@ -210,6 +229,16 @@ def _preview(training: Training, folder: RunFolder, stop: StopRequest) -> None:
             atomic_write(target, lambda path, image=made.image: image.save(path))
 
 
+def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
+    try:
+        address = upload(folder, repository)
+    except TaraError as failure:  # the training is worth more than its place on the hub
+        warnings.warn(str(failure), TaraWarning, stacklevel=2)
+        return
+    if on_upload is not None:
+        on_upload(address)
+
+
 def _prepared(
     recipe: Recipe,
     backbone: Backbone,
@@ -243,6 +272,7 @@ def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,
+        prediction_type=settings.prediction_type,
     )
 
 

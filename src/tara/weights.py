@@ -14,8 +14,8 @@ Factors = tuple[Float[Tensor, "concepts rank d_in"], Float[Tensor, "concepts d_o
 class ConceptWeights:
     """Low-rank deltas of the same layers for several concepts.
 
-    ``flat`` is one (concepts, size) leaf: the factors of a layer are parts of it, so one product per layer serves all
-    concepts, one norm clips each of them, and one optimiser update per concept moves all its layers.
+    ``flat`` is one (concepts, size) leaf: the factors that learn are parts of it, layer by layer, so one product per
+    layer serves all concepts, one norm clips each of them, and one optimiser update per concept moves all its layers.
     """
 
     def __init__(
@@ -24,6 +24,7 @@ class ConceptWeights:
         *,
         rank: int,
         scale: float,
+        freeze_down: bool = False,
         generators: Sequence[torch.Generator],
         device: torch.device,
         dtype: torch.dtype,
@@ -34,17 +35,19 @@ class ConceptWeights:
             shapes: (d_in, d_out) of each layer.
             rank: rank of every delta.
             scale: factor of every delta.
+            freeze_down: whether every ``A`` stays as it is drawn.
             generators: one CPU generator per concept.
             device: where the factors live.
             dtype: precision that the factors are kept and updated in.
         """
         self._shapes = dict(shapes)
         self._rank, self.scale = rank, scale
-        self._sizes = [rank * width for shape in self._shapes.values() for width in shape]
-        rows = [
-            torch.cat([part for low_rank in self._fresh(generator, dtype) for part in low_rank])
-            for generator in generators
-        ]
+        drawn = [self._fresh(generator, dtype) for generator in generators]
+        self._frozen: Float[Tensor, "concepts size"] | None = None
+        if freeze_down:
+            # outside the leaf, where weight decay does not reach them
+            self._frozen = torch.stack([torch.cat([a for a, _ in layers]) for layers in drawn]).to(device)
+        rows = [torch.cat([b if freeze_down else torch.cat([a, b]) for a, b in layers]) for layers in drawn]
         self.flat: Float[Tensor, "concepts size"] = torch.stack(rows).to(device).requires_grad_()
 
     def _fresh(self, generator: torch.Generator, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -61,26 +64,27 @@ class ConceptWeights:
 
     def factors(self, dtype: torch.dtype) -> dict[str, Factors]:
         """Each layer's ``A`` and ``B`` for all concepts, cast to ``dtype``; gradients reach ``flat``."""
+        down = [self._rank * d_in for d_in, _ in self._shapes.values()]
+        up = [self._rank * d_out for _, d_out in self._shapes.values()]
         # split, not slices: its backward pass is one concatenation instead of a sum of padded tensors
-        parts = iter(self.flat.to(dtype).split(self._sizes, dim=1))
+        if self._frozen is None:
+            parts = self.flat.to(dtype).split([size for pair in zip(down, up, strict=True) for size in pair], dim=1)
+            halves = zip(parts[::2], parts[1::2], strict=True)
+        else:
+            halves = zip(self._frozen.to(dtype).split(down, dim=1), self.flat.to(dtype).split(up, dim=1), strict=True)
         return {
-            layer: (
-                next(parts).unflatten(1, (self._rank, d_in)),
-                next(parts).unflatten(1, (d_out, self._rank)),
-            )
-            for layer, (d_in, d_out) in self._shapes.items()
+            layer: (a.unflatten(1, (self._rank, d_in)), b.unflatten(1, (d_out, self._rank)))
+            for (layer, (d_in, d_out)), (a, b) in zip(self._shapes.items(), halves, strict=True)
         }
 
     def low_ranks(self, concept: int) -> dict[str, LowRank]:
         """A copy of one concept's deltas, on the CPU in float32 (float64 if they are kept so)."""
-        kept = self.flat.detach()[concept].cpu().clone()
-        kept = kept if kept.dtype == torch.float64 else kept.float()
-        parts = iter(kept.split(self._sizes))
+        kept = torch.float64 if self.flat.dtype == torch.float64 else torch.float32
+        with torch.no_grad():
+            factors = self.factors(kept)
         return {
-            layer: LowRank(
-                next(parts).view(self._rank, d_in).clone(), next(parts).view(d_out, self._rank).clone(), self.scale
-            )
-            for layer, (d_in, d_out) in self._shapes.items()
+            layer: LowRank(a[concept].cpu().clone(), b[concept].cpu().clone(), self.scale)
+            for layer, (a, b) in factors.items()
         }
 
     def load(self, flat: Float[Tensor, "concepts size"]) -> None:

@@ -50,7 +50,7 @@ def _generate(
             negative=(),
             show_default=False,
             help="FILE or FILE:key=value,... with keys weight, word, kind, global, alpha; FILE:0.8 is a weight. "
-            "Give it once per adapter",
+            "FILE may be on the hub: OWNER/NAME or OWNER/NAME/FILE. Give it once per adapter",
         ),
     ] = (),
     seeds: Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")] = None,
@@ -139,7 +139,17 @@ def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile
     """Adapters as `FILE[:key=value,...]` names them, and what a picture remembers of their files."""
     from tara.binding import parse_use
 
-    return tuple(parse_use(spec) for spec in specs), tuple(used_file(adapter_path(spec), spec) for spec in specs)
+    return tuple(parse_use(spec) for spec in specs), tuple(_used(spec) for spec in specs)
+
+
+def _used(spec: str) -> UsedFile:
+    """The weights file of `FILE[:key=value,...]`; one on the hub is known by its name there, not by its copy's here."""
+    from tara.binding import split_options
+    from tara.formats.reading import lora_file
+
+    name, _ = split_options(spec)
+    used = used_file(lora_file(Path(name)), spec)
+    return used if Path(name).exists() else used.model_copy(update={"path": name})
 
 
 def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: PictureSettings) -> None:
@@ -152,13 +162,6 @@ def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: Pi
             read_image(picture)
     if settings.composer == "tara":
         find_words(prompt, uses)
-
-
-def adapter_path(spec: str) -> Path:
-    """The weights file of `FILE[:key=value,...]`: an existing path wins, otherwise the last colon splits."""
-    from tara.formats.reading import lora_file
-
-    return lora_file(Path(spec if Path(spec).exists() or ":" not in spec else spec.rpartition(":")[0]))
 
 
 def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
@@ -176,7 +179,7 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
     """Draw an order behind a progress bar."""
     from tara.pipelines import sampling_settings
 
-    loading = {"base", "revision", "variant", "vae", "precision"}
+    loading = {"base", "revision", "variant", "vae", "prediction_type", "precision"}
     settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}
     sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
     only_our_bars()
@@ -204,6 +207,7 @@ def _studio(settings: PictureSettings, device: str | None) -> Studio:
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,
+        prediction_type=settings.prediction_type,
     )
 
 

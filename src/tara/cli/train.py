@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tara.captions import together
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, read_recipe, train_settings
@@ -62,11 +63,9 @@ def _recipe(recipe: Path | None, values: dict[str, Any]) -> Recipe:
 
 
 def _next_command(recipe: Recipe) -> list[str]:
-    """The `tara generate` command that shows what was learned: the things together, in the style if there is one."""
-    things = [f"a {concept.word} {concept.kind}" for concept in recipe.concepts if not concept.is_style]
-    styles = [f"in {concept.word} {concept.kind}" for concept in recipe.concepts if concept.is_style]
+    """The `tara generate` command that shows what was learned."""
+    prompt = together((f"{concept.word} {concept.kind}", concept.is_style) for concept in recipe.concepts)
     adapters = [part for concept in recipe.concepts for part in ("-a", str(concept.file))]
-    prompt = " ".join([" and ".join(things) or "a picture", *styles])
     return ["tara", "generate", prompt, *adapters, "--base", recipe.settings.base]
 
 
@@ -75,16 +74,21 @@ def watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
     from tara.training_run import train_recipe
 
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
+    addresses: list[str] = []
     with progress("Training", recipe.settings.steps) as advance:
 
         def on_step(record: StepRecord) -> None:
             recent.append(record.loss)
             advance(record.index, f"loss {sum(recent) / len(recent):.4f}")
 
-        return train_recipe(
+        adapters = train_recipe(
             recipe,
             resume=resume,
             overwrite=overwrite,
             on_step=on_step,
             on_class_picture=lambda there, wanted: advance(0, f"class pictures {there}/{wanted}"),
+            on_upload=addresses.append,
         )
+    for address in addresses:
+        print(f"On the hub: {address}")
+    return adapters

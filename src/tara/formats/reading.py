@@ -1,6 +1,7 @@
 """Any LoRA file to pairs of matrices by layer; what a pair cannot stand for is refused by name, never dropped."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from tara.errors import TaraError, nearest
 from tara.formats.names import ROOTS
 from tara.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
 from tara.formats.styles import (
+    DIFFERENCE,
     INVERSION,
     TEXT_ENCODERS,
     UNET,
@@ -22,6 +24,7 @@ from tara.formats.styles import (
     other_method,
     parts,
 )
+from tara.hub import ADAPTER_FILE, fetched_adapter
 
 MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
 
@@ -30,7 +33,7 @@ MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 # in a folder, the first that is there
 _IN_FOLDERS = (
     WEIGHTS_FILE,
-    "pytorch_lora_weights.safetensors",
+    ADAPTER_FILE,
     "diffusion_pytorch_model.safetensors",
     f"unet/{WEIGHTS_FILE}",
     "unet/diffusion_pytorch_model.safetensors",
@@ -70,7 +73,10 @@ class LoraFile:
 
 
 def lora_file(path: Path) -> Path:
-    """The weights file that a path stands for: itself, or the one inside a folder of PEFT, diffusers or a U-Net.
+    """The weights file that a name stands for.
+
+    It is the file itself, the one inside a folder of PEFT, diffusers or a U-Net, or, where there is nothing of that
+    name, the local copy of one on the hub: ``owner/name`` or ``owner/name/file.safetensors``.
 
     Raises:
         TaraError: when there is none, only a pickle, or a second one for a text encoder.
@@ -80,17 +86,26 @@ def lora_file(path: Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        for name in _IN_FOLDERS:
-            if (path / name).is_file():
-                if name.startswith("unet/"):
-                    _check_alone(path)
-                return path / name
-        for file in (*sorted(path.iterdir()), *sorted(path.glob("unet/*"))):
-            if file.suffix in _PICKLES:
-                raise _pickle(file)
-        raise TaraError(f"There is no adapter file in the folder '{path}'. A folder holds {' or '.join(_IN_FOLDERS)}.")
+        return _in_folder(path)
+    if (fetched := fetched_adapter(path.as_posix())) is not None:
+        return fetched
     known = [file.name for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
     raise TaraError(f"There is no adapter file '{path}'.{nearest(path.name, known)} Check its path.")
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in _IN_FOLDERS:
+        if (folder / name).is_file():
+            if name.startswith("unet/"):
+                _check_alone(folder)
+            return folder / name
+    lone = list(folder.glob("*.safetensors"))
+    if len(lone) == 1:
+        return lone[0]
+    for file in (*sorted(folder.iterdir()), *sorted(folder.glob("unet/*"))):
+        if file.suffix in _PICKLES:
+            raise _pickle(file)
+    raise TaraError(f"There is no adapter file in the folder '{folder}'. A folder holds {' or '.join(_IN_FOLDERS)}.")
 
 
 def _check_alone(folder: Path) -> None:
@@ -111,6 +126,8 @@ def read_lora(path: Path) -> LoraFile:
     """
     path = lora_file(path)
     keys, header = _opened(path)
+    silent = _silent(path, keys)
+    keys = [key for key in keys if key not in silent]
     inverted = embeddings(keys)
     known = {} if inverted else _known_parts(path, keys)
     with safe_open(path, framework="pt") as file:
@@ -145,6 +162,13 @@ def _opened(path: Path) -> tuple[list[str], dict[str, str]]:
             return list(file.keys()), dict(file.metadata() or {})
     except (SafetensorError, OSError) as failure:
         raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
+
+
+def _silent(path: Path, keys: Iterable[str]) -> set[str]:
+    """The differences that are zero: ComfyUI extracts one of every bias and norm, also of those that never changed."""
+    differences = [key for key in keys if re.search(DIFFERENCE, key)]
+    with safe_open(path, framework="pt") as file:
+        return {key for key in differences if not bool(file.get_tensor(key).any())}
 
 
 def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
@@ -244,7 +268,7 @@ def _check_complete(path: Path, pairs: Mapping[tuple[str, str], Pair], config: P
 def _unknown(path: Path, key: str) -> TaraError:
     return TaraError(
         f"'{path}' holds the key '{key}', which tara does not know. It reads LoRAs for the U-Net of Stable Diffusion "
-        "1.x, 2.x and SDXL in the styles of tara, PEFT, diffusers and kohya."
+        "1.x, 2.x and SDXL in the styles of tara, PEFT, diffusers, kohya and ComfyUI."
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tara.formats.names import ROOTS, TEXT_ROOTS, from_sgm, sgm_layers_per_block, unflatten
+from tara.formats.names import ROOTS, TEXT_ROOTS, flatten, from_sgm, sgm_layers_per_block, unflatten
 
 UNET, TEXT_ENCODERS = "unet", ("text_encoder", "text_encoder_2")
 
@@ -17,9 +17,15 @@ _ADAPTER = r"(?:\.\w+)?"  # PEFT's name of the adapter, in the state dict of a m
 
 _PROJECTION = r"(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora"
 
-KOHYA = "kohya"
+_KOHYA_MODEL = r"lora_(?P<model>unet|te|te1|te2)[_.]"  # the rest is mostly flattened, but some files keep the dots
+_COMFY_MODEL = r"(?P<model>diffusion_model|text_encoders\.clip_[lgh]\.transformer)\."
+_HALF = rf"(?P<role>lora_down|lora_up|lora_A|lora_B){_ADAPTER}\.weight"
+_ALPHA = r"(?P<role>alpha)"
+
+KOHYA, COMFY = "kohya", "ComfyUI"
 _PATTERNS = {
-    KOHYA: [r"lora_(?P<model>unet|te|te1|te2)_(?P<layer>\w+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)"],
+    KOHYA: [rf"{_KOHYA_MODEL}{_LAYER}\.{_HALF}", rf"{_KOHYA_MODEL}{_LAYER}\.{_ALPHA}"],
+    COMFY: [rf"{_COMFY_MODEL}{_LAYER}\.{_HALF}", rf"{_COMFY_MODEL}{_LAYER}\.{_ALPHA}"],
     "PEFT": [rf"base_model\.model\.{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
     "diffusers": [rf"{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
     "saved U-Net": [rf"{_LAYER}\.lora_layer\.(?P<role>down|up)\.weight"],
@@ -34,8 +40,8 @@ STYLES = [(style, re.compile(pattern)) for style, patterns in _PATTERNS.items() 
 """Each style's name and what its keys look like, in the order in which they are tried."""
 
 _ROLES: Mapping[str, Role] = {
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
+    "lora_down": "down",
+    "lora_up": "up",
     "lora_A": "down",
     "lora_B": "up",
     "down": "down",
@@ -45,7 +51,19 @@ _ROLES: Mapping[str, Role] = {
 # old diffusers' names of an attention's layers
 _PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_MODELS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+_MODELS = {
+    "te": "text_encoder",
+    "te1": "text_encoder",
+    "te2": "text_encoder_2",
+    "diffusion_model": UNET,
+    "text_encoders.clip_l.transformer": "text_encoder",
+    "text_encoders.clip_h.transformer": "text_encoder",  # of SD 2.x
+    "text_encoders.clip_g.transformer": "text_encoder_2",
+}
+_LIKE_CHECKPOINTS = (KOHYA, COMFY)  # their layers may be called as in original checkpoints, with the blocks of sgm
+
+DIFFERENCE = r"\.diff(_b)?$"
+"""The end of the name of a weight's or bias's own difference."""
 
 # what a plain pair of matrices cannot stand for; the first that fits names it
 _OTHER_METHODS = {
@@ -54,7 +72,7 @@ _OTHER_METHODS = {
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector",
     "LoCon with a Tucker core": r"\.lora_mid\.",
     "OFT": r"\.b?oft_",
-    "a full difference of weights": r"\.diff(_b)?$",
+    "a full difference of weights": DIFFERENCE,
     "GLoRA": r"\.[ab][12]\.weight$",
     "IA3": r"\.on_input$",
     "a trained norm": r"\.[wb]_norm$",
@@ -102,7 +120,7 @@ def parts(keys: Iterable[str]) -> dict[str, Part | None]:
     """What the tensors of a file are by their keys; None for a key of no known style."""
     keys = list(keys)
     matches = {key: _match(key) for key in keys}
-    flat = [match["layer"] for style, match in filter(None, matches.values()) if style == KOHYA]
+    flat = [flatten(match["layer"]) for style, match in filter(None, matches.values()) if style in _LIKE_CHECKPOINTS]
     layers_per_block = sgm_layers_per_block(flat)
     return {key: found and _part(*found, layers_per_block) for key, found in matches.items()}
 
@@ -115,8 +133,8 @@ def _part(style: str, match: re.Match[str], layers_per_block: int) -> Part | Non
     named, layer = match.groupdict(), match["layer"]
     model = named.get("model") or (TEXT_ENCODERS[0] if layer.startswith(TEXT_ROOTS) else UNET)
     model = _MODELS.get(model, model)
-    if style == KOHYA:
-        layer = from_sgm(layer, layers_per_block) if model == UNET else unflatten(layer)
+    if style in _LIKE_CHECKPOINTS:
+        layer = from_sgm(flatten(layer), layers_per_block) if model == UNET else unflatten(flatten(layer))
     if projection := named.get("projection"):
         layer += "." + (_PROJECTIONS if model == UNET else _TEXT_PROJECTIONS)[projection]
     if model in TEXT_ENCODERS and layer.startswith("encoder."):

@@ -20,6 +20,12 @@ BASE = (
         setting="vae",
         origin="diffusers",
     ),
+    Flag(
+        name="prediction_type",
+        about="epsilon or v_prediction, where a checkpoint does not tell what its U-Net predicts",
+        setting="prediction_type",
+        origin="tara",
+    ),
     Flag(name="device", about="cuda, mps or cpu; the best one found if left out", setting="device", origin="tara"),
 )
 
@@ -100,16 +106,30 @@ RUN = (
     ),
     Flag(name="wandb_key", about="key of the wandb account, better left to `wandb login`"),
     Flag(name="wandb_project_name", about="the tracker's project", setting="project", default="tara"),
+    switch("push_to_hub", "upload adapter, pictures and a model card when all is done", "push_to_hub", "diffusers"),
+    Flag(
+        name="hub_model_id",
+        about="repository to upload to, name or owner/name; called as --output_dir if left out",
+        setting="hub_model_id",
+        origin="diffusers",
+    ),
+    Flag(name="hub_token", about="token of the hub account, better left to `hf auth login`", origin="diffusers"),
 )
 
+DROPOUT = "adapters are trained without dropout; against overfitting, take fewer steps"
 SD_ONLY = (
     switch("use_lora", "needed: adapters are all that is trained here"),
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="1e-4"),
     Flag(name="lora_r", about="rank", setting="rank", default="8"),
     Flag(name="lora_alpha", about="scale times rank, stored and applied", setting="alpha", default="32"),
     refused("rank", "this script calls it --lora_r"),
-    accepted("lora_dropout", "adapters are trained without dropout", "0", origin="published"),
-    accepted("lora_bias", "adapters have no biases", "none", origin="published"),
+    accepted("lora_dropout", DROPOUT, "0", origin="published"),
+    accepted(
+        "lora_bias",
+        "biases act on every token, masked or not, and an adapter's file has none",
+        "none",
+        origin="published",
+    ),
     *(
         accepted(f"lora_text_encoder_{part}", "the text encoder stays frozen", origin="published")
         for part in ("r", "alpha", "dropout", "bias")
@@ -122,18 +142,16 @@ SDXL_ONLY = (
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="5e-5"),
     Flag(name="rank", about="rank", setting="rank", default="8"),
     Flag(name="lora_alpha", about="scale times rank; scale 1 if left out", setting="alpha", origin="diffusers"),
-    accepted("lora_dropout", "adapters are trained without dropout", "0"),
+    accepted("lora_dropout", DROPOUT, "0"),
     refused(
         "with_cross_attn_reg",
-        "it regularises attention maps, which is no part of the published method; leave it out",
+        "a loss on attention maps, which the paper does not have: --with_align_loss aligns the words; leave it out",
         "false",
         kind="switch",
         origin="published",
     ),
     accepted("reg_kl_weight", "it weights --with_cross_attn_reg, which is refused", origin="published"),
-    refused(
-        "freeze_lora_down", "both factors of an adapter learn; leave it out", "false", kind="switch", origin="published"
-    ),
+    switch("freeze_lora_down", "only the up matrices learn; the down matrices stay as drawn", "freeze_down"),
     *(
         accepted(f"crops_coords_top_left_{side}", "SDXL is told where each crop really lies", origin="published")
         for side in "hw"
@@ -157,13 +175,10 @@ OF_DIFFUSERS = (
     refused("use_dora", "DoRA cannot be masked by token; leave it out", "false", kind="switch"),
     refused("do_edm_style_training", "bases are epsilon or v prediction; leave it out", "false", kind="switch"),
     refused("output_kohya_format", "convert the finished file instead; leave it out", "false", kind="switch"),
-    refused("push_to_hub", "upload the finished file with `hf upload`; leave it out", "false", kind="switch"),
     refused("class_labels_conditioning", "bases with class labels are not supported; leave it out"),
     refused("text_encoder_use_attention_mask", "the base's own way is kept; leave it out", "false", kind="switch"),
     refused("offset_noise", "noise is plain; leave it out", "false", kind="switch"),
     refused("lora_layers", "the published scripts' layers are trained; use `tara train --targets` for others"),
-    accepted("hub_token", "nothing is uploaded"),
-    accepted("hub_model_id", "nothing is uploaded"),
     accepted("logging_dir", "losses are written to the run's own subfolder"),
     accepted("checkpoints_total_limit", "the last two checkpoints are kept"),
     accepted("repeats", "photos come round as often as the steps need"),

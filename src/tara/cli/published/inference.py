@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 from tara.config import build
 from tara.errors import TaraError
-from tara.hub import ADAPTER_FILE, fetch_file, is_hub_id
 from tara.provenance import Origin, PictureSettings, png_with_origin
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ def order_of(given: Given) -> Order:
             f"--rare_token_list has {len(words)} words for {len(entries)} adapters. Give one for each, or leave it out."
         )
     prompt = given.text("prompt")
-    specs = [with_file(entry) for entry in entries]
+    specs = entries
     if words:
-        specs = [_with_word(spec, word, prompt) for spec, word in zip(specs, words, strict=True)]
+        specs = [_with_word(entry, word, prompt) for entry, word in zip(entries, words, strict=True)]
     uses, used = loaded(specs)
     for use, word in zip(uses, words, strict=False):
         _check_word(use, word)
@@ -63,37 +62,13 @@ def order_of(given: Given) -> Order:
     return Order(prompt=prompt, uses=uses, used=used, inputs=(), seeds=tuple(range(number)), settings=settings)
 
 
-def with_file(entry: str) -> str:
-    """An entry of ``--lora_list`` with the file in place of the folder or hub id that it names; options stay."""
-    name, options = _split(entry)
-    path = Path(name)
-    if path.is_dir():
-        path = _in_folder(path)
-    elif not path.exists() and is_hub_id(name):
-        path = fetch_file(name, ADAPTER_FILE)
-    return f"{path}{options}"
-
-
-def _split(entry: str) -> tuple[str, str]:
-    """A name and its options with their colon; an existing path wins, as everywhere."""
-    if ":" not in entry or Path(entry).exists():
-        return entry, ""
-    name, _, options = entry.rpartition(":")
-    return name, f":{options}"
-
-
-def _in_folder(folder: Path) -> Path:
-    """The adapter file of a folder, or the folder itself where only its loader can tell."""
-    files = sorted(folder.glob("*.safetensors"))
-    if folder / ADAPTER_FILE in files:
-        return folder / ADAPTER_FILE
-    return files[0] if len(files) == 1 and not (folder / "adapter_config.json").exists() else folder
-
-
 def _with_word(spec: str, word: str, prompt: str) -> str:
     """A file that does not say its words gets them from the list and from the prompt."""
-    name, options = _split(spec)
-    if "word=" in options or _has_card(Path(name)):
+    from tara.binding import split_options
+    from tara.formats.reading import lora_file
+
+    name, options = split_options(spec)
+    if "word=" in options or _has_card(lora_file(Path(name))):
         return spec
     following = re.search(rf"(?<!\w){re.escape(word)}\s+([^\W\d_]+)", prompt, flags=re.IGNORECASE)
     words = [f"word={word}", *([f"kind={following[1]}"] if following else [])]
@@ -109,7 +84,7 @@ def _has_card(path: Path) -> bool:
         with safe_open(path, framework="np") as file:
             return CARD_KEY in (file.metadata() or {})
     except (OSError, SafetensorError):
-        return path.is_file()  # whatever is wrong with the file, its loader tells it better
+        return True  # whatever is wrong with the file, its loader tells it better
 
 
 def _check_word(use: AdapterUse, word: str) -> None:

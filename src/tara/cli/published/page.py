@@ -27,8 +27,8 @@ them together.
   tracker without its package or account is left out.
 - **Without `python`**: once the package is installed, `train_dreambooth_tara_sdxl.py` is a command, as it is typed
   there.
-- **`--output_dir`** holds one file in the end, `pytorch_lora_weights.safetensors`; checkpoints, previews, losses and
-  class pictures lie in `pytorch_lora_weights.run/` beside it.
+- **`--output_dir`** holds one file in the end, `pytorch_lora_weights.safetensors`; checkpoints, previews, losses, class
+  pictures and what goes to the hub lie in `pytorch_lora_weights.run/` beside it.
 - **`--lora_list`** takes files, folders (such as an `--output_dir`) and hub ids. `--rare_token_list` may be left out,
   because the files know their words; if it is there, it must agree with them.
 - **A flag that is unknown or refused** is named, with what to do instead; the exit code is then 2.

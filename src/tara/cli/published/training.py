@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError, TaraWarning, nearest
-from tara.hub import ADAPTER_FILE
+from tara.hub import ADAPTER_FILE, repository_name
 
 if TYPE_CHECKING:
     from tara.cli.published.script import Given
@@ -31,6 +31,8 @@ def train(given: Given) -> None:
         warnings.warn(f"Without effect here: {'; '.join(given.without_effect)}.", TaraWarning, stacklevel=2)
     if "wandb_key" in given:
         os.environ.setdefault("WANDB_API_KEY", given.text("wandb_key"))
+    if "hub_token" in given:
+        os.environ["HF_TOKEN"] = given.text("hub_token")
     settings = on_this_machine(recipe.settings)
     only_our_bars()
     watched(recipe.model_copy(update={"settings": settings}), resume=resume, overwrite=False)
@@ -55,6 +57,9 @@ def recipe_of(given: Given) -> Recipe:
         "preview_every": given.value("validation_steps") if "validation_prompt" in given else 0,
         "optimizer": _optimizer(given),
     }
+    if settings["push_to_hub"]:
+        # every output folder holds a file of the same name, so that does not tell them apart
+        settings.setdefault("hub_model_id", repository_name(Path(given.text("output_dir")).absolute().name))
     if settings["optimizer"] == "prodigy" and "learning_rate" not in given:
         del settings["learning_rate"]  # it finds its own
     elif given.value("scale_lr"):
