@@ -14,6 +14,7 @@ from torch import Tensor
 from tara.adapter import Adapter, AdapterCard
 from tara.attention import TextConditioning, installed
 from tara.backbone import Backbone
+from tara.bases import PRECISIONS
 from tara.cache import TextCache
 from tara.checkpoints import TrainingState
 from tara.concepts import check_concepts, check_on_base, prepare, prior_acts
@@ -272,6 +273,8 @@ class Training:
 
     def _card(self, concept: ConceptSettings) -> AdapterCard:
         settings: dict[str, Any] = self.settings.model_dump(mode="json", exclude=PRIVATE)
+        used = next((name for name, dtype in PRECISIONS.items() if dtype == self.backbone.dtype), "auto")
+        settings |= {"mixed_precision": used, "trained_steps": self.step}
         return AdapterCard(
             rare_word=concept.word,
             class_word=concept.kind,
@@ -282,7 +285,7 @@ class Training:
             targets=self.settings.targets,
             phrase=concept.phrase,
             is_style=concept.is_style,
-            settings={**settings, "trained_steps": self.step},
+            settings=settings,
             examples=concept.shown_prompts,
         )
 

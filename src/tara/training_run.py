@@ -1,6 +1,6 @@
 """A training run from photos to files: the run folder, checkpoints, previews, trackers and Ctrl-C."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +11,10 @@ import torch
 
 from tara.adapter import Adapter
 from tara.backbone import Backbone
-from tara.bases import load_base
+from tara.bases import PRECISIONS, load_base
 from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, check_on_base, class_phrase
-from tara.config import RUN_SETTINGS, Precision, Recipe, concept_settings, read_recipe, train_settings
+from tara.config import RUN_SETTINGS, Recipe, concept_settings, read_recipe, train_settings
 from tara.data import Example
 from tara.errors import TaraError
 from tara.files import atomic_write
@@ -26,7 +26,6 @@ from tara.tokens import word_spans
 from tara.trackers import Tracker
 from tara.training import StepRecord, Training
 
-PRECISIONS: Mapping[Precision, torch.dtype] = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PREVIEW_STEPS = 25
 OnStep = Callable[[StepRecord], object]
 OnClassPicture = Callable[[int, int], object]
@@ -239,7 +238,7 @@ def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
     return load_base(
         settings.base,
         settings.device,
-        PRECISIONS[settings.mixed_precision],
+        PRECISIONS.get(settings.mixed_precision),  # auto is none of them
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,
