@@ -11,7 +11,7 @@ import torch
 
 from tara.adapter import Adapter
 from tara.backbone import Backbone
-from tara.bases import PRECISIONS, load_base
+from tara.bases import PRECISIONS, best_device, load_base
 from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, check_on_base, class_phrase
 from tara.config import RUN_SETTINGS, Recipe, concept_settings, read_recipe, train_settings
@@ -20,6 +20,7 @@ from tara.errors import TaraError
 from tara.files import atomic_write
 from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.optimizers import check_optimizer
+from tara.processes import Processes, join
 from tara.run_folder import Metrics, RunFolder, check_outputs
 from tara.sampling import Studio
 from tara.tokens import word_spans
@@ -121,6 +122,9 @@ def run_recipe(
 ) -> Generator[StepRecord, None, list[Adapter]]:
     """Train all concepts of a recipe side by side, write run folder and adapters, yield a record of every step.
 
+    In a program that a launcher has started in several processes, each takes its share of every step and yields all
+    records, and the main process writes.
+
     Args:
         recipe: settings and concepts.
         base: a backbone or loaded pipeline in place of the one that the settings name.
@@ -134,8 +138,10 @@ def run_recipe(
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
         TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
+        AnotherProcessEnded: when the run cannot go on, because one of its other processes has ended.
     """
     folder, settings = RunFolder(recipe.run_folder), recipe.settings
+    processes = join(_device(recipe, base))
     # what can be known without the base is looked at before it, which may take minutes to load
     examples = check_concepts(recipe.concepts, settings)
     check_optimizer(settings.optimizer)
@@ -146,25 +152,37 @@ def run_recipe(
     with ExitStack() as borrowed:
         borrowed.enter_context(_threads(settings.threads))
         backbone = _backbone(recipe, base)
-        training = _prepared(recipe, backbone, folder, examples, on_class_picture)
+        training = _prepared(recipe, backbone, folder, examples, processes, on_class_picture)
         if state is not None:
             training.load(state)
-        # nothing is refused from here on, so what an earlier run left may go
-        folder.begin(recipe, backbone.device, after=training.step)
-        tracker = Tracker(settings.report_to, folder.path, settings.project)
-        borrowed.callback(tracker.finish)
-        adapters = yield from _to_the_end(training, folder, tracker)
-    return adapters
+        # nothing is refused from here on, in no process, so what an earlier run left may go
+        processes.meet()
+        if processes.is_main:
+            folder.begin(recipe, backbone.device, after=training.step)
+            tracker = Tracker(settings.report_to, folder.path, settings.project)
+            borrowed.callback(tracker.finish)
+            yield from _to_the_end(training, folder, tracker)
+        else:
+            yield from _beside_the_main_process(training)
+        processes.meet()  # the files are there for all
+    return training.adapters()
 
 
-def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Generator[StepRecord, None, list[Adapter]]:
+def _beside_the_main_process(training: Training) -> Generator[StepRecord]:
+    """All steps, and nothing else; Ctrl-C is heard by the main process, which ends the others."""
+    with asked_to_stop(lambda: False):
+        yield from training.steps()
+
+
+def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Generator[StepRecord]:
     """All steps and the adapters' files, with a clean stop on Ctrl-C."""
-    with asked_to_stop(lambda: training.is_whole) as stop:
+    # several processes stop between steps only, where they meet
+    alone = training.processes.count == 1
+    with asked_to_stop(lambda: training.is_whole and alone) as stop:
         metrics = Metrics(folder.metrics)
         try:
             yield from _steps(training, folder, tracker, metrics, stop)
-            adapters = training.adapters()
-            for concept, adapter in zip(training.concepts, adapters, strict=True):
+            for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
                 adapter.save(concept.file)
             folder.draw_loss_curve()
         except KeyboardInterrupt:
@@ -172,8 +190,7 @@ def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Gene
             if training.is_whole and folder.steps_done() < training.step:
                 folder.save(training.state())
             folder.draw_loss_curve()
-            raise TrainingInterrupted(folder.path, folder.steps_done()) from None
-    return adapters
+            raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
 
 
 def _steps(
@@ -214,16 +231,25 @@ def _prepared(
     backbone: Backbone,
     folder: RunFolder,
     examples: Sequence[Sequence[Example]],
+    processes: Processes,
     on_class_picture: OnClassPicture | None,
 ) -> Training:
     settings = recipe.settings
     check_on_base(recipe.concepts, examples, settings, backbone)
     folders = class_folders(recipe.concepts, settings, folder.path)
     for concept in recipe.concepts:
-        if concept.kind in folders:
+        if concept.kind in folders and processes.is_main:
             phrase = class_phrase(concept, settings)
             draw_missing(phrase, folders[concept.kind], settings.class_images, backbone, on_class_picture)
-    return Training(recipe.concepts, settings, backbone, folders, examples)
+    processes.meet()  # the class pictures are there for all
+    return Training(recipe.concepts, settings, backbone, folders, examples, processes)
+
+
+def _device(recipe: Recipe, base: Backbone | Any | None) -> str:
+    """Where a run computes: where a loaded base is, or as the settings say."""
+    if base is None:
+        return recipe.settings.device or best_device()
+    return torch.device(getattr(base, "device", "cpu")).type
 
 
 def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
