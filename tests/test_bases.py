@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -332,6 +333,23 @@ def test_an_autoencoder_in_half_precision_is_widened_while_it_works(sdxl_pipe: A
     torch.testing.assert_close(latents, wide, atol=2e-3, rtol=2e-3)
     assert backbone.decode(latents * 1e5).isfinite().all()
     assert sdxl_pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # diffusers' own pipeline calls it
+def test_an_autoencoder_that_overflows_in_half_precision_neither_trains_nor_draws_in_it(sdxl_pipe: Any) -> None:
+    with torch.no_grad():
+        for half in (sdxl_pipe.vae.encoder, sdxl_pipe.vae.decoder):
+            half.conv_in.weight *= 2e5  # no weight is too large for float16, but what comes of them is
+    sdxl_pipe.to(torch.float16)
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert not sdxl_pipe.vae.encode(pixels.half()).latent_dist.mean.isfinite().all()
+    assert not sdxl_pipe.vae.decode(torch.ones(1, 4, 16, 16).half()).sample.isfinite().all()
+    mean, deviation = Backbone(sdxl_pipe).encode_images(pixels)
+    assert mean.isfinite().all()
+    assert deviation.isfinite().all()
+    (drawn,) = Studio(sdxl_pipe)("a dog", steps=1)
+    (redrawn,) = Studio(sdxl_pipe)("a dog", steps=2, image=drawn, strength=0.5)
+    assert all(np.ptp(np.asarray(picture)) > 0 for picture in (drawn, redrawn))  # what is not finite is drawn black
 
 
 def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The precision of the frozen base: bfloat16 anywhere, float16 with scaled losses on CUDA."""
+"""The precision of the frozen base: the device's own choice, bfloat16 anywhere, float16 with scaled losses on CUDA."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ import tiny_bases
 from tara import training_run
 from tara.adapter import Adapter
 from tara.backbone import Backbone
+from tara.bases import best_precision
 from tara.checkpoints import load_checkpoint
 from tara.config import Recipe
 from tara.sampling import Studio
@@ -46,6 +47,35 @@ def learned(adapter: Adapter) -> bool:
     return moved and all(part.dtype == torch.float32 and bool(part.isfinite().all()) for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype"),
+    [
+        ("cuda", (9, 0), torch.bfloat16),
+        ("cuda:1", (8, 0), torch.bfloat16),
+        ("cuda", (7, 5), torch.float16),
+        ("mps", (9, 0), torch.float32),
+        ("cpu", (9, 0), torch.float32),
+    ],
+)
+def test_a_device_has_a_precision_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: tuple[int, int], dtype: torch.dtype
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert best_precision(torch.device(device)) == dtype
+
+
+def test_training_and_drawing_leave_the_precision_to_the_device(
+    tmp_path: Path, loaded: list[Backbone], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tara.bases.best_precision", lambda _: torch.bfloat16)
+    recipe = recipe_on_disk(tmp_path, device="cpu", steps=1)
+    assert recipe.settings.mixed_precision == "auto"
+    (rex, _) = training_run.train_recipe(recipe)
+    assert [base.dtype for base in loaded] == [torch.bfloat16]
+    assert rex.card.settings["mixed_precision"] == "bf16"  # what was used, not who chose it
+    assert Studio(recipe.settings.base, device="cpu").backbone.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_base_is_loaded_in_the_settings_precision_and_adapters_learn_in_float32(
     tmp_path: Path, loaded: list[Backbone], name: str, dtype: torch.dtype
@@ -68,8 +98,7 @@ def test_training_in_float16_scales_the_losses_and_the_adapters_draw_in_float16(
     rows = [json.loads(line) for line in (recipe.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert not any(part["skipped"] for part in rows[-1]["concepts"].values())
 
-    studio = Studio(recipe.settings.base, device="cuda")
-    assert studio.backbone.dtype == torch.float16
+    studio = Studio(recipe.settings.base, device="cuda", dtype=torch.float16)
     prompt = "a xlo dog and a szn cat on the beach"
     with_adapters, again, without = (
         np.asarray(studio(prompt, used, steps=4)[0], dtype=np.int64) for used in (adapters, adapters, [])

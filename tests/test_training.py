@@ -20,7 +20,7 @@ from tara.optimizers import learning_rate_schedule
 from tara.rows import picture_rows
 from tara.text_rows import conditioning
 from tara.training import StepRecord, Training, train_concepts
-from training_fixtures import in_float64, photo_folder, quick, two_concepts
+from training_fixtures import difference, in_float64, photo_folder, quick, two_concepts
 
 
 def run(training: Training, steps: int | None = None) -> list[StepRecord]:
@@ -36,15 +36,6 @@ def trained(concepts: Sequence[ConceptSettings], settings: TrainSettings, backbo
     training = Training(concepts, settings, backbone)
     run(training)
     return training.adapters()
-
-
-def difference(one: Adapter, other: Adapter) -> float:
-    """Largest difference of any factor, relative to the largest value of that factor."""
-    assert one.layers.keys() == other.layers.keys()
-    pairs = [
-        (getattr(one.layers[path], part), getattr(other.layers[path], part)) for path in one.layers for part in "ab"
-    ]
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
 
 
 def same(one: Adapter, other: Adapter) -> bool:

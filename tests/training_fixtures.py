@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.config import ConceptSettings, TrainSettings
 
@@ -43,3 +44,12 @@ def in_float64(pipe: Any) -> Backbone:
         if part is not None:
             part.to(torch.float64)
     return Backbone.from_pipeline(pipe)
+
+
+def difference(one: Adapter, other: Adapter) -> float:
+    """Largest difference of any factor, relative to the largest value of that factor."""
+    assert one.layers.keys() == other.layers.keys()
+    pairs = [
+        (getattr(one.layers[path], part), getattr(other.layers[path], part)) for path in one.layers for part in "ab"
+    ]
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)

@@ -23,6 +23,9 @@ ALIASES = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What settings call the precisions; ``auto``, which is none of them, leaves it to :func:`best_precision`."""
+BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs only imitate it, slowly
 WANTED = "Give toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
 
 
@@ -48,12 +51,13 @@ def load_base(
     vae: str | Path | None = None,
     prediction_type: Prediction | None = None,
 ) -> Backbone:
-    """Load a base: every part frozen, in ``dtype`` (float32) on ``device`` (the best one found).
+    """Load a base: every part frozen, in ``dtype`` on ``device`` (the best ones found).
 
     Args:
         name: see :func:`resolve_base`.
         device: cuda, mps or cpu.
-        dtype: precision of all parts; an autoencoder that overflows in float16 is widened where it is used.
+        dtype: precision of all parts, see :func:`best_precision`; an autoencoder that overflows in float16 is widened
+            where it is used.
         revision: branch, tag or commit, of a hub id.
         variant: of the files of a folder or hub id, such as ``fp16``.
         vae: autoencoder in place of the base's own: a folder, a ``.safetensors`` file or a hub id.
@@ -62,7 +66,8 @@ def load_base(
     Raises:
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
-    where, place, precision = resolve_base(name), _device(device), dtype or torch.float32
+    where, place = resolve_base(name), _device(device)
+    precision = dtype or best_precision(place)
     for one in (where, vae):
         if one is not None:
             _refuse_pickle(one)
@@ -120,9 +125,11 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def drawing_precision(device: str | None) -> torch.dtype:
-    """What pictures are best drawn in on a device: half precision on CUDA, float32 elsewhere."""
-    return torch.float16 if (device or best_device()).startswith("cuda") else torch.float32
+def best_precision(device: torch.device) -> torch.dtype:
+    """What a base is loaded in on a device: bfloat16 where the GPU has it, float16 on older ones, float32 elsewhere."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE else torch.float16
 
 
 def _from_file(

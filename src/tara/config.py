@@ -15,7 +15,7 @@ from tara.hub import is_repository, repository_name
 
 Targets = Literal["cross_kv", "attention"]
 AlignmentForm = Literal["off", "l1", "squared"]
-Precision = Literal["no", "fp16", "bf16"]
+Precision = Literal["auto", "no", "fp16", "bf16"]
 Prediction = Literal["epsilon", "v_prediction"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 ScheduleName = Literal[
@@ -169,7 +169,9 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     gradient_checkpointing: bool = Field(default=False, description="Use less memory and more time")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, order and first weights")
     mixed_precision: Precision = Field(
-        default="no", description="Precision of the frozen base: no (fp32), fp16 or bf16"
+        default="auto",
+        description="Precision of the frozen base: no (fp32), fp16, bf16, or auto, which is bf16 or fp16 on CUDA, as "
+        "the GPU can, and fp32 elsewhere",
     )
     optimizer: OptimizerName = Field(
         default="adamw", description="adamw, adamw8bit (extra '8bit'), prodigy (extra 'prodigy')"

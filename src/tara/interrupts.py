@@ -17,10 +17,11 @@ class TrainingInterrupted(KeyboardInterrupt):
     what goes on from there.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, processes: int = 1) -> None:
         self.folder, self.step, self.command = folder, step, resume_command(folder)
         kept = f"step {step} is kept in {folder}" if step else "before the first step"
-        super().__init__(f"Stopped: {kept}. Go on with: {self.command}")
+        again = f" (launched in {processes} processes, as before)" if processes > 1 else ""
+        super().__init__(f"Stopped: {kept}. Go on with: {self.command}{again}")
 
 
 def resume_command(folder: Path) -> str:

@@ -29,7 +29,8 @@ class PictureSettings(BaseModel, frozen=True, extra="forbid"):
     vae: str | None = Field(None, description=VAE)
     prediction_type: Prediction | None = Field(None, description=PREDICTION)
     precision: Literal["fp32", "fp16", "bf16"] | None = Field(
-        None, description="Precision of the base; fp16 on CUDA and fp32 elsewhere if left out"
+        None,
+        description="Precision of the base; if left out bf16 or fp16 on CUDA, as the GPU can, fp32 elsewhere",
     )
     negative_prompt: str | None = Field(None, description="What the pictures should not show; adapters never act on it")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")

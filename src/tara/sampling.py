@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tara.backbone import Backbone
-from tara.bases import drawing_precision, load_base
+from tara.bases import load_base
 from tara.binding import AdapterLists, AdapterUse
 from tara.conditioning import EncodingCache, PromptRow, borrowed, global_key, pipeline_arguments, prompt_rows
 from tara.config import Prediction
@@ -64,7 +64,7 @@ class Studio:
     Args:
         base: ``toyland``, ``sd15``, ``sdxl``, a folder, a hub id, a :class:`Backbone` or a loaded diffusers pipeline.
         device: the best one found when None; a loaded pipeline stays where it is.
-        dtype: half precision on CUDA and float32 elsewhere when None.
+        dtype: the best one for the device when None, see :func:`tara.bases.best_precision`.
         revision, variant, vae, prediction_type: of a base that is loaded by name, see :func:`tara.bases.load_base`.
 
     Raises:
@@ -85,7 +85,6 @@ class Studio:
         if isinstance(base, Backbone):
             self.backbone = base
         elif isinstance(base, (str, Path)):
-            dtype = dtype or drawing_precision(device)
             self.backbone = load_base(
                 base, device, dtype, revision=revision, variant=variant, vae=vae, prediction_type=prediction_type
             )

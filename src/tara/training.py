@@ -14,7 +14,7 @@ from torch import Tensor
 from tara.adapter import Adapter, AdapterCard
 from tara.attention import TextConditioning, installed
 from tara.backbone import Backbone
-from tara.bases import public_name
+from tara.bases import PRECISIONS, public_name
 from tara.cache import TextCache
 from tara.checkpoints import TrainingState
 from tara.concepts import check_concepts, check_on_base, prepare, prior_acts
@@ -24,6 +24,7 @@ from tara.draws import generator_for
 from tara.errors import TaraError, TaraWarning
 from tara.losses import denoising_loss
 from tara.optimizers import ConceptOptimizers, learning_rate_schedule
+from tara.processes import ALONE, Processes
 from tara.rows import NoiseSchedule, PictureRows, picture_rows
 from tara.text_rows import TextRows, alignment, conditioning, text_rows
 from tara.weights import ConceptWeights
@@ -73,6 +74,7 @@ class Training:
         backbone: Backbone,
         class_folders: Mapping[str, Path] | None = None,
         examples: Sequence[Sequence[Example]] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Read and encode everything that the steps need.
 
@@ -83,6 +85,7 @@ class Training:
             class_folders: for prior preservation, each class word's folder of class pictures.
             examples: what :func:`tara.concepts.check_concepts` gave, when :func:`tara.concepts.check_on_base` has
                 looked at them already.
+            processes: which share each step's calls of the U-Net and average what comes of them.
 
         Raises:
             TaraError: for bad photos, captions or words, a base that cannot be trained on, and a missing optimiser
@@ -93,6 +96,7 @@ class Training:
             check_on_base(concepts, examples, settings, backbone)
         folders = _prior_folders(concepts, settings, class_folders or {})
         self.concepts, self.settings, self.backbone, self.step = tuple(concepts), settings, backbone, 0
+        self.processes = processes
         self._texts = TextCache(backbone)
         self._materials = [
             prepare(concept, read, settings, backbone, self._texts, folders.get(concept.kind))
@@ -191,14 +195,15 @@ class Training:
         self.step = state.step
 
     def _one_step(self) -> StepRecord:
-        calls = self.settings.gradient_accumulation
+        calls = self.processes.own_calls(self.step, self.settings.gradient_accumulation)
         rate = self._learning_rate(self.step)
-        factors = self._weights.flat.new_tensor(self._optimizers.loss_scales) / calls
+        factors = self._weights.flat.new_tensor(self._optimizers.loss_scales) / len(calls)
         total = torch.zeros(())
-        for call in range(self.step * calls, (self.step + 1) * calls):
+        for call in calls:
             losses = self._losses(call)
             (losses[0] * factors).sum().backward()
-            total = total.to(losses) + losses.detach() / calls
+            total = total.to(losses) + losses.detach() / len(calls)
+        total = self._over_processes(total)
         self.is_whole = False
         applied = self._optimizers.step(rate)
         self.step += 1
@@ -219,6 +224,14 @@ class Training:
         ]
         self._watch(parts)
         return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
+
+    def _over_processes(self, losses: Tensor) -> Tensor:
+        """Average the gradients over all processes; give the average of the losses."""
+        gradient = self._weights.flat.grad
+        assert gradient is not None, "a backward pass comes first"
+        self.processes.meet()  # whatever fails in one process alone has failed by now
+        self._weights.flat.grad = self.processes.mean(gradient)
+        return self.processes.mean(losses)
 
     def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
         """Total, denoising, alignment and prior loss of each concept in one U-Net call."""
@@ -275,6 +288,7 @@ class Training:
 
     def _card(self, concept: ConceptSettings) -> AdapterCard:
         chosen = self.settings
+        used = next((name for name, dtype in PRECISIONS.items() if dtype == self.backbone.dtype), "auto")
         settings: dict[str, Any] = chosen.model_dump(mode="json", exclude=PRIVATE) | {
             # an adapter is given away: it tells no folders of this machine
             "base": public_name(chosen.base),
@@ -282,7 +296,12 @@ class Training:
             # what was left out, as it came out
             "learning_rate": chosen.peak_learning_rate,
             "resolution": chosen.resolution or self.backbone.resolution,
+            "mixed_precision": used,
+            "trained_steps": self.step,
+            "predicts": self.backbone.prediction_type,
         }
+        if self.processes.count > 1:
+            settings["processes"] = self.processes.count
         return AdapterCard(
             rare_word=concept.word,
             class_word=concept.kind,
@@ -293,7 +312,7 @@ class Training:
             targets=chosen.targets,
             phrase=concept.phrase,
             is_style=concept.is_style,
-            settings={**settings, "trained_steps": self.step, "predicts": self.backbone.prediction_type},
+            settings=settings,
             examples=concept.shown_prompts,
         )
 

@@ -1,7 +1,7 @@
 """A training run from photos to files: the run folder, checkpoints, previews, trackers and Ctrl-C."""
 
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +12,10 @@ import torch
 
 from tara.adapter import Adapter
 from tara.backbone import Backbone
-from tara.bases import load_base
+from tara.bases import PRECISIONS, best_device, load_base
 from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, check_on_base, class_phrase
-from tara.config import RUN_SETTINGS, Precision, Recipe, concept_settings, read_recipe, train_settings
+from tara.config import RUN_SETTINGS, Recipe, concept_settings, read_recipe, train_settings
 from tara.data import Example
 from tara.errors import TaraError, TaraWarning
 from tara.files import atomic_write
@@ -23,13 +23,13 @@ from tara.hub import upload, with_owner
 from tara.hub_folder import write_hub_folder
 from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.optimizers import check_optimizer
+from tara.processes import Processes, join
 from tara.run_folder import Metrics, RunFolder, check_outputs
 from tara.sampling import Studio
 from tara.tokens import word_spans
 from tara.trackers import Tracker
 from tara.training import StepRecord, Training
 
-PRECISIONS: Mapping[Precision, torch.dtype] = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PREVIEW_STEPS = 25
 OnStep = Callable[[StepRecord], object]
 OnClassPicture = Callable[[int, int], object]
@@ -131,6 +131,9 @@ def run_recipe(
 ) -> Generator[StepRecord, None, list[Adapter]]:
     """Train all concepts of a recipe side by side, write run folder and adapters, yield a record of every step.
 
+    In a program that a launcher has started in several processes, each takes its share of every step and yields all
+    records, and the main process writes.
+
     Args:
         recipe: settings and concepts.
         base: a backbone or loaded pipeline in place of the one that the settings name.
@@ -145,8 +148,10 @@ def run_recipe(
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
         TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
+        AnotherProcessEnded: when the run cannot go on, because one of its other processes has ended.
     """
     folder, settings = RunFolder(recipe.run_folder), recipe.settings
+    processes = join(_device(recipe, base))
     # what can be known without the base is looked at before it, which may take minutes to load
     examples = check_concepts(recipe.concepts, settings)
     check_optimizer(settings.optimizer)
@@ -157,25 +162,39 @@ def run_recipe(
     with ExitStack() as borrowed:
         borrowed.enter_context(_threads(settings.threads))
         backbone = _backbone(recipe, base)
-        training = _prepared(recipe, backbone, folder, examples, on_class_picture)
+        training = _prepared(recipe, backbone, folder, examples, processes, on_class_picture)
         if state is not None:
             training.load(state)
-        # nothing is refused from here on, so what an earlier run left may go
-        folder.begin(recipe, backbone.device, after=training.step)
-        tracker = Tracker(settings.report_to, folder.path, settings.project)
-        borrowed.callback(tracker.finish)
-        repository = with_owner(recipe.repository) if settings.push_to_hub else None
-        adapters = yield from _to_the_end(training, folder, tracker, repository)
+        # nothing is refused from here on, in no process, so what an earlier run left may go
+        processes.meet()
+        if processes.is_main:
+            folder.begin(recipe, backbone.device, after=training.step)
+            tracker = Tracker(settings.report_to, folder.path, settings.project)
+            borrowed.callback(tracker.finish)
+            repository = with_owner(recipe.repository) if settings.push_to_hub else None
+            yield from _to_the_end(training, folder, tracker, repository)
+        else:
+            repository = None
+            yield from _beside_the_main_process(training)
+        processes.meet()  # the files are there for all
     if repository is not None:
         _upload(folder.hub, repository, on_upload)
-    return adapters
+    return training.adapters()
+
+
+def _beside_the_main_process(training: Training) -> Generator[StepRecord]:
+    """All steps, and nothing else; Ctrl-C is heard by the main process, which ends the others."""
+    with asked_to_stop(lambda: False):
+        yield from training.steps()
 
 
 def _to_the_end(
     training: Training, folder: RunFolder, tracker: Tracker, repository: str | None
-) -> Generator[StepRecord, None, list[Adapter]]:
+) -> Generator[StepRecord]:
     """All steps, the adapters' files and what goes to the repository, with a clean stop on Ctrl-C."""
-    with asked_to_stop(lambda: training.is_whole) as stop:
+    # several processes stop between steps only, where they meet
+    alone = training.processes.count == 1
+    with asked_to_stop(lambda: training.is_whole and alone) as stop:
         metrics = Metrics(folder.metrics)
         try:
             yield from _steps(training, folder, tracker, metrics, stop)
@@ -192,8 +211,7 @@ def _to_the_end(
             if training.is_whole and folder.steps_done() < training.step:
                 folder.save(training.state())
             folder.draw_loss_curve()
-            raise TrainingInterrupted(folder.path, folder.steps_done()) from None
-    return adapters
+            raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
 
 
 def _steps(
@@ -244,16 +262,25 @@ def _prepared(
     backbone: Backbone,
     folder: RunFolder,
     examples: Sequence[Sequence[Example]],
+    processes: Processes,
     on_class_picture: OnClassPicture | None,
 ) -> Training:
     settings = recipe.settings
     check_on_base(recipe.concepts, examples, settings, backbone)
     folders = class_folders(recipe.concepts, settings, folder.path)
     for concept in recipe.concepts:
-        if concept.kind in folders:
+        if concept.kind in folders and processes.is_main:
             phrase = class_phrase(concept, settings)
             draw_missing(phrase, folders[concept.kind], settings.class_images, backbone, on_class_picture)
-    return Training(recipe.concepts, settings, backbone, folders, examples)
+    processes.meet()  # the class pictures are there for all
+    return Training(recipe.concepts, settings, backbone, folders, examples, processes)
+
+
+def _device(recipe: Recipe, base: Backbone | Any | None) -> str:
+    """Where a run computes: where a loaded base is, or as the settings say."""
+    if base is None:
+        return recipe.settings.device or best_device()
+    return torch.device(getattr(base, "device", "cpu")).type
 
 
 def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
@@ -268,7 +295,7 @@ def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
     return load_base(
         settings.base,
         settings.device,
-        PRECISIONS[settings.mixed_precision],
+        PRECISIONS.get(settings.mixed_precision),  # auto is none of them
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,

@@ -195,15 +195,13 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
 
 
 def _studio(settings: PictureSettings, device: str | None) -> Studio:
-    import torch
-
+    from tara.bases import PRECISIONS
     from tara.sampling import Studio
 
-    precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return Studio(
         settings.base,
         device=device,
-        dtype=None if settings.precision is None else precisions[settings.precision],
+        dtype=None if settings.precision is None else PRECISIONS[settings.precision],
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,

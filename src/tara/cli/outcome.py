@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 from tara.errors import TaraError, TaraWarning
+from tara.processes import AnotherProcessEnded, Ending, joined, one_voice
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -20,31 +21,42 @@ def outcome(command: Callable[[], object], again: str = "") -> int:
     # libraries that load models log and draw bars of their own; ours say what a person needs
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), one_voice():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", TaraWarning)
         warnings.showwarning = _one_line
         try:
-            command()
-        except KeyboardInterrupt as stopped:
-            advice = f" Start again with: {again}" if again else ""
-            return _say(str(stopped) or f"Stopped.{advice}", INTERRUPTED)
-        except TaraError as failure:
-            return _say(f"Error: {failure}", FAILED)
-        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as failure:
-            return _say(f"Error: {_disk_sentence(failure)}", FAILED)
-        except RuntimeError as failure:
-            if type(failure).__name__ != "OutOfMemoryError":  # torch's own class, and torch may not be imported
-                raise
-            return _say("Error: The device's memory is full. Choose a smaller batch or picture.", FAILED)
-    return 0
+            ending = _ending(command, again)
+            if ending is not None:
+                ending = joined().end(ending)
+        except AnotherProcessEnded as other:
+            ending = other.ending
+        if ending is None:
+            joined().leave()
+            return 0
+        print(ending.sentence, file=sys.stderr)
+        return ending.code
 
 
-def _say(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr)
-    return code
+def _ending(command: Callable[[], object], again: str) -> Ending | None:
+    """Run a command; what it has failed with, if it has."""
+    try:
+        command()
+    except KeyboardInterrupt as stopped:
+        advice = f" Start again with: {again}" if again else ""
+        return Ending(sentence=str(stopped) or f"Stopped.{advice}", code=INTERRUPTED)
+    except TaraError as failure:
+        return Ending(sentence=f"Error: {failure}", code=FAILED)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as failure:
+        return Ending(sentence=f"Error: {_disk_sentence(failure)}", code=FAILED)
+    except RuntimeError as failure:
+        if type(failure).__name__ != "OutOfMemoryError":  # torch's own class, and torch may not be imported
+            raise
+        full = "Error: The device's memory is full. Choose a smaller batch or picture."
+        return Ending(sentence=full, code=FAILED)
+    return None
 
 
 def _disk_sentence(failure: OSError) -> str:

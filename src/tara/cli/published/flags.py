@@ -68,7 +68,7 @@ OPTIMISATION = (
     Flag(name="max_grad_norm", about="longest gradient", setting="max_grad_norm", default="1.0", origin="diffusers"),
     Flag(
         name="mixed_precision",
-        about="no, fp16 or bf16; fp16 needs CUDA and is float32 elsewhere, with a note",
+        about="no, fp16, bf16 or auto; fp16 needs CUDA and is float32 elsewhere, with a note",
         setting="mixed_precision",
         default="no",
     ),

@@ -25,6 +25,9 @@ them together.
   brackets** such as `<rare_token>` are words like any other.
 - **What a machine lacks is a note, not a failure**: fp16 and 8-bit AdamW without CUDA become float32 and AdamW, a
   tracker without its package or account is left out.
+- **`accelerate launch`** starts a script in several processes, one for each GPU: they share every step's calls, so N
+  processes learn what one with N times the `--gradient_accumulation_steps` does, and the first one writes. On CPUs
+  accelerate starts several with `--multi_gpu`, not with `--cpu`.
 - **Without `python`**: once the package is installed, `train_dreambooth_tara_sdxl.py` is a command, as it is typed
   there.
 - **`--output_dir`** holds one file in the end, `pytorch_lora_weights.safetensors`; checkpoints, previews, losses, class
