@@ -51,7 +51,7 @@ def load_base(
     Raises:
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
-    where, place, precision = resolve_base(name), _device(device), dtype or torch.float32
+    where, place, precision = resolve_base(name), device_named(device), dtype or torch.float32
     for one in (where, vae):
         if one is not None:
             _refuse_pickle(one)
@@ -112,6 +112,20 @@ def drawing_precision(device: str | None) -> torch.dtype:
     return torch.float16 if (device or best_device()).startswith("cuda") else torch.float32
 
 
+def device_named(name: str | None) -> torch.device:
+    """The device of this name, or the best one found.
+
+    Raises:
+        TaraError: when there is none.
+    """
+    try:
+        device = torch.device(name or best_device())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
+        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
+    return device
+
+
 def _from_file(path: Path, dtype: torch.dtype, vae: str | Path | None) -> Any:
     if path.suffix != ".safetensors":
         raise TaraError(f"'{path}' is no base. {WANTED}.")
@@ -159,15 +173,6 @@ def _pickled(what: str) -> TaraError:
     return TaraError(
         f"{what} can run code when it is opened. Take the same model's .safetensors, or convert it where that is safe."
     )
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or best_device())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
-        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
-    return device
 
 
 def _first_line(failure: Exception) -> str:
