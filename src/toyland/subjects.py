@@ -11,7 +11,7 @@ from PIL import Image
 
 from toyland.judge import Finding, Verdict
 from toyland.render import render
-from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Rgb, Subject, place, random_subject
+from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Appearance, Rgb, Subject, place, random_subject
 
 SAME_SUBJECT = 0.66
 """Least likeness that counts as this subject: half-way between what 5 % of other subjects of its class reach (0.42)
@@ -47,6 +47,28 @@ def draw_subjects(seed: int, kinds: Sequence[str]) -> list[Subject]:
                 subjects.append(subject)
                 break
     return subjects
+
+
+def subject_from(findings: Sequence[Finding]) -> Subject:
+    """The subject that findings of several of its pictures agree on: median colours, likeliest everything else."""
+    means = {
+        name: np.mean([getattr(finding, name) for finding in findings], axis=0)
+        for name in ("kinds", "patterns", "accessories")
+    }
+    body, second, third = (_median(findings, name) for name in ("body", "second", "third"))
+    look = Appearance(
+        body=body,
+        second=second,
+        third=third,
+        pattern=PATTERNS[int(np.argmax(means["patterns"]))],
+        accessory=ACCESSORIES[int(np.argmax(means["accessories"]))],
+    )
+    return Subject(kind=CLASSES[int(np.argmax(means["kinds"]))], look=look)
+
+
+def _median(findings: Sequence[Finding], color: str) -> Rgb:
+    red, green, blue = np.median([getattr(finding, color) for finding in findings], axis=0).round().astype(int).tolist()
+    return red, green, blue
 
 
 def _color_likeness(seen: Rgb, wanted: Rgb) -> float:
