@@ -88,7 +88,7 @@ def test_the_page_shows_pictures_then_figures_then_the_command(photos: list[str]
     assert main(["evaluate", "folder", "out", *photos]) == 0
     html = (here / "evaluation" / "index.html").read_text(encoding="utf-8")
     assert html.index("<img") < html.index("identity_absent_zero") < html.index("tara evaluate folder out -r")
-    assert "http" not in html
+    assert "://" not in html
 
 
 def test_pairs_of_one_class_are_told_apart_and_marked(photos: list[str], here: Path):

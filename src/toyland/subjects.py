@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 from PIL import Image
 
-from toyland.judge import Finding, Verdict
+from toyland.judge import Finding
 from toyland.render import render
 from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Appearance, Rgb, Subject, place, random_subject
 
@@ -104,45 +102,3 @@ def resemblance(first: Subject, second: Subject) -> float:
         accessories=tuple(float(accessory == look.accessory) for accessory in ACCESSORIES),
     )
     return likeness(seen, second)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One picture against the subjects it should show."""
-
-    success: bool
-    """All subjects present, each with its own appearance."""
-    present: tuple[bool, ...]
-    likeness: tuple[float | None, ...]
-    """Of each subject's own finding; None where the subject's class is not in the picture."""
-    leakage: tuple[float | None, ...]
-    """How much closer a finding is to another subject of the picture than to its own (0 if it is not)."""
-
-
-def score(verdict: Verdict, subjects: Sequence[Subject]) -> Score:
-    """Assign findings to subjects of their class so that the total likeness is greatest, then compare."""
-    likes = [[likeness(f, s) if f.kind == s.kind else -1.0 for f in verdict.things] for s in subjects]
-    chosen = _best_assignment(likes)
-    present = tuple(index is not None for index in chosen)
-    own = tuple(None if index is None else likes[row][index] for row, index in enumerate(chosen))
-    leakage: list[float | None] = []
-    for row, index in enumerate(chosen):
-        if index is None or len(subjects) < 2:
-            leakage.append(None)
-            continue
-        others = max(likeness(verdict.things[index], s) for other, s in enumerate(subjects) if other != row)
-        leakage.append(max(0.0, others - likes[row][index]))
-    success = all(value is not None and value >= SAME_SUBJECT for value in own)
-    return Score(success=success, present=present, likeness=own, leakage=tuple(leakage))
-
-
-def _best_assignment(likes: list[list[float]]) -> list[int | None]:
-    """For each subject its finding's index or None; each finding serves one subject; -1 marks a wrong class."""
-    findings = len(likes[0])
-    slots: list[int | None] = [*range(findings), *([None] * len(likes))]
-
-    def gain(choice: tuple[int | None, ...]) -> float:
-        values = [likes[row][index] for row, index in enumerate(choice) if index is not None]
-        return -1.0 if any(value < 0 for value in values) else sum(values) + 10 * len(values)
-
-    return list(max(permutations(slots, len(likes)), key=gain))

@@ -66,6 +66,11 @@ class PictureScore:
         """All subjects are present and all are right."""
         return all(subject.right for subject in self.subjects)
 
+    @property
+    def present(self) -> tuple[bool, ...]:
+        """Which subjects are there."""
+        return tuple(subject.present for subject in self.subjects)
+
     def values(self) -> dict[str, dict[int, float]]:
         """Every figure of the picture by name, and for each the values by subject number (or :data:`WHOLE`).
 
