@@ -28,6 +28,7 @@ import toyland
 from tara.adapter import Adapter, Context
 from tara.bases import load_base
 from tara.demo import SETTINGS
+from tara.evaluation.statistics import interval, spelled
 from tara.sampling import Studio
 from toyland.judge import Judge
 
@@ -83,11 +84,11 @@ class Comparison:
         alone, pairs = drawn
         return {
             "images": len(pairs),
-            "success": study.interval(study.successes(pairs)),
-            "identity": study.interval(study.likeness(pairs)),
-            "success_alone": study.interval(study.successes(alone)),
-            "identity_alone": study.interval(study.likeness(alone)),
-            "leakage": study.interval(study.leakage(pairs)),
+            "success": interval(study.successes(pairs)),
+            "identity": interval(study.likeness(pairs)),
+            "success_alone": interval(study.successes(alone)),
+            "identity_alone": interval(study.likeness(alone)),
+            "leakage": interval(study.leakage(pairs)),
         }
 
 
@@ -116,7 +117,7 @@ def show(result: dict[str, Any]) -> None:
     names = ("success", "identity", "success_alone", "identity_alone", "leakage")
     table = Table("targets", "captions", "context", *names)
     for row in result["rows"]:
-        table.add_row(row["targets"], row["captions"], row["context"], *(study.spelled(row[name]) for name in names))
+        table.add_row(row["targets"], row["captions"], row["context"], *(spelled(row[name]) for name in names))
     Console().print(table)
 
 

@@ -35,6 +35,7 @@ from tara.bases import load_base
 from tara.conditioning import Composer
 from tara.config import TrainSettings, train_settings
 from tara.demo import SETTINGS
+from tara.evaluation.statistics import interval, spelled
 from tara.sampling import Studio
 from toyland.judge import Judge
 from toyland.judge_training import READABLE_STYLES
@@ -83,7 +84,7 @@ class Series:
     triples: list[Outcome]
 
     def success(self) -> float:
-        return study.interval(study.successes(self.pairs))[0]
+        return interval(study.successes(self.pairs))[0]
 
 
 def trainings(targets: str, quick: bool) -> list[Training]:
@@ -187,11 +188,11 @@ def style_row(style: StyleMember, series: Series, drawn: Sequence[Outcome]) -> d
         "training": "plain" if training.plain else "tara",
         "composer": series.composer,
         "images": len(drawn),
-        "style_right": study.interval(list(zip((one.group for one in drawn), map(float, right), strict=True))),
-        "subject_present": study.interval(list(zip((one.group for one in drawn), map(float, present), strict=True))),
-        "both": study.interval(list(zip((one.group for one in drawn), map(float, both), strict=True))),
-        "identity": study.interval(study.likeness(drawn)) if colored else None,
-        "identity_without_style": study.interval(study.likeness(series.alone)),
+        "style_right": interval(list(zip((one.group for one in drawn), map(float, right), strict=True))),
+        "subject_present": interval(list(zip((one.group for one in drawn), map(float, present), strict=True))),
+        "both": interval(list(zip((one.group for one in drawn), map(float, both), strict=True))),
+        "identity": interval(study.likeness(drawn)) if colored else None,
+        "identity_without_style": interval(study.likeness(series.alone)),
     }
 
 
@@ -219,10 +220,10 @@ def rows_of(series: Series, members: Sequence[Member], default: bool) -> list[di
                 "same_class": same,
                 "images": len(chosen),
                 "default": default,
-                "success": study.interval(study.successes(chosen)),
-                "identity": study.interval(study.likeness(chosen)),
-                "identity_alone": study.interval(study.likeness(alone)),
-                "leakage": study.interval(study.leakage(chosen)),
+                "success": interval(study.successes(chosen)),
+                "identity": interval(study.likeness(chosen)),
+                "identity_alone": interval(study.likeness(alone)),
+                "leakage": interval(study.leakage(chosen)),
             }
         )
     return rows
@@ -232,8 +233,8 @@ def checks_of(ours: Series, plain: Series, base: Series) -> list[dict[str, Any]]
     """The bounds that this project sets itself, over all twelve pairs."""
     success = ours.success()
     difference = study.paired_difference(ours.pairs, plain.pairs)
-    together = study.interval(study.likeness(ours.pairs))[0]
-    alone = study.interval(study.likeness(ours.alone))[0]
+    together = interval(study.likeness(ours.pairs))[0]
+    alone = interval(study.likeness(ours.alone))[0]
     bare = base.success()
     grounds = [sum(one.background for one in series.pairs) / len(series.pairs) for series in (ours, base)]
     return [
@@ -289,7 +290,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table("training", "targets", "rate", "composer", "subjects", "success", "identity", "alone", "leakage")
     for row in result["rows"]:
         kind = f"{row['subjects']}{' of one class' if row['same_class'] else ''}"
-        cells = [study.spelled(row[name]) for name in FIGURES]
+        cells = [spelled(row[name]) for name in FIGURES]
         style = "bold" if row["default"] else ""
         table.add_row(
             row["training"], row["targets"], f"{row['learning_rate']:g}", row["composer"], kind, *cells, style=style
@@ -297,8 +298,8 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for row in result["style"]:
         figures = ("style_right", "subject_present", "both", "identity")
-        spelled = ", ".join(f"{name} {study.spelled(row[name])}" for name in figures if row[name] is not None)
-        console.print(f"{row['style']}, {row['training']}, {row['composer']}: {spelled}")
+        told = ", ".join(f"{name} {spelled(row[name])}" for name in figures if row[name] is not None)
+        console.print(f"{row['style']}, {row['training']}, {row['composer']}: {told}")
     for one in result["checks"]:
         console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
 

@@ -18,12 +18,15 @@ from tara.backbone import Backbone
 from tara.conditioning import Composer
 from tara.config import ConceptSettings, concept_settings, train_settings
 from tara.demo import SAMPLING_STEPS
+from tara.evaluation import statistics
+from tara.evaluation.judge import seen
+from tara.evaluation.scores import PictureScore, score
 from tara.sampling import Studio
 from tara.training import train_concepts
 from toyland.captions import PLACES
 from toyland.judge import Judge
 from toyland.render import render
-from toyland.subjects import Score, draw_subjects, reference_pictures, score
+from toyland.subjects import draw_subjects, reference_pictures
 from toyland.world import UNNAMED_STYLES, Subject, random_scene
 
 KINDS = ("cat", "cat", "car", "car", "robot", "robot", "duck", "house")
@@ -70,7 +73,7 @@ class Outcome:
 
     group: Group
     seed: int
-    score: Score
+    score: PictureScore
     background: bool
     style: str
     """The style that the judge sees."""
@@ -164,7 +167,7 @@ def draw(
                 Outcome(
                     group=group,
                     seed=seed,
-                    score=score(verdict, [members[i].subject for i in group]),
+                    score=score(seen(verdict, [members[i].subject for i in group])),
                     background=verdict.background == place_of(group, seed),
                     style=verdict.style,
                 )
@@ -175,45 +178,28 @@ def draw(
 
 def likeness(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
     """(group, likeness) of every subject that is present."""
-    return [(one.group, value) for one in outcomes for value in one.score.likeness if value is not None]
+    return _values(outcomes, "identity")
 
 
 def leakage(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
     """(group, leakage) of every subject that is present beside another."""
-    return [(one.group, value) for one in outcomes for value in one.score.leakage if value is not None]
+    return _values(outcomes, "leakage")
 
 
 def successes(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
     """(group, 1 or 0) of every picture."""
-    return [(one.group, float(one.score.success)) for one in outcomes]
+    return _values(outcomes, "success")
 
 
-def interval(values: Sequence[tuple[Any, float]], draws: int = 4000, seed: int = 0) -> list[float]:
-    """[mean, low, high]: 95 % bootstrap over groups, because pictures of one group are not independent."""
-    groups: dict[Any, list[float]] = {}
-    for group, value in values:
-        groups.setdefault(group, []).append(value)
-    if not groups:
-        return [float("nan")] * 3
-    sums = np.array([[sum(of), len(of)] for of in groups.values()])
-    chosen = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-    totals = sums[chosen].sum(1)
-    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
-    return [round(float(x), 4) for x in (sums[:, 0].sum() / sums[:, 1].sum(), low, high)]
+def _values(outcomes: Sequence[Outcome], figure: str) -> list[tuple[Group, float]]:
+    return [(one.group, value) for one in outcomes for value in one.score.values()[figure].values()]
 
 
 def paired_difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[float]:
     """[mean, low, high] of success in the first minus success in the second, picture by picture."""
-    assert [(a.group, a.seed) for a in first] == [(b.group, b.seed) for b in second], "not the same pictures"
-    return interval(
-        [(a.group, float(a.score.success) - float(b.score.success)) for a, b in zip(first, second, strict=True)]
-    )
-
-
-def spelled(figure: Sequence[float]) -> str:
-    """A mean with its interval, for a table."""
-    mean, low, high = figure
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    ours, theirs = ({(one.group, one.seed): float(one.score.success) for one in some} for some in (first, second))
+    assert list(ours) == list(theirs), "not the same pictures"
+    return statistics.paired_difference(ours, theirs, lambda key: key[0])
 
 
 def same_class(members: Sequence[Member], group: Group) -> bool:

@@ -66,7 +66,7 @@ def load_base(
     Raises:
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
-    where, place = resolve_base(name), _device(device)
+    where, place = resolve_base(name), device_named(device)
     precision = dtype or best_precision(place)
     for one in (where, vae):
         if one is not None:
@@ -132,6 +132,20 @@ def best_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE else torch.float16
 
 
+def device_named(name: str | None) -> torch.device:
+    """The device of this name, or the best one found.
+
+    Raises:
+        TaraError: when there is none.
+    """
+    try:
+        device = torch.device(name or best_device())
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
+        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
+    return device
+
+
 def _from_file(
     path: Path, dtype: torch.dtype, vae: str | Path | None, prediction_type: Prediction | None, device: torch.device
 ) -> Any:
@@ -194,15 +208,6 @@ def _pickled(what: str) -> TaraError:
     return TaraError(
         f"{what} can run code when it is opened. Take the same model's .safetensors, or convert it where that is safe."
     )
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or best_device())
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
-        raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
-    return device
 
 
 def _first_line(failure: Exception) -> str:

@@ -18,13 +18,15 @@ from tara.backbone import Backbone
 from tara.bases import load_base
 from tara.conditioning import Composer
 from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
+from tara.evaluation.judge import seen
+from tara.evaluation.scores import PictureScore, score
 from tara.files import atomic_write, writable_folder
 from tara.interrupts import TrainingInterrupted
 from tara.report import Grid, Row, Table, contact_sheet, page, png_bytes
 from tara.sampling import SamplingStep, Studio
 from tara.training_run import run_recipe
 from toyland.judge import Judge
-from toyland.subjects import Score, reference_pictures, score
+from toyland.subjects import reference_pictures
 from toyland.world import Appearance, Subject
 
 Tell = Callable[[str, float], object]
@@ -127,7 +129,7 @@ class Drawn:
     """One column's pictures, one per seed, and their scores."""
 
     images: tuple[Image.Image, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[PictureScore, ...]
 
     @property
     def success(self) -> float:
@@ -137,7 +139,7 @@ class Drawn:
     @property
     def identity(self) -> float:
         """Mean likeness of the subjects that are present; 0 when none is."""
-        likes = [value for one in self.scores for value in one.likeness if value is not None]
+        likes = [value for one in self.scores for value in one.values()["identity"].values()]
         return float(np.mean(likes)) if likes else 0.0
 
 
@@ -259,7 +261,7 @@ def _draw(backbone: Backbone, adapters: dict[str, list[Adapter]], tell: Callable
             on_step=on_step,
         )
         subjects = [role.subject for role in order.shown]
-        scores = tuple(score(verdict, subjects) for verdict in judge(images))
+        scores = tuple(score(seen(verdict, subjects)) for verdict in judge(images))
         drawn[order.name] = Drawn(images=tuple(images), scores=scores)
     return drawn
 

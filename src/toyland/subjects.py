@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 from PIL import Image
 
-from toyland.judge import Finding, Verdict
+from toyland.judge import Finding
 from toyland.render import render
-from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Rgb, Subject, place, random_subject
+from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Appearance, Rgb, Subject, place, random_subject
 
 SAME_SUBJECT = 0.66
 """Least likeness that counts as this subject: half-way between what 5 % of other subjects of its class reach (0.42)
@@ -49,6 +47,28 @@ def draw_subjects(seed: int, kinds: Sequence[str]) -> list[Subject]:
     return subjects
 
 
+def subject_from(findings: Sequence[Finding]) -> Subject:
+    """The subject that findings of several of its pictures agree on: median colours, likeliest everything else."""
+    means = {
+        name: np.mean([getattr(finding, name) for finding in findings], axis=0)
+        for name in ("kinds", "patterns", "accessories")
+    }
+    body, second, third = (_median(findings, name) for name in ("body", "second", "third"))
+    look = Appearance(
+        body=body,
+        second=second,
+        third=third,
+        pattern=PATTERNS[int(np.argmax(means["patterns"]))],
+        accessory=ACCESSORIES[int(np.argmax(means["accessories"]))],
+    )
+    return Subject(kind=CLASSES[int(np.argmax(means["kinds"]))], look=look)
+
+
+def _median(findings: Sequence[Finding], color: str) -> Rgb:
+    red, green, blue = np.median([getattr(finding, color) for finding in findings], axis=0).round().astype(int).tolist()
+    return red, green, blue
+
+
 def _color_likeness(seen: Rgb, wanted: Rgb) -> float:
     return float(np.exp(-sum((a - b) ** 2 for a, b in zip(seen, wanted, strict=True)) / COLOR_TOLERANCE**2))
 
@@ -82,45 +102,3 @@ def resemblance(first: Subject, second: Subject) -> float:
         accessories=tuple(float(accessory == look.accessory) for accessory in ACCESSORIES),
     )
     return likeness(seen, second)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One picture against the subjects it should show."""
-
-    success: bool
-    """All subjects present, each with its own appearance."""
-    present: tuple[bool, ...]
-    likeness: tuple[float | None, ...]
-    """Of each subject's own finding; None where the subject's class is not in the picture."""
-    leakage: tuple[float | None, ...]
-    """How much closer a finding is to another subject of the picture than to its own (0 if it is not)."""
-
-
-def score(verdict: Verdict, subjects: Sequence[Subject]) -> Score:
-    """Assign findings to subjects of their class so that the total likeness is greatest, then compare."""
-    likes = [[likeness(f, s) if f.kind == s.kind else -1.0 for f in verdict.things] for s in subjects]
-    chosen = _best_assignment(likes)
-    present = tuple(index is not None for index in chosen)
-    own = tuple(None if index is None else likes[row][index] for row, index in enumerate(chosen))
-    leakage: list[float | None] = []
-    for row, index in enumerate(chosen):
-        if index is None or len(subjects) < 2:
-            leakage.append(None)
-            continue
-        others = max(likeness(verdict.things[index], s) for other, s in enumerate(subjects) if other != row)
-        leakage.append(max(0.0, others - likes[row][index]))
-    success = all(value is not None and value >= SAME_SUBJECT for value in own)
-    return Score(success=success, present=present, likeness=own, leakage=tuple(leakage))
-
-
-def _best_assignment(likes: list[list[float]]) -> list[int | None]:
-    """For each subject its finding's index or None; each finding serves one subject; -1 marks a wrong class."""
-    findings = len(likes[0])
-    slots: list[int | None] = [*range(findings), *([None] * len(likes))]
-
-    def gain(choice: tuple[int | None, ...]) -> float:
-        values = [likes[row][index] for row, index in enumerate(choice) if index is not None]
-        return -1.0 if any(value < 0 for value in values) else sum(values) + 10 * len(values)
-
-    return list(max(permutations(slots, len(likes)), key=gain))

@@ -1,4 +1,4 @@
-"""Likeness, scores and leakage, for verdicts of an unerring judge."""
+"""Likeness, for findings of an unerring judge."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from looks import picture_of, seen
 
-from toyland.judge import Verdict
+from looks import seen
 from toyland.subjects import (
     SAME_SUBJECT,
     draw_subjects,
     likeness,
     reference_pictures,
     resemblance,
-    score,
+    subject_from,
 )
 from toyland.world import ACCESSORIES, PATTERNS, Subject, random_subject
 
@@ -67,68 +66,10 @@ def test_an_almost_equal_shade_still_passes_and_another_colour_does_not() -> Non
     assert likeness(seen(OTHER_CAT), CAT) < SAME_SUBJECT
 
 
-def test_both_subjects_with_their_own_looks_are_a_success() -> None:
-    for subjects in ((CAT, CAR), (CAT, OTHER_CAT), (CAT, OTHER_CAT, CAR)):
-        result = score(picture_of(*subjects), subjects)
-        assert result.success
-        assert result.present == (True,) * len(subjects)
-        assert result.likeness == pytest.approx([1.0] * len(subjects))
-        assert result.leakage == pytest.approx([0.0] * len(subjects))
-
-
-def test_two_of_one_class_are_assigned_whichever_way_they_stand() -> None:
-    assert score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).success
-    assert score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).likeness == pytest.approx((1.0, 1.0))
-
-
-def test_one_finding_serves_one_subject_only() -> None:
-    result = score(picture_of(CAT), (CAT, OTHER_CAT))
-    assert not result.success
-    assert result.present == (True, False)
-    assert result.likeness == (pytest.approx(1), None)
-    assert result.leakage[1] is None
-
-
-def test_a_missing_subject_is_no_success_and_has_no_likeness() -> None:
-    result = score(picture_of(CAR), (CAT, CAR))
-    assert not result.success
-    assert result.present == (False, True)
-    assert result.likeness[0] is None
-
-
-def test_the_right_looks_on_the_wrong_class_are_not_the_subject() -> None:
-    result = score(picture_of(replace(CAT, kind="dog"), CAR), (CAT, CAR))
-    assert result.present == (False, True)
-
-
-def test_an_empty_picture_scores_nothing() -> None:
-    empty = Verdict(things=(), background="beach", style="none")
-    result = score(empty, (CAT, CAR))
-    assert not result.success
-    assert result.present == (False, False)
-    assert result.leakage == (None, None)
-
-
-def test_a_stranger_of_the_class_is_present_but_no_success() -> None:
-    result = score(picture_of(OTHER_CAT, CAR), (CAT, CAR))
-    assert result.present == (True, True)
-    assert not result.success
-
-
-def test_further_objects_do_no_harm() -> None:
-    assert score(picture_of(CAT, CAR, replace(CAR, kind="boat")), (CAT, CAR)).success
-
-
-def test_looks_that_moved_to_the_other_subject_are_leakage() -> None:
-    swapped = picture_of(replace(CAT, look=CAR.look), replace(CAR, look=CAT.look))
-    result = score(swapped, (CAT, CAR))
-    assert not result.success
-    own = resemblance(replace(CAR, kind="cat"), CAT)
-    assert result.leakage == pytest.approx([1 - own, 1 - own])
-
-
-def test_leakage_has_no_sense_for_a_single_subject() -> None:
-    assert score(picture_of(CAT), (CAT,)).leakage == (None,)
+def test_findings_of_a_subjects_pictures_tell_the_subject() -> None:
+    shade = tuple(min(255, channel + 9) for channel in CAT.look.body)
+    doubtful = replace(seen(CAT), kinds=seen(CAR).kinds, body=shade)
+    assert subject_from([seen(CAT), seen(CAT), doubtful]) == CAT
 
 
 @given(SEEDS)

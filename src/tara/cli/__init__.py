@@ -24,6 +24,10 @@ COMMANDS = {
         "Learn one or several subjects or styles from photos: one adapter file for each.",
     ),
     "generate": ("tara.cli.generate:generate", "Draw pictures with any number of adapters in one prompt."),
+    "evaluate": (
+        "tara.cli.evaluate:evaluate",
+        "Score pictures subject by subject: who is there, how like itself, how like another.",
+    ),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),
@@ -41,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _call(tokens: Sequence[str]) -> None:
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        command, bound, left = app.parse_args(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as failure:
         raise TaraError(_sentence(failure, tokens)) from failure
+    # pages end with the command that made them
+    typed = {"typed": shlex.join(["tara", *tokens])} if "typed" in left else {}
+    command(*bound.args, **bound.kwargs, **typed)
 
 
 def _sentence(failure: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:

@@ -13,13 +13,14 @@ from pydantic.fields import FieldInfo
 
 
 def with_flags(
-    command: Callable[..., None], flags: Mapping[type[BaseModel], Mapping[str, str]], titles: Sequence[str]
+    command: Callable[..., None], flags: Mapping[type[BaseModel], Mapping[str, str | None]], titles: Sequence[str]
 ) -> Callable[..., None]:
     """Give a command, in place of its ``**values``, one option per field of the models.
 
     Args:
         command: a function whose last parameter is ``**values``; it receives every given flag by its field's name.
-        flags: the models, each with the flags that are not called as their field is (field -> flag).
+        flags: the models, each with the flags that are not called as their field is (field -> flag); None leaves a
+            field out.
         titles: heading over each model's flags in the help.
     """
     signature = inspect.signature(command)
@@ -28,15 +29,17 @@ def with_flags(
         group = Group(title, sort_key=order)
         for name, field in model.model_fields.items():
             flag = renamed.get(name, name.replace("_", "-"))
-            parameters.append(_parameter(flag.replace("-", "_"), flag, field, group))
+            if flag is not None:
+                parameters.append(_parameter(flag.replace("-", "_"), flag, field, group))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
-def given(model: type[BaseModel], values: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+def given(model: type[BaseModel], values: Mapping[str, Any], renamed: Mapping[str, str | None]) -> dict[str, Any]:
     """The flags of one model that stood on the command line, by field name."""
-    found = {name: values.get(renamed.get(name, name).replace("-", "_")) for name in model.model_fields}
+    flags = {name: renamed.get(name, name) for name in model.model_fields}
+    found = {name: values.get(flag.replace("-", "_")) for name, flag in flags.items() if flag is not None}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tara.binding import AdapterUse
-    from tara.sampling import Generated, Studio
+    from tara.sampling import Generated
 
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
 MOST_SEEDS, MOST_SHOWN = 10_000, 64
@@ -177,13 +177,13 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
 
 def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
+    from tara.drawing import drawing_settings, studio_of
     from tara.pipelines import sampling_settings
 
-    loading = {"base", "revision", "variant", "vae", "prediction_type", "precision"}
-    settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}
+    settings = drawing_settings(order.settings) | {"batch_size": batch_size}
     sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
     only_our_bars()
-    studio = _studio(order.settings, device)
+    studio = studio_of(order.settings, device)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,
@@ -192,21 +192,6 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
             on_step=lambda step: advance(step.fraction * step.images, ""),
             **settings,
         )
-
-
-def _studio(settings: PictureSettings, device: str | None) -> Studio:
-    from tara.bases import PRECISIONS
-    from tara.sampling import Studio
-
-    return Studio(
-        settings.base,
-        device=device,
-        dtype=None if settings.precision is None else PRECISIONS[settings.precision],
-        revision=settings.revision,
-        variant=settings.variant,
-        vae=settings.vae,
-        prediction_type=settings.prediction_type,
-    )
 
 
 def _write_sheet(path: Path, prompt: str, pictures: Sequence[tuple[Image, str]]) -> None:
