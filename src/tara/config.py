@@ -29,6 +29,7 @@ VARIANT = "Variant of the base's files, such as fp16"
 VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or a hub id"
 
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
+PAGE = "index.html"  # what a command leaves for people to look at
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -21,6 +22,7 @@ from tara.files import atomic_write
 from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.optimizers import check_optimizer
 from tara.run_folder import Metrics, RunFolder, check_outputs
+from tara.run_page import write_run_page
 from tara.sampling import Studio
 from tara.tokens import word_spans
 from tara.trackers import Tracker
@@ -154,12 +156,21 @@ def run_recipe(
         folder.begin(recipe, backbone.device, after=training.step)
         tracker = Tracker(settings.report_to, folder.path, settings.project)
         borrowed.callback(tracker.finish)
-        adapters = yield from _to_the_end(training, folder, tracker)
+        describe = partial(_describe, folder, recipe, examples)
+        adapters = yield from _to_the_end(training, folder, tracker, describe)
     return adapters
 
 
-def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Generator[StepRecord, None, list[Adapter]]:
-    """All steps and the adapters' files, with a clean stop on Ctrl-C."""
+def _describe(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
+    """What a person looks at after the run."""
+    folder.draw_loss_curve()
+    write_run_page(folder, recipe, examples)
+
+
+def _to_the_end(
+    training: Training, folder: RunFolder, tracker: Tracker, describe: Callable[[], None]
+) -> Generator[StepRecord, None, list[Adapter]]:
+    """All steps, the adapters' files and the run's description, with a clean stop on Ctrl-C."""
     with asked_to_stop(lambda: training.is_whole) as stop:
         metrics = Metrics(folder.metrics)
         try:
@@ -167,12 +178,12 @@ def _to_the_end(training: Training, folder: RunFolder, tracker: Tracker) -> Gene
             adapters = training.adapters()
             for concept, adapter in zip(training.concepts, adapters, strict=True):
                 adapter.save(concept.file)
-            folder.draw_loss_curve()
+            describe()
         except KeyboardInterrupt:
             metrics.flush()
             if training.is_whole and folder.steps_done() < training.step:
                 folder.save(training.state())
-            folder.draw_loss_curve()
+            describe()
             raise TrainingInterrupted(folder.path, folder.steps_done()) from None
     return adapters
 
