@@ -24,6 +24,10 @@ COMMANDS = {
         "Learn one or several subjects or styles from photos: one adapter file for each.",
     ),
     "generate": ("tara.cli.generate:generate", "Draw pictures with any number of adapters in one prompt."),
+    "attention": (
+        "tara.cli.attention:attention",
+        "Show where each adapter's rare word and its class word attend.",
+    ),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),
