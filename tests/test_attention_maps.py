@@ -66,14 +66,18 @@ def test_a_feature_map_has_the_shape_of_the_halved_latents(
     assert map_size(positions, latents) == size
 
 
-def test_alignment_is_one_for_proportional_maps_and_nothing_for_maps_apart():
-    one = torch.rand(4, 6)
-    left, right = torch.zeros(4, 6), torch.zeros(4, 6)
+def test_alignment_is_the_correlation_of_two_maps():
+    one, other = torch.rand(4, 6), torch.rand(4, 6)
+    wanted = np.corrcoef(one.flatten().double(), other.flatten().double())[0, 1]
+    assert alignment(one, other) == alignment(other, one) == pytest.approx(wanted)
+
+
+def test_alignment_does_not_depend_on_how_much_a_word_gets_everywhere():
+    one, left, right = torch.rand(4, 6), torch.zeros(4, 6), torch.zeros(4, 6)
     left[:, :3], right[:, 3:] = 1, 1
-    assert alignment(one, 3 * one) == pytest.approx(1)
-    assert alignment(left, right) == overlap(left, right) == 0
-    assert alignment(left, torch.ones(4, 6)) == pytest.approx(math.sqrt(0.5))
-    assert alignment(left, torch.zeros(4, 6)) == 0
+    assert alignment(one, 3 * one + 7) == pytest.approx(1)
+    assert alignment(left, right) == pytest.approx(-1)
+    assert alignment(left, torch.ones(4, 6)) == 0
 
 
 def test_overlap_compares_the_halves_over_half_of_each_range():

@@ -57,7 +57,7 @@ def test_the_scores_are_there_for_the_whole_each_layer_and_each_step(trained: Pa
     assert len(dog["steps"]) == 3
     assert len(dog["layers"]) == 7
     for scores in (dog, *dog["layers"].values(), *dog["steps"]):
-        assert all(0 <= scores[name] <= 1 for name in SCORES)
+        assert all(-1 <= scores[name] <= 1 for name in SCORES)
     studio = Studio(base, device="cpu")
     adapters = [trained / f"{name}.safetensors" for name in ("rex", "tom")]
     (again,) = attend(studio, PROMPT, adapters, steps=3)

@@ -69,23 +69,24 @@ class RunningMean:
 
 
 def alignment(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
-    """How well two words' maps lie on each other: the cosine similarity ``<a, b> / (|a| |b|)`` of the flattened maps.
+    """How well two words' maps lie on each other: their correlation, the cosine similarity of what is over their means.
 
-    The paper (TARA, arXiv 2508.08812) blames lost identities on a rare word whose map does not sit on its concept's
-    region, and pulls its keys to the class word's; it shows maps but gives no formula for them. This one compares what
-    that loss aligns, a rare word and its class word, in the maps themselves, and does not depend on how strongly either
-    word is attended to.
+    ``<a - mean(a), b - mean(b)> / (|a - mean(a)| |b - mean(b)|)`` (Pearson), the maps flattened. The paper (TARA, arXiv
+    2508.08812) blames lost identities on a rare word whose map does not sit on its concept's region, pulls its keys to
+    the class word's, and gives no formula for maps. This one compares in the maps what that loss aligns in the keys. It
+    does not depend on how strongly either word is attended to, nor on what it gets everywhere, which the plain cosine
+    similarity takes for agreement.
 
     Returns:
-        0 for maps that share no position, 1 for proportional ones; 0 when one of them is 0 everywhere.
+        1 for maps of one shape, 0 for unrelated ones, down to -1; 0 when one of them is the same everywhere.
     """
-    a, b = one.flatten().double(), other.flatten().double()
+    a, b = (values.flatten().double() - values.double().mean() for values in (one, other))
     lengths = float(a.norm() * b.norm())
     return float(a @ b) / lengths if lengths else 0.0
 
 
 def overlap(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
-    """Intersection over union of two words' regions, see :func:`region`.
+    """Intersection over union of two words' regions (:func:`region`), 0 to 1.
 
     Thresholded maps are how DAAM (Tang et al., arXiv 2210.04885) compares a word's map with an object.
     """

@@ -21,9 +21,9 @@ from tara.report import Figure, Grid, Row, Table, contact_sheet, page, png_bytes
 MOST_STEPS = 8  # shown one by one; attention.json has all
 SMALL = 96  # longest side of the pictures that are there by the dozen
 MEASURES = {
-    "alignment": "cosine similarity of the rare word's map and its class word's, <a, b> / (|a| |b|)",
-    "overlap": "intersection over union of the two maps' regions, where a map is over half of its range",
-    "astray": "the rare word's best alignment with another subject's class word",
+    "alignment": "correlation (Pearson) of the rare word's map with its class word's, -1 to 1",
+    "overlap": "intersection over union of the two maps' regions, where a map is over half of its range, 0 to 1",
+    "astray": "the rare word's highest alignment with another subject's class word",
 }
 NOTE = (
     "Each map is scaled to its own range. It is the attention probability of the word's tokens, a mean over heads, "
@@ -138,7 +138,7 @@ def _course(rows: Sequence[Looked]) -> Figure:
     for row in rows:
         for index, subject in enumerate(row.attended.subjects):
             course = [(step + 1, of[index].alignment) for step, of in enumerate(row.attended.step_scores)]
-            series[f"{subject.use.rare_word} and {subject.use.class_word} ({row.label})"] = course
+            series[f"{subject.use.rare_word} on {subject.use.class_word}, {row.label}"] = course
     curve = Image.open(io.BytesIO(loss_curve(series, title="Alignment by step", unit="alignment")))
     return Figure(image=curve)
 

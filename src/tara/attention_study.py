@@ -13,7 +13,7 @@ from tara.attention_recording import Recorder, WordMaps, recording
 from tara.binding import AdapterLike, AdapterUse, Binding, as_use, bind
 from tara.errors import TaraError
 from tara.sampling import Generated, SamplingStep, Studio
-from tara.tokens import Tokenized, word_spans
+from tara.tokens import Span, Tokenized, word_spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How a subject's rare word lies on class words, all 0 to 1.
+    """How a subject's rare word lies on class words.
 
-    ``alignment`` and ``overlap`` compare it with its own, see :mod:`tara.attention_maps`; ``astray`` is its best
+    ``alignment`` and ``overlap`` compare it with its own, see :mod:`tara.attention_maps`; ``astray`` is its highest
     alignment with another subject's class word, None when there is no other subject.
     """
 
@@ -112,16 +112,25 @@ def subjects_of(prompt: Tokenized, uses: Sequence[AdapterUse]) -> tuple[Subject,
     )
 
 
-def _class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
-    use = binding.use
+def class_spans(prompt: str, use: AdapterUse) -> list[Span]:
+    """Where an adapter's class word stands in a prompt, which needs no tokenizer and so no base.
+
+    Raises:
+        TaraError: when it is unknown or missing.
+    """
     if not use.class_word:
         raise TaraError(f"{use.name} does not know what it is, so there is no class word to look at. Add :kind=dog.")
-    spans = word_spans(prompt.text, use.class_word)
+    spans = word_spans(prompt, use.class_word)
     if not spans:
         raise TaraError(
-            f"'{use.class_word}' is not in the prompt '{prompt.text}', but a rare word is compared with its class "
-            f"word. Write '{use.rare_word} {use.class_word}'."
+            f"'{use.class_word}' is not in the prompt '{prompt}', but a rare word is compared with its class word. "
+            f"Write '{use.rare_word} {use.class_word}'."
         )
+    return spans
+
+
+def _class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
+    spans = class_spans(prompt.text, binding.use)
     found: list[int] = []
     for occurrence in binding.occurrences:
         end = prompt.offsets[occurrence[-1]][1]

@@ -14,9 +14,9 @@ RENAMED = {"captions": "caption", "example_prompts": "example-prompt"}
 
 def train_command(recipe: Recipe) -> str:
     """The command that trains a recipe: by flags for one concept, from its run folder for several."""
-    if len(recipe.concepts) > 1:
-        return shlex.join(["tara", "train", str(recipe.run_folder), "--overwrite"])
-    return shlex.join(["tara", "train", *flags(recipe.concepts[0], RENAMED), *flags(recipe.settings)])
+    first, *others = recipe.concepts
+    described = [*flags(first, RENAMED), *flags(recipe.settings)]
+    return shlex.join(["tara", "train", *([str(recipe.run_folder), "--overwrite"] if others else described)])
 
 
 def flags(settings: BaseModel, renamed: Mapping[str, str] | None = None) -> list[str]:

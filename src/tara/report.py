@@ -226,10 +226,9 @@ def page(
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["embedded"] = embedded
-    environment.filters["shrunk"] = shrunk
     source = (resources.files("tara") / "templates" / "page.html").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        title=title, lead=lead, grids=grids, figures=figures, tables=tables, command=command
+        title=title, lead=lead, grids=grids, figures=figures, tables=tables, command=command, shrunk=shrunk
     )
 
 

@@ -105,12 +105,11 @@ def _mean(rows: Sequence[Mapping[str, Any]], part: str) -> str:
 
 
 def _settings(settings: TrainSettings) -> Table:
-    defaults = TrainSettings()
-    rows = [
-        (name, _text(value), "" if value == getattr(defaults, name) else _text(getattr(defaults, name)))
-        for name, value in settings
-    ]
-    return Table(headings=("setting", "value", "default, if another"), rows=tuple(rows), title="Settings")
+    """All settings, those that are not at their default first."""
+    defaults = dict(TrainSettings())
+    changed = [(name, _text(value), _text(defaults[name])) for name, value in settings if value != defaults[name]]
+    others = [(name, _text(value), "") for name, value in settings if value == defaults[name]]
+    return Table(headings=("setting", "value", "default, if another"), rows=(*changed, *others), title="Settings")
 
 
 def _text(value: object) -> str:

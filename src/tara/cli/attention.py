@@ -60,7 +60,7 @@ attention = with_flags(_attention, {PictureSettings: FLAGS}, ["Pictures"])
 
 def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, Any]) -> list[Order]:
     """One order for each row of adapters; what needs no base to be seen is refused here."""
-    from tara.attention_study import side_by_side
+    from tara.attention_study import class_spans, side_by_side
     from tara.binding import check_named
 
     if not adapters:
@@ -69,7 +69,10 @@ def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, 
     check_named(uses)
     named = {id(use): spec for use, spec in zip(uses, adapters, strict=True)}
     rows = [tuple(named[id(use)] for use in row) for row in side_by_side(uses)]
-    return [order_of(prompt, row, str(seed), None, changed) for row in rows]
+    orders = [order_of(prompt, row, str(seed), None, changed) for row in rows]
+    for use in uses:
+        class_spans(prompt, use)
+    return orders
 
 
 def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
