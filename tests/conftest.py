@@ -8,7 +8,10 @@ import hypothesis
 import jaxtyping
 import pytest
 
-with jaxtyping.install_import_hook(["tara.lora", "tara.losses", "tara.tokens"], "beartype.beartype"):
+with jaxtyping.install_import_hook(
+    ["tara.attention_maps", "tara.lora", "tara.losses", "tara.tokens"], "beartype.beartype"
+):
+    import tara.attention_maps
     import tara.lora
     import tara.losses
     import tara.tokens  # noqa: F401

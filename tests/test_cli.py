@@ -19,7 +19,7 @@ import tiny_bases
 from cli_commands import TINY, generate
 from tara.adapter import load_adapter
 from tara.cli import COMMANDS, main
-from tara.cli.train import RENAMED
+from tara.commands import RENAMED
 from tara.config import ConceptSettings, TrainSettings
 from tara.provenance import read_origin
 

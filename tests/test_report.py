@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tara.plots import loss_curve, running_mean
-from tara.report import Grid, Row, Table, contact_sheet, embedded, page, wrapped
+from tara.report import LARGEST_CELL, Figure, Grid, Row, Table, contact_sheet, embedded, page, wrapped
 
 RED, BLUE = (200, 30, 40), (30, 60, 200)
 
@@ -59,22 +59,42 @@ def test_a_page_escapes_every_text():
     html = page(
         title=evil,
         lead=evil,
-        grids=[Grid(columns=(evil,), rows=(Row(label=evil, images=(plain(RED),), captions=(evil,)),), title=evil)],
+        grids=[
+            Grid(columns=(evil,), rows=(Row(label=evil, images=(plain(RED),), captions=(evil,)),), title=evil),
+            Grid(rows=(), footers=(), title=evil, note=evil, folded=True),
+        ],
+        figures=[Figure(image=plain(RED), title=evil, note=evil)],
         tables=[Table(headings=(evil,), rows=((evil,),), title=evil, note=evil)],
         command=evil,
     )
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 14  # the title stands twice, a picture is named by its row and its column
+    # the title stands twice, a picture is named by its row and its column, a figure by its title
+    assert html.count("&lt;script&gt;") == 19
 
 
 def test_a_page_shows_pictures_first_then_figures_then_the_command():
     html = page(
         title="Demo",
         grids=[Grid(rows=(Row(images=(plain(RED),)),))],
+        figures=[Figure(image=plain(BLUE), title="Loss")],
         tables=[Table(headings=("column",), rows=(("tara",),))],
         command="tara demo",
     )
-    assert html.index("<img") < html.index('class="figures"') < html.index("tara demo")
+    places = ("<img", 'class="wide"', 'class="figures"', "tara demo")
+    found = [html.index(place) for place in places]
+    assert found == sorted(found)
+
+
+def test_a_folded_grid_is_there_to_be_opened():
+    grid = Grid(rows=(Row(images=(plain(RED),)),), title="Layer by layer", folded=True)
+    html = page(title="Maps", grids=[grid])
+    assert re.search(r"<details><summary>Layer by layer</summary>.*<img.*</details>", html, re.DOTALL)
+
+
+def test_a_large_picture_is_embedded_no_larger_than_it_is_shown():
+    html = page(title="Demo", grids=[Grid(rows=(Row(images=(plain(RED, (2000, 1000)), plain(BLUE))),))])
+    sizes = [Image.open(io.BytesIO(base64.b64decode(data))).size for data in re.findall(r'base64,([^"]*)"', html)]
+    assert sizes == [(LARGEST_CELL, LARGEST_CELL // 2), (64, 64)]
 
 
 def test_a_page_needs_no_other_file():
@@ -82,7 +102,8 @@ def test_a_page_needs_no_other_file():
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in html
+    assert "://" not in html
+    assert "default-src 'none'" in html  # whatever a text may hold, a browser runs and fetches nothing
 
 
 def test_an_embedded_picture_is_the_picture():

@@ -48,7 +48,7 @@ def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, tmp_path: 
     assert [record.index for record in seen] == [1, 2, 3, 4]
     assert load_adapter(out).card == adapter.card
     run = out.with_suffix(".run")
-    names = {"settings.json", "versions.json", "metrics.jsonl", "loss.png", "checkpoints"}
+    names = {"settings.json", "versions.json", "metrics.jsonl", "loss.png", "index.html", "checkpoints"}
     assert {path.name for path in run.iterdir()} == names
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -58,11 +58,11 @@ def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, tmp_path: 
         assert curve.size == (1120, 630)
 
 
-def test_a_run_folder_holds_nothing_but_safetensors_json_and_pictures(sd_pipe: Any, tmp_path: Path):
+def test_a_run_folder_holds_nothing_but_safetensors_json_pictures_and_a_page(sd_pipe: Any, tmp_path: Path):
     recipe = recipe_of(tmp_path, checkpoint_every=2, preview_every=2)
     train_recipe(recipe, sd_pipe)
     files = [path for path in recipe.run_folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".png"}
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".png", ".html"}
     assert (recipe.run_folder / "checkpoints" / "step-000002-rex.safetensors").exists()
     load_adapter(recipe.run_folder / "checkpoints" / "step-000002-tom.safetensors")
 

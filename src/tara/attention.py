@@ -1,8 +1,9 @@
 """The attention processors that hand each row of a U-Net call its own text keys and values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,21 @@ class TextConditioning:
         return TextConditioning(kv, deltas)
 
 
+class Watch(Protocol):
+    """Told what each text cross-attention compares; whatever it does with that, the picture stays the same."""
+
+    def __call__(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        """``query`` (rows, heads, positions, d), ``key`` (rows, heads, tokens, d), an additive ``mask`` if any."""
+        ...
+
+
 class TextKVProcessor:
     """Acts exactly as the stock processor it stands for, unless a :class:`TextConditioning` comes along."""
 
     def __init__(self, layer: str, stock: Any) -> None:
         self.layer = layer
         self.stock = stock
+        self.watch: Watch | None = None
 
     def __call__(
         self,
@@ -102,6 +112,8 @@ class TextKVProcessor:
         )
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
+        if self.watch is not None and self.layer in tara.kv:
+            self.watch(self.layer, query, key, mask)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
         out = out.transpose(1, 2).reshape(rows, -1, out.shape[1] * out.shape[3]).to(query.dtype)
         out = attn.to_out[1](self._project("to_out.0", attn.to_out[0], out, tara))
@@ -160,6 +172,28 @@ def uninstall(unet: Any) -> None:
     delattr(unet, INSTALLATION)
     processors: dict[str, Any] = unet.attn_processors
     unet.set_attn_processor({name: p.stock if isinstance(p, TextKVProcessor) else p for name, p in processors.items()})
+
+
+@contextmanager
+def watched(unet: Any, watch: Watch) -> Generator[None]:
+    """Tell ``watch`` of every text cross-attention for a ``with`` block; the U-Net is then given back as it was found.
+
+    Raises:
+        TaraError: as :func:`install`.
+    """
+    before = installed(unet)
+    install(unet)
+    processors: list[TextKVProcessor] = list(unet.attn_processors.values())
+    earlier = [processor.watch for processor in processors]
+    try:
+        for processor in processors:
+            processor.watch = watch
+        yield
+    finally:
+        for processor, previous in zip(processors, earlier, strict=True):
+            processor.watch = previous
+        if not before:
+            uninstall(unet)
 
 
 def _replaced(layer: str, processor: object) -> TaraError:

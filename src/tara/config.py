@@ -32,6 +32,7 @@ VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or 
 PREDICTION = "What the base's U-Net predicts, where its checkpoint does not tell: epsilon or v_prediction"
 
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
+PAGE = "index.html"  # what a command leaves for people to look at
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):

@@ -65,7 +65,7 @@ def write_hub_folder(
         Finished(
             concept=concept,
             card=adapter.card,
-            pictures=run.previews(settings.steps, concept.file.stem),
+            pictures=run.previews(concept.file.stem).get(settings.steps, []),
             prompt=concept.fill(settings.preview_prompt or concept.phrase),
         )
         for concept, adapter in zip(concepts, adapters, strict=True)

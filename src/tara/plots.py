@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COLOURS = ("#2f6db5", "#d2642a", "#3c8d5a", "#8a4fa3", "#b5892f", "#5d6b78")
+LONGEST_NAME_OF_TWO = 36  # characters that a name may have where two stand side by side in a legend
 
 
 def loss_curve(
@@ -49,7 +50,9 @@ def loss_curve(
     axes.tick_params(colors="#555555", labelsize=9)
     axes.margins(x=0.01)
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=10)
+        # under the curves, where it covers none of them
+        ncols = 2 if max(map(len, series)) <= LONGEST_NAME_OF_TWO else 1
+        figure.legend(loc="outside lower left", ncols=ncols, frameon=False, fontsize=10)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()

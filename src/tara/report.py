@@ -17,6 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 BACKGROUND, INK, FAINT = "#ffffff", "#1c1f23", "#68707a"
 MARGIN, GAP = 20, 10
+LARGEST_CELL = 416  # twice the 208 pixels at which a page shows a picture of a grid, for dense screens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +31,38 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Rows of pictures with a heading over each column and lines of text (figures) under it."""
+    """Rows of pictures with a heading over each column and lines of text (figures) under it.
+
+    A page shows a ``folded`` grid's title alone until a reader opens it.
+    """
 
     rows: tuple[Row, ...]
     columns: tuple[str, ...] = ()
     footers: tuple[tuple[str, ...], ...] = ()
     title: str = ""
     note: str = ""
+    folded: bool = False
 
     def __post_init__(self) -> None:
         width = self.width
         for row in self.rows:
             assert len(row.images) <= width, f"row {row.label!r} has more pictures than the {width} columns"
         assert not self.footers or len(self.footers) == width, "one footer per column"
+        assert self.title or not self.folded, "a folded grid needs a title to be opened by"
 
     @property
     def width(self) -> int:
         """Number of columns."""
         return len(self.columns) or max((len(row.images) for row in self.rows), default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One picture as wide as the page, such as a curve."""
+
+    image: Image.Image
+    title: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,16 +211,34 @@ def _line_height(font: Font) -> int:
 
 
 def page(
-    *, title: str, lead: str = "", grids: Sequence[Grid] = (), tables: Sequence[Table] = (), command: str = ""
+    *,
+    title: str,
+    lead: str = "",
+    grids: Sequence[Grid] = (),
+    figures: Sequence[Figure] = (),
+    tables: Sequence[Table] = (),
+    command: str = "",
 ) -> str:
-    """Build a page that needs no other file: pictures first, the figures under them, the command that made them last.
+    """Build a page that needs no other file: pictures first, the numbers under them, the command that made them last.
 
-    Every text is escaped; pictures are embedded as PNG.
+    Every text is escaped, and the page itself forbids scripts and addresses; pictures are embedded as PNG, those of
+    grids at no more than twice the size at which they are shown.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["embedded"] = embedded
     source = (resources.files("tara") / "templates" / "page.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(title=title, lead=lead, grids=grids, tables=tables, command=command)
+    return environment.from_string(source).render(
+        title=title, lead=lead, grids=grids, figures=figures, tables=tables, command=command, shrunk=shrunk
+    )
+
+
+def shrunk(image: Image.Image, longest: int = LARGEST_CELL) -> Image.Image:
+    """The picture with no side over ``longest`` pixels; a smaller one stays as it is."""
+    if max(image.size) <= longest:
+        return image
+    scale = longest / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def png_bytes(image: Image.Image) -> bytes:

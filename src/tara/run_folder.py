@@ -3,10 +3,10 @@
 import json
 import math
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
-from tara.config import RUN_SETTINGS, Recipe
+from tara.config import PAGE, RUN_SETTINGS, Recipe
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable, write_error
 from tara.plots import loss_curve
@@ -46,14 +46,23 @@ class RunFolder:
         """What goes to the model hub."""
         return self.path / "hub"
 
+    @property
+    def page(self) -> Path:
+        return self.path / PAGE
+
     def preview(self, step: int, name: str, number: int = 0) -> Path:
         """Where a preview goes; further pictures of one preview are numbered."""
         again = f"-{number}" if number else ""
         return self.path / "previews" / f"step-{step:06d}-{name}{again}.png"
 
-    def previews(self, step: int, name: str) -> list[Path]:
-        """The pictures of a preview, as far as it was drawn."""
-        return list(takewhile(Path.exists, (self.preview(step, name, number) for number in count())))
+    def previews(self, name: str) -> dict[int, list[Path]]:
+        """The previews of one adapter's file (its stem) by step, in the order of their numbers."""
+        found: dict[int, dict[int, Path]] = {}
+        for path in self.path.glob("previews/step-*.png"):
+            match = re.fullmatch(rf"step-(\d+)-{re.escape(name)}(?:-(\d+))?", path.stem)
+            if match:
+                found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
+        return {step: [numbered[number] for number in sorted(numbered)] for step, numbered in sorted(found.items())}
 
     def early_adapter(self, step: int, file: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
@@ -78,7 +87,7 @@ class RunFolder:
             return
         for old in (*self.checkpoints.glob("step-*.safetensors"), *self.path.glob("previews/step-*.png")):
             old.unlink()
-        for name in (self.metrics, self.loss_curve):
+        for name in (self.metrics, self.loss_curve, self.page):
             name.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, device: torch.device) -> None:

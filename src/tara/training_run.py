@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -25,6 +26,7 @@ from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, res
 from tara.optimizers import check_optimizer
 from tara.processes import Processes, join
 from tara.run_folder import Metrics, RunFolder, check_outputs
+from tara.run_page import write_run_page
 from tara.sampling import Studio
 from tara.tokens import word_spans
 from tara.trackers import Tracker
@@ -167,19 +169,26 @@ def run_recipe(
             training.load(state)
         # nothing is refused from here on, in no process, so what an earlier run left may go
         processes.meet()
+        repository = None
         if processes.is_main:
             folder.begin(recipe, backbone.device, after=training.step)
             tracker = Tracker(settings.report_to, folder.path, settings.project)
             borrowed.callback(tracker.finish)
             repository = with_owner(recipe.repository) if settings.push_to_hub else None
-            yield from _to_the_end(training, folder, tracker, repository)
+            describe = partial(_describe, folder, recipe, examples)
+            yield from _to_the_end(training, folder, tracker, describe, repository)
         else:
-            repository = None
             yield from _beside_the_main_process(training)
         processes.meet()  # the files are there for all
     if repository is not None:
         _upload(folder.hub, repository, on_upload)
     return training.adapters()
+
+
+def _describe(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
+    """What a person looks at after the run."""
+    folder.draw_loss_curve()
+    write_run_page(folder, recipe, examples)
 
 
 def _beside_the_main_process(training: Training) -> Generator[StepRecord]:
@@ -189,9 +198,9 @@ def _beside_the_main_process(training: Training) -> Generator[StepRecord]:
 
 
 def _to_the_end(
-    training: Training, folder: RunFolder, tracker: Tracker, repository: str | None
+    training: Training, folder: RunFolder, tracker: Tracker, describe: Callable[[], None], repository: str | None
 ) -> Generator[StepRecord]:
-    """All steps, the adapters' files and what goes to the repository, with a clean stop on Ctrl-C."""
+    """All steps, the adapters' files, the run's description and what goes to the repository; Ctrl-C stops cleanly."""
     # several processes stop between steps only, where they meet
     alone = training.processes.count == 1
     with asked_to_stop(lambda: training.is_whole and alone) as stop:
@@ -201,16 +210,16 @@ def _to_the_end(
             adapters = training.adapters()
             for concept, adapter in zip(training.concepts, adapters, strict=True):
                 adapter.save(concept.file)
-            folder.draw_loss_curve()
+            if repository is not None and training.step not in folder.previews(training.concepts[0].file.stem):
+                _preview(training, folder, stop)
+            describe()
             if repository is not None:
-                if not folder.previews(training.step, training.concepts[0].file.stem):
-                    _preview(training, folder, stop)
                 write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
         except KeyboardInterrupt:
             metrics.flush()
             if training.is_whole and folder.steps_done() < training.step:
                 folder.save(training.state())
-            folder.draw_loss_curve()
+            describe()
             raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
 
 

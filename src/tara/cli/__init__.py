@@ -28,6 +28,10 @@ COMMANDS = {
         "tara.cli.evaluate:evaluate",
         "Score pictures subject by subject: who is there, how like itself, how like another.",
     ),
+    "attention": (
+        "tara.cli.attention:attention",
+        "Show where each adapter's rare word and its class word attend.",
+    ),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),

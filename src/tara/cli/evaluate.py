@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from tara.cli.flags import given, with_flags
-from tara.cli.generate import DEFAULT_SEEDS, FLAGS, loaded, parse_seeds
+from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, loaded, parse_seeds
 from tara.cli.progress import only_our_bars, progress
 from tara.config import build
 from tara.errors import TaraError
@@ -36,15 +36,6 @@ References = Annotated[
         show_default=False,
         help="WORD=FOLDER or 'WORD KIND=FOLDER': the photos of the subject that a rare word stands for. Give it once "
         "per subject",
-    ),
-]
-Adapters = Annotated[
-    tuple[str, ...],
-    Parameter(
-        name=("--adapter", "-a"),
-        negative=(),
-        show_default=False,
-        help="FILE or FILE:key=value,... as for `tara generate`. Give it once per subject",
     ),
 ]
 Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]

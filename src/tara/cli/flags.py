@@ -56,7 +56,7 @@ def _parameter(name: str, flag: str, field: FieldInfo, group: Group) -> inspect.
         group=group,
         show_default=False,
         negative_iterable=(),
-        converter=_whole_number if int in members else _number if float in members else None,
+        converter=whole_number if int in members else _number if float in members else None,
     )
     annotation = Annotated[field.annotation | None, option]  # type: ignore[operator]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -67,7 +67,8 @@ def _members(annotation: Any) -> Sequence[Any]:
     return typing.get_args(annotation) if union else (annotation,)
 
 
-def _whole_number(_: Any, tokens: Sequence[Any]) -> int:
+def whole_number(_: Any, tokens: Sequence[Any]) -> int:
+    """Read a whole number, for :class:`cyclopts.Parameter`."""
     text = str(tokens[0].value)
     try:
         return int(text)  # a parser that takes 4.5 steps for 4 would hide a mistake

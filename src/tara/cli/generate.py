@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
 MOST_SEEDS, MOST_SHOWN = 10_000, 64
 DEFAULT_SEEDS = (0, 1, 2, 3)
+Adapters = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name=("--adapter", "-a"),
+        negative=(),
+        show_default=False,
+        help="FILE or FILE:key=value,... with keys weight, word, kind, global, alpha; FILE:0.8 is a weight. "
+        "FILE may be on the hub: OWNER/NAME or OWNER/NAME/FILE. Give it once per adapter",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +53,7 @@ def _generate(
     prompt: Annotated[str | None, Parameter(help="What to draw, with the adapters' rare words in it")] = None,
     /,
     *,
-    adapter: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name=("--adapter", "-a"),
-            negative=(),
-            show_default=False,
-            help="FILE or FILE:key=value,... with keys weight, word, kind, global, alpha; FILE:0.8 is a weight. "
-            "FILE may be on the hub: OWNER/NAME or OWNER/NAME/FILE. Give it once per adapter",
-        ),
-    ] = (),
+    adapter: Adapters = (),
     seeds: Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")] = None,
     out: Annotated[Path, Parameter(help="Folder to write to")] = Path("out"),
     from_: Annotated[
@@ -65,14 +66,11 @@ def _generate(
     """Draw pictures with any number of adapters: `tara generate "a xlo dog on a beach" -a rex.safetensors`."""
     if batch_size < 1:
         raise TaraError(f"--batch-size {batch_size} draws nothing. Give 1 or more.")
-    order = _order(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
+    order = order_of(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
     check_writable(out)
     shown: list[tuple[Image, str]] = []
     for picture in drawn(order, batch_size, device):
-        origin = Origin(
-            prompt=order.prompt, seed=picture.seed, adapters=order.used, inputs=order.inputs, settings=order.settings
-        )
-        atomic_write(out / f"seed-{picture.seed:04d}.png", png_with_origin(picture.image, origin))
+        atomic_write(out / f"seed-{picture.seed:04d}.png", remembering_png(picture, order))
         if len(shown) < MOST_SHOWN:
             shown.append((picture.image, f"seed {picture.seed}"))
     _write_sheet(out / "sheet.png", order.prompt, shown)
@@ -103,10 +101,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def _order(
+def order_of(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
-    """Put together what the flags say and what the picture to be repeated says; flags win."""
+    """Put together what the flags say and what the picture to be repeated says; flags win.
+
+    Raises:
+        TaraError: for what can be seen to be wrong before the base is loaded.
+    """
     from tara.formats.peft_config import config_beside
 
     origin = relocated(read_origin(source), source) if source else None
@@ -177,11 +179,9 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
 
 def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
-    from tara.drawing import drawing_settings, studio_of
-    from tara.pipelines import sampling_settings
+    from tara.drawing import studio_of
 
-    settings = drawing_settings(order.settings) | {"batch_size": batch_size}
-    sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
+    settings = sampling_values(order) | {"batch_size": batch_size}
     only_our_bars()
     studio = studio_of(order.settings, device)
     with progress("Drawing", len(order.seeds)) as advance:
@@ -192,6 +192,24 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
             on_step=lambda step: advance(step.fraction * step.images, ""),
             **settings,
         )
+
+
+def sampling_values(order: Order) -> dict[str, Any]:
+    """The settings of an order as `tara.Studio` takes them, refused where they can be before the base is loaded."""
+    from tara.drawing import drawing_settings
+    from tara.pipelines import sampling_settings
+
+    settings = drawing_settings(order.settings)
+    sampling_settings(settings)
+    return settings
+
+
+def remembering_png(picture: Generated, order: Order) -> bytes:
+    """A picture as a PNG file that tells how it was made."""
+    origin = Origin(
+        prompt=order.prompt, seed=picture.seed, adapters=order.used, inputs=order.inputs, settings=order.settings
+    )
+    return png_with_origin(picture.image, origin)
 
 
 def _write_sheet(path: Path, prompt: str, pictures: Sequence[tuple[Image, str]]) -> None:

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from tara.captions import together
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
-from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, read_recipe, train_settings
+from tara.commands import RENAMED
+from tara.config import PAGE, ConceptSettings, Recipe, TrainSettings, concept_settings, read_recipe, train_settings
 from tara.errors import TaraError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from tara.training import StepRecord
 
 RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
-RENAMED = {"captions": "caption", "example_prompts": "example-prompt"}
-"""A concept's caption templates and prompts are given one by one; --captions is the source of captions."""
 
 
 def _train(
@@ -40,18 +39,20 @@ def _train(
 
     `tara train --images photos/rex --word xlo --kind dog --out rex.safetensors`, or `tara train concepts.toml`.
     """
-    chosen = _recipe(recipe, values)
+    chosen = recipe_of(recipe, values)
     only_our_bars()
     adapters = watched(chosen, resume=resume, overwrite=overwrite)
     for concept, adapter in zip(chosen.concepts, adapters, strict=True):
         print(f"{concept.file} listens to '{adapter.card.rare_word}' and is a {adapter.card.class_word}.")
+    print(f"Look at {chosen.run_folder / PAGE}.")
     print(f"Draw it: {shlex.join(_next_command(chosen))}")
 
 
 train = with_flags(_train, {ConceptSettings: RENAMED, TrainSettings: {}}, ["The concept", "Training"])
 
 
-def _recipe(recipe: Path | None, values: dict[str, Any]) -> Recipe:
+def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
+    """What is to be trained, from the flags by the names of their parameters and from a file or run folder, if any."""
     concept = given(ConceptSettings, values, RENAMED)
     settings = given(TrainSettings, values, {})
     if recipe is None:

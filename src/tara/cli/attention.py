@@ -1,0 +1,104 @@
+"""`tara attention`: where each rare word of a prompt attends, and its class word beside it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tara.cli.flags import given, whole_number, with_flags
+from tara.cli.generate import FLAGS, Adapters, Order, loaded, order_of, remembering_png, sampling_values
+from tara.cli.progress import only_our_bars, progress
+from tara.commands import flags
+from tara.config import PAGE
+from tara.errors import TaraError
+from tara.files import atomic_write, check_writable
+from tara.provenance import PictureSettings
+
+if TYPE_CHECKING:
+    from tara.attention_study import Attended
+    from tara.sampling import SamplingStep
+
+
+def _attention(
+    prompt: Annotated[str, Parameter(help="What to draw, with each adapter's rare word and class word in it")],
+    /,
+    *,
+    adapter: Adapters = (),
+    seed: Annotated[int, Parameter(help="Seed of the picture", converter=whole_number)] = 0,
+    out: Annotated[Path, Parameter(help="Folder to write to")] = Path("attention"),
+    device: Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")] = None,
+    **values: Any,
+) -> None:
+    """Show where each rare word and its class word attend: `tara attention "a xlo dog" -a rex.safetensors`.
+
+    Adapters of the same two words, such as one trained with the alignment loss and one without, are drawn one above the
+    other. The pictures are those of `tara generate` with that seed.
+    """
+    from tara.attention_page import Looked, label_of, write_attention
+
+    orders = _orders(prompt, adapter, seed, given(PictureSettings, values, FLAGS))
+    check_writable(out)
+    rows: list[Looked] = []
+    for number, (order, attended) in enumerate(zip(orders, _attended(orders, device), strict=True), 1):
+        rows.append(Looked(label_of(attended), f"picture-{number}.png", attended))
+        atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
+    write_attention(out, rows, seed=seed, command=_command(orders, seed, out))
+    for row in rows:
+        print(row.label)
+        for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
+            words = f"{subject.use.rare_word} on {subject.use.class_word}"
+            print(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
+    print(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")
+
+
+attention = with_flags(_attention, {PictureSettings: FLAGS}, ["Pictures"])
+
+
+def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, Any]) -> list[Order]:
+    """One order for each row of adapters; what needs no base to be seen is refused here."""
+    from tara.attention_study import class_spans, side_by_side
+    from tara.binding import check_named
+
+    if not adapters:
+        raise TaraError("There is no adapter whose words could be looked at. Give --adapter rex.safetensors.")
+    uses, _ = loaded(adapters)
+    check_named(uses)
+    named = {id(use): spec for use, spec in zip(uses, adapters, strict=True)}
+    rows = [tuple(named[id(use)] for use in row) for row in side_by_side(uses)]
+    orders = [order_of(prompt, row, str(seed), None, changed) for row in rows]
+    for use in uses:
+        class_spans(prompt, use)
+    return orders
+
+
+def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
+    """Draw the orders behind a progress bar."""
+    from tara.attention_study import attend
+    from tara.drawing import studio_of
+
+    settings = sampling_values(orders[0])
+    only_our_bars()
+    studio = studio_of(orders[0].settings, device)
+    found: list[Attended] = []
+    with progress("Drawing", len(orders)) as advance:
+
+        def on_step(step: SamplingStep) -> None:
+            advance(len(found) + step.fraction, "")
+
+        for order in orders:
+            found += attend(studio, order.prompt, order.uses, order.seeds, on_step=on_step, **settings)
+    return found
+
+
+def _command(orders: Sequence[Order], seed: int, out: Path) -> str:
+    """What was typed, with everything that differs from a default."""
+    adapters = dict.fromkeys(file.given for order in orders for file in order.used)
+    named = [part for adapter in adapters for part in ("--adapter", adapter)]
+    settings = flags(orders[0].settings, FLAGS)
+    return shlex.join(
+        ["tara", "attention", orders[0].prompt, *named, *settings, "--seed", str(seed), "--out", str(out)]
+    )
