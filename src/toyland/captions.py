@@ -98,13 +98,13 @@ def _with_article(phrase: str) -> str:
 
 
 def _features(rng: np.random.Generator, look: Appearance) -> frozenset[str]:
-    """How much one mention says: all (6 of 10), nothing (2 of 10), one colour, or any mixture."""
+    """How much one mention says: all (3 of 4), nothing (1 of 8), one colour, or any mixture."""
     draw = rng.random()
-    if draw < 0.20:
+    if draw < 0.125:
         return frozenset()
-    if draw < 0.80:
+    if draw < 0.875:
         return frozenset(FEATURES)
-    if draw < 0.85:
+    if draw < 0.91:
         return frozenset({"body"})
     named = {name for name in FEATURES if rng.random() < 0.5}
     if look.accessory == "none" or "accessory" not in named:
