@@ -80,11 +80,9 @@ class ConceptWeights:
     def low_ranks(self, concept: int) -> dict[str, LowRank]:
         """A copy of one concept's deltas, on the CPU in float32 (float64 if they are kept so)."""
         kept = torch.float64 if self.flat.dtype == torch.float64 else torch.float32
-        with torch.no_grad():
-            factors = self.factors(kept)
         return {
-            layer: LowRank(a[concept].cpu().clone(), b[concept].cpu().clone(), self.scale)
-            for layer, (a, b) in factors.items()
+            layer: LowRank(a[concept].detach().cpu().clone(), b[concept].detach().cpu().clone(), self.scale)
+            for layer, (a, b) in self.factors(kept).items()
         }
 
     def load(self, flat: Float[Tensor, "concepts size"]) -> None:
