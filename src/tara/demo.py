@@ -115,9 +115,10 @@ COLUMNS = (
 TRAININGS: dict[str, dict[str, Any]] = {"tara": {}, "plain": {"tfm": False, "tal": "off"}}
 SETTINGS: dict[str, Any] = {
     "base": "toyland",
-    "steps": 300,
+    "steps": 400,
     "batch_size": 4,
-    "learning_rate": 2e-3,
+    "learning_rate": 3e-3,
+    "lr_scheduler": "cosine",
     "flip": False,  # toyland's ducks look to the left
     "checkpoint_every": 0,
 }
