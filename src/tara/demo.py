@@ -16,7 +16,6 @@ import toyland
 from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.bases import load_base
-from tara.conditioning import Composer
 from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
 from tara.files import atomic_write, writable_folder
 from tara.interrupts import TrainingInterrupted
@@ -83,7 +82,7 @@ class Column:
     name: str
     heading: str
     training: str
-    composer: Composer
+    composer: str
     meaning: str
 
 
@@ -221,7 +220,7 @@ class Order:
     name: str
     prompt: str
     adapters: Sequence[Adapter]
-    composer: Composer
+    composer: str
     shown: tuple[Role, ...]
 
 

@@ -24,6 +24,10 @@ COMMANDS = {
         "Learn one or several subjects or styles from photos: one adapter file for each.",
     ),
     "generate": ("tara.cli.generate:generate", "Draw pictures with any number of adapters in one prompt."),
+    "compare": (
+        "tara.cli.compare:compare",
+        "Draw the same prompt, adapters and seeds through every composer, side by side.",
+    ),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),

@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
 MOST_SEEDS, MOST_SHOWN = 10_000, 64
 DEFAULT_SEEDS = (0, 1, 2, 3)
+LOADING = {"base", "revision", "variant", "vae", "precision"}  # settings of the base, not of its pictures
+
+Prompt = Annotated[str | None, Parameter(help="What to draw, with the adapters' rare words in it")]
+Adapters = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name=("--adapter", "-a"),
+        negative=(),
+        show_default=False,
+        help="FILE or FILE:key=value,... with keys weight, word, kind, global, alpha; FILE:0.8 is a weight. "
+        "Give it once per adapter",
+    ),
+]
+Seeds = Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
+Device = Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +55,24 @@ class Order:
 
 
 def _generate(
-    prompt: Annotated[str | None, Parameter(help="What to draw, with the adapters' rare words in it")] = None,
+    prompt: Prompt = None,
     /,
     *,
-    adapter: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name=("--adapter", "-a"),
-            negative=(),
-            show_default=False,
-            help="FILE or FILE:key=value,... with keys weight, word, kind, global, alpha; FILE:0.8 is a weight. "
-            "Give it once per adapter",
-        ),
-    ] = (),
-    seeds: Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")] = None,
+    adapter: Adapters = (),
+    seeds: Seeds = None,
     out: Annotated[Path, Parameter(help="Folder to write to")] = Path("out"),
     from_: Annotated[
         Path | None, Parameter(name="--from", help="Repeat this picture as its file tells; other flags change it")
     ] = None,
     batch_size: Annotated[int, Parameter(help="Pictures drawn at a time; it does not change them")] = 4,
-    device: Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")] = None,
+    device: Device = None,
     **values: Any,
 ) -> None:
     """Draw pictures with any number of adapters: `tara generate "a xlo dog on a beach" -a rex.safetensors`."""
     if batch_size < 1:
         raise TaraError(f"--batch-size {batch_size} draws nothing. Give 1 or more.")
-    order = _order(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
+    order = order_of(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
+    check_before_the_base(order, [order.settings.composer])
     check_writable(out)
     shown: list[tuple[Image, str]] = []
     for picture in drawn(order, batch_size, device):
@@ -103,7 +110,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def _order(
+def order_of(
     prompt: str | None, adapters: tuple[str, ...], seeds: str | None, source: Path | None, changed: dict[str, Any]
 ) -> Order:
     """Put together what the flags say and what the picture to be repeated says; flags win."""
@@ -111,10 +118,10 @@ def _order(
 
     origin = relocated(read_origin(source), source) if source else None
     kept = origin.settings.model_dump() if origin else {}
-    settings = build(PictureSettings, kept | changed, "tara generate: ")
+    settings = build(PictureSettings, kept | changed)
     text = prompt if prompt is not None else (origin.prompt if origin else "")
     if not text.strip():
-        raise TaraError('There is no prompt. Write it behind the command: tara generate "a xlo dog on a beach".')
+        raise TaraError('There is no prompt. Write it behind the command, such as "a xlo dog on a beach".')
     for name in ("mask", "strength"):
         if getattr(settings, name) is not None and settings.image is None:
             raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
@@ -131,7 +138,6 @@ def _order(
         chosen = (origin.seed,)
     else:
         chosen = DEFAULT_SEEDS
-    _check_before_the_base(text, uses, settings)
     return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
 
 
@@ -142,16 +148,19 @@ def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile
     return tuple(parse_use(spec) for spec in specs), tuple(used_file(adapter_path(spec), spec) for spec in specs)
 
 
-def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: PictureSettings) -> None:
+def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
     from tara.binding import find_words
+    from tara.composers import check_composable, composer_named
     from tara.pictures import read_image
 
-    for picture in (settings.image, settings.mask):
+    for picture in (order.settings.image, order.settings.mask):
         if picture is not None:
             read_image(picture)
-    if settings.composer == "tara":
-        find_words(prompt, uses)
+    for composer in map(composer_named, composers):
+        check_composable(composer, order.uses)
+        if not composer.everywhere:
+            find_words(order.prompt, order.uses)
 
 
 def adapter_path(spec: str) -> Path:
@@ -176,11 +185,9 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
     """Draw an order behind a progress bar."""
     from tara.pipelines import sampling_settings
 
-    loading = {"base", "revision", "variant", "vae", "precision"}
-    settings = order.settings.model_dump(exclude=loading, exclude_none=True) | {"batch_size": batch_size}
+    settings = sampling_of(order.settings) | {"batch_size": batch_size}
     sampling_settings(settings)  # refuses what it can before the base is loaded, which takes long
-    only_our_bars()
-    studio = _studio(order.settings, device)
+    studio = studio_for(order.settings, device)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,
@@ -191,11 +198,18 @@ def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generat
         )
 
 
-def _studio(settings: PictureSettings, device: str | None) -> Studio:
+def sampling_of(settings: PictureSettings) -> dict[str, Any]:
+    """The part of the settings that `Studio.stream` takes."""
+    return settings.model_dump(exclude=LOADING, exclude_none=True)
+
+
+def studio_for(settings: PictureSettings, device: str | None) -> Studio:
+    """Load the base that the settings name."""
     import torch
 
     from tara.sampling import Studio
 
+    only_our_bars()
     precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     return Studio(
         settings.base,
