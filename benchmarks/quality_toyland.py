@@ -32,7 +32,6 @@ import toyland
 from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.bases import load_base
-from tara.conditioning import Composer
 from tara.config import TrainSettings, train_settings
 from tara.demo import SETTINGS
 from tara.evaluation.statistics import interval, spelled
@@ -76,9 +75,9 @@ class Training:
 class Series:
     """All pictures of one training with one composer."""
 
-    training: Training | None
-    adapters: list[Adapter] | None
-    composer: Composer
+    training: Training
+    adapters: list[Adapter]
+    composer: str
     alone: list[Outcome]
     pairs: list[Outcome]
     triples: list[Outcome]
@@ -111,7 +110,7 @@ class Study:
         self.pairs: tuple[Group, ...] = (*study.SAME_CLASS_PAIRS, *study.OTHER_PAIRS)
         self.progress = progress
 
-    def train_and_draw(self, training: Training, composers: Sequence[Composer]) -> list[Series]:
+    def train_and_draw(self, training: Training, composers: Sequence[str]) -> list[Series]:
         adapters = self.train(self.members, training)
         return [self.series(training, adapters, composer) for composer in composers]
 
@@ -121,9 +120,8 @@ class Study:
             members, self.backbone, lambda part: self.progress.update(task, completed=part), **training.settings
         )
 
-    def series(self, training: Training | None, adapters: list[Adapter] | None, composer: Composer) -> Series:
-        name = "base, class words only" if training is None else f"draw {training.name}, {composer}"
-        task = self.progress.add_task(name, total=3.0)
+    def series(self, training: Training, adapters: list[Adapter], composer: str) -> Series:
+        task = self.progress.add_task(f"draw {training.name}, {composer}", total=3.0)
         found = [
             self.draw(
                 groups, adapters, composer, lambda part, done=done: self.progress.update(task, completed=done + part)
@@ -137,7 +135,6 @@ class Study:
 
     def styled(self, series: Series) -> list[dict[str, Any]]:
         """Every subject of a series in every style, one row a style."""
-        assert series.training is not None
         rows: list[dict[str, Any]] = []
         for style, adapter in zip(self.styles, self.train(self.styles, series.training), strict=True):
             task = self.progress.add_task(f"draw {style.style}, {series.composer}", total=1.0)
@@ -154,8 +151,8 @@ class Study:
     def draw(
         self,
         groups: Sequence[Group],
-        adapters: list[Adapter] | None,
-        composer: Composer,
+        adapters: list[Adapter],
+        composer: str,
         tell: Callable[[float], object],
         **more: Any,
     ) -> list[Outcome]:
@@ -178,7 +175,6 @@ def style_row(style: StyleMember, series: Series, drawn: Sequence[Outcome]) -> d
     A blueprint has no colours of its own, so that no likeness can be told there.
     """
     training = series.training
-    assert training is not None
     present = [all(one.score.present) for one in drawn]
     right = [one.style == style.style for one in drawn]
     colored = style.style in READABLE_STYLES
@@ -199,7 +195,6 @@ def style_row(style: StyleMember, series: Series, drawn: Sequence[Outcome]) -> d
 def rows_of(series: Series, members: Sequence[Member], default: bool) -> list[dict[str, Any]]:
     """One row per number of subjects and kind of pair, as the result file holds them."""
     training = series.training
-    assert training is not None
     settings = train_settings(**training.settings)
     rows: list[dict[str, Any]] = []
     for subjects, same in ((2, False), (2, True), (3, False)):
@@ -254,16 +249,11 @@ def run(subjects_seed: int, quick: bool) -> dict[str, Any]:
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
         subject_study = Study(subjects_seed, Path(folder), quick, progress)
-        base = subject_study.series(None, None, "tara")
         targets = TrainSettings().targets
         other = "attention" if targets == "cross_kv" else "cross_kv"
-        ours: list[Series] = []
-        plain: list[Series] = []
-        for training in trainings(targets, quick):
-            if training.plain:
-                plain += subject_study.train_and_draw(training, ["sum"])
-            else:
-                ours += subject_study.train_and_draw(training, ["tara", "sum"])
+        first, *plain_trainings = trainings(targets, quick)
+        *ours, base = subject_study.train_and_draw(first, ["tara", "sum", "none"])
+        plain = [series for training in plain_trainings for series in subject_study.train_and_draw(training, ["sum"])]
         best_plain = max(plain, key=Series.success)
         extra = [] if quick else subject_study.train_and_draw(Training(changes={"targets": other}), ["tara"])
         style = [] if quick else [*subject_study.styled(ours[0]), *subject_study.styled(best_plain)]
@@ -277,7 +267,7 @@ def run(subjects_seed: int, quick: bool) -> dict[str, Any]:
         **study.circumstances(),
         "seconds": round(time.perf_counter() - begun),
         "threads": torch.get_num_threads(),
-        "plain_sum_is_its_best_of": [series.training.name for series in plain if series.training],
+        "plain_sum_is_its_best_of": [series.training.name for series in plain],
         "paired_difference": study.paired_difference(ours[0].pairs, best_plain.pairs),
         "checks": checks_of(ours[0], best_plain, base),
         "rows": rows,

@@ -15,7 +15,6 @@ import numpy as np
 
 from tara.adapter import Adapter
 from tara.backbone import Backbone
-from tara.conditioning import Composer
 from tara.config import ConceptSettings, concept_settings, train_settings
 from tara.demo import SAMPLING_STEPS
 from tara.evaluation import statistics
@@ -117,11 +116,9 @@ def train(
         tell(record.index / record.steps)
 
 
-def prompt(members: Sequence[Member], group: Group, background: str, words: bool = True) -> str:
-    """For instance "a xlo cat and a szn car on the beach"; without rare words for the base's own pictures."""
-    names = [
-        f"a {members[i].word} {members[i].subject.kind}" if words else f"a {members[i].subject.kind}" for i in group
-    ]
+def prompt(members: Sequence[Member], group: Group, background: str) -> str:
+    """For instance "a xlo cat and a szn car on the beach"."""
+    names = [f"a {members[i].word} {members[i].subject.kind}" for i in group]
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     return f"{listed} {PLACES[background]}"
 
@@ -136,23 +133,23 @@ def draw(
     judge: Judge,
     members: Sequence[Member],
     groups: Sequence[Group],
-    adapters: Sequence[Adapter] | None,
+    adapters: Sequence[Adapter],
     *,
     seeds: Sequence[int] = SEEDS,
-    composer: Composer = "tara",
+    composer: str = "tara",
     style: tuple[StyleMember, Adapter] | None = None,
     tell: Callable[[float], object] = lambda part: None,
     **sampling: Any,
 ) -> list[Outcome]:
-    """Draw every group with every seed and judge it; without adapters the prompt holds the class words only.
+    """Draw every group with every seed and judge it.
 
     A style and its adapter join every prompt, as in "a xlo cat on the beach in ruv style".
     """
     ending, styled = (f" in {style[0].word} style", [style[1]]) if style else ("", [])
     outcomes: list[Outcome] = []
     for number, seed in enumerate(seeds):  # a prompt's background changes with the seed
-        prompts = [prompt(members, group, place_of(group, seed), adapters is not None) + ending for group in groups]
-        used = [([adapters[i] for i in group] if adapters else []) + styled for group in groups]
+        prompts = [prompt(members, group, place_of(group, seed)) + ending for group in groups]
+        used = [[adapters[i] for i in group] + styled for group in groups]
         images = studio(
             prompts,
             used,

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from tara.lora import LowRank, RowLowRank, fresh, row_delta
+from tara.lora import LowRank, RowLowRank, fresh, full_rank, row_delta
 
 
 def test_a_fresh_delta_is_zero_and_drawn_from_its_generator_alone() -> None:
@@ -29,3 +29,11 @@ def test_each_row_has_its_own_delta() -> None:
         alone = LowRank(a[row], b[row], float(scale[row])).delta(x[row])
         torch.testing.assert_close(together[row], alone, rtol=1e-12, atol=0)
     assert torch.equal(RowLowRank(a, b, scale).delta(x), together)
+
+
+def test_a_whole_matrix_is_a_delta_of_full_rank_to_the_last_bit() -> None:
+    for shape in ((5, 3), (3, 5), (4, 4)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        delta = full_rank(matrix)
+        assert torch.equal(delta.dense(), matrix)
+        assert (delta.rank, delta.d_in, delta.d_out) == (min(shape), shape[1], shape[0])

@@ -5,17 +5,16 @@ from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from tara.adapter import Adapter, Context
 from tara.attention import KEY, installed, uninstall
 from tara.backbone import Backbone, TextEncoding
 from tara.binding import AdapterLike, AdapterLists, AdapterUse, Binding, as_use, bind, bind_everywhere, warn_if_cut
 from tara.compose import check_fits, fused, fused_text, global_part, text_kv
+from tara.composers import Composer, Turn, Uses, check_composable, composer_named
+from tara.ensemble import Evaluation, averaged
 from tara.errors import TaraError, nearest
-
-Composer = Literal["tara", "sum"]
-"""``tara``: an adapter acts on its rare word's tokens; ``sum``: on every token of every row, as summed plain LoRAs."""
 
 Encoders = tuple[tuple[Adapter, float], ...]
 """The adapters, with their weights, whose text-encoder deltas are in the base's encoders."""
@@ -30,30 +29,57 @@ class TextOptions:
 
     ``guidance_scale`` is the pipeline's own default when None; at 1 or less, guidance and its rows are off.
     ``context`` is each card's own choice when None, see :data:`tara.adapter.Context`.
+    ``composer`` is one of :data:`tara.composers.COMPOSERS` by its name, or one of your own.
     """
 
     guidance_scale: float | None = None
     num_images_per_prompt: int = 1
     clip_skip: int | None = None
     context: Context | None = None
-    composer: Composer = "tara"
+    composer: str | Composer = "tara"
 
     def __post_init__(self) -> None:
+        composer_named(self.composer)
         if self.context not in {None, *get_args(Context)}:
             raise TaraError(f"context is '{self.context}'. Choose one of {', '.join(get_args(Context))}.")
-        if self.composer not in get_args(Composer):
-            raise TaraError(f"composer is '{self.composer}'. Choose one of {', '.join(get_args(Composer))}.")
         if self.num_images_per_prompt < 1:
             raise TaraError(f"num_images_per_prompt is {self.num_images_per_prompt}. Give 1 or more.")
+
+    @property
+    def composed_by(self) -> Composer:
+        """The composer itself."""
+        return composer_named(self.composer)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptRow:
-    """One prompt, what to keep away from, and its adapters."""
+    """One prompt, what to keep away from, and its adapters, as a composer lays them out.
+
+    ``text`` is what is drawn of the prompt, ``members`` are the adapters of each U-Net evaluation.
+    """
 
     prompt: str
-    negative: str | None = None
-    uses: tuple[AdapterUse, ...] = ()
+    negative: str | None
+    uses: Uses
+    text: str
+    members: tuple[Uses, ...]
+
+    @property
+    def batch_key(self) -> tuple[tuple[tuple[int, float], ...], ...]:
+        """What rows must share to be drawn in one batch: each evaluation's global parts, which sit in the weights."""
+        return tuple(
+            tuple(sorted((id(use.adapter), use.global_strength) for use in member if use.global_strength))
+            for member in self.members
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A batch made ready: the arguments of its pipeline call, and what the U-Net evaluations in it see."""
+
+    arguments: dict[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    turn: Turn
 
 
 def prepare(
@@ -77,16 +103,22 @@ def prepare(
         options: fields of :class:`TextOptions`: guidance_scale, num_images_per_prompt, clip_skip, context, composer.
 
     Raises:
-        TaraError: when an adapter does not fit the base or the prompt, or has a global part (use :func:`prepared`).
+        TaraError: when an adapter does not fit the base or the prompt, or has a global part, and for a composer that
+            evaluates the U-Net in its own way (use :func:`prepared`).
     """
-    backbone = Backbone.from_pipeline(pipe)
-    rows = prompt_rows(backbone, prompt, adapters, negative_prompt)
-    for use in (use for row in rows for use in row.uses if use.global_strength):
+    backbone, chosen = Backbone.from_pipeline(pipe), text_options(options)
+    rows = prompt_rows(backbone, prompt, adapters, negative_prompt, chosen.composed_by)
+    for use in (use for row in rows for member in row.members for use in member if use.global_strength):
         raise TaraError(
             f"{use.name} also changes layers that act on everything. Use `with tara.prepared(...) as kwargs:`, or "
             f"leave that part out with {use.name}:global=0."
         )
-    arguments = pipeline_arguments(backbone, rows, text_options(options))
+    if any(len(row.members) > 1 for row in rows):
+        raise TaraError(
+            "This composer evaluates the U-Net with one adapter after the other. Use `with tara.prepared(...) as "
+            "kwargs:`."
+        )
+    arguments = composed(backbone, rows, chosen).arguments
     backbone.install()
     return arguments
 
@@ -102,17 +134,18 @@ def prepared(
 ) -> Generator[dict[str, Any]]:
     """:func:`prepare` for a ``with`` block, also for adapters with a global part: it is in the U-Net's weights inside.
 
-    Afterwards, also after an exception, weights and processors are what they were.
+    And for every composer. Afterwards, also after an exception, the U-Net is what it was.
 
     Raises:
         TaraError: as :func:`prepare`, and when the prompts' global parts differ.
     """
-    backbone = Backbone.from_pipeline(pipe)
-    rows = prompt_rows(backbone, prompt, adapters, negative_prompt)
-    if len({global_key(row.uses) for row in rows}) > 1:
-        raise TaraError("The prompts' adapters change different layers for everything. Draw these prompts one by one.")
-    with borrowed(backbone, rows[0].uses):
-        yield pipeline_arguments(backbone, rows, text_options(options))
+    backbone, chosen = Backbone.from_pipeline(pipe), text_options(options)
+    rows = prompt_rows(backbone, prompt, adapters, negative_prompt, chosen.composed_by)
+    if len({row.batch_key for row in rows}) > 1:
+        raise TaraError("The prompts' adapters need different U-Net calls. Draw these prompts one by one.")
+    batch = composed(backbone, rows, chosen)
+    with at_work(backbone, batch):
+        yield batch.arguments
 
 
 def release(pipe: Any) -> None:
@@ -134,9 +167,15 @@ def borrowed(backbone: Backbone, uses: Sequence[AdapterUse]) -> Generator[None]:
             backbone.release()
 
 
-def global_key(uses: Sequence[AdapterUse]) -> tuple[tuple[int, float], ...]:
-    """What rows must share to be drawn in one batch: the adapters' global parts."""
-    return tuple(sorted((id(use.adapter), use.global_strength) for use in uses if use.global_strength))
+@contextmanager
+def at_work(backbone: Backbone, batch: Composed) -> Generator[None]:
+    """The U-Net as a batch's pipeline calls need it, for a ``with`` block."""
+    if len(batch.evaluations) == 1:  # its global parts are fused once, not at every step
+        with borrowed(backbone, batch.evaluations[0].uses):
+            yield
+        return
+    with borrowed(backbone, ()), averaged(backbone.unet, batch.evaluations, batch.turn):
+        yield
 
 
 def text_options(options: Mapping[str, Any]) -> TextOptions:
@@ -152,8 +191,9 @@ def prompt_rows(
     prompt: str | Sequence[str],
     adapters: AdapterLists,
     negative_prompt: str | Sequence[str] | None,
+    composer: Composer,
 ) -> list[PromptRow]:
-    """One row per prompt, its adapters loaded and checked against the base."""
+    """One row per prompt, its adapters loaded, checked against the base and laid out by the composer."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise TaraError("There is no prompt. Give at least one.")
@@ -166,7 +206,14 @@ def prompt_rows(
         raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
     for use in {id(use): use for uses in per_prompt for use in uses}.values():
         check_fits(backbone, use)
-    return [PromptRow(*row) for row in zip(prompts, negatives, per_prompt, strict=True)]
+    members: dict[Uses, tuple[Uses, ...]] = {}
+    for uses in dict.fromkeys(per_prompt):  # prompts with the same adapters share their merge, and so a batch
+        check_composable(composer, uses)
+        members[uses] = composer.members(uses)
+    return [
+        PromptRow(text, negative, uses, composer.prompt(text, uses), members[uses])
+        for text, negative, uses in zip(prompts, negatives, per_prompt, strict=True)
+    ]
 
 
 def _per_prompt(adapters: AdapterLists, prompts: int) -> list[tuple[AdapterUse, ...]]:
@@ -186,10 +233,10 @@ def _per_prompt(adapters: AdapterLists, prompts: int) -> list[tuple[AdapterUse, 
     ]
 
 
-def pipeline_arguments(
+def composed(
     backbone: Backbone, rows: Sequence[PromptRow], options: TextOptions, cache: EncodingCache | None = None
-) -> dict[str, Any]:
-    """The arguments themselves, for a U-Net with our processors; ``cache`` keeps encoded texts between calls."""
+) -> Composed:
+    """Rows of one batch made ready for a pipeline call; ``cache`` keeps encoded texts between calls."""
     parameters = inspect.signature(backbone.pipe.__call__).parameters
     if "cross_attention_kwargs" not in parameters:
         raise TaraError(
@@ -198,29 +245,25 @@ def pipeline_arguments(
         )
     guidance = options.guidance_scale
     guidance = float(parameters["guidance_scale"].default) if guidance is None else guidance
+    guided = _guided(backbone, guidance)
+    _warn_of_lost_text(backbone, rows, guided)
     texts = _Texts(backbone, {} if cache is None else cache)
-    # summed plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
-    shared = [row.uses if options.composer == "sum" else () for row in rows]
-    positive = TextEncoding.join(
-        [texts.positive(row.prompt, options.clip_skip, uses) for row, uses in zip(rows, shared, strict=True)]
-    )
-    bindings = [_bindings(row, positive, index, options.composer) for index, row in enumerate(rows)]
-    negative = None
-    if _guided(backbone, guidance):
-        negative = TextEncoding.join(
-            [texts.negative(row.negative, uses) for row, uses in zip(rows, shared, strict=True)]
-        )
-        for tokenized in negative.tokenized:
-            warn_if_cut(tokenized, "negative prompt")
-    encoding, of_rows = _batch(positive, negative, bindings, options)
-    conditioning = text_kv(backbone, encoding, of_rows, options.context, texts.positive, options.clip_skip)
-    return {
-        **_embeddings(positive, ""),
-        **({} if negative is None else _embeddings(negative, "negative_")),
+    members = zip(*(row.members for row in rows), strict=True)
+    found = [_evaluation(texts, rows, member, options, guided) for member in members]
+    arguments = {
+        **found[0][0],
         "guidance_scale": guidance,
         "num_images_per_prompt": options.num_images_per_prompt,
-        "cross_attention_kwargs": {KEY: conditioning},
+        "cross_attention_kwargs": {KEY: found[0][1].conditioning},
     }
+    return Composed(arguments, tuple(evaluation for _, evaluation in found), options.composed_by.turn)
+
+
+def _warn_of_lost_text(backbone: Backbone, rows: Sequence[PromptRow], guided: bool) -> None:
+    for text in dict.fromkeys(row.text for row in rows):
+        warn_if_cut(backbone.tokenize(text))
+    for text in dict.fromkeys(row.negative or "" for row in rows) if guided else ():
+        warn_if_cut(backbone.tokenize(text), "negative prompt")
 
 
 def _guided(backbone: Backbone, guidance_scale: float) -> bool:
@@ -228,17 +271,22 @@ def _guided(backbone: Backbone, guidance_scale: float) -> bool:
     return guidance_scale > 1 and backbone.unet.config.time_cond_proj_dim is None
 
 
-def _bindings(row: PromptRow, positive: TextEncoding, index: int, composer: Composer) -> list[Binding]:
-    tokenized = positive.tokenized[index]
-    warn_if_cut(tokenized)
-    if composer == "tara":
-        return bind(tokenized, row.uses)
-    for use in row.uses:
-        if use.adapter.embeddings:
-            raise TaraError(
-                f"{use.name} is a textual inversion, which acts on its word alone. Leave composer at 'tara'."
-            )
-    return bind_everywhere(tokenized, row.uses)
+def _evaluation(
+    texts: "_Texts", rows: Sequence[PromptRow], members: Sequence[Uses], options: TextOptions, guided: bool
+) -> tuple[dict[str, Any], Evaluation]:
+    """What the pipeline is given as embeddings, and what the U-Net sees, when each row has one member's adapters."""
+    everywhere = options.composed_by.everywhere
+    # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
+    shared = members if everywhere else [()] * len(rows)
+    paired = list(zip(rows, shared, strict=True))
+    positive = TextEncoding.join([texts.positive(row.text, options.clip_skip, uses) for row, uses in paired])
+    negative = TextEncoding.join([texts.negative(row.negative, uses) for row, uses in paired]) if guided else None
+    bound = bind_everywhere if everywhere else bind
+    bindings = [bound(tokenized, uses) for tokenized, uses in zip(positive.tokenized, members, strict=True)]
+    encoding, of_rows = _batch(positive, negative, bindings, options)
+    conditioning = text_kv(texts.backbone, encoding, of_rows, options.context, texts.positive, options.clip_skip)
+    embeddings = {**_embeddings(positive, ""), **({} if negative is None else _embeddings(negative, "negative_"))}
+    return embeddings, Evaluation(members[0], conditioning, encoding.pooled)
 
 
 def _batch(
@@ -249,7 +297,7 @@ def _batch(
     conditional = [bindings[row] for row in copies]
     if negative is None:
         return positive.take(copies), conditional
-    unconditional = [[] for _ in copies] if options.composer == "tara" else conditional
+    unconditional = conditional if options.composed_by.everywhere else [[] for _ in copies]
     return TextEncoding.join([negative.take(copies), positive.take(copies)]), [*unconditional, *conditional]
 
 

@@ -16,7 +16,6 @@ import toyland
 from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.bases import load_base
-from tara.conditioning import Composer
 from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
 from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
@@ -85,7 +84,7 @@ class Column:
     name: str
     heading: str
     training: str
-    composer: Composer
+    composer: str
     meaning: str
 
 
@@ -224,7 +223,7 @@ class Order:
     name: str
     prompt: str
     adapters: Sequence[Adapter]
-    composer: Composer
+    composer: str
     shown: tuple[Role, ...]
 
 

@@ -46,6 +46,13 @@ class LowRank:
         return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
 
 
+def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
+    """A whole matrix in the form of factors, one of them the identity: exactly that matrix."""
+    d_out, d_in = delta.shape
+    identity = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
+    return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
+
+
 def fresh(
     d_in: int,
     d_out: int,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tara.adapter import Context
 from tara.backbone import Backbone
-from tara.conditioning import Composer, TextOptions
+from tara.composers import Composer, composer_named
+from tara.conditioning import TextOptions
 from tara.draws import generator_for
 from tara.errors import TaraError, nearest
 from tara.pictures import read_image
@@ -61,10 +62,11 @@ class SamplingSettings:
     mask: Image.Image | str | Path | None = None
     batch_size: int = 4
     context: Context | None = None
-    composer: Composer = "tara"
+    composer: str | Composer = "tara"
     clip_skip: int | None = None
 
     def __post_init__(self) -> None:
+        composer_named(self.composer)
         for name in ("steps", "batch_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise TaraError(f"{name} is {getattr(self, name)}. Give a whole number, 1 or more.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from tara.card import tara_version
+from tara.composers import COMPOSERS
 from tara.config import BASE, PREDICTION, REVISION, VAE, VARIANT, Prediction
 from tara.errors import TaraError
 
@@ -20,7 +21,7 @@ KEY = "tara"
 FOLDERS_ABOVE = 3  # of a picture, in which its files are looked for too
 
 
-class PictureSettings(BaseModel, frozen=True, extra="forbid"):
+class DrawingSettings(BaseModel, frozen=True, extra="forbid"):
     """How pictures are drawn, by the names of `tara.Studio`; the descriptions are the command line's help."""
 
     base: str = Field("toyland", description=BASE)
@@ -46,8 +47,13 @@ class PictureSettings(BaseModel, frozen=True, extra="forbid"):
     context: Literal["prompt", "bank", "delta"] | None = Field(
         None, description="Where a rare word's embedding is taken from; what the adapter says if left out"
     )
-    composer: Literal["tara", "sum"] = Field(
-        "tara", description="tara: each adapter acts on its own word; sum: plain addition, for comparison"
+
+
+class PictureSettings(DrawingSettings, frozen=True, extra="forbid"):
+    """The same with the way in which adapters are put together."""
+
+    composer: str = Field(
+        "tara", description="; ".join(f"{name}: {composer.meaning}" for name, composer in COMPOSERS.items())
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tara.backbone import Backbone
 from tara.bases import load_base
 from tara.binding import AdapterLists, AdapterUse
-from tara.conditioning import EncodingCache, PromptRow, borrowed, global_key, pipeline_arguments, prompt_rows
+from tara.conditioning import Composed, EncodingCache, PromptRow, at_work, composed, prompt_rows
 from tara.config import Prediction
 from tara.errors import TaraError
 from tara.pipelines import Drawer, SamplingSettings, drawer, sampling_settings
@@ -137,18 +137,19 @@ class Studio:
         chosen = sampling_settings(settings)
         if chosen.guidance_scale is None:
             chosen = replace(chosen, guidance_scale=self.backbone.guidance_scale)
-        rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt)
+        rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt, chosen.text.composed_by)
         jobs = [_Job(index, seed, row) for index, (row, seed) in enumerate(product(rows, seeds))]
         how = drawer(self.backbone, chosen)
         painter = Backbone(how.pipe)
-        drawn, text, text_of = 0, dict[str, Any](), list[PromptRow]()
+        drawn = 0
+        ready: tuple[list[PromptRow], Composed] | None = None
         for batch in _batches(jobs, chosen.batch_size):
             batch_rows = [job.row for job in batch]
-            if text_of != batch_rows:  # once per prompt, not once per batch
-                text, text_of = pipeline_arguments(painter, batch_rows, chosen.text, self._texts), batch_rows
+            if ready is None or ready[0] != batch_rows:  # once per prompt, not once per batch
+                ready = batch_rows, composed(painter, batch_rows, chosen.text, self._texts)
             report = None if on_step is None else _StepReport(on_step, drawn, len(batch), len(jobs))
-            with borrowed(painter, batch_rows[0].uses):
-                images = _draw(how, [job.seed for job in batch], chosen.steps, report, text)
+            with at_work(painter, ready[1]):
+                images = _draw(how, [job.seed for job in batch], chosen.steps, report, ready[1].arguments)
             drawn += len(batch)
             for job, image in zip(batch, images, strict=True):
                 yield Generated(job.index, job.row.prompt, job.seed, image, job.row.uses, chosen)
@@ -190,10 +191,10 @@ class _StepReport:
 
 
 def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
-    """Jobs in order, split where the global parts, which sit in the U-Net's weights, differ."""
+    """Jobs in order, split where the global parts, which sit in the U-Net's weights, or their turns differ."""
     groups: dict[Any, list[_Job]] = {}
     for job in jobs:
-        groups.setdefault(global_key(job.row.uses), []).append(job)
+        groups.setdefault(job.row.batch_key, []).append(job)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]

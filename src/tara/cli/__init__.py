@@ -32,6 +32,10 @@ COMMANDS = {
         "tara.cli.attention:attention",
         "Show where each adapter's rare word and its class word attend.",
     ),
+    "compare": (
+        "tara.cli.compare:compare",
+        "Draw the same prompt, adapters and seeds through every composer, side by side.",
+    ),
     "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
 MOST_SEEDS, MOST_SHOWN = 10_000, 64
 DEFAULT_SEEDS = (0, 1, 2, 3)
+Prompt = Annotated[str | None, Parameter(help="What to draw, with the adapters' rare words in it")]
 Adapters = Annotated[
     tuple[str, ...],
     Parameter(
@@ -35,6 +36,8 @@ Adapters = Annotated[
         "FILE may be on the hub: OWNER/NAME or OWNER/NAME/FILE. Give it once per adapter",
     ),
 ]
+Seeds = Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
+Device = Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +53,24 @@ class Order:
 
 
 def _generate(
-    prompt: Annotated[str | None, Parameter(help="What to draw, with the adapters' rare words in it")] = None,
+    prompt: Prompt = None,
     /,
     *,
     adapter: Adapters = (),
-    seeds: Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")] = None,
+    seeds: Seeds = None,
     out: Annotated[Path, Parameter(help="Folder to write to")] = Path("out"),
     from_: Annotated[
         Path | None, Parameter(name="--from", help="Repeat this picture as its file tells; other flags change it")
     ] = None,
     batch_size: Annotated[int, Parameter(help="Pictures drawn at a time; it does not change them")] = 4,
-    device: Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")] = None,
+    device: Device = None,
     **values: Any,
 ) -> None:
     """Draw pictures with any number of adapters: `tara generate "a xlo dog on a beach" -a rex.safetensors`."""
     if batch_size < 1:
         raise TaraError(f"--batch-size {batch_size} draws nothing. Give 1 or more.")
     order = order_of(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
+    check_before_the_base(order, [order.settings.composer])
     check_writable(out)
     shown: list[tuple[Image, str]] = []
     for picture in drawn(order, batch_size, device):
@@ -113,10 +117,10 @@ def order_of(
 
     origin = relocated(read_origin(source), source) if source else None
     kept = origin.settings.model_dump() if origin else {}
-    settings = build(PictureSettings, kept | changed, "tara generate: ")
+    settings = build(PictureSettings, kept | changed)
     text = prompt if prompt is not None else (origin.prompt if origin else "")
     if not text.strip():
-        raise TaraError('There is no prompt. Write it behind the command: tara generate "a xlo dog on a beach".')
+        raise TaraError('There is no prompt. Write it behind the command, such as "a xlo dog on a beach".')
     for name in ("mask", "strength"):
         if getattr(settings, name) is not None and settings.image is None:
             raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
@@ -133,7 +137,6 @@ def order_of(
         chosen = (origin.seed,)
     else:
         chosen = DEFAULT_SEEDS
-    _check_before_the_base(text, uses, settings)
     return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
 
 
@@ -154,16 +157,19 @@ def _used(spec: str) -> UsedFile:
     return used if Path(name).exists() else used.model_copy(update={"path": name})
 
 
-def _check_before_the_base(prompt: str, uses: Sequence[AdapterUse], settings: PictureSettings) -> None:
+def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
     from tara.binding import find_words
+    from tara.composers import check_composable, composer_named
     from tara.pictures import read_image
 
-    for picture in (settings.image, settings.mask):
+    for picture in (order.settings.image, order.settings.mask):
         if picture is not None:
             read_image(picture)
-    if settings.composer == "tara":
-        find_words(prompt, uses)
+    for composer in map(composer_named, composers):
+        check_composable(composer, order.uses)
+        if not composer.everywhere:
+            find_words(order.prompt, order.uses)
 
 
 def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:

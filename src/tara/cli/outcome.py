@@ -24,7 +24,7 @@ def outcome(command: Callable[[], object], again: str = "") -> int:
     with warnings.catch_warnings(), one_voice():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", TaraWarning)
-        warnings.showwarning = _one_line
+        warnings.showwarning = _one_line_each()
         try:
             ending = _ending(command, again)
             if ending is not None:
@@ -64,5 +64,14 @@ def _disk_sentence(failure: OSError) -> str:
     return f"{name}{failure.strerror or failure}. Check the path, your rights and the free space."
 
 
-def _one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"Note: {' '.join(str(message).split())}", file=sys.stderr)
+def _one_line_each() -> Callable[..., None]:
+    """Tells each warning in one line, once: a command may prepare the same prompt several times."""
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        line = " ".join(str(message).split())
+        if line not in told:
+            told.add(line)
+            print(f"Note: {line}", file=sys.stderr)
+
+    return tell

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tara.binding import find_words
+from tara.composers import composer_named
 from tara.drawing import drawing_settings, studio_of
 from tara.errors import TaraError
 from tara.evaluation.protocols import Scene
@@ -42,7 +43,7 @@ def plan(scenes: Sequence[Scene], composers: Sequence[PictureSettings], seeds: S
     for settings in composers:
         sampling_settings(drawing_settings(settings))  # before the base is loaded, which takes long
         for scene in scenes:
-            if settings.composer == "tara":
+            if not composer_named(settings.composer).everywhere:
                 find_words(scene.prompt, [role.use for role in scene.roles])
     return [
         Shot(

@@ -1,0 +1,158 @@
+"""`tara compare`: the same prompt, adapters and seeds through every composer, on one sheet."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from tara.cli.flags import given, with_flags
+from tara.cli.generate import (
+    FLAGS,
+    Adapters,
+    Device,
+    Order,
+    Prompt,
+    Seeds,
+    check_before_the_base,
+    order_of,
+    sampling_values,
+)
+from tara.cli.progress import only_our_bars, progress
+from tara.composers import COMPOSERS, composer_named
+from tara.errors import TaraError
+from tara.files import atomic_write, check_writable
+from tara.provenance import DrawingSettings, Origin, png_with_origin
+
+if TYPE_CHECKING:
+    from tara.comparison import Compared
+    from tara.report import Table
+    from tara.sampling import Studio
+
+Pictures = Mapping[str, Sequence["Compared"]]
+
+
+def _compare(
+    prompt: Prompt = None,
+    /,
+    *,
+    adapter: Adapters = (),
+    seeds: Seeds = None,
+    composers: Annotated[
+        str | None, Parameter(help=f"Composers, with commas between them [default: {','.join(COMPOSERS)}]")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Folder to write to")] = Path("compare"),
+    device: Device = None,
+    **values: Any,
+) -> None:
+    """Draw the same prompt, adapters and seeds through every composer, side by side, and say what each costs.
+
+    `tara compare "a xlo dog and a szn cat on a beach" -a rex.safetensors -a tom.safetensors`
+    """
+    from tara.drawing import studio_of
+
+    order = order_of(prompt, adapter, seeds, None, given(DrawingSettings, values, FLAGS))
+    names = _names(composers)
+    if not order.uses:
+        raise TaraError("There is nothing to compose. Name each adapter: --adapter rex.safetensors.")
+    check_before_the_base(order, names)
+    sampling_values(order)
+    check_writable(out)
+    only_our_bars()
+    studio = studio_of(order.settings, device)
+    pictures = _drawn(studio, order, names, out)
+    _write(out, studio, order, pictures)
+
+
+compare = with_flags(_compare, {DrawingSettings: FLAGS}, ["Pictures"])
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Composers from `tara,sum`, in the order given, each once."""
+    names = tuple(COMPOSERS) if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        composer_named(name)
+    return names
+
+
+def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dict[str, list[Compared]]:
+    """Draw behind a progress bar; each picture is written as soon as it is there."""
+    from tara.comparison import compared
+
+    pictures: dict[str, list[Compared]] = {name: [] for name in names}
+    settings = sampling_values(order)
+    del settings["composer"]
+    with progress("Comparing", len(names) * len(order.seeds)) as advance:
+
+        def on_step(step: Any) -> None:
+            advance(sum(map(len, pictures.values())) + step.step / step.steps, "")
+
+        for picture in compared(studio, order.prompt, order.uses, order.seeds, names, on_step=on_step, **settings):
+            origin = Origin(
+                prompt=order.prompt,
+                seed=picture.seed,
+                adapters=order.used,
+                inputs=order.inputs,
+                settings=order.settings.model_copy(update={"composer": picture.composer}),
+            )
+            atomic_write(out / picture.path, png_with_origin(picture.image, origin))
+            pictures[picture.composer].append(picture)
+    return pictures
+
+
+def _write(out: Path, studio: Studio, order: Order, pictures: Pictures) -> None:
+    """Write the sheet, the page and the figures, and print the table."""
+    from tara.comparison import clock_of, figures, grid, table
+    from tara.report import contact_sheet, page, png_bytes
+    from tara.run_folder import versions
+
+    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, pictures)
+    command = _command(order, list(pictures), out)
+    results = {
+        "prompt": order.prompt,
+        "seeds": order.seeds,
+        "adapters": [file.model_dump() for file in order.used],
+        "settings": order.settings.model_dump(mode="json", exclude={"composer"}),
+        "clock": clock_of(studio.backbone.device)[0],
+        "composers": found,
+        "versions": versions(studio.backbone.device),
+        "command": command,
+    }
+    html = page(
+        title=order.prompt,
+        lead="One prompt, the same adapters and the same seeds, drawn by every composer.",
+        grids=[shown],
+        tables=[table(found)],
+        command=command,
+    )
+    atomic_write(out / "sheet.png", png_bytes(contact_sheet(shown)))
+    atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write(out / "index.html", html.encode())
+    _show(table(found))
+    print(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
+
+
+def _command(order: Order, names: Sequence[str], out: Path) -> str:
+    """What draws the same again."""
+    words = ["tara", "compare", order.prompt]
+    for file in order.used:
+        words += ["--adapter", file.given]
+    words += ["--seeds", ",".join(map(str, order.seeds)), "--composers", ",".join(names)]
+    for name, value in order.settings.model_dump(mode="json", exclude_defaults=True).items():
+        words += [f"--{FLAGS.get(name, name).replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _show(costs: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*costs.headings, box=box.SIMPLE_HEAD)
+    for row in costs.rows:
+        shown.add_row(*row)
+    Console().print(shown)
