@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from looks import reading_of
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from looks import reading_of
 from toyland.code import PatchCode
 from toyland.judge import Judge, Verdict
 from toyland.judge_net import FIELDS, GRID, JudgeNet, fields_of, scene_logits
