@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -147,6 +147,11 @@ def test_a_base_of_other_channels_than_diffusers_repaints_keeps_what_the_mask_le
     scheduler: str | None, strength: float
 ) -> None:
     studio = Studio("toyland", device="cpu")
+    if scheduler in ("heun", "pndm"):  # which do not know the base's own noise schedule
+        pipe = studio.backbone.pipe
+        other = {"rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
+        pipe.scheduler = DDIMScheduler.from_config({**pipe.scheduler.config, **other})
+        studio = Studio(pipe)
     (start,) = studio("a cat in the snow", steps=4)
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
@@ -160,6 +165,13 @@ def test_a_base_of_other_channels_than_diffusers_repaints_keeps_what_the_mask_le
     assert changed[40:].mean() < 12  # an autoencoder's round trip, and what the seam does to it
     assert changed[:24].mean() > 2 * changed[40:].mean()
     assert np.abs(all_new.astype(int) - plain).max() <= 1  # a mask over everything keeps nothing
+
+
+@pytest.mark.parametrize("scheduler", ["heun", "pndm"])
+def test_a_scheduler_that_would_leave_out_a_part_of_the_noise_schedule_is_refused(sd_pipe: Any, scheduler: str) -> None:
+    sd_pipe.scheduler = DDIMScheduler.from_config(sd_pipe.scheduler.config, rescale_betas_zero_snr=True)
+    with pytest.raises(TaraError, match=f"'{scheduler}' cannot begin with nothing but noise"):
+        Studio(sd_pipe)("a dog", scheduler=scheduler, steps=2)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

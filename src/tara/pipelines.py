@@ -1,5 +1,6 @@
 """How pictures are drawn: the settings, and the stock diffusers pipeline that they come to on a base."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from tara.draws import generator_for
 from tara.errors import TaraError, nearest
 from tara.pictures import read_image
 
+ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule that ends in nothing but noise
 STOCK_INPAINTING = (4, 9)  # input channels of the U-Nets that diffusers' inpainting pipelines take
 
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -196,11 +198,21 @@ def _kept(backbone: Backbone, start: Image.Image, mask: Image.Image) -> Kept:
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A scheduler by its name in :data:`SCHEDULERS`, with a base's noise schedule and prediction type."""
+    """A scheduler by its name in :data:`SCHEDULERS`, with a base's noise schedule and prediction type.
+
+    Raises:
+        TaraError: for one that does not know all of the base's noise schedule, which diffusers would leave out.
+    """
     import diffusers
 
     kind, options = SCHEDULERS[name]
-    return getattr(diffusers, kind).from_config(config, **options)
+    scheduler = getattr(diffusers, kind)
+    if config.get(ZERO_SNR) and ZERO_SNR not in inspect.signature(scheduler.__init__).parameters:
+        raise TaraError(
+            f"The scheduler '{name}' cannot begin with nothing but noise, as this base does. Choose another one, "
+            "such as ddim or dpm."
+        )
+    return scheduler.from_config(config, **options)
 
 
 def _read(image: Image.Image | str | Path) -> Image.Image:
