@@ -235,6 +235,15 @@ def test_an_exception_inside_an_evaluation_leaves_the_weights_alone(sd_pipe: Sta
     assert _state(sd_pipe.unet) == before
 
 
+@torch.no_grad()
+def test_a_call_without_prepared_text_is_left_alone(sd_pipe: StableDiffusionPipeline) -> None:
+    backbone = Backbone(sd_pipe)
+    call = _noise(), torch.tensor([500]), backbone.encode([PROMPT])
+    stock = backbone.predict(*call)
+    with tara.prepared(sd_pipe, PROMPT, _two(sd_pipe), composer="composite"):
+        assert torch.equal(backbone.predict(*call), stock)
+
+
 def _with_text(pipe: Any, word: str, kind: str, seed: int) -> Adapter:
     adapter = tiny_adapters.random_adapter(Backbone(pipe), word, kind, targets=ATTENTION, strength=0.1, seed=seed)
     generator = torch.Generator().manual_seed(seed)

@@ -108,7 +108,8 @@ def prepare(
     """
     backbone, chosen = Backbone.from_pipeline(pipe), text_options(options)
     rows = prompt_rows(backbone, prompt, adapters, negative_prompt, chosen.composed_by)
-    for use in (use for row in rows for member in row.members for use in member if use.global_strength):
+    for row in (row for row in rows if any(row.batch_key)):
+        use = next((use for use in row.uses if use.global_strength), row.members[0][0])  # not a merge's name
         raise TaraError(
             f"{use.name} also changes layers that act on everything. Use `with tara.prepared(...) as kwargs:`, or "
             f"leave that part out with {use.name}:global=0."

@@ -30,8 +30,8 @@ class Evaluation:
 def averaged(unet: Any, evaluations: Sequence[Evaluation], turn: Turn) -> Generator[None]:
     """For a ``with`` block, each call of the U-Net gives the mean over the evaluations whose turn it is.
 
-    Whatever ``cross_attention_kwargs`` and pooled text the call is given, each evaluation takes its own. Weights are
-    changed within an evaluation only; afterwards the U-Net's ``forward`` is the one that was found.
+    Of a call with prepared text each evaluation takes its own text and pooled vector; any other call is left alone.
+    Weights are changed within an evaluation only; afterwards the U-Net's ``forward`` is the one that was found.
     """
     found = unet.__dict__.get("forward")  # accelerate's hooks, for instance, put one there
     unet.forward = _Averaged(unet, unet.forward, evaluations, turn)
@@ -54,7 +54,9 @@ class _Averaged:
     step: int = -1
     timestep: float = -math.inf
 
-    def __call__(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    def __call__(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
+        if KEY not in (kwargs.get("cross_attention_kwargs") or {}):
+            return self.forward(sample, timestep, *args, **kwargs)
         now = float(torch.as_tensor(timestep).max())
         # a picture's timesteps fall or stay: after a rise another picture has begun
         self.step = 0 if now > self.timestep else self.step + 1
