@@ -97,7 +97,7 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(
     whole = command("pairs")
     assert "Nobody has said where the photos of 'szn cat' are" in refused(*whole[:8], *whole[10:])
     assert "no adapter of 'szn cat'" in refused(*whole[:4], *whole[6:9], f"szn cat={trained}", *whole[10:])
-    assert "composer = 'blend' is refused" in refused(*whole, "--composers", "blend")
+    assert "composer is 'blend'. Choose one of" in refused(*whole, "--composers", "blend")
     assert "names 'sxn'" in refused(*whole, "--groups", "xlo+sxn")
     assert "does not say where the subjects stand" in refused(*whole, "--prompt", "a beach")
     assert "is not a list of seeds" in refused(*whole, "--seeds", "x")
