@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tara.backbone import Backbone
-from tara.cli.train import _recipe
+from tara.cli.train import recipe_of
 from tara.config import concept_settings, read_recipe
 from tara.data import read_examples
 from tara.dreambooth import TABLE, read_table, subject_of
@@ -116,7 +116,7 @@ def test_a_table_that_is_no_text_is_named(tmp_path: Path):
 
 
 def test_flags_and_toml_need_no_class_word_either(data_set: Path):
-    from_flags = _recipe(None, {"images": data_set / "dog6", "word": "xlo"})
+    from_flags = recipe_of(None, {"images": data_set / "dog6", "word": "xlo"})
     toml = data_set / "concepts.toml"
     toml.write_text('[[concept]]\nimages = "dog6"\nword = "xlo"\n', encoding="utf-8")
     for recipe in (from_flags, read_recipe(toml)):
