@@ -15,6 +15,7 @@ import pytest
 
 from tara import processes
 from tara.adapter import load_adapter
+from tara.cli import main as command_line
 from tara.config import Recipe
 from tara.errors import TaraError, TaraWarning
 from tara.processes import Processes, join
@@ -138,21 +139,28 @@ def test_ctrl_c_keeps_a_checkpoint_that_two_processes_go_on_from(
         assert difference(load_adapter(concept.file), load_adapter(whole.file)) < 1e-6
 
 
-@pytest.mark.parametrize("refusing", [0, 1])
-def test_what_one_process_refuses_ends_all_of_them_with_one_sentence(base: Path, tmp_path: Path, refusing: int):
-    folders = [tmp_path / "main", tmp_path / "other"]
-    for number, folder in enumerate(folders):
-        folder.mkdir()
-        if number != refusing:
-            photo_folder(folder / "photos")
+def test_what_one_process_refuses_ends_all_of_them_with_one_sentence(base: Path, tmp_path: Path):
+    main, other = tmp_path / "main", tmp_path / "other"
+    photo_folder(main / "photos")
+    other.mkdir()  # as on a machine that does not have the photos
     concept = ["--images", "photos", "--word", "xlo", "--kind", "dog", "--out", "rex.safetensors"]
-    finished = launched(["-m", "tara", "train", *concept, "--base", base, "--device", "cpu"], folders)
+    finished = launched(["-m", "tara", "train", *concept, "--base", base, "--device", "cpu"], [main, other])
     assert [process.code for process in finished] == [2, 2], finished
     assert finished[0].err.splitlines() == [
         "Error: There is no folder photos. Give the folder that holds the concept's photos."
     ]
     assert (finished[1].err, finished[1].out, finished[0].out) == ("", "", "")
-    assert [path.name for folder in folders for path in folder.iterdir()] == ["photos"]
+    assert [path.name for folder in (main, other) for path in folder.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize(("number", "speaks"), [("0", True), ("1", False)])
+def test_what_every_process_refuses_is_said_by_the_main_one(
+    number: str, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", number)
+    assert command_line(["train", "--stpes", "4"]) == 2
+    assert ("--stpes" in capsys.readouterr().err) == speaks
 
 
 def test_accelerate_launch_trains_by_the_published_script_in_two_processes(base: Path, tmp_path: Path):
