@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny_adapters
 import tiny_bases
-from tara.adapter import Adapter
+from tara.adapter import Adapter, load_adapter
 from tara.backbone import Backbone
 from tara.cli import app
 from tara.config import ConceptSettings, TrainSettings, read_recipe
@@ -136,3 +136,18 @@ def test_what_an_earlier_upload_left_is_forgotten_but_for_a_persons_own_files(tm
 
 def test_an_owner_whom_nobody_knows_is_left_to_be_filled_in(tmp_path: Path):
     assert "--adapter OWNER/dogs " in text_of(published(tmp_path, "xlo", repository="dogs"))
+
+
+def test_adapters_of_one_file_name_in_different_folders_stay_apart(tmp_path: Path):
+    backbone, run = Backbone(tiny_bases.sd_pipeline()), RunFolder(tmp_path / "run")
+    concepts = [
+        ConceptSettings(images=tmp_path, word=word, kind="dog", out=tmp_path / word / "mine.safetensors")
+        for word in ("xlo", "szn")
+    ]
+    card = {"base": "sd15", "settings": SETTINGS.model_dump(mode="json")}
+    adapters = [tiny_adapters.random_adapter(backbone, concept.word, **card) for concept in concepts]
+    for concept, adapter in zip(concepts, adapters, strict=True):
+        adapter.save(concept.file)
+    write_hub_folder(run, concepts, SETTINGS, adapters, "me/dogs")
+    for word in ("xlo", "szn"):
+        assert load_adapter(run.hub / f"{word}-dog.safetensors").card.rare_word == word

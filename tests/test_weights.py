@@ -36,6 +36,7 @@ def test_frozen_down_matrices_are_drawn_like_those_that_learn_and_lie_outside_th
     for concept in range(2):
         for layer, low_rank in frozen.low_ranks(concept).items():
             other = learning.low_ranks(concept)[layer]
+            assert not any(half.requires_grad for half in (low_rank.a, low_rank.b, other.a, other.b))
             assert torch.equal(low_rank.a, other.a)
             assert torch.equal(low_rank.b, other.b)
             assert (low_rank.d_in, low_rank.d_out) == SHAPES[layer]

@@ -129,8 +129,12 @@ def _front_matter(finished: Sequence[Finished], base_model: str | None) -> str:
 
 
 def _files(finished: Sequence[Finished]) -> list[str]:
-    # a repository's only adapter has the name that is looked for first
-    return [ADAPTER_FILE] if len(finished) == 1 else [one.concept.file.name for one in finished]
+    if len(finished) == 1:
+        return [ADAPTER_FILE]  # the name that is looked for first
+    names = [one.concept.file.name for one in finished]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{one.concept.label}.safetensors".replace(" ", "-") for one in finished]  # no two have one label
 
 
 def _pictures(one: Finished) -> list[str]:
