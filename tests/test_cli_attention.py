@@ -83,6 +83,17 @@ def test_adapters_of_the_same_words_are_rows_of_one_page(trained: Path, base: Pa
     assert html.count("<details>") == 4  # by layer and by step, of both rows
 
 
+def test_one_adapter_at_two_weights_is_two_rows(trained: Path, base: Path, here: Path):
+    rex = str(trained / "rex.safetensors")
+    told = ["a xlo dog", "-a", rex, "-a", f"{rex}:0.5", "--base", str(base), "--steps", "1", "--device", "cpu"]
+    assert main(["attention", *told]) == 0
+    facts = json.loads(Path("attention/attention.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in facts["rows"]] == [
+        "rex: trained with TAL (l1)",
+        "rex at 0.5: trained with TAL (l1)",
+    ]
+
+
 def test_the_command_on_the_page_is_the_one_that_was_typed(trained: Path, base: Path, here: Path):
     shutil.copy(trained / "rex.safetensors", "rex.safetensors")
     told = ["a xlo dog", "-a", "rex.safetensors:0.8", "--base", str(base), "--steps", "2", "--guidance", "2"]

@@ -41,9 +41,9 @@ class Looked:
 
 
 def label_of(attended: Attended) -> str:
-    """The adapters of a picture by file and by how they were aligned in training, as far as they tell."""
+    """The adapters of a picture by file, weight and how they were aligned in training, as far as they tell."""
     uses = [subject.use for subject in attended.subjects]
-    names = ", ".join(Path(use.name).stem for use in uses)
+    names = ", ".join(Path(use.name).stem + ("" if use.weight == 1 else f" at {use.weight:g}") for use in uses)
     told = [use.adapter.card.settings for use in uses]
     forms = {"off" if not one.get("tal_weight", 1) else str(one["tal"]) for one in told if "tal" in one}
     if len(forms) != 1:
@@ -138,7 +138,8 @@ def _course(rows: Sequence[Looked]) -> Figure:
     for row in rows:
         for index, subject in enumerate(row.attended.subjects):
             course = [(step + 1, of[index].alignment) for step, of in enumerate(row.attended.step_scores)]
-            series[f"{subject.use.rare_word} on {subject.use.class_word}, {row.label}"] = course
+            name = f"{subject.use.rare_word} on {subject.use.class_word}, {row.label}"
+            series[name if name not in series else f"{name} ({row.file})"] = course
     curve = Image.open(io.BytesIO(loss_curve(series, title="Alignment by step", unit="alignment")))
     return Figure(image=curve)
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -296,7 +297,7 @@ def _write(out: Path, photos: list[list[Image.Image]], drawn: dict[str, Drawn], 
         lead="Two subjects, each learned from five pictures, in one picture. Every row is one seed.",
         grids=[grid],
         tables=[table],
-        command=f"tara demo --out {out}",
+        command=shlex.join(["tara", "demo", "--out", str(out)]),
     )
     atomic_write(out / "index.html", html.encode())
     atomic_write(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())

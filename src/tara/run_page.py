@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -66,7 +67,7 @@ def _photo_rows(photos: Sequence[Example]) -> tuple[Row, ...]:
     return (Row(images=tuple(photo.image for photo in some), captions=tuple(photo.name for photo in some)),)
 
 
-def _preview(paths: Sequence[Any], number: int) -> Image.Image | None:
+def _preview(paths: Sequence[Path], number: int) -> Image.Image | None:
     return read_image(paths[number]) if number < len(paths) else None
 
 
