@@ -16,7 +16,7 @@ def train() -> None:
     import torch
 
     import tiny_bases
-    from tara.config import read_recipe
+    from tara.recipe_files import read_recipe
     from tara.training import StepRecord
     from tara.training_run import train_recipe
     from training_fixtures import in_float64

@@ -5,15 +5,9 @@ from pathlib import Path
 import pytest
 
 from tara.captions import VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
-from tara.config import (
-    ConceptSettings,
-    Recipe,
-    TrainSettings,
-    concept_settings,
-    read_recipe,
-    train_settings,
-)
+from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError
+from tara.recipe_files import read_recipe
 
 RECIPE = """
 [settings]

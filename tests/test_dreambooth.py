@@ -9,11 +9,12 @@ from PIL import Image
 
 from tara.backbone import Backbone
 from tara.cli.train import recipe_of
-from tara.config import concept_settings, read_recipe
+from tara.config import concept_settings
 from tara.data import read_examples
 from tara.dreambooth import TABLE, read_table, subject_of
 from tara.errors import TaraError
 from tara.pictures import read_image
+from tara.recipe_files import read_recipe
 from tara.training import Training
 from training_fixtures import photo_folder, quick
 

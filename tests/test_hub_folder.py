@@ -15,8 +15,9 @@ import tiny_bases
 from tara.adapter import Adapter, load_adapter
 from tara.backbone import Backbone
 from tara.cli import app
-from tara.config import ConceptSettings, TrainSettings, read_recipe
+from tara.config import ConceptSettings, TrainSettings
 from tara.hub_folder import write_hub_folder
+from tara.recipe_files import read_recipe
 from tara.run_folder import RunFolder
 
 SETTINGS = TrainSettings(base="sd15", steps=7, rank=4, preview_prompt='the {word} {kind} on "grass"')

@@ -11,7 +11,7 @@ from published_commands import QUICK, TRAIN_SD, TRAIN_SDXL, typed
 from tara.cli.published import SD_TRAINING, SDXL_TRAINING
 from tara.cli.published.script import read_flags
 from tara.cli.published.training import recipe_of
-from tara.config import read_recipe
+from tara.recipe_files import read_recipe
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,9 +12,10 @@ import torch
 
 from tara.adapter import Adapter, load_adapter
 from tara.checkpoints import load_checkpoint
-from tara.config import Recipe, read_recipe
+from tara.config import Recipe
 from tara.errors import TaraError
 from tara.interrupts import TrainingInterrupted
+from tara.recipe_files import read_recipe
 from tara.sampling import Studio
 from tara.training import StepRecord
 from tara.training_run import run_recipe, train_recipe

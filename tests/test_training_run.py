@@ -18,8 +18,9 @@ from tara import training_run
 from tara.adapter import load_adapter
 from tara.checkpoints import checkpoints
 from tara.concepts import class_phrase
-from tara.config import Recipe, TrainSettings, read_recipe
+from tara.config import Recipe, TrainSettings
 from tara.errors import TaraError, TaraWarning
+from tara.recipe_files import read_recipe
 from tara.training import StepRecord
 from tara.training_run import TrainingInterrupted, run_recipe, train_recipe
 from training_fixtures import photo_folder, quick, two_concepts
@@ -121,7 +122,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 import tiny_bases
-from tara.config import read_recipe
+from tara.recipe_files import read_recipe
 from tara.training_run import run_recipe
 for record in run_recipe(read_recipe(Path(sys.argv[1])), tiny_bases.sd_pipeline(), resume=sys.argv[2] == "resume"):
     print(record.index, flush=True)

@@ -16,7 +16,7 @@ from tara.backbone import Backbone
 from tara.bases import PRECISIONS, best_device, load_base
 from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, check_on_base, class_phrase
-from tara.config import RUN_SETTINGS, Recipe, concept_settings, read_recipe, train_settings
+from tara.config import RUN_SETTINGS, Recipe, concept_settings, train_settings
 from tara.data import Example
 from tara.errors import TaraError, TaraWarning
 from tara.files import atomic_write
@@ -25,6 +25,7 @@ from tara.hub_folder import write_hub_folder
 from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.optimizers import check_optimizer
 from tara.processes import Processes, join
+from tara.recipe_files import read_recipe
 from tara.run_folder import Metrics, RunFolder, check_outputs
 from tara.run_page import write_run_page
 from tara.sampling import Studio

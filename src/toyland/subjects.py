@@ -86,19 +86,25 @@ def likeness(seen: Finding, subject: Subject) -> float:
     return float(np.mean(parts))
 
 
-def resemblance(first: Subject, second: Subject) -> float:
-    """How alike two subjects look, on the scale of `likeness`, if a judge reads both without error."""
-    look = first.look
-    seen = Finding(
-        x=0.5,
-        y=0.5,
-        size=0.2,
-        confidence=1.0,
-        kinds=tuple(float(kind == first.kind) for kind in CLASSES),
+def unerring_finding(
+    subject: Subject, x: float = 0.5, confidence: float = 1.0, y: float = 0.6, size: float = 0.2
+) -> Finding:
+    """What a judge without error finds of a subject."""
+    look = subject.look
+    return Finding(
+        x=x,
+        y=y,
+        size=size,
+        confidence=confidence,
+        kinds=tuple(float(kind == subject.kind) for kind in CLASSES),
         body=look.body,
         second=look.second,
         third=look.third,
         patterns=tuple(float(pattern == look.pattern) for pattern in PATTERNS),
         accessories=tuple(float(accessory == look.accessory) for accessory in ACCESSORIES),
     )
-    return likeness(seen, second)
+
+
+def resemblance(first: Subject, second: Subject) -> float:
+    """How alike two subjects look, on the scale of `likeness`, if a judge reads both without error."""
+    return likeness(unerring_finding(first), second)

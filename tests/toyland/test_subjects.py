@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looks import seen
 from toyland.subjects import (
     SAME_SUBJECT,
     draw_subjects,
@@ -16,6 +15,7 @@ from toyland.subjects import (
     reference_pictures,
     resemblance,
     subject_from,
+    unerring_finding,
 )
 from toyland.world import ACCESSORIES, PATTERNS, Subject, random_subject
 
@@ -30,7 +30,7 @@ def _subject(seed: int, kind: str | None = None) -> Subject:
 @given(SEEDS)
 def test_a_subject_is_wholly_like_itself(seed: int) -> None:
     subject = _subject(seed)
-    assert likeness(seen(subject), subject) == pytest.approx(1)
+    assert likeness(unerring_finding(subject), subject) == pytest.approx(1)
     assert resemblance(subject, subject) == pytest.approx(1)
 
 
@@ -53,7 +53,7 @@ def test_every_wrong_attribute_costs_likeness(seed: int) -> None:
             for part, rgb in (("body", look.body), ("second", look.second), ("third", look.third))
         ),
     ]
-    likes = [likeness(seen(replace(subject, look=other)), subject) for other in wrong]
+    likes = [likeness(unerring_finding(replace(subject, look=other)), subject) for other in wrong]
     assert max(likes) < 0.95
     assert likes[0] == pytest.approx(0.8)
     assert likes[1] == pytest.approx(0.8)
@@ -62,14 +62,14 @@ def test_every_wrong_attribute_costs_likeness(seed: int) -> None:
 def test_an_almost_equal_shade_still_passes_and_another_colour_does_not() -> None:
     look = CAT.look
     shade = tuple(min(255, channel + 12) for channel in look.body)
-    assert likeness(seen(replace(CAT, look=replace(look, body=shade))), CAT) > SAME_SUBJECT
-    assert likeness(seen(OTHER_CAT), CAT) < SAME_SUBJECT
+    assert likeness(unerring_finding(replace(CAT, look=replace(look, body=shade))), CAT) > SAME_SUBJECT
+    assert likeness(unerring_finding(OTHER_CAT), CAT) < SAME_SUBJECT
 
 
 def test_findings_of_a_subjects_pictures_tell_the_subject() -> None:
     shade = tuple(min(255, channel + 9) for channel in CAT.look.body)
-    doubtful = replace(seen(CAT), kinds=seen(CAR).kinds, body=shade)
-    assert subject_from([seen(CAT), seen(CAT), doubtful]) == CAT
+    doubtful = replace(unerring_finding(CAT), kinds=unerring_finding(CAR).kinds, body=shade)
+    assert subject_from([unerring_finding(CAT), unerring_finding(CAT), doubtful]) == CAT
 
 
 @given(SEEDS)

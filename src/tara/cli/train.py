@@ -13,8 +13,9 @@ from tara.captions import together
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.commands import RENAMED
-from tara.config import PAGE, ConceptSettings, Recipe, TrainSettings, concept_settings, read_recipe, train_settings
+from tara.config import PAGE, ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError
+from tara.recipe_files import read_recipe
 
 if TYPE_CHECKING:
     from tara.adapter import Adapter

@@ -1,0 +1,82 @@
+"""Recipes from files: a TOML file with concepts, or the folder of an earlier run."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from tara.config import RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings, build
+from tara.errors import TaraError, nearest
+
+
+def read_recipe(path: Path, **overrides: Any) -> Recipe:
+    """Read a TOML file with a ``[settings]`` table and one ``[[concept]]`` table per concept, or a run folder.
+
+    Relative paths are taken from the file's folder. ``overrides`` (the command line's flags) win over ``[settings]``.
+    A run folder (``rex.run``) gives the recipe that the run was started with, to be resumed.
+
+    Raises:
+        TaraError: when the file is missing, is not TOML, or holds an unknown or impossible setting.
+    """
+    if path.is_dir():
+        return _read_run(path, overrides)
+    if path.suffix != ".toml" and path.exists():
+        raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as failure:
+        raise TaraError(f"{path} cannot be read ({failure.strerror}). Give a TOML file with concepts.") from failure
+    except UnicodeDecodeError as failure:
+        raise TaraError(f"{path} is not a TOML file: it holds no text. Give one that is saved as UTF-8.") from failure
+    except tomllib.TOMLDecodeError as failure:
+        raise TaraError(f"{path} is not a TOML file: {failure}. Correct that line.") from failure
+    for table in tables.keys() - {"settings", "concept"}:
+        known = nearest(table, ["settings", "concept"])
+        raise TaraError(f"{path} has an unknown table '{table}'.{known} Use [settings] and [[concept]].")
+    concepts = tables.get("concept", [])
+    if not _is_list_of_tables(concepts) or not concepts:
+        raise TaraError(f"{path} names no concept. Add a [[concept]] table with images, word and kind.")
+    if not isinstance(tables.get("settings", {}), dict):
+        raise TaraError(f"{path}: settings is no table. Write [settings] on its own line, and the settings under it.")
+    settings = build(TrainSettings, _from_folder(tables.get("settings", {}), path) | overrides, f"{path} [settings]: ")
+    built = [
+        build(ConceptSettings, _from_folder(table, path), f"{path} [[concept]] {number}: ")
+        for number, table in enumerate(concepts, 1)
+    ]
+    return Recipe(settings=settings, concepts=tuple(built))
+
+
+def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
+    path = folder / RUN_SETTINGS
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["settings"] |= overrides
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise TaraError(
+            f"{folder} is not the folder of a training run (it has no readable {RUN_SETTINGS}). "
+            "Give a TOML file, or a folder such as rex.run."
+        ) from failure
+    recipe = build(Recipe, values, f"{path}: ")
+    # the run may have been moved, together with the files that it writes beside itself
+    concepts = [
+        concept.model_copy(update={"out": folder.absolute().parent / concept.file.name})
+        if concept.file.with_name(folder.name) == recipe.run_folder
+        else concept
+        for concept in recipe.concepts
+    ]
+    return recipe.model_copy(update={"concepts": tuple(concepts)})
+
+
+def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
+    names = [name for name in ("images", "masks", "out", "class_folder") if isinstance(table.get(name), str)]
+    paths: dict[str, Any] = {name: recipe.parent / table[name] for name in names}
+    for name in ("base", "vae"):
+        given = table.get(name)
+        if isinstance(given, str) and given and (recipe.parent / given).exists():  # otherwise a name or a hub id
+            paths[name] = str(recipe.parent / given)
+    return {**table, **paths}
+
+
+def _is_list_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in cast(list[object], value))
