@@ -114,6 +114,7 @@ def test_the_command_on_the_page_is_the_one_that_was_typed(trained: Path, base: 
         (["a xlo dog", "-a", "rex.safetensors", "--seed", "2.5"], "whole number"),
         (["a xlo dog", "-a", "rex.safetensors", "--out", "rex.safetensors"], "is a file"),
         (["a xlo dog", "-a", "none.safetensors"], "none.safetensors"),
+        (["a xlo dog", "-a", "rex.safetensors", "--composer", "none"], "draws no rare words"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_clear_sentence(

@@ -11,6 +11,7 @@ from torch import Tensor
 from tara.attention_maps import alignment, overlap
 from tara.attention_recording import Recorder, WordMaps, recording
 from tara.binding import AdapterLike, AdapterUse, Binding, as_use, bind
+from tara.composers import Composer, composer_named
 from tara.errors import TaraError
 from tara.sampling import Generated, SamplingStep, Studio
 from tara.tokens import Span, Tokenized, word_spans
@@ -84,9 +85,10 @@ def attend(
         settings: fields of :class:`tara.pipelines.SamplingSettings` but ``batch_size``.
 
     Raises:
-        TaraError: as :meth:`Studio.stream`, and when a rare or class word is not in the prompt.
+        TaraError: as :meth:`Studio.stream`, and when a rare or class word is not in the prompt or is not drawn.
     """
     uses, seeds = [as_use(adapter) for adapter in adapters], tuple(seeds)
+    check_rare_words_are_drawn(prompt, uses, settings.get("composer", "tara"))
     subjects = subjects_of(studio.backbone.tokenize(prompt), uses)
     recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.kind)], len(seeds))
     with recording(studio.backbone.unet, recorder):
@@ -110,6 +112,16 @@ def subjects_of(prompt: Tokenized, uses: Sequence[AdapterUse]) -> tuple[Subject,
         )
         for binding in bind(prompt, uses)
     )
+
+
+def check_rare_words_are_drawn(prompt: str, uses: Sequence[AdapterUse], composer: str | Composer) -> None:
+    """Refuse a composer that changes the prompt: where a rare word would be, another stands.
+
+    Raises:
+        TaraError: for such a composer, as ``none``.
+    """
+    if composer_named(composer).prompt(prompt, tuple(uses)) != prompt:
+        raise TaraError(f"The composer '{composer}' draws no rare words that could be looked at. Choose another one.")
 
 
 def class_spans(prompt: str, use: AdapterUse) -> list[Span]:

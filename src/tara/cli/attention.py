@@ -60,7 +60,7 @@ attention = with_flags(_attention, {PictureSettings: FLAGS}, ["Pictures"])
 
 def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, Any]) -> list[Order]:
     """One order for each row of adapters; what needs no base to be seen is refused here."""
-    from tara.attention_study import class_spans, side_by_side
+    from tara.attention_study import check_rare_words_are_drawn, class_spans, side_by_side
     from tara.binding import check_named
 
     if not adapters:
@@ -72,6 +72,8 @@ def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, 
     orders = [order_of(prompt, row, str(seed), None, changed) for row in rows]
     for use in uses:
         class_spans(prompt, use)
+    for order in orders:
+        check_rare_words_are_drawn(prompt, order.uses, order.settings.composer)
     return orders
 
 

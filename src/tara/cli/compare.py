@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,13 +21,15 @@ from tara.cli.generate import (
     Seeds,
     check_before_the_base,
     order_of,
+    remembering_png,
     sampling_values,
 )
 from tara.cli.progress import only_our_bars, progress
+from tara.commands import flags
 from tara.composers import COMPOSERS, composer_named
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
-from tara.provenance import DrawingSettings, Origin, png_with_origin
+from tara.provenance import DrawingSettings
 
 if TYPE_CHECKING:
     from tara.comparison import Compared
@@ -92,14 +95,8 @@ def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dic
             advance(sum(map(len, pictures.values())) + step.step / step.steps, "")
 
         for picture in compared(studio, order.prompt, order.uses, order.seeds, names, on_step=on_step, **settings):
-            origin = Origin(
-                prompt=order.prompt,
-                seed=picture.seed,
-                adapters=order.used,
-                inputs=order.inputs,
-                settings=order.settings.model_copy(update={"composer": picture.composer}),
-            )
-            atomic_write(out / picture.path, png_with_origin(picture.image, origin))
+            drawn = order.settings.model_copy(update={"composer": picture.composer})
+            atomic_write(out / picture.path, remembering_png(picture, replace(order, settings=drawn)))
             pictures[picture.composer].append(picture)
     return pictures
 
@@ -142,9 +139,7 @@ def _command(order: Order, names: Sequence[str], out: Path) -> str:
     for file in order.used:
         words += ["--adapter", file.given]
     words += ["--seeds", ",".join(map(str, order.seeds)), "--composers", ",".join(names)]
-    for name, value in order.settings.model_dump(mode="json", exclude_defaults=True).items():
-        words += [f"--{FLAGS.get(name, name).replace('_', '-')}", str(value)]
-    return shlex.join([*words, "--out", str(out)])
+    return shlex.join([*words, *flags(order.settings, FLAGS), "--out", str(out)])
 
 
 def _show(costs: Table) -> None:

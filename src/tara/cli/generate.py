@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tara.binding import AdapterUse
+    from tara.comparison import Compared
     from tara.sampling import Generated
 
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
@@ -210,7 +211,7 @@ def sampling_values(order: Order) -> dict[str, Any]:
     return settings
 
 
-def remembering_png(picture: Generated, order: Order) -> bytes:
+def remembering_png(picture: Generated | Compared, order: Order) -> bytes:
     """A picture as a PNG file that tells how it was made."""
     origin = Origin(
         prompt=order.prompt, seed=picture.seed, adapters=order.used, inputs=order.inputs, settings=order.settings
