@@ -85,7 +85,7 @@ class Processes:
         return cast("Tensor", reduce(tensor, reduction="mean"))
 
     def leave(self) -> None:
-        """Close the connections, when all is done."""
+        """Close the connections, whatever the run has ended with: an interpreter that ends with them open may abort."""
         if self.count > 1:
             from accelerate import PartialState
 

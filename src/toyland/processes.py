@@ -5,6 +5,7 @@ on a CPU this is faster than one process with several threads, and than sharing 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ def join() -> None:
     """Meet the other processes, if torchrun started any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)  # an interpreter that ends with it open may abort
 
 
 def is_first() -> bool:

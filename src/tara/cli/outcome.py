@@ -31,8 +31,8 @@ def outcome(command: Callable[[], object], again: str = "") -> int:
                 ending = joined().end(ending)
         except AnotherProcessEnded as other:
             ending = other.ending
+        joined().leave()
         if ending is None:
-            joined().leave()
             return 0
         print(ending.sentence, file=sys.stderr)
         return ending.code
