@@ -122,6 +122,19 @@ def test_without_a_network_the_command_that_fetches_is_told(
     assert "(There is no network here)" in said
 
 
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"])
+def test_without_a_network_what_was_fetched_before_is_used(file: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("There is no network here")
+
+    def cached(repository: str, name: str) -> str | None:
+        return f"cache/{repository}/{name}" if name == file else None
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", offline)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    assert lora_file(Path("me/rex")) == Path("cache/me/rex") / file
+
+
 def test_an_adapter_on_the_hub_is_drawn_and_remembered_by_its_name_there(
     hub: Hub, base: Path, here: Path, refused: Any
 ):

@@ -57,8 +57,8 @@ def _only_adapter(repository: str) -> Path:
 
     try:
         names = list_repo_files(repository)
-    except Exception:  # of many kinds; without an answer the usual file may have been fetched before
-        names = [ADAPTER_FILE]
+    except Exception as failure:  # of many kinds
+        return _fetched_before(repository, failure)
     if ADAPTER_FILE in names:
         return fetch_file(repository, ADAPTER_FILE)
     if set(PEFT_FILES) <= set(names):
@@ -69,6 +69,16 @@ def _only_adapter(repository: str) -> Path:
         return fetch_file(repository, files[0])
     such = f", such as {repository}/{files[0]}" if files else ""
     raise TaraError(f"'{repository}' holds {len(files)} .safetensors files. Name the adapter among them{such}.")
+
+
+def _fetched_before(repository: str, failure: Exception) -> Path:
+    """The file that a repository's name most likely stands for, where the hub does not say what it holds."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (ADAPTER_FILE, PEFT_FILES[0]):
+        if isinstance(file := try_to_load_from_cache(repository, name), str):
+            return Path(file)
+    raise not_fetched(repository, failure, ADAPTER_FILE) from failure
 
 
 def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:

@@ -19,7 +19,7 @@ def outcome(command: Callable[[], object], again: str = "") -> int:
         again: what a user types to run it once more, told after a Ctrl-C that has no better advice.
     """
     # libraries that load models log and draw bars of their own; ours say what a person needs
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     with warnings.catch_warnings(), one_voice():
         warnings.simplefilter("ignore")
