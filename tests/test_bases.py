@@ -346,6 +346,20 @@ def test_a_hub_that_gives_nothing_is_told_with_the_command_that_fetches(
         load_base("sd15", device="cpu", **options)
 
 
+def test_a_repository_of_pickled_weights_is_refused_by_name(
+    sd_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sd_pipe, "someone/old", tmp_path, monkeypatch)
+    names = [str(path.relative_to(files)) for path in files.rglob("*.*") if path.is_file()]
+    pickled = [name.replace(".safetensors", ".bin") for name in names]
+    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in pickled])
+    module = "diffusers.pipelines.pipeline_utils"
+    monkeypatch.setattr(f"{module}.model_info", lambda *_, **__: listing)
+    monkeypatch.setattr(f"{module}.hf_hub_download", lambda *_, **__: str(files / "model_index.json"))
+    with pytest.raises(TaraError, match=r"'someone/old' on the hub holds weights as \.bin files alone, which can run"):
+        load_base("someone/old", device="cpu")
+
+
 def test_the_command_that_fetches_a_base_leaves_its_other_forms_there() -> None:
     from huggingface_hub.utils import filter_repo_objects
 

@@ -28,6 +28,7 @@ PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16,
 """What settings call the precisions; ``auto``, which is none of them, leaves it to :func:`best_precision`."""
 BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs only imitate it, slowly
 INDEX = "model_index.json"
+NO_SAFETENSORS = "Could not find the necessary `safetensors` weights"  # as diffusers says of a repository
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 # what `hf download` is told, because a base's repository also holds its weights in half a dozen other forms
 NEEDED_FILES = ("--include", "*.json", "--include", "*.txt", "--include", "*/*.safetensors")
@@ -194,6 +195,8 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
             **_left_out(where, revision),
         )
     except Exception as failure:  # a strange config or network causes errors of any kind
+        if str(failure).startswith(NO_SAFETENSORS):
+            raise _pickled(f"'{where}' on the hub holds weights as .bin files alone, which") from failure
         if not folder.exists() and is_hub_id(where):
             wanted = NEEDED_FILES if variant else (*NEEDED_FILES, *OTHER_PRECISIONS)
             raise not_fetched(where, failure, *wanted, revision=revision) from failure

@@ -187,7 +187,7 @@ def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
         elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
             raise _unknown(path, key)
     if not known:
-        raise TaraError(f"'{path}' holds a file without weights of a LoRA. Give an adapter file.")
+        raise TaraError(f"'{path}' is a file without weights of a LoRA. Give an adapter file.")
     return known
 
 
