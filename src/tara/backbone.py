@@ -80,7 +80,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """Where the base computes; its parts may wait elsewhere."""
+        return getattr(self.pipe, "_execution_device", self.unet.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -274,7 +275,7 @@ class Backbone:
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the U-Net's latents of pictures (rows, 3, height, width) in [-1, 1]."""
         with self._wide_vae():
-            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
         return (posterior.mean - shift) * scale, posterior.std * scale
 
