@@ -80,8 +80,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the base computes; its parts may wait elsewhere."""
-        return getattr(self.pipe, "_execution_device", self.unet.device)
+        """Where the U-Net computes; accelerate's hook, which offloading puts on it, lets it wait elsewhere."""
+        place = getattr(getattr(self.unet, "_hf_hook", None), "execution_device", None)
+        return self.unet.device if place is None else torch.device(place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,6 +138,17 @@ class Backbone:
         """Evaluation mode, no gradients: what training assumes."""
         for part in (self.unet, self.vae, *self.text_encoders):
             part.requires_grad_(False).eval()
+
+    def rest(self) -> None:
+        """Move what texts and pictures alone need, the text encoders and the autoencoder, to the CPU's memory."""
+        for part in (self.vae, *self.text_encoders):
+            part.to("cpu")
+
+    def wake(self) -> None:
+        """Bring back to the U-Net's device what :meth:`rest` moved; what hooks move by themselves stays theirs."""
+        for part in (self.vae, *self.text_encoders):
+            if part.device != self.device and not hasattr(part, "_hf_hook"):
+                part.to(self.device)
 
     def check_trainable(self) -> None:
         """Refuse bases that pictures can be drawn with, but whose U-Net is not trained on noisy latents alone.

@@ -153,6 +153,7 @@ class Studio:
             chosen = replace(chosen, guidance_scale=self.backbone.guidance_scale)
         rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt, chosen.text.composed_by)
         jobs = [_Job(index, seed, row) for index, (row, seed) in enumerate(product(rows, seeds))]
+        self.backbone.wake()  # a training may have let parts rest
         how = drawer(self.backbone, chosen)
         if self._execution.offload:  # the pipeline that draws gives its parts back after each call
             offload(how.pipe, self.backbone.device)
