@@ -26,9 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +250,11 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for base in [chosen.base] if chosen.base else list(ROUNDS):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            if base == TOYLAND:
-                work = alone.submit(starting, ROUNDS[base])
-            else:
-                work = alone.submit(measure, base, speed.SHAPES[base], ROUNDS[base])
-            rows = speed.merged(chosen.out, work.result())
+        if base == TOYLAND:
+            own = speed.alone(starting, ROUNDS[base])
+        else:
+            own = speed.alone(measure, base, speed.SHAPES[base], ROUNDS[base])
+        rows = speed.merged(chosen.out, own)
         speed.write(chosen.out, rows, checks_of(rows))
 
 

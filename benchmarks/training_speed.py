@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +167,15 @@ def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-ROUNDS = {"sd15": 5, "sdxl": 3, "toyland": 5}
-
-
-def alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(work, *arguments).result()
+ROUNDS = {"sd15": 5, "sdxl": 2, "toyland": 5}
 
 
 def rows_of(base: str) -> list[dict[str, Any]]:
     """The rows of a full-size family or of the embedded base."""
     if base != "toyland":
-        return alone(measure, base, speed.SHAPES[base], ROUNDS[base])
-    rows: list[dict[str, Any]] = alone(many_concepts, ROUNDS[base])
-    return [{**row, "peak_memory_mib": alone(peak_memory, row["concepts"])} for row in rows]
+        return speed.alone(measure, base, speed.SHAPES[base], ROUNDS[base])
+    rows: list[dict[str, Any]] = speed.alone(many_concepts, ROUNDS[base])
+    return [{**row, "peak_memory_mib": speed.alone(peak_memory, row["concepts"])} for row in rows]
 
 
 def main() -> None:
