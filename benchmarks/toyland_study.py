@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tara.adapter import Adapter
 from tara.backbone import Backbone
@@ -23,7 +24,7 @@ from tara.evaluation.scores import PictureScore, score
 from tara.sampling import Studio
 from tara.training import train_concepts
 from toyland.captions import PLACES
-from toyland.judge import Judge
+from toyland.judge import Judge, Verdict
 from toyland.render import render
 from toyland.subjects import draw_subjects, reference_pictures
 from toyland.world import UNNAMED_STYLES, Subject, random_scene
@@ -73,9 +74,17 @@ class Outcome:
     group: Group
     seed: int
     score: PictureScore
-    background: bool
-    style: str
-    """The style that the judge sees."""
+    verdict: Verdict
+
+    @property
+    def background(self) -> bool:
+        """Whether it is the one that the prompt named."""
+        return self.verdict.background == place_of(self.group, self.seed)
+
+    @property
+    def style(self) -> str:
+        """The style that the judge sees."""
+        return self.verdict.style
 
 
 def cast(seed: int, folder: Path) -> list[Member]:
@@ -159,18 +168,21 @@ def draw(
             composer=composer,
             **sampling,
         )
-        for group, verdict in zip(groups, judge(images), strict=True):
-            outcomes.append(
-                Outcome(
-                    group=group,
-                    seed=seed,
-                    score=score(seen(verdict, [members[i].subject for i in group])),
-                    background=verdict.background == place_of(group, seed),
-                    style=verdict.style,
-                )
-            )
+        outcomes += judged(judge, members, [(group, seed) for group in groups], images)
         tell((number + 1) / len(seeds))
     return outcomes
+
+
+def judged(
+    judge: Judge, members: Sequence[Member], named: Sequence[tuple[Group, int]], images: Sequence[Image.Image]
+) -> list[Outcome]:
+    """What came of pictures, of which each one's group and seed are given."""
+    return [
+        Outcome(
+            group=group, seed=seed, verdict=verdict, score=score(seen(verdict, [members[i].subject for i in group]))
+        )
+        for (group, seed), verdict in zip(named, judge(images), strict=True)
+    ]
 
 
 def likeness(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
