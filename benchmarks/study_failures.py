@@ -101,6 +101,6 @@ def _beside_photos(image: Image.Image, members: Sequence[Member]) -> Image.Image
     sheet = Image.new("RGB", (side + small, side), "white")
     sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (0, 0))
     for row, member in enumerate(members):
-        photo = Image.open(sorted(member.photos.glob("*.png"))[0]).convert("RGB")
-        sheet.paste(photo.resize((small, small), Image.Resampling.NEAREST), (side, row * small))
+        with Image.open(sorted(member.photos.glob("*.png"))[0]) as photo:
+            sheet.paste(photo.convert("RGB").resize((small, small), Image.Resampling.NEAREST), (side, row * small))
     return sheet

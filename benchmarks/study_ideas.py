@@ -191,7 +191,8 @@ class Diptychs:
             place.mkdir(parents=True, exist_ok=True)
         kinds = [other.subject.kind for other in members if other.subject.kind != kind]
         for number, path in enumerate(sorted(member.photos.glob("*.png"))):
-            photo = Image.open(path).convert("RGB")
+            with Image.open(path) as stored:
+                photo = stored.convert("RGB")
             partner = kind if self.same_class else kinds[number % len(kinds)]
             (drawn,) = studio([f"a photo of a {partner}"], seeds=[number], steps=SAMPLING_STEPS)
             both = Image.new("RGB", (2 * SIZE, SIZE))

@@ -100,6 +100,11 @@ class Study:
         how = variant.composer if named and variant.weight == 1 else variant.name
         return self.folder(variant.way) / _slug(str(how)) / f"{'-'.join(map(str, group))}-{seed:04d}.png"
 
+    def kept(self, variant: Variant, group: Group, seed: int) -> Image.Image:
+        """A picture that was drawn before."""
+        with Image.open(self.picture(variant, group, seed)) as stored:
+            return stored.convert("RGB")
+
     def outcomes(self, variant: Variant, tell: Tell) -> list[Outcome]:
         """Every group with every seed, drawn unless it is kept, and judged."""
         wanted = [(group, seed) for seed in self.seeds for group in self.groups]
@@ -113,7 +118,7 @@ class Study:
                 atomic_write(path, lambda to, image=image: image.save(to, "png"))
             done += len(named)
             tell(done / len(wanted))
-        images = [Image.open(self.picture(variant, group, seed)).convert("RGB") for group, seed in wanted]
+        images = [self.kept(variant, group, seed) for group, seed in wanted]
         return study.judged(self.judge, self.members, wanted, images)
 
     def _drawn(self, variant: Variant, named: Sequence[tuple[Group, int]]) -> list[Image.Image]:
@@ -131,7 +136,7 @@ class Study:
 
     def _boxes(self, group: Group, seed: int) -> list[Any]:
         """Where the judge sees each subject in the default's picture of the same prompt and seed."""
-        image = Image.open(self.picture(VARIANTS[0], group, seed)).convert("RGB")
+        image = self.kept(VARIANTS[0], group, seed)
         (outcome,) = study.judged(self.judge, self.members, [(group, seed)], [image])
         return [subject.box for subject in outcome.score.subjects]
 
@@ -247,7 +252,7 @@ def run(
             result["gains"].append({"part": variant.part, "variant": variant.name, **gains(default, drawn)})
             keep(result)
         together = [one for one in default if len(one.group) > 1]
-        images = [Image.open(whole.picture(variants[0], one.group, one.seed)).convert("RGB") for one in together]
+        images = [whole.kept(variants[0], one.group, one.seed) for one in together]
     found = failures(whole.members, together, images)
     result["failures"] = found.causes
     result["checks"] = checks_of(result, found.shown)
