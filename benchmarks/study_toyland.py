@@ -6,7 +6,7 @@ class), four triples. Trained adapters and drawn pictures are kept in a work fol
 on, and an idea that is added later costs its own time alone.
 
     python benchmarks/study_toyland.py                       all; writes benchmarks/results/study_toyland_cpu.json
-    python benchmarks/study_toyland.py --only "rank"         the variants whose part or name has this, and those kept
+    python benchmarks/study_toyland.py --only rank --out r.json  the variants whose part or name has this, or styles
     python benchmarks/study_toyland.py --quick --out q.json  three trainings, one seed, at most 10 minutes on 2 cores
 """
 
@@ -18,6 +18,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from study_failures import failures
 from study_ideas import draw_edited
-from study_variants import DEFAULT, QUICK, VARIANTS, Variant, Way
+from study_variants import DEFAULT, QUICK, STYLE_WAYS, VARIANTS, Variant, Way
 from toyland_study import Group, Member, Outcome
 
 import toyland
@@ -39,7 +40,7 @@ from tara.attention_study import attend
 from tara.bases import load_base
 from tara.binding import AdapterUse
 from tara.composers import Composer
-from tara.config import train_settings
+from tara.config import ConceptSettings, train_settings
 from tara.demo import SAMPLING_STEPS
 from tara.evaluation.statistics import interval, paired_difference, spelled
 from tara.files import atomic_write
@@ -54,7 +55,7 @@ SUBJECTS_SEED = 7
 """The subjects that defaults are chosen on, those of `context_toyland.py` too."""
 SEEDS, QUICK_SEEDS, QUICK_STEPS = study.SEEDS[:4], study.SEEDS[:1], 200
 PAIRS = (*study.SAME_CLASS_PAIRS, *study.OTHER_PAIRS)
-SECONDS_PER_STEP, SECONDS_PER_PICTURE = 0.55, 0.5  # of eight adapters, on two idle cores
+SECONDS_PER_STEP, SECONDS_PER_PICTURE, STYLE_SECONDS = 0.55, 0.5, 60  # on two idle cores; steps are of eight adapters
 Tell = Callable[[float], object]
 
 
@@ -76,23 +77,52 @@ class Study:
 
     def folder(self, way: Way) -> Path:
         """Where a way's adapters and pictures are kept; another one for other settings."""
-        told = json.dumps([self.settings(way), way.training.__name__, repr(way.material)], sort_keys=True, default=str)
+        material = getattr(way.material, "__name__", repr(way.material))
+        told = json.dumps([self.settings(way), way.training.__name__, material], sort_keys=True, default=str)
         return self.work / f"{_slug(way.name)}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
     def adapters(self, way: Way, tell: Tell) -> list[Adapter]:
         """The members' adapters, trained unless they are kept."""
         if self._adapters is not None and self._adapters[0] == way:
             return self._adapters[1]
-        files = [self.folder(way) / f"{member.word}.safetensors" for member in self.members]
+        concepts = partial(way.material, self.members, self.backbone, self.folder(way) / "material")
+        self._adapters = way, self._trained(way, [member.word for member in self.members], concepts, tell)
+        return self._adapters[1]
+
+    def _trained(
+        self, way: Way, words: Sequence[str], concepts: Callable[[], list[ConceptSettings]], tell: Tell
+    ) -> list[Adapter]:
+        files = [self.folder(way) / f"{word}.safetensors" for word in words]
         if not all(file.exists() for file in files):
-            concepts = way.material(self.members, self.backbone, self.folder(way) / "material")
-            training = way.training(concepts, train_settings(**self.settings(way)), self.backbone)
+            training = way.training(concepts(), train_settings(**self.settings(way)), self.backbone)
             for record in training.steps():
                 tell(record.index / record.steps)
             for file, adapter in zip(files, training.adapters(), strict=True):
                 adapter.save(file)
-        self._adapters = way, [load_adapter(file) for file in files]
-        return self._adapters[1]
+        return [load_adapter(file) for file in files]
+
+    def styles(self, way: Way, captions: bool, tell: Tell) -> list[dict[str, Any]]:
+        """The default's subjects, each alone in every style: one row a style."""
+        styles = study.style_cast(SUBJECTS_SEED, self.folder(way) / "photos", captions=captions)
+        adapters = self._trained(way, [one.word for one in styles], lambda: [one.concept() for one in styles], tell)
+        subjects = self.adapters(VARIANTS[0].way, tell)
+        singles = tuple((i,) for i in range(len(self.members)))
+        rows: list[dict[str, Any]] = []
+        for style, adapter in zip(styles, adapters, strict=True):
+            drawn = study.draw(
+                self.studio,
+                self.judge,
+                self.members,
+                singles,
+                subjects,
+                seeds=self.seeds,
+                style=(style, adapter),
+                tell=tell,
+            )
+            settings = train_settings(**way.settings)
+            told = {"style": style.style, "targets": settings.targets, "captions": captions}
+            rows.append(told | study.style_figures(style, drawn))
+        return rows
 
     def picture(self, variant: Variant, group: Group, seed: int) -> Path:
         """Where a picture is kept."""
@@ -142,20 +172,17 @@ class Study:
 
     def alignment(self, variant: Variant) -> list[tuple[Group, float]]:
         """How well each pair's rare words lie on their class words (see `tara attention`), with the first seed."""
-        adapters, seed = self.adapters(variant.way, lambda part: None), self.seeds[0]
-        found: list[tuple[Group, float]] = []
-        for pair in PAIRS:
-            prompt = study.prompt(self.members, pair, study.place_of(pair, seed))
-            drawn = attend(
-                self.studio,
-                prompt,
-                [adapters[i] for i in pair],
-                [seed],
-                steps=SAMPLING_STEPS,
-                composer=variant.composer,
-            )
-            found += [(pair, score.alignment) for score in drawn[0].scores]
-        return found
+        kept, seed = self.folder(variant.way) / "alignment.json", self.seeds[0]
+        if not kept.exists():
+            adapters = self.adapters(variant.way, lambda part: None)
+            found: list[tuple[Group, float]] = []
+            for pair in PAIRS:
+                prompt = study.prompt(self.members, pair, study.place_of(pair, seed))
+                uses, how = [adapters[i] for i in pair], variant.composer
+                (drawn,) = attend(self.studio, prompt, uses, [seed], steps=SAMPLING_STEPS, composer=how)
+                found += [(pair, score.alignment) for score in drawn.scores]
+            atomic_write(kept, json.dumps(found).encode())
+        return [(tuple(pair), value) for pair, value in json.loads(kept.read_text(encoding="utf-8"))]
 
 
 def _slug(text: str) -> str:
@@ -227,15 +254,16 @@ def gains(default: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, lis
 
 def run(
     variants: Sequence[Variant],
+    style_ways: Sequence[tuple[Way, bool]],
     subjects_seed: int,
     seeds: Sequence[int],
     steps: int | None,
     work: Path,
     keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """Every variant, the default first; ``keep`` is told after each one of all results so far."""
+    """Every variant, the default first, then the styles; ``keep`` is told after each one of all results so far."""
     result: dict[str, Any] = {"subjects_seed": subjects_seed, **study.circumstances(), "seeds": len(seeds)}
-    result |= {"rows": [], "gains": [], "failures": {}, "checks": []}
+    result |= {"rows": [], "gains": [], "styles": [], "failures": {}, "checks": []}
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         whole = Study(subjects_seed, seeds, steps, work)
@@ -250,6 +278,12 @@ def run(
             default = default or drawn
             result["rows"] += rows_of(variant, whole.members, drawn, aligned)
             result["gains"].append({"part": variant.part, "variant": variant.name, **gains(default, drawn)})
+            keep(result)
+        for way, captions in style_ways:
+            task = progress.add_task(way.name, total=1.0)
+            result["styles"] += whole.styles(
+                way, captions, lambda part, task=task: progress.update(task, completed=part)
+            )
             keep(result)
         together = [one for one in default if len(one.group) > 1]
         images = [whole.kept(variants[0], one.group, one.seed) for one in together]
@@ -274,12 +308,15 @@ def checks_of(result: dict[str, Any], shown: int) -> list[dict[str, Any]]:
     ]
 
 
-def estimate(variants: Sequence[Variant], seeds: Sequence[int], steps: int | None) -> float:
+def estimate(
+    variants: Sequence[Variant], style_ways: Sequence[object], seeds: Sequence[int], steps: int | None
+) -> float:
     """Seconds on two idle cores, when nothing is kept from an earlier run."""
     ways = {variant.way.name: variant.way for variant in variants}
     trained = sum(steps or train_settings(**way.settings).steps for way in ways.values())
     pictures = len(variants) * len(seeds) * (len(study.KINDS) + len(PAIRS) + len(study.TRIPLES))
-    return trained * SECONDS_PER_STEP + pictures * SECONDS_PER_PICTURE
+    styled = len(style_ways) * (STYLE_SECONDS + 2 * len(study.KINDS) * len(seeds) * SECONDS_PER_PICTURE)
+    return trained * SECONDS_PER_STEP + pictures * SECONDS_PER_PICTURE + styled
 
 
 def show(result: dict[str, Any]) -> None:
@@ -295,6 +332,10 @@ def show(result: dict[str, Any]) -> None:
     for row in result["gains"]:
         told = ", ".join(f"{name} {spelled(row[name])}" for name in ("success", "identity_absent_zero", "leakage"))
         console.print(f"{row['variant']}, minus the default: {told}")
+    for row in result["styles"]:
+        captions = "what is shown" if row["captions"] else "the phrase alone"
+        told = ", ".join(f"{name} {spelled(row[name])}" for name in ("style_right", "subject_present", "both"))
+        console.print(f"{row['style']}, {row['targets']}, captions of {captions}: {told}")
     console.print(result["failures"])
     for one in result["checks"]:
         console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
@@ -322,7 +363,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     variants = chosen_variants(given.only, given.quick)
     seeds, steps = (QUICK_SEEDS, QUICK_STEPS) if given.quick else (SEEDS, None)
-    minutes = estimate(variants, seeds, steps) / 60
+    style_ways = STYLE_WAYS if given.only in "styles" and not given.quick else ()
+    minutes = estimate(variants, style_ways, seeds, steps) / 60
     Console(stderr=True).print(
         f"{len(variants)} variants: about {minutes:.0f} minutes on two idle cores, if none is kept."
     )
@@ -335,7 +377,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as fresh:  # a quick run is timed whole
         work = Path(fresh) if given.quick else given.work
-        result = run(variants, given.subjects_seed, seeds, steps, work, keep)
+        result = run(variants, style_ways, given.subjects_seed, seeds, steps, work, keep)
     result["sheet"].save(FAILURES if out == RESULTS else out.with_suffix(".png"))
     keep(result)
     show(result)

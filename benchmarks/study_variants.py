@@ -133,6 +133,19 @@ PLAIN_WAY = Way(name=PLAIN, changes={"targets": "cross_kv", "tfm": False, "tal":
 _STANDARD = TrainSettings().model_dump(include={"targets", "tfm", "tal", "tal_weight", "rank"})
 assert _STANDARD == {"targets": "cross_kv", "tfm": True, "tal": "l1", "tal_weight": 1, "rank": 8}, "not the default"
 
+STYLE_RATE = 1e-3  # on all attention projections the demo's rate, chosen for `cross_kv`, breaks pictures
+STYLE_WAYS: tuple[tuple[Way, bool], ...] = tuple(
+    (
+        Way(
+            name=f"style, {targets}{', captions tell what is shown' if captions else ''}",
+            changes={"targets": targets, "learning_rate": STYLE_RATE},
+        ),
+        captions,
+    )
+    for targets in ("cross_kv", "attention")
+    for captions in (False, True)
+)
+"""Ways to train a style, with and without captions of what each of its pictures shows."""
 VARIANTS: tuple[Variant, ...] = (*_masks_and_alignment(), *_one_at_a_time(), *_composers(), *_ideas())
 QUICK: tuple[str, ...] = (
     DEFAULT,

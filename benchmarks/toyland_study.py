@@ -23,8 +23,9 @@ from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
 from tara.sampling import Studio
 from tara.training import train_concepts
-from toyland.captions import PLACES
+from toyland.captions import PLACES, bare_caption
 from toyland.judge import Judge, Verdict
+from toyland.judge_training import READABLE_STYLES
 from toyland.render import render
 from toyland.subjects import draw_subjects, reference_pictures
 from toyland.world import UNNAMED_STYLES, Subject, random_scene
@@ -99,15 +100,22 @@ def cast(seed: int, folder: Path) -> list[Member]:
     return members
 
 
-def style_cast(seed: int, folder: Path) -> list[StyleMember]:
-    """The unnamed styles, with five pictures each of other scenes than the study's, written to a folder."""
+def style_cast(seed: int, folder: Path, *, captions: bool = False) -> list[StyleMember]:
+    """The unnamed styles, with five pictures each of other scenes than the study's, written to a folder.
+
+    With ``captions`` a text beside each picture says what it shows, as in "a boat in the snow in ruv style".
+    """
     members: list[StyleMember] = []
     for index, (style, word) in enumerate(STYLE_WORDS.items()):
         photos = folder / word
         photos.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([seed, index])
         for number in range(5):
-            render(random_scene(rng, style=style)).save(photos / f"{number}.png")
+            scene = random_scene(rng, style=style)
+            render(scene).save(photos / f"{number}.png")
+            if captions:
+                shown = bare_caption([thing.kind for thing in scene.things], scene.background)
+                (photos / f"{number}.txt").write_text(f"{shown} in {word} style", encoding="utf-8")
         members.append(StyleMember(style=style, word=word, photos=photos))
     return members
 
@@ -202,6 +210,23 @@ def successes(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
 
 def _values(outcomes: Sequence[Outcome], figure: str) -> list[tuple[Group, float]]:
     return [(one.group, value) for one in outcomes for value in one.score.values()[figure].values()]
+
+
+def style_figures(style: StyleMember, drawn: Sequence[Outcome]) -> dict[str, Any]:
+    """How often style and subject are both there, and how like itself the subject still looks.
+
+    A blueprint has no colours of its own, so that no likeness can be told there.
+    """
+    present = [(one.group, float(all(one.score.present))) for one in drawn]
+    right = [(one.group, float(one.style == style.style)) for one in drawn]
+    both = [(group, there * same) for (group, there), (_, same) in zip(present, right, strict=True)]
+    return {
+        "images": len(drawn),
+        "style_right": statistics.interval(right),
+        "subject_present": statistics.interval(present),
+        "both": statistics.interval(both),
+        "identity": statistics.interval(likeness(drawn)) if style.style in READABLE_STYLES else None,
+    }
 
 
 def paired_difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[float]:

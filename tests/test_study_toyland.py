@@ -49,9 +49,13 @@ def study(ideas: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_study_has_rows_gains_causes_and_checks_and_goes_on_from_what_it_kept(study: ModuleType, tmp_path: Path):
     first, *others = study.VARIANTS
     chosen = [first, *(one for one in others if one.part == "ideas" and any(name in one.name for name in NAMES))]
-    kept: list[int] = []
-    result = study.run(chosen, 3, (0,), 1, tmp_path, lambda so_far: kept.append(len(so_far["gains"])))
-    assert kept == list(range(1, len(chosen) + 1))
+    styles, kept = study.STYLE_WAYS[-1:], list[int]()
+    result = study.run(chosen, styles, 3, (0,), 1, tmp_path, lambda so_far: kept.append(len(so_far["gains"])))
+    assert kept == [*range(1, len(chosen) + 1), len(chosen)]
+    assert [(row["style"], row["targets"], row["captions"]) for row in result["styles"]] == [
+        ("scanline", "attention", True),
+        ("blueprint", "attention", True),
+    ]
     assert [row["variant"] for row in result["gains"]] == [variant.name for variant in chosen]
     assert [(row["subjects"], row["same_class"]) for row in result["rows"][:4]] == [
         (1, False),
@@ -64,8 +68,10 @@ def test_the_study_has_rows_gains_causes_and_checks_and_goes_on_from_what_it_kep
     assert result["failures"]["pairs"]["pictures"] == 2
     assert result["sheet"].width > 500
     assert {"name", "value", "bound", "holds"} == set(result["checks"][0])
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if "photos" not in path.parts}
-    again = study.run(chosen, 3, (0,), 1, tmp_path, lambda so_far: None)
+    files = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if not {"photos", "style"} & set(path.parts)
+    }
+    again = study.run(chosen, styles, 3, (0,), 1, tmp_path, lambda so_far: None)
     assert json.dumps(again["rows"]) == json.dumps(result["rows"])  # nan is not itself
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
