@@ -126,8 +126,7 @@ class Study:
 
     def picture(self, variant: Variant, group: Group, seed: int) -> Path:
         """Where a picture is kept."""
-        named = isinstance(variant.composer, str) and variant.edit is None and variant.places is None
-        how = variant.composer if named and variant.weight == 1 else variant.name
+        how = variant.composer if variant.is_plain else variant.name
         return self.folder(variant.way) / _slug(str(how)) / f"{'-'.join(map(str, group))}-{seed:04d}.png"
 
     def kept(self, variant: Variant, group: Group, seed: int) -> Image.Image:
@@ -154,6 +153,9 @@ class Study:
     def _drawn(self, variant: Variant, named: Sequence[tuple[Group, int]]) -> list[Image.Image]:
         """Pictures of groups of one size with one seed."""
         adapters, seed = self.adapters(variant.way, lambda part: None), named[0][1]
+        if variant.described:
+            prompts = [study.description(self.members, group, study.place_of(group, seed)) for group, _ in named]
+            return self.studio(prompts, (), [seed], steps=SAMPLING_STEPS, batch_size=len(named))
         prompts = [study.prompt(self.members, group, study.place_of(group, seed)) for group, _ in named]
         uses = [[AdapterUse(adapters[i], weight=variant.weight) for i in group] for group, _ in named]
         if variant.edit is None and variant.places is None:
@@ -272,8 +274,7 @@ def run(
             task = progress.add_task(variant.name, total=2.0)
             whole.adapters(variant.way, lambda part, task=task: progress.update(task, completed=part))
             drawn = whole.outcomes(variant, lambda part, task=task: progress.update(task, completed=1 + part))
-            stock = variant.edit is None and variant.places is None and variant.part not in ("composers", "ideas")
-            aligned = whole.alignment(variant) if stock else None
+            aligned = whole.alignment(variant) if variant.part not in ("composers", "ideas") else None
             progress.update(task, completed=2.0)
             default = default or drawn
             result["rows"] += rows_of(variant, whole.members, drawn, aligned)

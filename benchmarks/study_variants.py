@@ -47,7 +47,7 @@ class Variant:
     """A way to train with a way to draw.
 
     ``edit`` gives other keys and values, ``places`` binds subjects to where the default's pictures have them, with that
-    strength, ``weight`` is every adapter's.
+    strength, ``weight`` is every adapter's, ``described`` subjects are told by their looks in words, without adapters.
     """
 
     part: Part
@@ -57,6 +57,13 @@ class Variant:
     edit: Edit | None = None
     places: float | None = None
     weight: float = 1.0
+    described: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the adapters of its way are drawn by a composer of the product, and nothing else is changed."""
+        changed = self.edit is not None or self.places is not None or self.weight != 1 or self.described
+        return isinstance(self.composer, str) and not changed
 
 
 def _masks_and_alignment() -> list[Variant]:
@@ -97,7 +104,8 @@ def _composers() -> list[Variant]:
             if composer == "none" and way is PLAIN_WAY:
                 continue  # draws no adapters at all
             found.append(Variant(part="composers", name=f"{of}, {composer}", way=way, composer=composer))
-    return found
+    # what the base can draw of these subjects at best
+    return [*found, Variant(part="composers", name="no adapters, described in full", way=DEFAULT_WAY, described=True)]
 
 
 def _ideas() -> list[Variant]:

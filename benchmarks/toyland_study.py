@@ -23,12 +23,12 @@ from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
 from tara.sampling import Studio
 from tara.training import train_concepts
-from toyland.captions import PLACES, bare_caption
+from toyland.captions import PLACES, bare_caption, full_caption
 from toyland.judge import Judge, Verdict
 from toyland.judge_training import READABLE_STYLES
 from toyland.render import render
 from toyland.subjects import draw_subjects, reference_pictures
-from toyland.world import UNNAMED_STYLES, Subject, random_scene
+from toyland.world import UNNAMED_STYLES, Subject, Thing, random_scene
 
 KINDS = ("cat", "cat", "car", "car", "robot", "robot", "duck", "house")
 """Classes of the eight subjects: five classes, three same-class pairs."""
@@ -138,6 +138,12 @@ def prompt(members: Sequence[Member], group: Group, background: str) -> str:
     names = [f"a {members[i].word} {members[i].subject.kind}" for i in group]
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     return f"{listed} {PLACES[background]}"
+
+
+def description(members: Sequence[Member], group: Group, background: str) -> str:
+    """The same with every subject's looks in words in place of its rare word."""
+    subjects = [members[i].subject for i in group]
+    return full_caption([Thing(kind=one.kind, look=one.look, x=0, y=0, size=0) for one in subjects], background)
 
 
 def place_of(group: Group, seed: int) -> str:
