@@ -1,21 +1,24 @@
 """An evaluation as a page: pictures with what was found in them, the figures under them, the command last."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from PIL import Image, ImageDraw
 
-from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures
+from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures, shots
 from tara.evaluation.results import Circumstances
 from tara.evaluation.statistics import spelled
 from tara.pictures import read_image
 from tara.plots import COLOURS
-from tara.report import Grid, Row, Table, page, wrapped
+from tara.report import Grid, Row, Table, page, shrunk, wrapped
 
 SIDE = 320
 """Of a picture on the page, in pixels at most; the page holds its pictures itself."""
 MOST_ROWS = 24
 COLUMNS = 4
+FRAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
+"""What people call the colours of :data:`tara.plots.COLOURS`."""
 INTERVALS = "Mean and 95 % interval: a bootstrap over groups of subjects, or over pictures where there is one group."
 MEANINGS = {
     "success": "all subjects of the prompt present, each like itself",
@@ -45,23 +48,31 @@ def evaluation_page(scored: Sequence[Scored], how: Circumstances) -> str:
     return page(
         title=f"Evaluation: {', '.join(names)}",
         lead=lead,
-        grids=[_grid(scored, names)],
+        grids=[_grid(scored)],
         tables=tables,
         command=how.command,
     )
 
 
-def _grid(scored: Sequence[Scored], names: Sequence[str]) -> Grid:
+def _grid(scored: Sequence[Scored]) -> Grid:
     """Series side by side, a row for each prompt and seed; a single series goes on from row to row."""
-    cells = {(one.picture.series, one.picture.plain_prompt, one.picture.seed): one for one in scored}
-    asked = list(dict.fromkeys((prompt, seed) for _, prompt, seed in cells))
-    if len(names) == 1:
+    series = by_series(scored)
+    if len(series) == 1:
         shown = scored[: MOST_ROWS * COLUMNS]
         captions = [f"{_place(one)}: {_caption(one)}" for one in shown]
-        return wrapped([_marked(one) for one in shown], captions, columns=COLUMNS, title="Pictures")
-    rows = [_row([cells.get((name, prompt, seed)) for name in names]) for prompt, seed in asked[:MOST_ROWS]]
-    note = f"The first {MOST_ROWS} of {len(asked)} prompts and seeds." if len(asked) > MOST_ROWS else ""
-    return Grid(rows=tuple(rows), columns=tuple(names), title="Pictures", note=note)
+        grid = wrapped([_marked(one) for one in shown], captions, columns=COLUMNS, title="Pictures")
+        return replace(grid, note=_note(scored, len(shown), len(scored), "pictures"))
+    cells = [dict(shots(some)) for some in series.values()]
+    asked = list(dict.fromkeys(shot for of in cells for shot in of))
+    rows = tuple(_row([of.get(shot) for of in cells]) for shot in asked[:MOST_ROWS])
+    note = _note(scored, len(rows), len(asked), "prompts and seeds")
+    return Grid(rows=rows, columns=tuple(series), title="Pictures", note=note)
+
+
+def _note(scored: Sequence[Scored], shown: int, there: int, what: str) -> str:
+    most = max(len(one.picture.subjects) for one in scored)
+    frames = f"Frames, in the order of a prompt's subjects: {', '.join(FRAMES[:most])}."
+    return f"{frames} The first {shown} of {there} {what}." if shown < there else frames
 
 
 def _row(cells: Sequence[Scored | None]) -> Row:
@@ -89,13 +100,12 @@ def _caption(one: Scored) -> str:
 
 def _marked(one: Scored) -> Image.Image:
     """The picture at the page's size, with a frame around every subject that was found in it."""
-    image = read_image(one.picture.path)
-    image.thumbnail((SIDE, SIDE))
+    image = shrunk(read_image(one.picture.path), SIDE)
     draw, last = ImageDraw.Draw(image), (image.width - 1, image.height - 1)
     for number, subject in enumerate(one.score.subjects):
         if subject.box is not None:
             corners = [round(min(max(0.0, part), 1.0) * side) for part, side in zip(subject.box, last * 2, strict=True)]
-            draw.rectangle(corners, outline=COLOURS[number % len(COLOURS)])
+            draw.rectangle(corners, outline=COLOURS[number % len(COLOURS)], width=max(1, max(image.size) // 100))
     return image
 
 
