@@ -10,7 +10,7 @@ import pytest
 
 from tara.cli import main
 from tara.errors import TaraError
-from tara.evaluation.subjects import Subject, asked_for, read_subjects, without_words
+from tara.evaluation.subjects import Picture, Subject, asked_for, read_subjects
 from tara.provenance import Origin, png_with_origin
 from toyland import world
 from toyland.render import render
@@ -159,5 +159,10 @@ def test_a_class_word_comes_from_the_text_the_adapter_or_the_data_sets_table(tmp
         read_subjects([f"d={tmp_path}"], [("b", "robot")])
 
 
-def test_rare_words_leave_nothing_behind():
-    assert without_words("a xlo dog and a szn cat", ["xlo", "szn"]) == "a dog and a cat"
+def test_a_plain_prompt_names_classes_where_rare_words_stood():
+    dog, cat = (Subject(word="sks", kind=kind, photos=Path()) for kind in ("dog", "cat"))
+    for prompt, plain in (
+        ("a sks dog and a sks cat", "a dog and a cat"),
+        ("a sks cat beside sks", "a cat beside dog"),
+    ):
+        assert Picture(path=Path(), series="", prompt=prompt, seed=0, subjects=(dog, cat)).plain_prompt == plain

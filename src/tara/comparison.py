@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tara.composers import COMPOSERS, Uses
-from tara.report import Grid, Row, Table
+from tara.report import Grid, Row, Table, shrunk
 from tara.sampling import SamplingStep, Studio
 
 REFERENCE = "none"
@@ -131,14 +131,11 @@ def grid(prompt: str, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
     return Grid(
         title=prompt,
         columns=tuple(f"seed {one.seed}" for one in next(iter(shown.values()))),
-        rows=tuple(Row(label=name, images=tuple(_small(one.image) for one in drawn)) for name, drawn in shown.items()),
+        rows=tuple(
+            Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in drawn))
+            for name, drawn in shown.items()
+        ),
     )
-
-
-def _small(image: Image.Image) -> Image.Image:
-    small = image.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return small
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
