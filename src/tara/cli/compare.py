@@ -99,7 +99,7 @@ def _write(out: Path, studio: Studio, order: Order, pictures: Pictures, typed: s
     from tara.report import contact_sheet, page, png_bytes
     from tara.run_folder import versions
 
-    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, pictures)
+    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, order.uses, pictures)
     results = {
         "prompt": order.prompt,
         "seeds": order.seeds,

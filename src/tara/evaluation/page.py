@@ -26,7 +26,10 @@ MEANINGS = {
     "identity": "likeness of those that are there to their own photos",
     "identity_absent_zero": "the same with 0 for those that are not",
     "leakage": "how much more one is like another subject of the prompt than like itself",
-    "clip_t": "picture and prompt, rare words left out",
+    "identity_clip_i": "identity by CLIP",
+    "identity_absent_zero_clip_i": "identity_absent_zero by CLIP",
+    "leakage_clip_i": "leakage by CLIP",
+    "clip_t": "picture and prompt, class words in place of rare words",
     "plain_clip_t": "picture and prompt as it stands",
     "plain_clip_i": "whole picture and all photos of its subjects, by CLIP",
     "plain_dino": "the same by DINO",
@@ -84,7 +87,7 @@ def _row(cells: Sequence[Scored | None]) -> Row:
 
 
 def _place(one: Scored) -> str:
-    seed = "" if one.picture.seed is None else f", seed {one.picture.seed}"
+    seed = "" if one.picture.seed is None else f", seed\N{NO-BREAK SPACE}{one.picture.seed}"
     return f"{one.picture.prompt}{seed}"
 
 
