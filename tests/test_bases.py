@@ -61,6 +61,13 @@ def test_names_of_bases_are_resolved(tmp_path: Path) -> None:
     assert resolve_base(tmp_path) == str(tmp_path)
 
 
+def test_a_pipeline_in_a_folder_of_a_short_name_wins_and_any_other_folder_does_not(here: Path) -> None:
+    (here / "sdxl").mkdir()  # such as one for what is trained on it
+    assert resolve_base("sdxl") == "stabilityai/stable-diffusion-xl-base-1.0"
+    (here / "sdxl" / "model_index.json").write_text("{}")
+    assert resolve_base("sdxl") == "sdxl"
+
+
 def test_a_saved_base_is_loaded_like_any_pipeline_folder(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     sd_pipe.save_pretrained(tmp_path / "base")
     backbone = load_base(tmp_path / "base", device="cpu")

@@ -242,7 +242,7 @@ def test_a_finished_training_can_be_uploaded_afterwards(
     assert main(["train", *map(str, flags), *TINY]) == 0
     assert not (here / "rex.run" / "hub").exists()
     assert main(["train", "rex.run", "--resume", "--push-to-hub", "--hub-model-id", "me/dog"]) == 0
-    assert asked == [(here / "rex.run" / "hub", "me/dog")]
+    assert asked == [(Path("rex.run/hub"), "me/dog")]
     assert "On the hub: https://hub/me/dog" in capsys.readouterr().out
     assert (here / "rex.run" / "hub" / "pictures" / "rex-0.png").exists()
 

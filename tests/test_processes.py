@@ -120,7 +120,7 @@ def test_only_the_main_process_writes_and_speaks(together: tuple[Recipe, list[Fi
     assert main.out.split() == [str(step) for step in range(1, STEPS + 1)]
     assert (other.out, other.err) == ("", "")
     assert [row["step"] for row in metrics_of(recipe)] == list(range(1, STEPS + 1))
-    assert len(list((recipe.run_folder / "previews").iterdir())) == 2
+    assert len(list((recipe.run_folder / "previews").rglob("*.png"))) == 2
 
 
 def test_ctrl_c_keeps_a_checkpoint_that_two_processes_go_on_from(

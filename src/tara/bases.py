@@ -12,7 +12,7 @@ import toyland
 from tara.backbone import Backbone
 from tara.config import Prediction
 from tara.errors import TaraError, TaraWarning
-from tara.hub import is_hub_id, not_fetched
+from tara.hub import base_here, is_hub_id, not_fetched
 from tara.prediction import observed_prediction
 from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents, tell
 
@@ -30,8 +30,10 @@ WANTED = "Give toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint
 
 
 def resolve_base(name: str | Path) -> str:
-    """The folder, file or hub id behind a base's name: ``toyland``, ``sd15``, ``sdxl``, or the name as it is."""
-    if str(name) == "toyland" and not Path(name).is_dir():
+    """The folder, file or hub id behind a base's name: of ``toyland``, ``sd15``, ``sdxl``, or the name as it is."""
+    if base_here(name):
+        return str(name)
+    if str(name) == "toyland":
         return str(toyland.BASE)
     return ALIASES.get(str(name), str(name))
 

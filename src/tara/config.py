@@ -1,5 +1,6 @@
 """Every setting of a training run, defined once for Python, the command line and TOML."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -289,6 +290,17 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     def repository(self) -> str:
         """What the run's repository on the hub is called."""
         return self.settings.hub_model_id or repository_name(self.run_folder.stem)
+
+
+def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
+    """What each concept's files are called where those of all lie in one folder.
+
+    As its adapter's file without the ending; where two have one file name in different folders, as the concepts.
+    """
+    stems = [concept.file.stem for concept in concepts]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [re.sub(r"[\s/\\]+", "-", concept.label) for concept in concepts]  # no two have one label
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
