@@ -76,6 +76,7 @@ def test_the_sheet_has_a_row_for_each_composer_and_a_column_for_each_of_the_firs
     shown = grid(PROMPT, (), pictures)
     assert [row.label for row in shown.rows] == list(names)
     assert shown.columns == tuple(f"seed {seed}" for seed in range(SHOWN_SEEDS))
+    assert shown.note == f"The first {SHOWN_SEEDS} of 20 seeds."
     assert contact_sheet(shown).width > SHOWN_SEEDS * 300
 
 

@@ -60,3 +60,13 @@ def test_a_page_says_how_many_rows_it_leaves_out(count: int, told: bool, tmp_pat
     pictures = [scored({REX: 0.9}, seed, name, path) for name in ("a", "b") for seed in range(count)]
     html = evaluation_page(pictures, Circumstances(protocol="folder", command="", models={}, thresholds={}))
     assert ("The first 24 of 25 prompts and seeds." in html) == told
+
+
+def test_all_differences_stand_in_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(path)
+    pictures = [scored({REX: value}, series=name, path=path) for name, value in (("a", 0.9), ("b", 0.5), ("c", 0.4))]
+    html = evaluation_page(pictures, Circumstances(protocol="folder", command="", models={}, thresholds={}))
+    assert html.count("<h2>Differences</h2>") == 1
+    for row in ("<td>a minus b</td>", "<td>a minus c</td>", "<td>b minus c</td>"):
+        assert row in html

@@ -115,7 +115,11 @@ def test_a_list_names_pictures_that_tell_nothing_themselves(photos: list[str], h
     ):
         (here / "list.json").write_text(json.dumps([wrong]), encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
-    for text, said in (("[", "is no JSON file"), ("{}", "is no list"), ("[]", "holds no pictures")):
+    for text, said in (
+        ("[", "is no JSON file"),
+        ("{}", "is no list"),
+        ("[]", "holds no pictures that `tara generate` wrote"),
+    ):
         (here / "list.json").write_text(text, encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
 
@@ -133,8 +137,13 @@ def test_what_cannot_be_scored_is_refused_with_what_to_do(photos: list[str], her
     assert "The judge sees no duck in photos/xlo" in refused("evaluate", "folder", "out", "-r", "xlo duck=photos/xlo")
     assert "knows no boar. Did you mean 'boat'" in refused("evaluate", "folder", "out", "-r", "xlo boar=photos/xlo")
     assert "--clip has no effect" in refused("evaluate", "folder", "out", *photos, "--clip", "none")
+    (here / "photographs").mkdir()
+    scene(CAT).save(here / "photographs" / "0.jpg")
+    assert "holds no pictures that `tara generate` wrote" in refused("evaluate", "folder", "photographs", *photos)
     scene(CAT).save(picture)
-    assert "does not tell how it was made" in refused("evaluate", "folder", "out", *photos)
+    said = refused("evaluate", "folder", "out", *photos)
+    assert "does not tell how it was made" in said
+    assert "Pictures from elsewhere need a JSON list" in said
     assert not Path("evaluation").exists()
 
 

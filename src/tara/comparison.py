@@ -136,8 +136,13 @@ def grid(prompt: str, uses: Uses, pictures: Mapping[str, Sequence[Compared]]) ->
             Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in drawn))
             for name, drawn in shown.items()
         ),
-        note=_caution(uses, list(pictures)),
+        note=" ".join(filter(None, (_left_out(pictures), _caution(uses, list(pictures))))),
     )
+
+
+def _left_out(pictures: Mapping[str, Sequence[Compared]]) -> str:
+    count = len(next(iter(pictures.values())))
+    return f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
 
 
 def _caution(uses: Uses, composers: Sequence[str]) -> str:

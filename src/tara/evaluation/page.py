@@ -43,7 +43,7 @@ def evaluation_page(scored: Sequence[Scored], how: Circumstances) -> str:
     lead = f"{len(scored)} pictures of {len(how.thresholds)} subjects, scored subject by subject."
     tables = [
         _figures_table(scored),
-        *(_differences_table(scored, first, second) for first, second in combinations(names, 2)),
+        *([_differences_table(scored)] if len(names) > 1 else []),
         *(_confusion_table(name, some) for name, some in by_series(scored).items()),
         _subjects_table(how),
         Table(headings=("for", "model"), rows=tuple(how.models.items()), title="What looked"),
@@ -127,16 +127,15 @@ def _figures_table(scored: Sequence[Scored]) -> Table:
     )
 
 
-def _differences_table(scored: Sequence[Scored], first: str, second: str) -> Table:
-    series = by_series(scored)
-    found = differences(series[first], series[second])
-    shown = _measured([found])
-    note = "Over the prompts and seeds that both have." if shown else "They share no prompt and seed."
+def _differences_table(scored: Sequence[Scored]) -> Table:
+    pairs = combinations(by_series(scored).items(), 2)
+    found = [(f"{one} minus {other}", differences(ours, theirs)) for (one, ours), (other, theirs) in pairs]
+    shown = _measured([figure for _, figure in found])
     return Table(
         headings=("", *shown),
-        rows=((f"{first} minus {second}", *_cells(found, shown)),),
-        title=f"{first} minus {second}",
-        note=note,
+        rows=tuple((name, *_cells(figure, shown)) for name, figure in found),
+        title="Differences",
+        note="Over the prompts and seeds that both have; empty where they share none.",
     )
 
 
