@@ -118,7 +118,7 @@ def test_a_list_names_pictures_that_tell_nothing_themselves(photos: list[str], h
     for text, said in (
         ("[", "is no JSON file"),
         ("{}", "is no list"),
-        ("[]", "holds no pictures that `tara generate` wrote"),
+        ("[]", "is no list of pictures"),
     ):
         (here / "list.json").write_text(text, encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
