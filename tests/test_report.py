@@ -85,6 +85,15 @@ def test_a_page_shows_pictures_first_then_figures_then_the_command():
     assert found == sorted(found)
 
 
+def test_columns_of_figures_are_flush_right_and_columns_of_words_flush_left():
+    table = Table(headings=("name", "share", "what"), rows=(("a", "0.5 [0.2, 0.7]", "7 words"), ("b", "", "words")))
+    assert table.numeric == (False, True, False)
+    html = page(title="Demo", tables=[table])
+    assert '<th scope="col">name</th><th scope="col" class="number">share</th><th scope="col">what</th>' in html
+    assert '<td>b</td><td class="number"></td><td>words</td>' in html
+    assert '<th scope="col">name' in page(title="Nothing yet", tables=[Table(headings=("name",), rows=())])
+
+
 def test_a_folded_grid_is_there_to_be_opened():
     grid = Grid(rows=(Row(images=(plain(RED),)),), title="Layer by layer", folded=True)
     html = page(title="Maps", grids=[grid])

@@ -158,11 +158,11 @@ class Metrics:
             raise write_error(self._path, failure) from failure
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """What a run's numbers depend on besides its settings."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """What numbers depend on besides settings."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    if device is not None:
+        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     for package in PACKAGES:
         try:
             found[package] = version(package)
