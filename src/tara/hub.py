@@ -100,17 +100,24 @@ def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
         TaraError: when the hub cannot be reached, or has no such repository or file.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
-    except (OSError, ValueError, EntryNotFoundError) as failure:  # the hub's own errors are kinds of these
+    except Exception as failure:  # of many kinds
         raise not_fetched(repository, failure, file, revision=revision) from failure
 
 
-def not_fetched(repository: str, failure: Exception, *files: str, revision: str | None = None) -> TaraError:
-    """What to tell when a repository's files are neither here nor can be fetched."""
-    command = " ".join(["hf download", repository, *files, *(["--revision", revision] if revision else [])])
+def not_fetched(repository: str, failure: Exception, *what: str, revision: str | None = None) -> TaraError:
+    """What to tell when a repository's files are neither here nor can be fetched.
+
+    Args:
+        repository: ``owner/name``.
+        failure: what the hub's library has said.
+        what: files of it, or options of ``hf download`` that choose some; all when there are none.
+        revision: branch, tag or commit.
+    """
+    of = ["--revision", revision] if revision else []
+    command = shlex.join(["hf", "download", repository, *of, *what])
     return TaraError(
         f"'{repository}' is no folder or file here, and the hub did not give it ({_reason(failure)}). Check the "
         f"name, or fetch it where there is a network: `{command}`."
@@ -153,7 +160,17 @@ def upload(folder: Path, repository: str) -> str:
 
 
 def _reason(failure: BaseException) -> str:
-    """The beginning of what a library tells in a paragraph."""
+    """What went wrong on the hub, or the beginning of what a library tells in a paragraph."""
+    from huggingface_hub import errors
+
+    if isinstance(failure, errors.GatedRepoError):
+        return "one has to accept its terms on its page there, and to log in: `hf auth login`"
+    if isinstance(failure, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private: `hf auth login`"
+    if isinstance(failure, errors.RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(failure, errors.RemoteEntryNotFoundError):
+        return "it has no such file"
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     text = lines[0].rstrip(".") if lines else type(failure).__name__
     return textwrap.shorten(text.partition(" (")[0], 120, placeholder=" ...")
