@@ -68,8 +68,9 @@ def test_a_page_escapes_every_text():
         command=evil,
     )
     assert "<script" not in html
-    # the title stands twice, a picture is named by its row and its column, a figure by its title
-    assert html.count("&lt;script&gt;") == 19
+    # the page's title stands twice and is not said again over a grid, a picture is named by its row and its column, a
+    # figure by its title
+    assert html.count("&lt;script&gt;") == 18
 
 
 def test_a_page_shows_pictures_first_then_figures_then_the_command():
