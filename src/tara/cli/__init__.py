@@ -48,7 +48,8 @@ for name, (place, summary) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    return outcome(lambda: _call(tokens), again=shlex.join(["tara", *tokens]))
+    again = shlex.join(["tara", *tokens])
+    return outcome(lambda: _call(tokens), again, shared=tokens[:1] == ["train"])
 
 
 def _call(tokens: Sequence[str]) -> None:
