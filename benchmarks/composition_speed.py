@@ -12,8 +12,8 @@ pipeline (`num_inference_steps=1`, latents out), with everything that is done on
 - `published`: the published form, a dense matrix per layer and adapter multiplied at every step (baselines.py).
 
 For `operations` the step is not timed: its operations are listed, and its floating-point operations counted, with no
-adapter and with 32. A `batch of 8` gives each picture two adapters of its own; diffusers draws them one by one.
-How cases take turns: speed_study.py.
+adapter and with 32. A `batch of 8` (SD 1.5) gives each picture two adapters of its own, which diffusers draws one by
+one. How cases take turns: speed_study.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import baselines
 import psutil
@@ -38,6 +38,7 @@ from speed_study import Case, Shape
 import tara
 from tara.adapter import Adapter
 from tara.backbone import Backbone
+from tara.config import Targets
 from tara.tokens import word_spans
 
 STEP, BATCH, OPERATIONS = "denoising step", "batch of 8", "operations"
@@ -52,6 +53,7 @@ class Counts:
     attention: Sequence[int] = (1, 2, 4, 8, 32)
     diffusers: Sequence[int] = (1, 8)
     published: Sequence[int] = (1, 2, 4, 8)
+    batch: bool = True
 
 
 class Comparison:
@@ -62,21 +64,19 @@ class Comparison:
         self.device, self.counts, self.folder, self.most_bytes = device, counts, folder, most_bytes
         self.pixels = shape.pixels if device == "cpu" else shape.own_pixels
         self.prompt = " ".join(speed.WORDS)
-        self.cross_kv = speed.random_adapters(Backbone(self.pipe), max(*counts.cross_kv, *counts.diffusers))
-        self.attention = speed.random_adapters(
-            Backbone(self.pipe), max(*counts.attention, *counts.published), "attention"
+        most = max(*counts.cross_kv, *counts.diffusers), max(*counts.attention, *counts.published)
+        # a step is the same in every context, and this one is prepared soonest
+        self.cross_kv, self.attention = (
+            speed.random_adapters(Backbone(self.pipe), count, targets, "prompt")
+            for count, targets in zip(most, get_args(Targets), strict=True)
         )
 
     def rows(self, rounds: int) -> list[dict[str, Any]]:
         """All rows of the family."""
         cases, left_out = self.published()
         steps = [*self.untouched(), *self.tara(), *self.diffusers(), *cases]
-        return [
-            *speed.timed_rows(STEP, steps, rounds, self.device),
-            *left_out,
-            self.operations(),
-            *speed.timed_rows(BATCH, self.batches(), rounds, self.device),
-        ]
+        rows = [*speed.timed_rows(STEP, steps, rounds, self.device), *left_out, self.operations()]
+        return [*rows, *speed.timed_rows(BATCH, self.batches(), rounds, self.device)] if self.counts.batch else rows
 
     def step(self, pipe: Any, arguments: dict[str, Any], pixels: int) -> Callable[[], Any]:
         """One denoising step with a pipeline's arguments."""
@@ -267,13 +267,14 @@ def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     for row in speed.rows_where(steps, case="tara attention"):
         name = f"{family}, attention, N = {row['adapters']}, step over untouched"
         found.append(speed.at_most(name, row["ratio"][0], 1.02))
-    (batch,) = speed.rows_where(rows, part=BATCH, case="tara cross_kv")
-    found.append(speed.at_most(f"{family}, batch of 8 adapter sets over batch of 8 with none", batch["ratio"][0], 1.02))
+    for row in speed.rows_where(rows, part=BATCH, case="tara cross_kv"):
+        name = f"{family}, batch of 8 adapter sets over batch of 8 with none"
+        found.append(speed.at_most(name, row["ratio"][0], 1.02))
     return found
 
 
-ROUNDS = {"sd15": 7, "sdxl": 5}
-COUNTS = {"sd15": Counts(), "sdxl": Counts(attention=(1, 8, 32), published=(1, 2, 8))}
+ROUNDS = {"sd15": 5, "sdxl": 3}
+COUNTS = {"sd15": Counts(), "sdxl": Counts(attention=(1, 8, 32), published=(1, 2, 8), batch=False)}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tara.adapter import Adapter, AdapterCard
+from tara.adapter import Adapter, AdapterCard, Context
 from tara.backbone import Backbone
 from tara.config import Targets
 from tara.lora import LowRank, fresh
@@ -78,7 +78,9 @@ def build_pipeline(shape: Shape, device: str = "cpu") -> Any:
     return pipe.to(device)
 
 
-def random_adapters(backbone: Backbone, count: int, targets: Targets = "cross_kv") -> list[Adapter]:
+def random_adapters(
+    backbone: Backbone, count: int, targets: Targets = "cross_kv", context: Context = "delta"
+) -> list[Adapter]:
     """Adapters of rank 8 as training makes them, with random weights, each for another word."""
     found: list[Adapter] = []
     for number, word in enumerate(WORDS[:count]):
@@ -95,6 +97,7 @@ def random_adapters(backbone: Backbone, count: int, targets: Targets = "cross_kv
             alpha=RANK,
             targets=targets,
             phrase=f"a photo of a {word}",
+            context=context,
         )
         found.append(Adapter(card, layers, name=f"{word}.safetensors"))
     return found

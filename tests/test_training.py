@@ -19,6 +19,7 @@ from tara.config import ConceptSettings, TrainSettings
 from tara.errors import TaraError, TaraWarning
 from tara.optimizers import learning_rate_schedule
 from tara.rows import picture_rows
+from tara.sampling import Studio
 from tara.text_rows import conditioning
 from tara.training import StepRecord, Training, train_concepts
 from training_fixtures import difference, in_float64, photo_folder, quick, two_concepts
@@ -411,3 +412,15 @@ def test_a_constant_learning_rate_warms_up_when_told_to():
         1,
         1,
     ]
+
+
+@pytest.mark.gpu
+def test_text_encoder_and_autoencoder_rest_in_the_cpus_memory_while_steps_are_taken(tmp_path: Path):
+    backbone = Backbone(tiny_bases.sd_pipeline().to("cuda"))
+    steps = Training(two_concepts(tmp_path), quick(resolution=32), backbone).steps()
+    next(steps)
+    assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cpu"}
+    Studio(backbone)("a dog", steps=1)  # a preview needs them, and the next step lets them rest again
+    for _ in steps:
+        assert backbone.vae.device.type == "cpu"
+    assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cuda"}

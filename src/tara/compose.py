@@ -122,10 +122,11 @@ def _edited(layer: str, attn: Any, embeddings: Tensor, edits: Sequence[_Edit]) -
     found: list[Tensor] = []
     for name in ("to_k", "to_v"):
         projection = getattr(attn, name)
-        out: Tensor = projection(embeddings)
+        where = projection.weight.device  # with offloading, the CPU
+        out: Tensor = projection(embeddings.to(where)).to(embeddings.device)
         for edit in edits:
             if edit.frozen is not None:
-                out[edit.rows, edit.positions] = projection(edit.frozen)
+                out[edit.rows, edit.positions] = projection(edit.frozen.to(where)).to(out.device)
         for edit in edits:
             low_rank = edit.use.adapter.cross_kv.get(f"{layer}.{name}")
             if low_rank is not None:

@@ -141,6 +141,8 @@ class Training:
             while self.step < self.settings.steps:
                 if not installed(self.backbone.unet):  # a preview may have released the pipeline
                     self.backbone.install()
+                if self.backbone.device.type != "cpu":  # and it needs these parts, which steps do not
+                    self.backbone.rest()
                 yield self._one_step()
 
     def adapters(self) -> list[Adapter]:
@@ -376,6 +378,7 @@ def _borrowed(backbone: Backbone, gradient_checkpointing: bool) -> Generator[Non
             backbone.unet.enable_gradient_checkpointing()
         yield
     finally:
+        backbone.wake()
         if gradient_checkpointing and not was_checkpointing:
             backbone.unet.disable_gradient_checkpointing()
         if not was_installed:

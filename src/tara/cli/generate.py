@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.composers import composer_named
-from tara.config import build
+from tara.config import ExecutionSettings, build
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
 from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, relocated, used_file
@@ -76,7 +76,8 @@ def _generate(
     check_before_the_base(order, [order.settings.composer])
     check_writable(out)
     shown: list[tuple[Image, str]] = []
-    for picture in drawn(order, batch_size, device):
+    execution = build(ExecutionSettings, given(ExecutionSettings, values, {}))
+    for picture in drawn(order, batch_size, device, execution):
         atomic_write(out / f"seed-{picture.seed:04d}.png", remembering_png(picture, order))
         if len(shown) < MOST_SHOWN:
             shown.append((picture.image, f"seed {picture.seed}"))
@@ -85,7 +86,7 @@ def _generate(
     print(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
 
 
-generate = with_flags(_generate, {PictureSettings: FLAGS}, ["Pictures"])
+generate = with_flags(_generate, {PictureSettings: FLAGS, ExecutionSettings: {}}, ["Pictures", "Time and memory"])
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -198,13 +199,15 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
             )
 
 
-def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
+def drawn(
+    order: Order, batch_size: int, device: str | None, execution: ExecutionSettings | None = None
+) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
     from tara.drawing import studio_of
 
     settings = sampling_values(order) | {"batch_size": batch_size}
     only_our_bars()
-    studio = studio_of(order.settings, device)
+    studio = studio_of(order.settings, device, execution)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,
