@@ -25,6 +25,7 @@ from tara.cli.generate import (
     sampling_values,
 )
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.commands import flags
 from tara.composers import COMPOSERS, composer_named
 from tara.errors import TaraError
@@ -130,7 +131,7 @@ def _write(out: Path, studio: Studio, order: Order, pictures: Pictures) -> None:
     atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / "index.html", html.encode())
     _show(table(found))
-    print(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
+    say(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
 
 
 def _command(order: Order, names: Sequence[str], out: Path) -> str:

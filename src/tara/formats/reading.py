@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tara.errors import TaraError, nearest
+from tara.formats.container import opened
 from tara.formats.names import ROOTS
 from tara.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
 from tara.formats.styles import (
@@ -26,8 +27,8 @@ from tara.formats.styles import (
 )
 from tara.hub import ADAPTER_FILE, fetched_adapter
 
-MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
-
+AGAIN = "Get the file again, or train the adapter again."
+MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
 MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 
 # in a folder, the first that is there
@@ -111,7 +112,9 @@ def _in_folder(folder: Path) -> Path:
 def _check_alone(folder: Path) -> None:
     """A folder of several models may have LoRA layers in its text encoders, too."""
     for file in sorted(folder.glob("text_encoder*/*.safetensors")):
-        if any("lora" in key for key in _opened(file)[0]):
+        with opened(file, AGAIN) as weights:
+            has_layers = any("lora" in key for key in weights.keys())  # noqa: SIM118 -- it is not a dict
+        if has_layers:
             raise TaraError(
                 f"'{file}' has LoRA layers of a text encoder beside those in '{folder / 'unet'}', and tara reads one "
                 f"file for both. Give '{folder / 'unet'}' to do without them."
@@ -125,12 +128,12 @@ def read_lora(path: Path) -> LoraFile:
         TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
     """
     path = lora_file(path)
-    keys, header = _opened(path)
-    silent = _silent(path, keys)
-    keys = [key for key in keys if key not in silent]
-    inverted = embeddings(keys)
-    known = {} if inverted else _known_parts(path, keys)
-    with safe_open(path, framework="pt") as file:
+    with opened(path, AGAIN) as file:
+        header: dict[str, str] = dict(file.metadata() or {})
+        silent = _silent(file)
+        keys = [key for key in file.keys() if key not in silent]  # noqa: SIM118 -- it is not a dict
+        inverted = embeddings(keys)
+        known = {} if inverted else _known_parts(path, keys)
         tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
     if inverted:
         vectors = _vectors(path, {inverted[key]: tensor for key, tensor in tensors.items()})
@@ -146,29 +149,10 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(" and ".join(sorted({part.style for part in known.values()})), header, pairs)
 
 
-def _opened(path: Path) -> tuple[list[str], dict[str, str]]:
-    """The names of a file's tensors and its header, once that is known to be small and the file whole."""
-    if path.stat().st_size == 0:
-        raise TaraError(f"'{path}' is empty (0 bytes). Train the adapter again, or copy the file again.")
-    try:
-        with path.open("rb") as raw:
-            size = int.from_bytes(raw.read(8), "little")
-        if MOST_HEADER < size <= path.stat().st_size:  # a larger one is no header: the library says so
-            raise TaraError(
-                f"'{path}' has a header of {size >> 20} MiB, and no LoRA needs one over {MOST_HEADER >> 20} MiB. Get "
-                "the file again."
-            )
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys()), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as failure:
-        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
-
-
-def _silent(path: Path, keys: Iterable[str]) -> set[str]:
+def _silent(file: safe_open) -> set[str]:
     """The differences that are zero: ComfyUI extracts one of every bias and norm, also of those that never changed."""
-    differences = [key for key in keys if re.search(DIFFERENCE, key)]
-    with safe_open(path, framework="pt") as file:
-        return {key for key in differences if not bool(file.get_tensor(key).any())}
+    differences = [key for key in file.keys() if re.search(DIFFERENCE, key)]  # noqa: SIM118 -- it is not a dict
+    return {key for key in differences if not bool(file.get_tensor(key).any())}
 
 
 def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
@@ -223,13 +207,18 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
         return f"has matrices of {shapes}, which are no pair"
     if 0 in (*a.shape, *b.shape):
         return f"has rank {a.shape[0]}: matrices of {shapes}"
+    if len(a) > MOST_RANK:
+        return f"has rank {len(a)}, more than any layer has room for"
     if expected_rank not in (None, a.shape[0]):
         return f"has rank {a.shape[0]}, but its config says {expected_rank}"
     if not (a.is_floating_point() and b.is_floating_point()):
         return f"is stored as {a.dtype} and {b.dtype}, which are not both real numbers"
-    if not all(bool(torch.isfinite(matrix.float()).all()) for matrix in (a, b)):
-        return "holds NaN or infinite weights"
-    return None
+    return None if _finite(a) and _finite(b) else "holds NaN or infinite weights"
+
+
+def _finite(matrix: Tensor) -> bool:
+    """Whether all numbers are finite; a few million at a time, because the narrow kinds have to be widened for it."""
+    return all(bool(torch.isfinite(part.float()).all()) for part in matrix.flatten().split(2**22))
 
 
 def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
