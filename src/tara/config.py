@@ -328,10 +328,20 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
     Raises:
         TaraError: for an unknown name (with the nearest known one) or a value out of range.
     """
+    if name := next((str(name) for name, value in values.items() if _has_null(value)), ""):
+        raise TaraError(f"{where}{name} holds a null character, which no name or text may have. Take it out.")
     try:
         return model.model_validate(values)
     except ValidationError as refused:
         raise TaraError(_sentence(model, refused, where)) from None
+
+
+def _has_null(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_null, cast(Mapping[object, object], value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_null, cast(Sequence[object], value)))
+    return isinstance(value, str | Path) and "\0" in str(value)
 
 
 def concept_settings(where: str = "", **values: Any) -> ConceptSettings:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from tara.cli.flags import Typed, given, whole_number, with_flags
 from tara.cli.generate import FLAGS, Adapters, Device, Order, loaded, order_of, remembering_png, sampling_values
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.config import PAGE
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
@@ -47,11 +48,11 @@ def _attention(
         atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
     write_attention(out, rows, seed=seed, command=typed)
     for row in rows:
-        print(row.label)
+        say(row.label)
         for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
             words = f"{subject.use.rare_word} on {subject.use.class_word}"
-            print(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
-    print(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")
+            say(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
+    say(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")
 
 
 attention = with_flags(_attention, {PictureSettings: FLAGS}, ["Pictures"])

@@ -26,6 +26,7 @@ from tara.cli.generate import (
     sampling_values,
 )
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.composers import COMPOSERS
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
@@ -121,7 +122,7 @@ def _write(out: Path, studio: Studio, order: Order, pictures: Pictures, typed: s
     atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / "index.html", html.encode())
     _show(table(found))
-    print(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
+    say(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
 
 
 def _show(costs: Table) -> None:

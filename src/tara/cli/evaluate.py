@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from tara.cli.flags import Typed, given, with_flags
 from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, Composers, loaded, parse_composers, parse_seeds
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.config import build
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
@@ -185,5 +186,5 @@ def _score(
     for series in found["series"]:
         figures = {name: series["figures"].get(name) for name in SHOWN}
         told = ", ".join(f"{name} {figure[0]:.2f}" for name, figure in figures.items() if figure)
-        print(f"{series['name']}, {series['images']} pictures: {told}")
-    print(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")
+        say(f"{series['name']}, {series['images']} pictures: {told}")
+    say(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")

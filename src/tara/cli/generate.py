@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.composers import composer_named
 from tara.config import ExecutionSettings, build
 from tara.errors import TaraError
@@ -83,7 +84,7 @@ def _generate(
             shown.append((picture.image, f"seed {picture.seed}"))
     _write_sheet(out / "sheet.png", order.prompt, shown)
     count = "1 picture" if len(order.seeds) == 1 else f"{len(order.seeds)} pictures"
-    print(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
+    say(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
 
 
 generate = with_flags(_generate, {PictureSettings: FLAGS, ExecutionSettings: {}}, ["Pictures", "Time and memory"])

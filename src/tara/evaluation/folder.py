@@ -12,6 +12,7 @@ from tara.binding import parse_use
 from tara.config import build
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Picture, Subject, asked_for, part_of
+from tara.files import LARGE, is_there, small_text
 from tara.provenance import Origin, read_origin, relocated
 
 SHEET = "sheet.png"  # `tara generate` leaves it beside the pictures
@@ -124,10 +125,10 @@ def _origin(path: Path) -> Origin:
 
 def _listed(path: Path, series: str) -> list[Found]:
     try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        rows: Any = json.loads(small_text(path, LARGE))
     except OSError as failure:
         raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Give a JSON list of pictures.") from failure
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         raise TaraError(f"'{path}' is no JSON file: {failure}. Correct it.") from failure
     if not isinstance(rows, list) or not rows:
         raise TaraError(f"'{path}' is no list of pictures. {LIST}")
@@ -135,7 +136,7 @@ def _listed(path: Path, series: str) -> list[Found]:
     for number, row in enumerate(cast(list[Any], rows), 1):
         entry = build(Entry, row, f"'{path}', entry {number}: ")
         picture = path.parent / entry.file
-        if not picture.is_file():
+        if not (is_there(picture) and picture.is_file()):
             raise TaraError(f"'{path}', entry {number}: there is no picture {picture}. Correct the name.")
         found.append(Found(path=picture, entry=entry.model_copy(update={"series": entry.series or series})))
     return found
