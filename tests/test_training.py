@@ -1,6 +1,7 @@
 """Training changes low-rank factors only, each concept as if it were alone, and can be stopped at any step."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,21 @@ def test_an_ordinary_rare_word_is_warned_of(sd_pipe: Any, tmp_path: Path):
     dog = two_concepts(tmp_path)[0].model_copy(update={"word": "Beach"})
     with pytest.warns(TaraWarning, match="'Beach' is an ordinary English word"):
         Training([dog], quick(), Backbone(sd_pipe))
+
+
+def test_who_trains_a_style_is_told_what_helps(sd_pipe: Any, tmp_path: Path):
+    style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "kind": "style"})
+    with pytest.warns(TaraWarning, match="learned better with targets attention and a text beside each picture"):
+        Training([style], quick(), Backbone(sd_pipe))
+    for number, photo in enumerate(sorted(style.images.iterdir())):
+        photo.with_suffix(".txt").write_text(f"thing {number} in {style.word} style", encoding="utf-8")
+    with pytest.warns(TaraWarning) as told:
+        Training([style], quick(), Backbone(sd_pipe))
+    (note,) = [str(one.message) for one in told]
+    assert note.endswith("learned better with targets attention.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TaraWarning)
+        Training([style], quick(targets="attention"), Backbone(sd_pipe))
 
 
 def test_two_concepts_of_one_name_are_refused(sd_pipe: Any, tmp_path: Path):

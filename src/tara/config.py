@@ -1,5 +1,6 @@
 """Every setting of a training run, defined once for Python, the command line and TOML."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -310,16 +311,37 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         return self.settings.hub_model_id or repository_name(self.run_folder.stem)
 
 
+def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
+    """What each concept's files are called where those of all lie in one folder.
+
+    As its adapter's file without the ending; where two have one file name in different folders, as the concepts.
+    """
+    stems = [concept.file.stem for concept in concepts]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [re.sub(r"[\s/\\]+", "-", concept.label) for concept in concepts]  # no two have one label
+
+
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
     """Build settings from plain values; a TaraError with one sentence says which value is wrong.
 
     Raises:
         TaraError: for an unknown name (with the nearest known one) or a value out of range.
     """
+    if name := next((str(name) for name, value in values.items() if _has_null(value)), ""):
+        raise TaraError(f"{where}{name} holds a null character, which no name or text may have. Take it out.")
     try:
         return model.model_validate(values)
     except ValidationError as refused:
         raise TaraError(_sentence(model, refused, where)) from None
+
+
+def _has_null(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_null, cast(Mapping[object, object], value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_null, cast(Sequence[object], value)))
+    return isinstance(value, str | Path) and "\0" in str(value)
 
 
 def concept_settings(where: str = "", **values: Any) -> ConceptSettings:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and texts that are read only when they are small."""
 
 import errno
 import os
@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from tara.errors import TaraError
+
+SMALL, LARGE = 2**20, 64 * 2**20  # bytes of a text: one that a person writes, one that a program writes for a person
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
@@ -46,6 +48,26 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
         if isinstance(failure, OSError):
             raise write_error(path, failure) from failure
         raise
+
+
+def small_text(path: Path, most: int = SMALL, encoding: str = "utf-8") -> str:
+    """A file's text.
+
+    Raises:
+        TaraError: when it is larger than any that a person writes, ``most`` bytes; it is then not read.
+        OSError, UnicodeDecodeError: when it is not there, or no text.
+    """
+    if (size := path.stat().st_size) > most:
+        raise TaraError(f"{path} has {size >> 10} KiB, which is more than {most >> 10} KiB. Check that it is the file.")
+    return path.read_text(encoding=encoding)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of a name that a file or a user gives; of a name that is too long there is nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def writable_folder(folder: Path) -> Path:

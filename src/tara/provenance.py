@@ -144,11 +144,15 @@ def read_origin(path: Path) -> Origin:
     """
     from PIL import Image, UnidentifiedImageError
 
+    from tara.pictures import check_room
+
     try:
         with Image.open(path) as image:
+            check_room(path, image)
             image.load()  # text chunks may stand after the pixels
             text: object = image.info.get(KEY)
-    except (UnidentifiedImageError, OSError, SyntaxError) as failure:
+    # ValueError: a text that unpacks to far more than its chunk
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
         reason = getattr(failure, "strerror", None) or "it is no whole picture"
         raise TaraError(f"'{path}' cannot be read ({reason}). Give a PNG that `tara generate` wrote.") from failure
     if not isinstance(text, str):

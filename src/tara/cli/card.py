@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tara.cli.terminal import say, visible
+
 if TYPE_CHECKING:
     from tara.adapter import Adapter
 
@@ -24,7 +26,7 @@ def inspect(
 
     facts = _facts(load_adapter(file))
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        say(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _show(file, facts)
 
@@ -65,15 +67,15 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
     settings = facts.pop("settings")
     facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
     facts["examples"] = "\n".join(facts["examples"])
-    table = Table(title=Text(str(file), style="bold"), title_justify="left", show_header=False, box=None)
+    table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column()
     for name, value in facts.items():
         if value != "":
-            table.add_row(name.replace("_", " "), Text(str(value)))
+            table.add_row(name.replace("_", " "), Text(visible(str(value))))
     chosen = {name: value for name, value in settings.items() if value is not None}
     if chosen:
-        table.add_row("settings", Text("\n".join(f"{name} = {value}" for name, value in chosen.items())))
+        table.add_row("settings", Text(visible("\n".join(f"{name} = {value}" for name, value in chosen.items()))))
     Console(highlight=False).print(table)
 
 

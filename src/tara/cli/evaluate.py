@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from tara.cli.flags import given, with_flags
-from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, loaded, parse_seeds
+from tara.cli.flags import Typed, given, with_flags
+from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, Composers, loaded, parse_composers, parse_seeds
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.config import build
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
@@ -38,11 +39,8 @@ References = Annotated[
         "per subject",
     ),
 ]
-Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]
 Seeds = Annotated[str | None, Parameter(help="Seeds of each prompt: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
 Out = Annotated[Path, Parameter(help="Folder to write to; pictures that it holds are not drawn again")]
-Typed = Annotated[str, Parameter(parse=False)]
-"""The command as it was typed, see :mod:`tara.cli`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,8 @@ class Order:
     def composed(self) -> list[PictureSettings]:
         """The settings of the pictures with each composer."""
         drawing = given(PictureSettings, self.values, DRAWING)
-        names = [name.strip() for name in self.composers.split(",")]
-        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in dict.fromkeys(names)]
+        names = parse_composers(self.composers)
+        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in names]
 
 
 evaluate = App(
@@ -188,5 +186,5 @@ def _score(
     for series in found["series"]:
         figures = {name: series["figures"].get(name) for name in SHOWN}
         told = ", ".join(f"{name} {figure[0]:.2f}" for name, figure in figures.items() if figure)
-        print(f"{series['name']}, {series['images']} pictures: {told}")
-    print(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")
+        say(f"{series['name']}, {series['images']} pictures: {told}")
+    say(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")

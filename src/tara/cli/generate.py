@@ -11,6 +11,8 @@ from cyclopts import Parameter
 
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
+from tara.composers import composer_named
 from tara.config import ExecutionSettings, build
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
@@ -38,6 +40,7 @@ Adapters = Annotated[
     ),
 ]
 Seeds = Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
+Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]
 Device = Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")]
 
 
@@ -81,7 +84,7 @@ def _generate(
             shown.append((picture.image, f"seed {picture.seed}"))
     _write_sheet(out / "sheet.png", order.prompt, shown)
     count = "1 picture" if len(order.seeds) == 1 else f"{len(order.seeds)} pictures"
-    print(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
+    say(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
 
 
 generate = with_flags(_generate, {PictureSettings: FLAGS, ExecutionSettings: {}}, ["Pictures", "Time and memory"])
@@ -105,6 +108,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise TaraError(f"--seeds '{text}' asks for more than {MOST_SEEDS} pictures. Ask for fewer at a time.")
         seeds.extend(range(start, stop + 1))
     return tuple(dict.fromkeys(seeds))
+
+
+def parse_composers(text: str) -> tuple[str, ...]:
+    """Composers from `tara,sum`, in the order given, each once.
+
+    Raises:
+        TaraError: for one that does not exist.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        composer_named(name)
+    return names
 
 
 def order_of(
@@ -162,7 +177,7 @@ def _used(spec: str) -> UsedFile:
 def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
     from tara.binding import find_words
-    from tara.composers import check_composable, composer_named
+    from tara.composers import check_composable
     from tara.pictures import read_image
 
     for picture in (order.settings.image, order.settings.mask):

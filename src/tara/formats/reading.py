@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tara.errors import TaraError, nearest
+from tara.formats.container import opened
 from tara.formats.names import ROOTS
 from tara.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
 from tara.formats.styles import (
@@ -25,8 +26,8 @@ from tara.formats.styles import (
 )
 from tara.hub import ADAPTER_FILE, fetched_adapter
 
-MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
-
+AGAIN = "Get the file again, or train the adapter again."
+MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
 MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 
 # in a folder, the first that is there
@@ -110,8 +111,8 @@ def _in_folder(folder: Path) -> Path:
 def _check_alone(folder: Path) -> None:
     """A folder of several models may have LoRA layers in its text encoders, too."""
     for file in sorted(folder.glob("text_encoder*/*.safetensors")):
-        with _opened(file) as opened:
-            keys = list(opened.keys())
+        with opened(file, AGAIN) as weights:
+            keys = list(weights.keys())
         if any("lora" in key for key in keys):
             raise TaraError(
                 f"'{file}' has LoRA layers of a text encoder beside those in '{folder / 'unet'}', and tara reads one "
@@ -126,7 +127,7 @@ def read_lora(path: Path) -> LoraFile:
         TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
     """
     path = lora_file(path)
-    with _opened(path) as file:
+    with opened(path, AGAIN) as file:
         keys, header = list(file.keys()), dict(file.metadata() or {})
         silent = _silent(file, keys)
         keys = [key for key in keys if key not in silent]
@@ -145,23 +146,6 @@ def read_lora(path: Path) -> LoraFile:
     }
     _check_complete(path, pairs, configs[UNET])
     return LoraFile(" and ".join(sorted({part.style for part in known.values()})), header, pairs)
-
-
-def _opened(path: Path) -> safe_open:
-    """A file to read from, once its header is known to be small and the file whole."""
-    if path.stat().st_size == 0:
-        raise TaraError(f"'{path}' is empty (0 bytes). Train the adapter again, or copy the file again.")
-    try:
-        with path.open("rb") as raw:
-            size = int.from_bytes(raw.read(8), "little")
-        if MOST_HEADER < size <= path.stat().st_size:  # a larger one is no header: the library says so
-            raise TaraError(
-                f"'{path}' has a header of {size >> 20} MiB, and no LoRA needs one over {MOST_HEADER >> 20} MiB. Get "
-                "the file again."
-            )
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as failure:
-        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
 
 
 def _silent(file: safe_open, keys: Iterable[str]) -> set[str]:
@@ -219,14 +203,14 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
     if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
         return f"has matrices of {_shape(a)} and {_shape(b)}, which are no pair"
     if 0 in (*a.shape, *b.shape):
-        return f"has rank {a.shape[0]}: matrices of {_shape(a)} and {_shape(b)}"
+        return f"has rank {len(a)}: matrices of {_shape(a)} and {_shape(b)}"
+    if len(a) > MOST_RANK:
+        return f"has rank {len(a)}, more than any layer has room for"
     if expected_rank not in (None, a.shape[0]):
         return f"has rank {a.shape[0]}, but its config says {expected_rank}"
     if not (a.is_floating_point() and b.is_floating_point()):
         return f"is stored as {a.dtype} and {b.dtype}, which are not both real numbers"
-    if not (_finite(a) and _finite(b)):
-        return "holds NaN or infinite weights"
-    return None
+    return None if _finite(a) and _finite(b) else "holds NaN or infinite weights"
 
 
 def _finite(matrix: Tensor) -> bool:

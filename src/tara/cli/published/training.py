@@ -10,9 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tara.cli.terminal import say
 from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError, TaraWarning, nearest
 from tara.hub import ADAPTER_FILE, repository_name
+from tara.processes import launched
 
 if TYPE_CHECKING:
     from tara.cli.published.script import Given
@@ -37,8 +39,8 @@ def train(given: Given) -> None:
     only_our_bars()
     watched(recipe.model_copy(update={"settings": settings}), resume=resume, overwrite=False)
     (concept,) = recipe.concepts
-    print(f"{concept.file} listens to '{concept.word}' and is a {concept.kind}.")
-    print(f"Draw it: {shlex.join(_next_command(settings.base, concept))}")
+    say(f"{concept.file} listens to '{concept.word}' and is a {concept.kind}.")
+    say(f"Draw it: {shlex.join(_next_command(settings.base, concept))}")
 
 
 def recipe_of(given: Given) -> Recipe:
@@ -49,6 +51,8 @@ def recipe_of(given: Given) -> Recipe:
     """
     if any(flag.name == "use_lora" for flag in given.script.flags) and not given.value("use_lora"):
         raise TaraError("Only adapters are trained here, never the whole U-Net. Add --use_lora.")
+    if "rank" in given and "lora_r" in given:
+        raise TaraError("--rank and --lora_r are the same setting. Give one of them.")
     concept: dict[str, Any] = given.settings(ConceptSettings) | {"out": Path(given.text("output_dir")) / ADAPTER_FILE}
     settings: dict[str, Any] = given.settings(TrainSettings) | {
         "targets": TARGETS,
@@ -63,7 +67,7 @@ def recipe_of(given: Given) -> Recipe:
     if settings["optimizer"] == "prodigy" and "learning_rate" not in given:
         del settings["learning_rate"]  # it finds its own
     elif given.value("scale_lr"):
-        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation"]
+        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation"] * launched()
     return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
 
 
