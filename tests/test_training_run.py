@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tara.concepts import class_phrase
 from tara.config import Recipe, TrainSettings
 from tara.errors import TaraError, TaraWarning
 from tara.recipe_files import read_recipe
+from tara.trackers import Tracker
 from tara.training import StepRecord
 from tara.training_run import TrainingInterrupted, run_recipe, train_recipe
 from training_fixtures import photo_folder, quick, two_concepts
@@ -290,6 +292,35 @@ def test_a_missing_tracker_is_a_notice_and_no_failure(sd_pipe: Any, tmp_path: Pa
     with pytest.warns(TaraWarning, match="No tracker: wandb is not installed"):
         train_recipe(recipe, sd_pipe)
     assert recipe.concepts[0].file.exists()
+
+
+def login_of_today(key: str | None = None, *, verify: bool = True, prompt: bool = True) -> bool:
+    """``wandb.login`` since it can be told not to ask."""
+    assert (key, verify, prompt) == (None, False, False)
+    return False
+
+
+def login_that_asks(key: str | None = None) -> bool:
+    raise AssertionError("nobody is there to answer")
+
+
+@pytest.mark.parametrize(
+    ("wandb", "notice"),
+    [
+        ({"login": login_of_today}, "wandb has no account here"),
+        ({"login": login_that_asks, "api": SimpleNamespace(api_key=None)}, "wandb has no account here"),
+        ({"login": login_that_asks}, "wandb did not start .*no attribute 'api'"),
+    ],
+    ids=["today", "before", "neither"],
+)
+def test_wandb_without_an_account_is_a_notice_whatever_its_version(
+    wandb: dict[str, Any], notice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tara.trackers.find_spec", lambda _: object())
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(**wandb))
+    with pytest.warns(TaraWarning, match=f"No tracker: {notice}"):
+        Tracker("wandb", tmp_path).log(1, {"loss": 1.0})
 
 
 @pytest.mark.parametrize("place", ["out", "run folder"])
