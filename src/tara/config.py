@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tara.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.dreambooth import TABLE, subject_of
 from tara.errors import TaraError, nearest
+from tara.file_names import file_name
 from tara.hub import is_repository, repository_name
 
 Targets = Literal["cross_kv", "attention"]
@@ -107,7 +108,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @property
     def file(self) -> Path:
         """Where the adapter is written."""
-        return self.out or Path(f"{self.name or f'{self.word}-{self.kind}'}.safetensors".replace(" ", "-"))
+        return self.out or Path(f"{file_name(self.name or f'{self.word} {self.kind}')}.safetensors")
 
     @property
     def shown_prompts(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from tara.bases import resolve_base
 from tara.captions import together
 from tara.card import AdapterCard
 from tara.config import ConceptSettings, TrainSettings
+from tara.file_names import file_name
 from tara.files import atomic_write
 from tara.hub import ADAPTER_FILE, is_hub_id
 from tara.run_folder import RunFolder
@@ -134,7 +135,7 @@ def _files(finished: Sequence[Finished]) -> list[str]:
     names = [one.concept.file.name for one in finished]
     if len(set(names)) == len(names):
         return names
-    return [f"{one.concept.label}.safetensors".replace(" ", "-") for one in finished]  # no two have one label
+    return [f"{file_name(one.concept.label)}.safetensors" for one in finished]  # no two have one label
 
 
 def _pictures(one: Finished) -> list[str]:
