@@ -68,17 +68,31 @@ def test_training_two_concepts_together_equals_training_each_alone(tmp_path: Pat
         assert any(float(low_rank.b.abs().max()) > 0.01 for low_rank in adapter.layers.values())
 
 
-def test_a_skipped_step_of_one_concept_does_not_touch_the_other(sd_pipe: Any, tmp_path: Path):
-    backbone, (dog, cat) = in_float64(sd_pipe), two_concepts(tmp_path)
-    training = Training([dog, cat], quick(), backbone)
-    for photo in training._materials[0].latents:
-        photo.mean[...] = float("nan")
-    before = training.adapters()[0]
-    records = run(training)
-    assert [[part.skipped for part in record.concepts] for record in records] == [[True, False]] * 4
-    ruined, whole = training.adapters()
-    assert same(ruined, before)
-    assert difference(whole, trained([cat], quick(), backbone)[0]) < 1e-6
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_cause(sd_pipe: Any, tmp_path: Path, number: float):
+    training = Training(two_concepts(tmp_path), quick(), Backbone(sd_pipe))
+    steps = training.steps()
+    next(steps)
+    before = training.adapters()
+    for photo in training._materials[1].latents:
+        photo.mean[...] = number
+    with pytest.raises(TaraError, match=r"Step 2: the loss of 'szn cat' is not finite\. The learning rate \(0\.01\)"):
+        next(steps)
+    assert all(same(one, other) for one, other in zip(training.adapters(), before, strict=True))
+
+
+def test_gradients_and_weights_that_are_no_numbers_stop_the_run(
+    sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    training = Training(two_concepts(tmp_path), quick(batch_size=1), Backbone(sd_pipe))
+    with monkeypatch.context() as patch:
+        # the gradients of two concepts, and not the four losses
+        patch.setattr(type(training.processes), "mean", lambda _, mean: mean / 0 if len(mean) == 2 else mean)
+        with pytest.raises(TaraError, match=r"Step 1: the gradient of 'xlo dog' is not finite\. .* damaged"):
+            next(training.steps())
+    training = Training(two_concepts(tmp_path / "b"), quick(batch_size=1, learning_rate=1e38), Backbone(sd_pipe))
+    with pytest.raises(TaraError, match=r"Step \d: the (loss|adapter) of .* is not finite\. The learning rate"):
+        run(training)
 
 
 def test_resuming_equals_never_having_stopped_bit_for_bit(any_pipe: Any, tmp_path: Path):
@@ -372,15 +386,6 @@ def test_a_missing_optimiser_package_is_named(sd_pipe: Any, tmp_path: Path, monk
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
     with pytest.raises(TaraError, match=r"needs the package bitsandbytes.*tara\[8bit\]"):
         Training(two_concepts(tmp_path), quick(optimizer="adamw8bit"), Backbone(sd_pipe))
-
-
-def test_gradients_that_are_never_finite_are_warned_of(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tara.training.SKIPPED_IN_A_ROW", 3)
-    training = Training(two_concepts(tmp_path), quick(batch_size=1), Backbone(sd_pipe))
-    for photo in training._materials[1].latents:
-        photo.mean[...] = float("inf")
-    with pytest.warns(TaraWarning, match="gradients of 'szn cat' were not finite in 3 steps"):
-        run(training)
 
 
 @pytest.mark.parametrize(("precision", "scales"), [(torch.float16, [2.0**16] * 2), (torch.bfloat16, [1.0] * 2)])

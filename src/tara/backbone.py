@@ -60,6 +60,7 @@ class Backbone:
         self.tokenizers = [part for part in (pipe.tokenizer, second[0]) if part is not None]
         self.text_encoders = [part for part in (pipe.text_encoder, second[1]) if part is not None]
         self.family = family_of(self.unet.config)
+        self._norms: dict[str, float] = {}
         self.guidance_scale: float | None = None
         """What the base draws best with; its pipeline's own default when None."""
 
@@ -182,6 +183,12 @@ class Backbone:
         """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""
         weight: Tensor = self.layer(path).weight
         return weight[0].numel(), weight.shape[0]
+
+    def weight_norm(self, path: str) -> float:
+        """Frobenius norm of a layer's weight; the base does not change, so each is computed once."""
+        if path not in self._norms:
+            self._norms[path] = float(self.layer(path).weight.float().norm())
+        return self._norms[path]
 
     def tokenize(self, text: str) -> Tokenized:
         """The text's tokens by characters, as long as the encoder's input (77 for CLIP)."""

@@ -1,6 +1,5 @@
 """Every setting of a training run, defined once for Python, the command line and TOML."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -10,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tara.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.dreambooth import TABLE, subject_of
 from tara.errors import TaraError, nearest
+from tara.file_names import file_name
 from tara.hub import is_repository, repository_name
 
 Targets = Literal["cross_kv", "attention"]
@@ -108,7 +108,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @property
     def file(self) -> Path:
         """Where the adapter is written."""
-        return self.out or Path(f"{self.name or f'{self.word}-{self.kind}'}.safetensors".replace(" ", "-"))
+        return self.out or Path(f"{file_name(self.name or f'{self.word} {self.kind}')}.safetensors")
 
     @property
     def shown_prompts(self) -> tuple[str, ...]:
@@ -319,7 +319,7 @@ def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
     stems = [concept.file.stem for concept in concepts]
     if len(set(stems)) == len(stems):
         return stems
-    return [re.sub(r"[\s/\\]+", "-", concept.label) for concept in concepts]  # no two have one label
+    return [file_name(concept.label) for concept in concepts]  # no two have one label
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:

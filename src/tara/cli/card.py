@@ -19,12 +19,16 @@ def inspect(
     file: Annotated[Path, Parameter(help="Adapter file of any tool, or folder")],
     /,
     *,
+    base: Annotated[
+        str | None, Parameter(help="Base to compare with: how large the deltas are beside its weights")
+    ] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object")] = False,
 ) -> None:
     """Show what an adapter file says about itself: its words, its base family and how it was trained."""
     from tara.adapter import load_adapter
 
-    facts = _facts(load_adapter(file))
+    adapter = load_adapter(file)
+    facts = _facts(adapter) | ({} if base is None else _beside(base, adapter))
     if as_json:
         say(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -47,6 +51,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "scales": sorted({delta.scale for delta in deltas}),
         "targets": card.targets,
         "layers": len(adapter.layers),
+        "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
         "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
         "text_encoder_layers": len(adapter.text_layers),
         "embedding_vectors": max(map(len, adapter.embeddings.values()), default=0),
@@ -59,6 +64,22 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
+    """How large the deltas are beside a base's own weights."""
+    from tara.bases import load_base
+    from tara.binding import AdapterUse
+    from tara.cli.progress import only_our_bars
+    from tara.compose import check_fits
+    from tara.strength import check_strength, strengths
+
+    only_our_bars()
+    backbone, use = load_base(base, "cpu"), AdapterUse(adapter)
+    check_fits(backbone, use)
+    check_strength(backbone, use)
+    found = strengths(backbone, adapter.layers)
+    return {"delta_beside_the_base": f"{min(found.values()):.3g} to {max(found.values()):.3g}" if found else ""}
+
+
 def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -66,6 +87,7 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
 
     settings = facts.pop("settings")
     facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
+    facts["largest_delta"] = f"{facts['largest_delta']:.3g}"
     facts["examples"] = "\n".join(facts["examples"])
     table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")

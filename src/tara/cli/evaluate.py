@@ -17,6 +17,7 @@ from tara.config import build
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
 from tara.files import check_writable
+from tara.folder_lock import claimed
 from tara.provenance import PictureSettings
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def _folder(
     subjects = read_subjects(references, adapter_words(found))
     pictures = asked_pictures(found, subjects)
     check_writable(out)
-    sight = _sight(settings, subjects, [one.base for one in found], out)
-    _score("folder", pictures, sight, settings, out, typed)
+    with claimed(out):
+        sight = _sight(settings, subjects, [one.base for one in found], out)
+        _score("folder", pictures, sight, settings, out, typed)
 
 
 def _pairs(
@@ -158,12 +160,13 @@ def _drawn(protocol: str, scenes_of: Callable[[list[Role]], list[Scene]], order:
     shots = plan(scenes_of(cast(uses, files, subjects)), composed, seeds, order.out)
     check_writable(order.out)
     missing = unfinished(shots)
-    # first, because a model that is not here should not be found out after an hour of drawing
-    sight = _sight(settings, subjects, [composed[0].base], order.out)
-    if missing:
-        with progress("Drawing", len(missing)) as advance:
-            draw(missing, settings.device, settings.batch_size, advance)
-    _score(protocol, pictures_of(shots), sight, settings, order.out, typed)
+    with claimed(order.out):
+        # first, because a model that is not here should not be found out after an hour of drawing
+        sight = _sight(settings, subjects, [composed[0].base], order.out)
+        if missing:
+            with progress("Drawing", len(missing)) as advance:
+                draw(missing, settings.device, settings.batch_size, advance)
+        _score(protocol, pictures_of(shots), sight, settings, order.out, typed)
 
 
 def _sight(settings: EvaluationSettings, subjects: Sequence[Subject], bases: Iterable[str | None], out: Path) -> Sight:

@@ -1,6 +1,5 @@
 """Drawing what is to be scored: finished pictures are kept, and a second start draws only the rest."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from tara.drawing import drawing_settings, studio_of
 from tara.errors import TaraError
 from tara.evaluation.protocols import Scene
 from tara.evaluation.subjects import Picture
+from tara.file_names import file_name
 from tara.files import atomic_write
 from tara.formats.peft_config import config_beside
 from tara.pipelines import sampling_settings
@@ -147,4 +147,4 @@ def _is_finished(shot: Shot) -> bool:
 
 
 def _file_name(scene: Scene) -> str:
-    return re.sub(r"[^\w+.-]+", "-", "+".join(subject.name for subject in scene.subjects))
+    return file_name("+".join(subject.name for subject in scene.subjects))

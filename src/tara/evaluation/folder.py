@@ -107,7 +107,7 @@ def _in_folder(folder: Path, series: str) -> list[Found]:
         raise TaraError(f"There is no folder '{folder}'. Give folders of pictures, or JSON lists of them.")
     found: list[Found] = []
     for path in sorted(folder.glob("*.png")):
-        if path.name != SHEET:
+        if path.name != SHEET and not path.name.startswith("."):  # what a killed command has half-written
             origin = _origin(path)
             entry = Entry(file=path, prompt=origin.prompt, seed=origin.seed, series=series)
             found.append(Found(path=path, entry=entry, origin=origin))

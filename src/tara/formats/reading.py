@@ -99,7 +99,7 @@ def _in_folder(folder: Path) -> Path:
             if name.startswith("unet/"):
                 _check_alone(folder)
             return folder / name
-    lone = list(folder.glob("*.safetensors"))
+    lone = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
     if len(lone) == 1:
         return lone[0]
     for file in (*sorted(folder.iterdir()), *sorted(folder.glob("unet/*"))):
