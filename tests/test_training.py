@@ -1,6 +1,7 @@
 """Training changes low-rank factors only, each concept as if it were alone, and can be stopped at any step."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tara.config import ConceptSettings, TrainSettings
 from tara.errors import TaraError, TaraWarning
 from tara.optimizers import learning_rate_schedule
 from tara.rows import picture_rows
+from tara.sampling import Studio
 from tara.text_rows import conditioning
 from tara.training import StepRecord, Training, train_concepts
 from training_fixtures import difference, in_float64, photo_folder, quick, two_concepts
@@ -66,17 +68,31 @@ def test_training_two_concepts_together_equals_training_each_alone(tmp_path: Pat
         assert any(float(low_rank.b.abs().max()) > 0.01 for low_rank in adapter.layers.values())
 
 
-def test_a_skipped_step_of_one_concept_does_not_touch_the_other(sd_pipe: Any, tmp_path: Path):
-    backbone, (dog, cat) = in_float64(sd_pipe), two_concepts(tmp_path)
-    training = Training([dog, cat], quick(), backbone)
-    for photo in training._materials[0].latents:
-        photo.mean[...] = float("nan")
-    before = training.adapters()[0]
-    records = run(training)
-    assert [[part.skipped for part in record.concepts] for record in records] == [[True, False]] * 4
-    ruined, whole = training.adapters()
-    assert same(ruined, before)
-    assert difference(whole, trained([cat], quick(), backbone)[0]) < 1e-6
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_cause(sd_pipe: Any, tmp_path: Path, number: float):
+    training = Training(two_concepts(tmp_path), quick(), Backbone(sd_pipe))
+    steps = training.steps()
+    next(steps)
+    before = training.adapters()
+    for photo in training._materials[1].latents:
+        photo.mean[...] = number
+    with pytest.raises(TaraError, match=r"Step 2: the loss of 'szn cat' is not finite\. The learning rate \(0\.01\)"):
+        next(steps)
+    assert all(same(one, other) for one, other in zip(training.adapters(), before, strict=True))
+
+
+def test_gradients_and_weights_that_are_no_numbers_stop_the_run(
+    sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    training = Training(two_concepts(tmp_path), quick(batch_size=1), Backbone(sd_pipe))
+    with monkeypatch.context() as patch:
+        # the gradients of two concepts, and not the four losses
+        patch.setattr(type(training.processes), "mean", lambda _, mean: mean / 0 if len(mean) == 2 else mean)
+        with pytest.raises(TaraError, match=r"Step 1: the gradient of 'xlo dog' is not finite\. .* damaged"):
+            next(training.steps())
+    training = Training(two_concepts(tmp_path / "b"), quick(batch_size=1, learning_rate=1e38), Backbone(sd_pipe))
+    with pytest.raises(TaraError, match=r"Step \d: the (loss|adapter) of .* is not finite\. The learning rate"):
+        run(training)
 
 
 def test_resuming_equals_never_having_stopped_bit_for_bit(any_pipe: Any, tmp_path: Path):
@@ -323,6 +339,21 @@ def test_an_ordinary_rare_word_is_warned_of(sd_pipe: Any, tmp_path: Path):
         Training([dog], quick(), Backbone(sd_pipe))
 
 
+def test_who_trains_a_style_is_told_what_helps(sd_pipe: Any, tmp_path: Path):
+    style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "kind": "style"})
+    with pytest.warns(TaraWarning, match="learned better with targets attention and a text beside each picture"):
+        Training([style], quick(), Backbone(sd_pipe))
+    for number, photo in enumerate(sorted(style.images.iterdir())):
+        photo.with_suffix(".txt").write_text(f"thing {number} in {style.word} style", encoding="utf-8")
+    with pytest.warns(TaraWarning) as told:
+        Training([style], quick(), Backbone(sd_pipe))
+    (note,) = [str(one.message) for one in told]
+    assert note.endswith("learned better with targets attention.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TaraWarning)
+        Training([style], quick(targets="attention"), Backbone(sd_pipe))
+
+
 def test_two_concepts_of_one_name_are_refused(sd_pipe: Any, tmp_path: Path):
     concepts = [concept.model_copy(update={"name": "pet"}) for concept in two_concepts(tmp_path)]
     files = [concept.model_copy(update={"out": tmp_path / f"{concept.word}.safetensors"}) for concept in concepts]
@@ -357,15 +388,6 @@ def test_a_missing_optimiser_package_is_named(sd_pipe: Any, tmp_path: Path, monk
         Training(two_concepts(tmp_path), quick(optimizer="adamw8bit"), Backbone(sd_pipe))
 
 
-def test_gradients_that_are_never_finite_are_warned_of(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tara.training.SKIPPED_IN_A_ROW", 3)
-    training = Training(two_concepts(tmp_path), quick(batch_size=1), Backbone(sd_pipe))
-    for photo in training._materials[1].latents:
-        photo.mean[...] = float("inf")
-    with pytest.warns(TaraWarning, match="gradients of 'szn cat' were not finite in 3 steps"):
-        run(training)
-
-
 @pytest.mark.parametrize(("precision", "scales"), [(torch.float16, [2.0**16] * 2), (torch.bfloat16, [1.0] * 2)])
 def test_half_precision_bases_train_with_a_loss_scale_for_each_concept(
     sd_pipe: Any, tmp_path: Path, precision: torch.dtype, scales: list[float]
@@ -395,3 +417,15 @@ def test_a_constant_learning_rate_warms_up_when_told_to():
         1,
         1,
     ]
+
+
+@pytest.mark.gpu
+def test_text_encoder_and_autoencoder_rest_in_the_cpus_memory_while_steps_are_taken(tmp_path: Path):
+    backbone = Backbone(tiny_bases.sd_pipeline().to("cuda"))
+    steps = Training(two_concepts(tmp_path), quick(resolution=32), backbone).steps()
+    next(steps)
+    assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cpu"}
+    Studio(backbone)("a dog", steps=1)  # a preview needs them, and the next step lets them rest again
+    for _ in steps:
+        assert backbone.vae.device.type == "cpu"
+    assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cuda"}

@@ -60,6 +60,7 @@ class Backbone:
         self.tokenizers = [part for part in (pipe.tokenizer, second[0]) if part is not None]
         self.text_encoders = [part for part in (pipe.text_encoder, second[1]) if part is not None]
         self.family = family_of(self.unet.config)
+        self._norms: dict[str, float] = {}
         self.guidance_scale: float | None = None
         """What the base draws best with; its pipeline's own default when None."""
 
@@ -80,7 +81,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """Where the U-Net computes; accelerate's hook, which offloading puts on it, lets it wait elsewhere."""
+        place = getattr(getattr(self.unet, "_hf_hook", None), "execution_device", None)
+        return self.unet.device if place is None else torch.device(place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,6 +140,17 @@ class Backbone:
         for part in (self.unet, self.vae, *self.text_encoders):
             part.requires_grad_(False).eval()
 
+    def rest(self) -> None:
+        """Move what texts and pictures alone need, the text encoders and the autoencoder, to the CPU's memory."""
+        for part in (self.vae, *self.text_encoders):
+            part.to("cpu")
+
+    def wake(self) -> None:
+        """Bring back to the U-Net's device what :meth:`rest` moved; what hooks move by themselves stays theirs."""
+        for part in (self.vae, *self.text_encoders):
+            if part.device != self.device and not hasattr(part, "_hf_hook"):
+                part.to(self.device)
+
     def check_trainable(self) -> None:
         """Refuse bases that pictures can be drawn with, but whose U-Net is not trained on noisy latents alone.
 
@@ -169,6 +183,12 @@ class Backbone:
         """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""
         weight: Tensor = self.layer(path).weight
         return weight[0].numel(), weight.shape[0]
+
+    def weight_norm(self, path: str) -> float:
+        """Frobenius norm of a layer's weight; the base does not change, so each is computed once."""
+        if path not in self._norms:
+            self._norms[path] = float(self.layer(path).weight.float().norm())
+        return self._norms[path]
 
     def tokenize(self, text: str) -> Tokenized:
         """The text's tokens by characters, as long as the encoder's input (77 for CLIP)."""
@@ -274,7 +294,7 @@ class Backbone:
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the U-Net's latents of pictures (rows, 3, height, width) in [-1, 1]."""
         with self._wide_vae():
-            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
         return (posterior.mean - shift) * scale, posterior.std * scale
 

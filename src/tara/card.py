@@ -91,19 +91,28 @@ def parse_card(path: Path, text: str) -> AdapterCard:
     Raises:
         TaraError: when it is damaged, or newer than this version of tara.
     """
+    _check_version(path, text)  # first: a newer card may have entries that are wrong here
     try:
-        card = AdapterCard.model_validate_json(text)
+        return AdapterCard.model_validate_json(text)
     except ValidationError as failure:
         fault = failure.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise TaraError(
             f"'{path}' has a damaged adapter card ({where}: {fault['msg']}). Train the adapter again."
         ) from failure
-    if card.format_version > FORMAT_VERSION:
-        raise TaraError(
-            f"'{path}' has format version {card.format_version}, this tara reads up to {FORMAT_VERSION}. Update tara."
-        )
-    return card
+
+
+def _check_version(path: Path, text: str) -> None:
+    try:
+        version = _Version.model_validate_json(text).format_version
+    except ValidationError:
+        return  # damaged, which its own reader tells better
+    if version > FORMAT_VERSION:
+        raise TaraError(f"'{path}' has format version {version}, this tara reads up to {FORMAT_VERSION}. Update tara.")
+
+
+class _Version(BaseModel):
+    format_version: int = FORMAT_VERSION
 
 
 def _commonest(numbers: Mapping[str, Number]) -> Number:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tara.errors import TaraError
 from tara.files import atomic_write
+from tara.formats.container import opened
 
 HEADER_KEY = "tara_checkpoint"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -59,12 +59,12 @@ def load_checkpoint(path: Path) -> TrainingState:
         TaraError: when the file is damaged or is no checkpoint.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             header: dict[str, str] = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is not a dict
         plain: dict[str, Any] = dict(json.loads(header[HEADER_KEY]))
         step = int(plain.pop("step"))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as failure:
+    except (TaraError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as failure:
         raise TaraError(
             f"'{path}' is not a whole checkpoint of tara. Delete it to go on from the one before, or train again."
         ) from failure

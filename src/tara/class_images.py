@@ -6,6 +6,7 @@ from pathlib import Path
 from tara.backbone import Backbone
 from tara.concepts import prior_acts
 from tara.config import ConceptSettings, TrainSettings
+from tara.file_names import file_name
 from tara.files import atomic_write, check_writable
 from tara.sampling import Studio
 
@@ -20,7 +21,7 @@ def class_folders(concepts: Sequence[ConceptSettings], settings: TrainSettings, 
     kinds = {concept.kind for concept in concepts}
     if len(kinds) == 1 and root.is_dir() and any(_is_picture(path) for path in root.iterdir()):
         return dict.fromkeys(kinds, root)
-    return {kind: root / kind.replace(" ", "-") for kind in kinds}
+    return {kind: root / file_name(kind) for kind in kinds}
 
 
 def draw_missing(

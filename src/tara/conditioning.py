@@ -15,6 +15,7 @@ from tara.compose import check_fits, fused, fused_text, global_part, text_kv
 from tara.composers import Composer, Turn, Uses, check_composable, composer_named
 from tara.ensemble import Evaluation, averaged
 from tara.errors import TaraError, nearest
+from tara.strength import check_strength
 
 Encoders = tuple[tuple[Adapter, float], ...]
 """The adapters, with their weights, whose text-encoder deltas are in the base's encoders."""
@@ -207,6 +208,7 @@ def prompt_rows(
         raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
     for use in {id(use): use for uses in per_prompt for use in uses}.values():
         check_fits(backbone, use)
+        check_strength(backbone, use)
     members: dict[Uses, tuple[Uses, ...]] = {}
     for uses in dict.fromkeys(per_prompt):  # prompts with the same adapters share their merge, and so a batch
         check_composable(composer, uses)

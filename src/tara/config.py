@@ -1,6 +1,5 @@
 """Every setting of a training run, defined once for Python, the command line and TOML."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -10,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from tara.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.dreambooth import TABLE, subject_of
 from tara.errors import TaraError, nearest
+from tara.file_names import file_name
 from tara.hub import is_repository, repository_name
 
 Targets = Literal["cross_kv", "attention"]
@@ -108,7 +108,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @property
     def file(self) -> Path:
         """Where the adapter is written."""
-        return self.out or Path(f"{self.name or f'{self.word}-{self.kind}'}.safetensors".replace(" ", "-"))
+        return self.out or Path(f"{file_name(self.name or f'{self.word} {self.kind}')}.safetensors")
 
     @property
     def shown_prompts(self) -> tuple[str, ...]:
@@ -274,6 +274,25 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         return 0.0 if self.tal == "off" else self.tal_weight
 
 
+class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
+    """How a base runs: time and memory; a picture stays the same but for rounding."""
+
+    compile: bool = Field(
+        default=False,
+        description="Compile the U-Net: the first step takes minutes, the others less time; other adapters do not "
+        "compile anew",
+    )
+    attention_slicing: bool = Field(
+        default=False,
+        description="Attention in slices: less memory and more time, of use where a device has no attention that saves "
+        "memory by itself, such as mps",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Parts of the base wait in the CPU's memory until they are needed: less GPU memory, more time",
+    )
+
+
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """A whole training run: one settings table and one or several concepts."""
 
@@ -300,7 +319,7 @@ def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
     stems = [concept.file.stem for concept in concepts]
     if len(set(stems)) == len(stems):
         return stems
-    return [re.sub(r"[\s/\\]+", "-", concept.label) for concept in concepts]  # no two have one label
+    return [file_name(concept.label) for concept in concepts]  # no two have one label
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
@@ -309,10 +328,20 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
     Raises:
         TaraError: for an unknown name (with the nearest known one) or a value out of range.
     """
+    if name := next((str(name) for name, value in values.items() if _has_null(value)), ""):
+        raise TaraError(f"{where}{name} holds a null character, which no name or text may have. Take it out.")
     try:
         return model.model_validate(values)
     except ValidationError as refused:
         raise TaraError(_sentence(model, refused, where)) from None
+
+
+def _has_null(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_null, cast(Mapping[object, object], value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_null, cast(Sequence[object], value)))
+    return isinstance(value, str | Path) and "\0" in str(value)
 
 
 def concept_settings(where: str = "", **values: Any) -> ConceptSettings:

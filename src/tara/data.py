@@ -8,9 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from tara.errors import TaraError
+from tara.files import SMALL, small_text
 from tara.pictures import on_white, opacity, read_picture
 
 CAPTION_TABLE = "metadata.jsonl"
+MOST_TABLE = 16 * SMALL  # bytes
 SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides are then rounded
 
 
@@ -112,13 +114,13 @@ def _caption_table(folder: Path) -> dict[str, str]:
     captions: dict[str, str] = {}
     if not path.exists():
         return captions
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path, MOST_TABLE).splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             captions[str(row["file_name"])] = str(row["text"]).strip()
-        except (json.JSONDecodeError, KeyError, TypeError) as failure:
+        except (ValueError, KeyError, TypeError, RecursionError) as failure:
             raise TaraError(
                 f'{path}, line {number} is not {{"file_name": ..., "text": ...}} ({_first_line(failure)}). Correct it.'
             ) from failure
@@ -141,9 +143,9 @@ def _caption(path: Path) -> str:
     return caption
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, most: int = SMALL) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # Windows editors put a mark before the text
+        return small_text(path, most, encoding="utf-8-sig")  # Windows editors put a mark before the text
     except (OSError, UnicodeDecodeError) as failure:
         raise TaraError(f"{path} cannot be read as text ({_first_line(failure)}). Save it as UTF-8.") from failure
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and texts that are read only when they are small."""
 
 import errno
 import os
@@ -8,6 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from tara.errors import TaraError
+
+UNFINISHED = ".unfinished-"
+SMALL, LARGE = 2**20, 64 * 2**20  # bytes of a text: one that a person writes, one that a program writes for a person
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
@@ -26,7 +29,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
         new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         writable_folder(path.parent)
         # beside the target, because os.replace is atomic only within one file system
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         if callable(content):
@@ -46,6 +49,47 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
         if isinstance(failure, OSError):
             raise write_error(path, failure) from failure
         raise
+
+
+def remove_unfinished(folder: Path, *of: Path) -> None:
+    """Remove what :func:`atomic_write` was writing in a folder when its process was killed.
+
+    Args:
+        folder: nobody may be writing in it now.
+        of: the files whose leftovers are removed; those of all files in the folder and its subfolders when left out.
+    """
+    if of:
+        prefixes, left = tuple(map(_prefix, of)), folder.glob(f".*{UNFINISHED}*")
+    else:
+        prefixes, left = (".",), folder.rglob(f".*{UNFINISHED}*")
+    for path in left:
+        if path.name.startswith(prefixes):
+            path.unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    # hidden, so that nobody takes it for a result, and short enough whatever the file is called
+    return f".{path.stem[:40]}{UNFINISHED}"
+
+
+def small_text(path: Path, most: int = SMALL, encoding: str = "utf-8") -> str:
+    """A file's text.
+
+    Raises:
+        TaraError: when it is larger than any that a person writes, ``most`` bytes; it is then not read.
+        OSError, UnicodeDecodeError: when it is not there, or no text.
+    """
+    if (size := path.stat().st_size) > most:
+        raise TaraError(f"{path} has {size >> 10} KiB, which is more than {most >> 10} KiB. Check that it is the file.")
+    return path.read_text(encoding=encoding)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of a name that a file or a user gives; of a name that is too long there is nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def writable_folder(folder: Path) -> Path:

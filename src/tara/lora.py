@@ -41,6 +41,11 @@ class LowRank:
         """What the layer's weight gains: ``scale * B A``, with a convolution's kernel still flat."""
         return self.scale * (self.b @ self.a)
 
+    def norm(self) -> float:
+        """Frobenius norm of the dense delta, from products of the factors' own size: ``tr((B^T B)(A A^T))``."""
+        a, b = self.a.double(), self.b.double()
+        return abs(self.scale) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "LowRank":
         """The same delta on another device or in another precision."""
         return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))

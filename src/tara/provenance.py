@@ -37,7 +37,9 @@ class DrawingSettings(BaseModel, frozen=True, extra="forbid"):
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")
     steps: int = Field(30, ge=1, le=1000, description="Denoising steps")
     scheduler: str | None = Field(
-        None, description="Sampler: ddim, ddpm, dpm, euler, euler_a, heun, pndm or unipc; the base's own"
+        None,
+        description="Sampler: ddim, ddpm, dpm, euler, euler_a, heun, lcm, pndm or unipc; the base's own if left out. "
+        "dpm is DPM++, euler_a is Euler ancestral, lcm is for bases made for few steps",
     )
     width: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Width in pixels; the base's own")
     height: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Height in pixels; the base's own")
@@ -142,11 +144,15 @@ def read_origin(path: Path) -> Origin:
     """
     from PIL import Image, UnidentifiedImageError
 
+    from tara.pictures import check_room
+
     try:
         with Image.open(path) as image:
+            check_room(path, image)
             image.load()  # text chunks may stand after the pixels
             text: object = image.info.get(KEY)
-    except (UnidentifiedImageError, OSError, SyntaxError) as failure:
+    # ValueError: a text that unpacks to far more than its chunk
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
         reason = getattr(failure, "strerror", None) or "it is no whole picture"
         raise TaraError(f"'{path}' cannot be read ({reason}). Give a PNG that `tara generate` wrote.") from failure
     if not isinstance(text, str):

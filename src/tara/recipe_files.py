@@ -10,7 +10,10 @@ from pydantic import BaseModel
 
 from tara.config import RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings, build
 from tara.errors import TaraError, nearest
+from tara.files import is_there, small_text
 from tara.hub import base_here
+
+MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
 
 
 def read_recipe(path: Path, **overrides: Any) -> Recipe:
@@ -27,13 +30,15 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
     if path.suffix != ".toml" and path.exists():
         raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(small_text(path, MOST_TOML))
     except OSError as failure:
         raise TaraError(f"{path} cannot be read ({failure.strerror}). Give a TOML file with concepts.") from failure
     except UnicodeDecodeError as failure:
         raise TaraError(f"{path} is not a TOML file: it holds no text. Give one that is saved as UTF-8.") from failure
-    except tomllib.TOMLDecodeError as failure:
+    except ValueError as failure:
         raise TaraError(f"{path} is not a TOML file: {failure}. Correct that line.") from failure
+    except RecursionError as failure:
+        raise TaraError(f"{path} nests its values too deeply. Write [settings] and [[concept]] tables.") from failure
     for table in tables.keys() - {"settings", "concept"}:
         known = nearest(table, ["settings", "concept"])
         raise TaraError(f"{path} has an unknown table '{table}'.{known} Use [settings] and [[concept]].")
@@ -53,9 +58,9 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
 def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
     path = folder / RUN_SETTINGS
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(small_text(path))
         values["settings"] |= overrides
-    except (OSError, ValueError, KeyError, TypeError) as failure:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, TaraError) as failure:
         raise TaraError(
             f"{folder} is not the folder of a training run (it has no readable {RUN_SETTINGS}). "
             "Give a TOML file, or a folder such as rex.run."
@@ -97,7 +102,7 @@ def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:
     paths: dict[str, Any] = {name: recipe.parent / table[name] for name in names}
     for name in ("base", "vae"):
         given = table.get(name)
-        if isinstance(given, str) and given and (recipe.parent / given).exists():  # otherwise a name or a hub id
+        if isinstance(given, str) and given and is_there(recipe.parent / given):  # otherwise a name or a hub id
             paths[name] = str(recipe.parent / given)
     return {**table, **paths}
 

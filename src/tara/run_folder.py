@@ -16,7 +16,7 @@ from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from tara.config import PAGE, RUN_SETTINGS, Recipe
 from tara.errors import TaraError
-from tara.files import atomic_write, check_writable, write_error
+from tara.files import atomic_write, check_writable, remove_unfinished, write_error
 from tara.plots import loss_curve
 from tara.recipe_files import with_paths
 
@@ -81,6 +81,8 @@ class RunFolder:
 
     def begin(self, recipe: Recipe, device: torch.device, after: int = 0) -> None:
         """Write the settings and the versions, and forget what an earlier run left here behind step ``after``."""
+        for concept in recipe.concepts:
+            remove_unfinished(concept.file.parent, concept.file)
         self.describe(recipe, device)
         if after:
             kept = [json.dumps(row) for row in self.rows() if row["step"] <= after]
@@ -158,11 +160,11 @@ class Metrics:
             raise write_error(self._path, failure) from failure
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """What a run's numbers depend on besides its settings."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """What numbers depend on besides settings."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    if device is not None:
+        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     for package in PACKAGES:
         try:
             found[package] = version(package)

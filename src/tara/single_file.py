@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from tara.config import Prediction
 from tara.errors import TaraError
 from tara.families import FAMILIES
+from tara.formats.container import opened
 
 CONFIGS = Path(__file__).parent / "original_configs"
 END_OF_TEXT, EXCLAMATION = "<|endoftext|>", "!"
@@ -63,12 +63,13 @@ def read_contents(path: Path) -> Contents:
     Raises:
         TaraError: when it is no whole safetensors file, or no text-to-image base of a family that tara knows.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names, metadata = set(file.keys()), dict(file.metadata() or {})
-            return _contents(path, names, metadata, lambda name: tuple(file.get_slice(name).get_shape()))
-    except (SafetensorError, OSError) as failure:
-        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Copy it again.") from failure
+    with opened(path, "Copy it again.") as file:
+        names, metadata = set(file.keys()), dict(file.metadata() or {})
+
+        def shape(name: str) -> tuple[int, ...]:
+            return (*file.get_slice(name).get_shape(), 0, 0)[:2]
+
+        return _contents(path, names, metadata, shape)
 
 
 def _contents(

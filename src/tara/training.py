@@ -1,6 +1,5 @@
 """Training: concepts become adapters, one step at a time, several of them side by side in one U-Net call."""
 
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from tara.concepts import check_concepts, check_on_base, prepare, prior_acts
 from tara.config import ConceptSettings, Targets, TrainSettings
 from tara.data import Example
 from tara.draws import generator_for
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError
+from tara.finite import check_finite
 from tara.losses import denoising_loss
 from tara.optimizers import ConceptOptimizers, learning_rate_schedule
 from tara.processes import ALONE, Processes
@@ -30,7 +30,7 @@ from tara.text_rows import TextRows, alignment, conditioning, text_rows
 from tara.weights import ConceptWeights
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-SKIPPED_IN_A_ROW = 50  # then the concept is surely not learning any more
+SKIPPED_IN_A_ROW = 50  # a loss scale that is still too large then is not the cause
 SAME_WHEN_RESUMED = ("seed", "targets", "tfm", "alpha", "optimizer")  # others may be changed on the way
 # of this machine and its user, not of the adapter
 PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to_hub", "hub_model_id"}
@@ -141,6 +141,8 @@ class Training:
             while self.step < self.settings.steps:
                 if not installed(self.backbone.unet):  # a preview may have released the pipeline
                     self.backbone.install()
+                if self.backbone.device.type != "cpu":  # and it needs these parts, which steps do not
+                    self.backbone.rest()
                 yield self._one_step()
 
     def adapters(self) -> list[Adapter]:
@@ -204,6 +206,7 @@ class Training:
             (losses[0] * factors).sum().backward()
             total = total.to(losses) + losses.detach() / len(calls)
         total = self._over_processes(total)
+        self._check_finite("loss", total[0], rate)
         self.is_whole = False
         applied = self._optimizers.step(rate)
         self.step += 1
@@ -222,7 +225,7 @@ class Training:
                 self.concepts, total.T.tolist(), applied, strict=True
             )
         ]
-        self._watch(parts)
+        self._watch(parts, rate)
         return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
 
     def _over_processes(self, losses: Tensor) -> Tensor:
@@ -240,7 +243,7 @@ class Training:
             self._materials, self._schedule, seed=settings.seed, call=call, batch_size=settings.batch_size
         )
         text = self._text(pictures)
-        learned = conditioning(text, self._weights, self.backbone.dtype)
+        learned = self._conditioning(text)
         rows = self._denoising(pictures, text, learned).unflatten(0, (count, -1))
         denoising = rows[:, : settings.batch_size].mean(1)
         zeros = torch.zeros_like(denoising)
@@ -251,6 +254,10 @@ class Training:
         aligned = aligned.to(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_weight * prior
         return torch.stack([total, denoising, aligned, prior])
+
+    def _conditioning(self, text: TextRows) -> TextConditioning:
+        """What the text says to a call, with everything learned so far."""
+        return conditioning(text, self._weights, self.backbone.dtype)
 
     def _denoising(self, pictures: PictureRows, text: TextRows, learned: TextConditioning) -> Float[Tensor, " rows"]:
         """Each row's denoising loss; the U-Net is called once for each shape of picture."""
@@ -275,16 +282,18 @@ class Training:
             self._last_text = last
         return last
 
-    def _watch(self, parts: Sequence[ConceptStep]) -> None:
-        for index, part in enumerate(parts):
-            self._skipped[index] = self._skipped[index] + 1 if part.skipped else 0
-            if self._skipped[index] == SKIPPED_IN_A_ROW:
-                warnings.warn(
-                    f"The gradients of '{part.name}' were not finite in {SKIPPED_IN_A_ROW} steps in a row, so it no "
-                    "longer learns. Lower learning_rate, or use mixed_precision bf16 or no.",
-                    TaraWarning,
-                    stacklevel=2,
-                )
+    def _watch(self, parts: Sequence[ConceptStep], rate: float) -> None:
+        """Stop at gradients that are not finite, unless a loss scale has yet to find its size, and at such weights."""
+        self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
+        scaled = self.backbone.dtype == torch.float16
+        if any(skipped > (SKIPPED_IN_A_ROW if scaled else 0) for skipped in self._skipped):
+            self._check_finite("gradient", torch.tensor([part.grad_norm for part in parts]), rate, ended=True)
+        self._check_finite("adapter", self._weights.flat.detach(), rate, ended=True)
+
+    def _check_finite(self, what: str, numbers: Tensor, rate: float, ended: bool = False) -> None:
+        names, step = [concept.label for concept in self.concepts], self.step if ended else self.step + 1
+        numbers = numbers.reshape(len(names), -1)
+        check_finite(what, numbers, names, step=step, rate=rate, precision=self.backbone.dtype)
 
     def _card(self, concept: ConceptSettings) -> AdapterCard:
         chosen = self.settings
@@ -372,6 +381,7 @@ def _borrowed(backbone: Backbone, gradient_checkpointing: bool) -> Generator[Non
             backbone.unet.enable_gradient_checkpointing()
         yield
     finally:
+        backbone.wake()
         if gradient_checkpointing and not was_checkpointing:
             backbone.unet.disable_gradient_checkpointing()
         if not was_installed:

@@ -20,6 +20,8 @@ from tara.config import RUN_SETTINGS, Recipe, concept_settings, distinct_names, 
 from tara.data import Example
 from tara.errors import TaraError, TaraWarning
 from tara.files import atomic_write
+from tara.finite import NotFiniteError
+from tara.folder_lock import claimed, refuse_claimed
 from tara.hub import upload, with_owner
 from tara.hub_folder import write_hub_folder
 from tara.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
@@ -161,6 +163,8 @@ def run_recipe(
     _check_previews(recipe)
     check_outputs(recipe, folder)
     _check_earlier_run(folder, settings.steps, resume=resume, overwrite=overwrite)
+    if processes.is_main:
+        refuse_claimed(folder.path)  # before the base, which may take minutes to load
     state = folder.last_state() if resume else None
     with ExitStack() as borrowed:
         borrowed.enter_context(_threads(settings.threads))
@@ -172,6 +176,7 @@ def run_recipe(
         processes.meet()
         repository = None
         if processes.is_main:
+            borrowed.enter_context(claimed(folder.path))
             folder.begin(recipe, backbone.device, after=training.step)
             tracker = Tracker(settings.report_to, folder.path, settings.project)
             borrowed.callback(tracker.finish)
@@ -216,12 +221,23 @@ def _to_the_end(
             describe()
             if repository is not None:
                 write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
+        except NotFiniteError as failure:
+            metrics.flush()
+            describe()
+            raise TaraError(f"{failure} {_last_good(folder)}") from failure
         except KeyboardInterrupt:
             metrics.flush()
             if training.is_whole and folder.steps_done() < training.step:
                 folder.save(training.state())
             describe()
             raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
+
+
+def _last_good(folder: RunFolder) -> str:
+    done = folder.steps_done()
+    if not done:
+        return f"There is no checkpoint in '{folder.path}' to go on from."
+    return f"The last good checkpoint is step {done}; go on from it with `{resume_command(folder.path)}`."
 
 
 def _steps(

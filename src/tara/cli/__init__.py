@@ -8,6 +8,7 @@ from importlib.metadata import version
 import cyclopts
 
 from tara.cli.outcome import outcome
+from tara.cli.terminal import any_text
 from tara.errors import TaraError
 
 app = cyclopts.App(
@@ -47,12 +48,17 @@ for name, (place, summary) in COMMANDS.items():
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
+    if arguments is None:
+        any_text()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     again = shlex.join(["tara", *tokens])
     return outcome(lambda: _call(tokens), again, shared=tokens[:1] == ["train"])
 
 
 def _call(tokens: Sequence[str]) -> None:
+    for token in tokens:
+        if any("\ud800" <= character <= "\udfff" for character in token):  # as Python stands in for bytes of no text
+            raise TaraError(f"'{token}' is not text in UTF-8. Rename the file, or write the prompt in UTF-8.")
     try:
         command, bound, left = app.parse_args(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as failure:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tara.cli.terminal import say, visible
+
 if TYPE_CHECKING:
     from tara.adapter import Adapter
 
@@ -17,14 +19,18 @@ def inspect(
     file: Annotated[Path, Parameter(help="Adapter file of any tool, or folder")],
     /,
     *,
+    base: Annotated[
+        str | None, Parameter(help="Base to compare with: how large the deltas are beside its weights")
+    ] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object")] = False,
 ) -> None:
     """Show what an adapter file says about itself: its words, its base family and how it was trained."""
     from tara.adapter import load_adapter
 
-    facts = _facts(load_adapter(file))
+    adapter = load_adapter(file)
+    facts = _facts(adapter) | ({} if base is None else _beside(base, adapter))
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        say(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _show(file, facts)
 
@@ -45,6 +51,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "scales": sorted({delta.scale for delta in deltas}),
         "targets": card.targets,
         "layers": len(adapter.layers),
+        "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
         "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
         "text_encoder_layers": len(adapter.text_layers),
         "embedding_vectors": max(map(len, adapter.embeddings.values()), default=0),
@@ -57,6 +64,22 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
+    """How large the deltas are beside a base's own weights."""
+    from tara.bases import load_base
+    from tara.binding import AdapterUse
+    from tara.cli.progress import only_our_bars
+    from tara.compose import check_fits
+    from tara.strength import check_strength, strengths
+
+    only_our_bars()
+    backbone, use = load_base(base, "cpu"), AdapterUse(adapter)
+    check_fits(backbone, use)
+    check_strength(backbone, use)
+    found = strengths(backbone, adapter.layers)
+    return {"delta_beside_the_base": f"{min(found.values()):.3g} to {max(found.values()):.3g}" if found else ""}
+
+
 def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -64,16 +87,17 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
 
     settings = facts.pop("settings")
     facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
+    facts["largest_delta"] = f"{facts['largest_delta']:.3g}"
     facts["examples"] = "\n".join(facts["examples"])
-    table = Table(title=Text(str(file), style="bold"), title_justify="left", show_header=False, box=None)
+    table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column()
     for name, value in facts.items():
         if value != "":
-            table.add_row(name.replace("_", " "), Text(str(value)))
+            table.add_row(name.replace("_", " "), Text(visible(str(value))))
     chosen = {name: value for name, value in settings.items() if value is not None}
     if chosen:
-        table.add_row("settings", Text("\n".join(f"{name} = {value}" for name, value in chosen.items())))
+        table.add_row("settings", Text(visible("\n".join(f"{name} = {value}" for name, value in chosen.items()))))
     Console(highlight=False).print(table)
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from tara.cli.terminal import say
+
 
 def convert(
     file: Annotated[Path, Parameter(help="Adapter file of any tool, or folder")],
@@ -28,4 +30,4 @@ def convert(
     adapter = load_adapter(file, alpha)
     words = {name: given for name, given in (("rare_word", word), ("class_word", kind)) if given is not None}
     adapter = replace(adapter, card=adapter.card.model_copy(update=words))
-    print(f"{write(adapter, to, out)}: {len(adapter.all_layers())} layers, unchanged, for {to}.")
+    say(f"{write(adapter, to, out)}: {len(adapter.all_layers())} layers, unchanged, for {to}.")

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 
 
 def demo(*, out: Annotated[Path, Parameter(help="Folder to write to")] = Path("demo")) -> None:
@@ -16,6 +17,6 @@ def demo(*, out: Annotated[Path, Parameter(help="Folder to write to")] = Path("d
     with progress("Demo", 100) as advance:
         results = run(out, lambda what, part: advance(100 * part, what.lower()))
     for name, figures in results["columns"].items():
-        print(f"{name:>10}: success {figures['success']:4.0%}, identity {figures['identity']:.2f}")
-    print(f"{results['seconds']['total']:.0f} s, {results['peak_memory_mib']} MiB at most.")
-    print(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
+        say(f"{name:>10}: success {figures['success']:4.0%}, identity {figures['identity']:.2f}")
+    say(f"{results['seconds']['total']:.0f} s, {results['peak_memory_mib']} MiB at most.")
+    say(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")

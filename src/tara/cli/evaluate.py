@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from tara.cli.flags import given, with_flags
-from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, loaded, parse_seeds
+from tara.cli.flags import Typed, given, with_flags
+from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, Composers, loaded, parse_composers, parse_seeds
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.config import build
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
 from tara.files import check_writable
+from tara.folder_lock import claimed
 from tara.provenance import PictureSettings
 
 if TYPE_CHECKING:
@@ -38,11 +40,8 @@ References = Annotated[
         "per subject",
     ),
 ]
-Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]
 Seeds = Annotated[str | None, Parameter(help="Seeds of each prompt: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
 Out = Annotated[Path, Parameter(help="Folder to write to; pictures that it holds are not drawn again")]
-Typed = Annotated[str, Parameter(parse=False)]
-"""The command as it was typed, see :mod:`tara.cli`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,8 @@ class Order:
     def composed(self) -> list[PictureSettings]:
         """The settings of the pictures with each composer."""
         drawing = given(PictureSettings, self.values, DRAWING)
-        names = [name.strip() for name in self.composers.split(",")]
-        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in dict.fromkeys(names)]
+        names = parse_composers(self.composers)
+        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in names]
 
 
 evaluate = App(
@@ -88,8 +87,9 @@ def _folder(
     subjects = read_subjects(references, adapter_words(found))
     pictures = asked_pictures(found, subjects)
     check_writable(out)
-    sight = _sight(settings, subjects, [one.base for one in found], out)
-    _score("folder", pictures, sight, settings, out, typed)
+    with claimed(out):
+        sight = _sight(settings, subjects, [one.base for one in found], out)
+        _score("folder", pictures, sight, settings, out, typed)
 
 
 def _pairs(
@@ -160,12 +160,13 @@ def _drawn(protocol: str, scenes_of: Callable[[list[Role]], list[Scene]], order:
     shots = plan(scenes_of(cast(uses, files, subjects)), composed, seeds, order.out)
     check_writable(order.out)
     missing = unfinished(shots)
-    # first, because a model that is not here should not be found out after an hour of drawing
-    sight = _sight(settings, subjects, [composed[0].base], order.out)
-    if missing:
-        with progress("Drawing", len(missing)) as advance:
-            draw(missing, settings.device, settings.batch_size, advance)
-    _score(protocol, pictures_of(shots), sight, settings, order.out, typed)
+    with claimed(order.out):
+        # first, because a model that is not here should not be found out after an hour of drawing
+        sight = _sight(settings, subjects, [composed[0].base], order.out)
+        if missing:
+            with progress("Drawing", len(missing)) as advance:
+                draw(missing, settings.device, settings.batch_size, advance)
+        _score(protocol, pictures_of(shots), sight, settings, order.out, typed)
 
 
 def _sight(settings: EvaluationSettings, subjects: Sequence[Subject], bases: Iterable[str | None], out: Path) -> Sight:
@@ -188,5 +189,5 @@ def _score(
     for series in found["series"]:
         figures = {name: series["figures"].get(name) for name in SHOWN}
         told = ", ".join(f"{name} {figure[0]:.2f}" for name, figure in figures.items() if figure)
-        print(f"{series['name']}, {series['images']} pictures: {told}")
-    print(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")
+        say(f"{series['name']}, {series['images']} pictures: {told}")
+    say(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,15 @@ from cyclopts import Parameter
 
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
-from tara.config import build
+from tara.cli.terminal import say
+from tara.composers import composer_named
+from tara.config import ExecutionSettings, build
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
+from tara.folder_lock import claimed
 from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, relocated, used_file
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from tara.binding import AdapterUse
     from tara.comparison import Compared
     from tara.sampling import Generated
@@ -38,6 +39,7 @@ Adapters = Annotated[
     ),
 ]
 Seeds = Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
+Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]
 Device = Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")]
 
 
@@ -73,17 +75,20 @@ def _generate(
     order = order_of(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
     check_before_the_base(order, [order.settings.composer])
     check_writable(out)
-    shown: list[tuple[Image, str]] = []
-    for picture in drawn(order, batch_size, device):
-        atomic_write(out / f"seed-{picture.seed:04d}.png", remembering_png(picture, order))
-        if len(shown) < MOST_SHOWN:
-            shown.append((picture.image, f"seed {picture.seed}"))
-    _write_sheet(out / "sheet.png", order.prompt, shown)
+    execution = build(ExecutionSettings, given(ExecutionSettings, values, {}))
+    with claimed(out):
+        missing = tuple(seed for seed in order.seeds if not _is_finished(order, seed, out))
+        if missing:
+            for picture in drawn(replace(order, seeds=missing), batch_size, device, execution):
+                atomic_write(_file(out, picture.seed), remembering_png(picture, order))
+        _write_sheet(out / "sheet.png", order, out)
     count = "1 picture" if len(order.seeds) == 1 else f"{len(order.seeds)} pictures"
-    print(f"{count} in {out}, on one sheet in {out / 'sheet.png'}")
+    there = len(order.seeds) - len(missing)
+    known = f" ({there} there already)" if there else ""
+    say(f"{count}{known} in {out}, on one sheet in {out / 'sheet.png'}")
 
 
-generate = with_flags(_generate, {PictureSettings: FLAGS}, ["Pictures"])
+generate = with_flags(_generate, {PictureSettings: FLAGS, ExecutionSettings: {}}, ["Pictures", "Time and memory"])
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -104,6 +109,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise TaraError(f"--seeds '{text}' asks for more than {MOST_SEEDS} pictures. Ask for fewer at a time.")
         seeds.extend(range(start, stop + 1))
     return tuple(dict.fromkeys(seeds))
+
+
+def parse_composers(text: str) -> tuple[str, ...]:
+    """Composers from `tara,sum`, in the order given, each once.
+
+    Raises:
+        TaraError: for one that does not exist.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        composer_named(name)
+    return names
 
 
 def order_of(
@@ -161,7 +178,7 @@ def _used(spec: str) -> UsedFile:
 def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
     from tara.binding import find_words
-    from tara.composers import check_composable, composer_named
+    from tara.composers import check_composable
     from tara.pictures import read_image
 
     for picture in (order.settings.image, order.settings.mask):
@@ -184,13 +201,15 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
             )
 
 
-def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
+def drawn(
+    order: Order, batch_size: int, device: str | None, execution: ExecutionSettings | None = None
+) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
     from tara.drawing import studio_of
 
     settings = sampling_values(order) | {"batch_size": batch_size}
     only_our_bars()
-    studio = studio_of(order.settings, device)
+    studio = studio_of(order.settings, device, execution)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,
@@ -213,14 +232,32 @@ def sampling_values(order: Order) -> dict[str, Any]:
 
 def remembering_png(picture: Generated | Compared, order: Order) -> bytes:
     """A picture as a PNG file that tells how it was made."""
-    origin = Origin(
-        prompt=order.prompt, seed=picture.seed, adapters=order.used, inputs=order.inputs, settings=order.settings
-    )
-    return png_with_origin(picture.image, origin)
+    return png_with_origin(picture.image, _origin(order, picture.seed))
 
 
-def _write_sheet(path: Path, prompt: str, pictures: Sequence[tuple[Image, str]]) -> None:
+def _origin(order: Order, seed: int) -> Origin:
+    return Origin(prompt=order.prompt, seed=seed, adapters=order.used, inputs=order.inputs, settings=order.settings)
+
+
+def _file(out: Path, seed: int) -> Path:
+    return out / f"seed-{seed:04d}.png"
+
+
+def _is_finished(order: Order, seed: int, out: Path) -> bool:
+    """Whether the folder holds this very picture, from a command that was stopped before its last one."""
+    wanted = _origin(order, seed)
+    try:
+        there = read_origin(_file(out, seed))
+    except TaraError:  # not there, or not whole
+        return False
+    return there.model_copy(update={"tara_version": wanted.tara_version}) == wanted
+
+
+def _write_sheet(path: Path, order: Order, out: Path) -> None:
+    from tara.pictures import read_image
     from tara.report import contact_sheet, png_bytes, wrapped
 
-    images, seeds = zip(*pictures, strict=True)
-    atomic_write(path, png_bytes(contact_sheet(wrapped(images, seeds, title=prompt))))
+    seeds = order.seeds[:MOST_SHOWN]
+    images = [read_image(_file(out, seed)) for seed in seeds]
+    labels = [f"seed {seed}" for seed in seeds]
+    atomic_write(path, png_bytes(contact_sheet(wrapped(images, labels, title=order.prompt))))

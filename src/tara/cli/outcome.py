@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from tara.cli.terminal import one_line, say
 from tara.errors import TaraError, TaraWarning
 from tara.processes import AnotherProcessEnded, Ending, alone, joined, one_voice
 
@@ -37,7 +38,7 @@ def outcome(command: Callable[[], object], again: str = "", *, shared: bool = Fa
         joined().leave()
         if ending is None:
             return 0
-        print(ending.sentence, file=sys.stderr)
+        say(one_line(ending.sentence), to=sys.stderr)
         return ending.code
 
 
@@ -72,9 +73,9 @@ def _one_line_each() -> Callable[..., None]:
     told: set[str] = set()
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
-        line = " ".join(str(message).split())
+        line = one_line(str(message))
         if line not in told:
             told.add(line)
-            print(f"Note: {line}", file=sys.stderr)
+            say(f"Note: {line}", to=sys.stderr)
 
     return tell

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from tara.captions import together
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.terminal import say
 from tara.commands import RENAMED
 from tara.config import PAGE, ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError
@@ -44,9 +45,9 @@ def _train(
     only_our_bars()
     adapters = watched(chosen, resume=resume, overwrite=overwrite)
     for concept, adapter in zip(chosen.concepts, adapters, strict=True):
-        print(f"{concept.file} listens to '{adapter.card.rare_word}' and is a {adapter.card.class_word}.")
-    print(f"Look at {chosen.run_folder / PAGE}.")
-    print(f"Draw it: {shlex.join(_next_command(chosen))}")
+        say(f"{concept.file} listens to '{adapter.card.rare_word}' and is a {adapter.card.class_word}.")
+    say(f"Look at {chosen.run_folder / PAGE}.")
+    say(f"Draw it: {shlex.join(_next_command(chosen))}")
 
 
 train = with_flags(_train, {ConceptSettings: RENAMED, TrainSettings: {}}, ["The concept", "Training"])
@@ -92,5 +93,5 @@ def watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
             on_upload=addresses.append,
         )
     for address in addresses:
-        print(f"On the hub: {address}")
+        say(f"On the hub: {address}")
     return adapters

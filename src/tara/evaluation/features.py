@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tara.errors import TaraWarning
 from tara.evaluation.encoders import ImageEncoder
 from tara.files import atomic_write
 
+DIGEST = hashlib.sha256().digest_size
 Compute = Callable[[list[Image.Image]], Iterable[NDArray[np.float32]]]
 
 
@@ -57,13 +60,20 @@ class FeatureCache:
 
 
 def _read(path: Path) -> NDArray[np.float32] | None:
+    """An array, None where there is none yet; one that has been damaged since is told of, and made anew."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, or damaged: made anew
+        content = path.read_bytes()
+    except OSError:
         return None
+    array, digest = content[:-DIGEST], content[-DIGEST:]
+    if hashlib.sha256(array).digest() == digest:
+        return np.load(io.BytesIO(array), allow_pickle=False)
+    warnings.warn(f"'{path}' in the cache was damaged and is computed anew.", TaraWarning, stacklevel=2)
+    return None
 
 
 def _npy(array: NDArray[np.float32]) -> bytes:
+    """An array as an ``.npy`` file with the digest of its content behind it, which readers of such files pass over."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+    return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()

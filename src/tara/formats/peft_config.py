@@ -3,10 +3,11 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from tara.errors import TaraError
 from tara.formats.names import ROOTS
@@ -16,8 +17,43 @@ METADATA_KEY = "lora_adapter_metadata"  # diffusers' name of the header entry th
 
 Number = TypeVar("Number", int, float)
 
+MOST_EXPRESSIONS, LONGEST_EXPRESSION, MOST_CHOICES = 16, 200, 2
+# taken for a regular expression: names, numbers, choices of names, at most one gap; others could search for ever
+_EXPRESSION = re.compile(r"\^?(?:[\w.-]|\\[.dw]|\\[dw]\+|\[\w+\]\+?|\((?:\?:)?[\w.|]+\)|\.\*)*\$?")
+_GAP, _NUMBERS = re.compile(r"\.\*|\\w\+|\]\+"), re.compile(r"\\d\+")
+
 # ways to begin training that change the base's own weights: the pair alone then says nothing
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Pattern(Generic[Number]):
+    """Numbers of layers by the end of their path, or a regular expression for one; the first that fits, as in PEFT."""
+
+    numbers: Mapping[str, Number] = field(default_factory=dict[str, Number])
+
+    @cached_property
+    def _expressions(self) -> dict[str, re.Pattern[str]]:
+        # a number of any length at every place would be a search without an end
+        return {key: re.compile(_NUMBERS.sub(r"\\d{1,4}", key)) for key in self.numbers if _is_expression(key)}
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {key: place for place, key in enumerate(self.numbers)}
+
+    def of(self, layer: str) -> Number | None:
+        """A layer's number; None when none fits."""
+        if layer in self.numbers:
+            return self.numbers[layer]
+        parts = layer.split(".")
+        ends = [".".join(parts[start:]) for start in range(len(parts))]
+        fitting = [end for end in ends if end in self.numbers]
+        fitting += [key for key, pattern in self._expressions.items() if any(map(pattern.fullmatch, ends))]
+        return self.numbers[min(fitting, key=self._places.__getitem__)] if fitting else None
+
+
+def _is_expression(key: str) -> bool:
+    return re.fullmatch(r"[\w.]*", key) is None
 
 
 @dataclass(frozen=True)
@@ -26,31 +62,24 @@ class PeftConfig:
 
     rank: int | None = None
     alpha: float | None = None
-    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
+    rank_pattern: Pattern[int] = field(default_factory=Pattern[int])
+    alpha_pattern: Pattern[float] = field(default_factory=Pattern[float])
     use_rslora: bool = False
     paths: tuple[str, ...] = ()
     """The layers that it names in full."""
 
     def alpha_of(self, layer: str, rank: int) -> float | None:
         """The alpha with which alpha / rank is the layer's scale; None when the config does not tell."""
-        alpha = _chosen(self.alpha_pattern, layer, self.alpha)
+        own = self.alpha_pattern.of(layer)
+        alpha = self.alpha if own is None else own
         if alpha is None:
             return None
         return alpha * math.sqrt(rank) if self.use_rslora else alpha  # rank-stabilised: alpha / sqrt(rank)
 
     def rank_of(self, layer: str) -> int | None:
         """The layer's rank; None when the config does not tell."""
-        return _chosen(self.rank_pattern, layer, self.rank)
-
-
-def _chosen(pattern: Mapping[str, Number], layer: str, default: Number | None) -> Number | None:
-    if layer in pattern:
-        return pattern[layer]
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it: a suffix, or a regular expression for one
-            return value
-    return default
+        own = self.rank_pattern.of(layer)
+        return self.rank if own is None else own
 
 
 def folder_config(file: Path) -> PeftConfig:
@@ -93,7 +122,7 @@ def header_configs(file: Path, header: Mapping[str, str], models: Iterable[str])
 def _object(path: Path, text: str) -> dict[str, Any]:
     try:
         entries: Any = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
         entries = None
     if not isinstance(entries, dict):
         raise TaraError(f"'{path}' has a LoRA config that is not a JSON object. Get the file again.")
@@ -116,18 +145,27 @@ def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
         return PeftConfig(
             rank=None if entries.get("r") is None else int(entries["r"]),
             alpha=None if entries.get("lora_alpha") is None else float(entries["lora_alpha"]),
-            rank_pattern={_pattern(key): int(value) for key, value in (entries.get("rank_pattern") or {}).items()},
-            alpha_pattern={_pattern(key): float(value) for key, value in (entries.get("alpha_pattern") or {}).items()},
+            rank_pattern=_pattern(entries.get("rank_pattern"), int),
+            alpha_pattern=_pattern(entries.get("alpha_pattern"), float),
             use_rslora=bool(entries.get("use_rslora")),
             paths=tuple(name for name in listed if name.startswith(ROOTS) and "." in name),
         )
-    except (TypeError, ValueError, AttributeError, re.error) as failure:
+    except (TypeError, ValueError, AttributeError, OverflowError) as failure:
         raise TaraError(f"'{path}' has a damaged LoRA config ({failure}). Get the file again.") from failure
 
 
-def _pattern(key: str) -> str:
-    re.compile(key)
-    # a stranger's expression must not be able to search for ever
-    if re.search(r"\)[*+{]", key) or len(re.findall(r"[*+{]", key)) > 4:
-        raise ValueError(f"the pattern '{key}' is too involved")
-    return key
+def _pattern(entries: Mapping[str, Any] | None, kind: Callable[[Any], Number]) -> Pattern[Number]:
+    found = {str(key): kind(value) for key, value in (entries or {}).items()}
+    expressions = [key for key in found if _is_expression(key)]
+    if len(expressions) > MOST_EXPRESSIONS:
+        raise ValueError(f"{len(expressions)} patterns are too many")
+    for key in expressions:
+        _check_expression(key)
+    return Pattern(found)
+
+
+def _check_expression(key: str) -> None:
+    """Refuse an expression that could search for ever, with ValueError."""
+    simple = len(key) <= LONGEST_EXPRESSION and _EXPRESSION.fullmatch(key) is not None
+    if not simple or len(_GAP.findall(key)) > 1 or key.count("(") > MOST_CHOICES:
+        raise ValueError(f"the pattern '{key[:LONGEST_EXPRESSION]}' is too involved")

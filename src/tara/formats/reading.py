@@ -1,20 +1,20 @@
 """Any LoRA file to pairs of matrices by layer; what a pair cannot stand for is refused by name, never dropped."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tara.errors import TaraError, nearest
+from tara.formats.container import opened
 from tara.formats.names import ROOTS
 from tara.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
 from tara.formats.styles import (
-    DIFFERENCE,
+    DIFFERENCES,
     INVERSION,
     TEXT_ENCODERS,
     UNET,
@@ -26,8 +26,8 @@ from tara.formats.styles import (
 )
 from tara.hub import ADAPTER_FILE, fetched_adapter
 
-MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
-
+AGAIN = "Get the file again, or train the adapter again."
+MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
 MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 
 # in a folder, the first that is there
@@ -99,7 +99,7 @@ def _in_folder(folder: Path) -> Path:
             if name.startswith("unet/"):
                 _check_alone(folder)
             return folder / name
-    lone = list(folder.glob("*.safetensors"))
+    lone = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
     if len(lone) == 1:
         return lone[0]
     for file in (*sorted(folder.iterdir()), *sorted(folder.glob("unet/*"))):
@@ -111,7 +111,9 @@ def _in_folder(folder: Path) -> Path:
 def _check_alone(folder: Path) -> None:
     """A folder of several models may have LoRA layers in its text encoders, too."""
     for file in sorted(folder.glob("text_encoder*/*.safetensors")):
-        if any("lora" in key for key in _opened(file)[0]):
+        with opened(file, AGAIN) as weights:
+            keys = list(weights.keys())
+        if any("lora" in key for key in keys):
             raise TaraError(
                 f"'{file}' has LoRA layers of a text encoder beside those in '{folder / 'unet'}', and tara reads one "
                 f"file for both. Give '{folder / 'unet'}' to do without them."
@@ -125,12 +127,12 @@ def read_lora(path: Path) -> LoraFile:
         TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
     """
     path = lora_file(path)
-    keys, header = _opened(path)
-    silent = _silent(path, keys)
-    keys = [key for key in keys if key not in silent]
-    inverted = embeddings(keys)
-    known = {} if inverted else _known_parts(path, keys)
-    with safe_open(path, framework="pt") as file:
+    with opened(path, AGAIN) as file:
+        keys, header = list(file.keys()), dict(file.metadata() or {})
+        silent = _silent(file, keys)
+        keys = [key for key in keys if key not in silent]
+        inverted = embeddings(keys)
+        known = {} if inverted else _known_parts(path, keys)
         tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
     if inverted:
         vectors = _vectors(path, {inverted[key]: tensor for key, tensor in tensors.items()})
@@ -146,29 +148,9 @@ def read_lora(path: Path) -> LoraFile:
     return LoraFile(" and ".join(sorted({part.style for part in known.values()})), header, pairs)
 
 
-def _opened(path: Path) -> tuple[list[str], dict[str, str]]:
-    """The names of a file's tensors and its header, once that is known to be small and the file whole."""
-    if path.stat().st_size == 0:
-        raise TaraError(f"'{path}' is empty (0 bytes). Train the adapter again, or copy the file again.")
-    try:
-        with path.open("rb") as raw:
-            size = int.from_bytes(raw.read(8), "little")
-        if MOST_HEADER < size <= path.stat().st_size:  # a larger one is no header: the library says so
-            raise TaraError(
-                f"'{path}' has a header of {size >> 20} MiB, and no LoRA needs one over {MOST_HEADER >> 20} MiB. Get "
-                "the file again."
-            )
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys()), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as failure:
-        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). Get the file again.") from failure
-
-
-def _silent(path: Path, keys: Iterable[str]) -> set[str]:
+def _silent(file: safe_open, keys: Iterable[str]) -> set[str]:
     """The differences that are zero: ComfyUI extracts one of every bias and norm, also of those that never changed."""
-    differences = [key for key in keys if re.search(DIFFERENCE, key)]
-    with safe_open(path, framework="pt") as file:
-        return {key for key in differences if not bool(file.get_tensor(key).any())}
+    return {key for key in keys if key.endswith(DIFFERENCES) and not bool(file.get_tensor(key).any())}
 
 
 def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
@@ -177,13 +159,13 @@ def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
     saved_unet = "conv_in.weight" in found or "conv_in.base_layer.weight" in found
     known: dict[str, Part] = {}
     for key, part in found.items():
-        if method := other_method(key):
+        if part is not None:
+            known[key] = part
+        elif method := other_method(key):
             raise TaraError(
                 f"'{path}' holds {method} ('{key}'), which tara cannot compose: it reads plain LoRA pairs. Ask for a "
                 "plain LoRA of it, or extract one with its own tool."
             )
-        if part is not None:
-            known[key] = part
         elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
             raise _unknown(path, key)
     if not known:
@@ -209,7 +191,7 @@ def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftCon
     fault = f"has no {missing[0]} matrix" if missing else _fault(tensors["down"], tensors["up"], config.rank_of(layer))
     if not fault:
         a, b = tensors["down"], tensors["up"]
-        alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, len(a))
+        alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, a.shape[0])
         if alpha is None or math.isfinite(alpha):
             return Pair(a.flatten(1), b.flatten(1), (a.shape[2], a.shape[3]) if a.ndim == 4 else None, alpha)
         fault = "has an alpha that is no number"
@@ -218,18 +200,22 @@ def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftCon
 
 def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
     """What is wrong with the down matrix (rank, in[, h, w]) and the up matrix (out, rank[, 1, 1]) of a layer."""
-    shapes = f"{_shape(a)} and {_shape(b)}"
     if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
-        return f"has matrices of {shapes}, which are no pair"
+        return f"has matrices of {_shape(a)} and {_shape(b)}, which are no pair"
     if 0 in (*a.shape, *b.shape):
-        return f"has rank {a.shape[0]}: matrices of {shapes}"
+        return f"has rank {len(a)}: matrices of {_shape(a)} and {_shape(b)}"
+    if len(a) > MOST_RANK:
+        return f"has rank {len(a)}, more than any layer has room for"
     if expected_rank not in (None, a.shape[0]):
         return f"has rank {a.shape[0]}, but its config says {expected_rank}"
     if not (a.is_floating_point() and b.is_floating_point()):
         return f"is stored as {a.dtype} and {b.dtype}, which are not both real numbers"
-    if not all(bool(torch.isfinite(matrix.float()).all()) for matrix in (a, b)):
-        return "holds NaN or infinite weights"
-    return None
+    return None if _finite(a) and _finite(b) else "holds NaN or infinite weights"
+
+
+def _finite(matrix: Tensor) -> bool:
+    # a sum is finite only if all its terms are, and takes a sixth of the time; terms that are may still overflow it
+    return math.isfinite(matrix.sum(dtype=torch.float32)) or bool(torch.isfinite(matrix.float()).all())
 
 
 def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -241,7 +227,7 @@ def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"'{path}' is no embedding of a word: it has {_shape(of_encoder)} numbers of {of_encoder.dtype}, not 1 "
                 f"to {MOST_VECTORS} vectors. Get the file again."
             )
-        if not bool(torch.isfinite(of_encoder.float()).all()):
+        if not _finite(of_encoder):
             raise TaraError(f"'{path}' is damaged: its embedding holds NaN or infinite numbers. Get the file again.")
     if len({len(of_encoder) for of_encoder in vectors.values()}) > 1:
         raise TaraError(f"'{path}' is damaged: it has more vectors for one encoder than for the other.")

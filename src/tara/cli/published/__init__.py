@@ -9,6 +9,7 @@ from tara.cli.published import flags
 from tara.cli.published.inference import draw
 from tara.cli.published.script import Script, read_flags
 from tara.cli.published.training import train
+from tara.cli.terminal import any_text, say
 
 SD_TRAINING = Script(
     file="train_dreambooth_tara_sd.py",
@@ -33,9 +34,11 @@ SCRIPTS = (SD_TRAINING, SDXL_TRAINING, INFERENCE)
 
 def run(script: Script, arguments: Sequence[str] | None = None) -> int:
     """Run a script; the exit code is 0, 2 after a failure that one sentence tells, 130 after Ctrl-C."""
+    if arguments is None:
+        any_text()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(tokens):
-        print(script.help(), end="")
+        say(script.help().rstrip("\n"))
         return 0
     again = shlex.join(["python", script.file, *tokens])
     return outcome(lambda: script.work(read_flags(script, tokens)), again, shared=script.work is train)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from tara.cli.terminal import say
 from tara.config import build
 from tara.errors import TaraError
 from tara.provenance import Origin, PictureSettings, png_with_origin
@@ -30,7 +31,7 @@ def draw(given: Given) -> None:
     for picture in drawn(order, BATCH_SIZE, given.text("device") or None):
         origin = Origin(prompt=order.prompt, seed=picture.seed, adapters=order.used, settings=order.settings)
         atomic_write(folder / f"output_image_{picture.seed}.png", png_with_origin(picture.image, origin))
-    print(f"{len(order.seeds)} picture{'s' if len(order.seeds) > 1 else ''} in {folder}")
+    say(f"{len(order.seeds)} picture{'s' if len(order.seeds) > 1 else ''} in {folder}")
 
 
 def order_of(given: Given) -> Order:
@@ -76,14 +77,13 @@ def _with_word(spec: str, word: str, prompt: str) -> str:
 
 
 def _has_card(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
     from tara.adapter import CARD_KEY
+    from tara.formats.container import opened
 
     try:
-        with safe_open(path, framework="np") as file:
+        with opened(path) as file:
             return CARD_KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
+    except (OSError, TaraError):
         return True  # whatever is wrong with the file, its loader tells it better
 
 

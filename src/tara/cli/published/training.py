@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tara.cli.terminal import say
 from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError, TaraWarning, nearest
 from tara.hub import ADAPTER_FILE, repository_name
@@ -38,8 +39,8 @@ def train(given: Given) -> None:
     only_our_bars()
     watched(recipe.model_copy(update={"settings": settings}), resume=resume, overwrite=False)
     (concept,) = recipe.concepts
-    print(f"{concept.file} listens to '{concept.word}' and is a {concept.kind}.")
-    print(f"Draw it: {shlex.join(_next_command(settings.base, concept))}")
+    say(f"{concept.file} listens to '{concept.word}' and is a {concept.kind}.")
+    say(f"Draw it: {shlex.join(_next_command(settings.base, concept))}")
 
 
 def recipe_of(given: Given) -> Recipe:

@@ -1,0 +1,53 @@
+"""Text on its way to a terminal: what files and users wrote is shown, and never obeyed."""
+
+import os
+import sys
+import unicodedata
+from typing import TextIO
+
+MOST_CHARACTERS = 2000
+"""Of a sentence; a name in it may have been made as long as a file."""
+
+# marks and embeddings of writing from right to left: they reorder what stands behind them on the line
+_TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of pairs, breaks that only some know
+
+
+def say(text: str, to: TextIO | None = None) -> None:
+    """Print a result, or, to the error stream, a note or what went wrong."""
+    print(visible(text), file=to or sys.stdout)
+
+
+def visible(text: str) -> str:
+    """The text with all that could command a terminal, or turn a line around, as escapes; newlines and tabs stay."""
+    return "".join(character if _is_harmless(character) else f"\\u{ord(character):04x}" for character in text)
+
+
+def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The same in one line of at most so many characters: a longer one is left out in the middle."""
+    return _shortened(visible(" ".join(_shortened(text, most).split())), most)
+
+
+def any_text() -> None:
+    """Make the standard streams, and the names of files, take every text.
+
+    A terminal whose locale has no letter for it is shown its escape. Where names of files could not hold it either, as
+    with LC_ALL=C, the command is started once more in Python's own UTF-8 mode.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _is_harmless(character: str) -> bool:
+    if character in "\n\t":
+        return True
+    # zero-width joiners stay: emoji and many scripts need them
+    return unicodedata.category(character) not in _CONTROLS and character not in _TURNS
+
+
+def _shortened(text: str, most: int) -> str:
+    half = most // 2 - 3
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"

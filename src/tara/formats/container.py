@@ -1,0 +1,49 @@
+"""The safetensors container, opened only once its header is known to be small."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from tara.errors import TaraError
+
+MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
+MOST_TENSORS = 20_000  # a LoRA of every layer of SDXL and its text encoders, with alphas, has 4,000
+LONGEST_NAME = 500  # characters
+
+
+@contextmanager
+def opened(path: Path, again: str = "Get the file again.") -> Generator[safe_open]:
+    """A file's tensors and header, as the library gives them, for as long as they are read.
+
+    Args:
+        path: a file that is there.
+        again: how the reader's user comes by a good one.
+
+    Raises:
+        TaraError: when it is damaged or empty, or its header is larger than that of any adapter or base.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise TaraError(f"'{path}' is empty (0 bytes). {again}")
+    try:
+        with path.open("rb") as raw:
+            header = int.from_bytes(raw.read(8), "little")
+        if MOST_HEADER < header <= size:  # a larger one is no header: the library says so
+            raise TaraError(
+                f"'{path}' has a header of {header >> 20} MiB, and none needs one over {MOST_HEADER >> 20} MiB. {again}"
+            )
+        with safe_open(path, framework="pt") as file:
+            _check_names(path, file.keys(), again)
+            yield file
+    except (SafetensorError, OSError) as failure:
+        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). {again}") from failure
+
+
+def _check_names(path: Path, names: list[str], again: str) -> None:
+    if len(names) > MOST_TENSORS:
+        raise TaraError(f"'{path}' holds {len(names)} tensors, and no adapter or base over {MOST_TENSORS}. {again}")
+    longest = max(names, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        raise TaraError(f"'{path}' calls a tensor by a name of {len(longest)} characters. {again}")
