@@ -17,6 +17,7 @@ from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_c
 from tara.config import PAGE, RUN_SETTINGS, Recipe
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable, remove_unfinished, write_error
+from tara.interrupts import resume_command
 from tara.plots import loss_curve
 
 PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
@@ -64,6 +65,10 @@ class RunFolder:
                 found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
         return {step: [numbered[number] for number in sorted(numbered)] for step, numbered in sorted(found.items())}
 
+    def lacks_previews(self, step: int, names: Sequence[str], count: int) -> bool:
+        """Whether one of the adapters' files (their stems) has fewer than so many previews of a step that is behind."""
+        return step > 0 and any(len(self.previews(name).get(step, [])) < count for name in names)
+
     def early_adapter(self, step: int, file: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
         return self.checkpoints / f"step-{step:06d}-{file}"
@@ -77,6 +82,12 @@ class RunFolder:
         """Number of steps that the newest checkpoint holds."""
         last = self.last_checkpoint()
         return int(last.stem.removeprefix("step-")) if last else 0
+
+    def last_good(self) -> str:
+        """A sentence that tells where a run can go on that has come to numbers that are none."""
+        if not (done := self.steps_done()):
+            return f"There is no checkpoint in '{self.path}' to go on from."
+        return f"The last good checkpoint is step {done}; go on from it with `{resume_command(self.path)}`."
 
     def begin(self, recipe: Recipe, device: torch.device, after: int = 0) -> None:
         """Write the settings and the versions, and forget what an earlier run left here behind step ``after``."""
