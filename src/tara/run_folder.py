@@ -14,7 +14,7 @@ import torch
 
 from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
-from tara.config import PAGE, RUN_SETTINGS, Recipe
+from tara.config import PAGE, RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable, remove_unfinished, write_error
 from tara.interrupts import resume_command
@@ -65,9 +65,10 @@ class RunFolder:
                 found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
         return {step: [numbered[number] for number in sorted(numbered)] for step, numbered in sorted(found.items())}
 
-    def lacks_previews(self, step: int, names: Sequence[str], count: int) -> bool:
-        """Whether one of the adapters' files (their stems) has fewer than so many previews of a step that is behind."""
-        return step > 0 and any(len(self.previews(name).get(step, [])) < count for name in names)
+    def lacks_previews(self, step: int, concepts: Sequence[ConceptSettings], settings: TrainSettings) -> bool:
+        """Whether one of the concepts has fewer previews than it should of a step that is behind."""
+        there = (self.previews(concept.file.stem).get(step, []) for concept in concepts)
+        return step > 0 and any(len(pictures) < settings.preview_images for pictures in there)
 
     def early_adapter(self, step: int, file: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""

@@ -238,9 +238,8 @@ def _steps(
 ) -> Generator[StepRecord]:
     """All steps with what belongs to each: metrics, checkpoints and previews; KeyboardInterrupt when asked to stop."""
     settings, begun = training.settings, perf_counter()
-    files = [concept.file.stem for concept in training.concepts]
     if _due(settings.preview_every, training.step) and folder.lacks_previews(
-        training.step, files, settings.preview_images
+        training.step, training.concepts, settings
     ):
         _preview(training, folder, stop)  # the run was killed between a checkpoint and the preview of its step
     for record in training.steps():
