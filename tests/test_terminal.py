@@ -26,7 +26,7 @@ def test_nothing_that_is_shown_commands_a_terminal(text: str):
     shown = visible(text)
     assert not [one for one in shown if unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t"]
     assert not set(shown) & set("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069")
-    assert shown.encode()
+    assert shown.encode().decode() == shown
     assert len(one_line(text * 3).splitlines()) <= 1
 
 
@@ -81,13 +81,12 @@ def test_an_adapter_is_written_into_the_current_folder_whatever_its_word(word: s
     assert not file.name.startswith(".")
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])
-def test_a_locale_without_letters_is_no_hindrance(locale: dict[str, str], tmp_path: Path):
+def test_a_locale_without_letters_is_no_hindrance(tmp_path: Path):
     path = hostile_words.adapter(tmp_path / 'it\'s "Ünder 犬".safetensors', "größe")
-    environment = {**os.environ, "PYTHONCOERCECLOCALE": "0"} | locale
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "tara", "inspect", str(path)], capture_output=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    assert "größe".encode() in done.stdout or b"gr\\xf6\\xdfe" in done.stdout
+    assert "größe".encode() in done.stdout

@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 
 from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
-from tara.config import PAGE, RUN_SETTINGS, Recipe
+from tara.config import PAGE, RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings, distinct_names
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable, remove_unfinished, write_error
+from tara.interrupts import resume_command
 from tara.plots import loss_curve
 from tara.recipe_files import with_paths
 
@@ -65,6 +66,11 @@ class RunFolder:
                 found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
         return {step: [numbered[number] for number in sorted(numbered)] for step, numbered in sorted(found.items())}
 
+    def lacks_previews(self, step: int, concepts: Sequence[ConceptSettings], settings: TrainSettings) -> bool:
+        """Whether one of the concepts has fewer previews than it should of a step that is behind."""
+        there = (self.previews(name).get(step, []) for name in distinct_names(concepts))
+        return step > 0 and any(len(pictures) < settings.preview_images for pictures in there)
+
     def early_adapter(self, step: int, name: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
         return self.checkpoints / f"step-{step:06d}-{name}.safetensors"
@@ -78,6 +84,12 @@ class RunFolder:
         """Number of steps that the newest checkpoint holds."""
         last = self.last_checkpoint()
         return int(last.stem.removeprefix("step-")) if last else 0
+
+    def last_good(self) -> str:
+        """A sentence that tells where a run can go on that has come to numbers that are none."""
+        if not (done := self.steps_done()):
+            return f"There is no checkpoint in '{self.path}' to go on from."
+        return f"The last good checkpoint is step {done}; go on from it with `{resume_command(self.path)}`."
 
     def begin(self, recipe: Recipe, device: torch.device, after: int = 0) -> None:
         """Write the settings and the versions, and forget what an earlier run left here behind step ``after``."""

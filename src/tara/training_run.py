@@ -224,7 +224,7 @@ def _to_the_end(
         except NotFiniteError as failure:
             metrics.flush()
             describe()
-            raise TaraError(f"{failure} {_last_good(folder)}") from failure
+            raise TaraError(f"{failure} {folder.last_good()}") from failure
         except KeyboardInterrupt:
             metrics.flush()
             if training.is_whole and folder.steps_done() < training.step:
@@ -233,18 +233,15 @@ def _to_the_end(
             raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
 
 
-def _last_good(folder: RunFolder) -> str:
-    done = folder.steps_done()
-    if not done:
-        return f"There is no checkpoint in '{folder.path}' to go on from."
-    return f"The last good checkpoint is step {done}; go on from it with `{resume_command(folder.path)}`."
-
-
 def _steps(
     training: Training, folder: RunFolder, tracker: Tracker, metrics: Metrics, stop: StopRequest
 ) -> Generator[StepRecord]:
     """All steps with what belongs to each: metrics, checkpoints and previews; KeyboardInterrupt when asked to stop."""
     settings, begun = training.settings, perf_counter()
+    if _due(settings.preview_every, training.step) and folder.lacks_previews(
+        training.step, training.concepts, settings
+    ):
+        _preview(training, folder, stop)  # the run was killed between a checkpoint and the preview of its step
     for record in training.steps():
         metrics.add(_row(record, perf_counter() - begun))
         tracker.log(record.index, _numbers(record))
