@@ -29,6 +29,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from study_chart import draw_chart
 from study_failures import failures
 from study_ideas import draw_edited
 from study_variants import DEFAULT, QUICK, STYLE_WAYS, VARIANTS, Variant, Way
@@ -50,7 +51,7 @@ from toyland.judge import Judge
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "study_toyland_cpu.json"
 WORK = HERE / "work" / "study_toyland"
-FAILURES = HERE.parent / "docs" / "failures.png"
+FAILURES, CHART = (HERE.parent / "docs" / name for name in ("failures.png", "study.png"))
 SUBJECTS_SEED = 7
 """The subjects that defaults are chosen on, those of `context_toyland.py` too."""
 SEEDS, QUICK_SEEDS, QUICK_STEPS = study.SEEDS[:4], study.SEEDS[:1], 200
@@ -379,7 +380,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as fresh:  # a quick run is timed whole
         work = Path(fresh) if given.quick else given.work
         result = run(variants, style_ways, given.subjects_seed, seeds, steps, work, keep)
-    result["sheet"].save(FAILURES if out == RESULTS else out.with_suffix(".png"))
+    result["sheet"].save(FAILURES if out == RESULTS else out.with_name(f"{out.stem}-failures.png"))
+    draw_chart(result["gains"], CHART if out == RESULTS else out.with_name(f"{out.stem}-chart.png"))
     keep(result)
     show(result)
 

@@ -68,6 +68,9 @@ def test_the_study_has_rows_gains_causes_and_checks_and_goes_on_from_what_it_kep
     assert result["failures"]["pairs"]["pictures"] == 2
     assert result["sheet"].width > 500
     assert {"name", "value", "bound", "holds"} == set(result["checks"][0])
+    sys.modules["study_chart"].draw_chart(result["gains"], tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as chart:
+        assert chart.width == 1430
     files = {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if not {"photos", "style"} & set(path.parts)
     }
