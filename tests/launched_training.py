@@ -33,4 +33,4 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(outcome(train))
+    sys.exit(outcome(train, shared=True))
