@@ -61,7 +61,7 @@ def small_giants() -> Iterator[giants.Giant]:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning")
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("giant", small_giants(), ids=lambda giant: giant.name)
+@pytest.mark.parametrize("giant", list(small_giants()), ids=lambda giant: giant.name)
 def test_a_file_that_no_chance_makes_is_read_or_refused_soon(giant: giants.Giant, tmp_path: Path):
     assert len(told(giant, giant.write(tmp_path)).splitlines()) == 1
 
