@@ -31,10 +31,17 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# what `conda env create` would give to pip can be installed: looked up, not installed again
+# what `conda env create` gives to pip: dependencies are looked up, not installed again; the package is built, put into
+# a folder and used from there, with all that it ships
+CONDA_PIP := $(BIN)/python -c "import yaml; print(*yaml.safe_load(open('environment.yml'))['dependencies'][-1]['pip'])"
+PIP := $(BIN)/python -m pip install --quiet
 environment: $(STAMP)
-	$(BIN)/python -c "import yaml; print(*yaml.safe_load(open('environment.yml'))['dependencies'][-1]['pip'])" \
-		| xargs $(BIN)/python -m pip install --quiet --dry-run --constraint constraints.txt
+	rm -rf build/environment
+	$(CONDA_PIP) | xargs $(PIP) --dry-run --constraint constraints.txt
+	$(CONDA_PIP) | xargs $(PIP) --no-deps --target build/environment
+	PYTHONPATH=build/environment build/environment/bin/train_dreambooth_tara_sdxl.py --help > build/environment/help.txt
+	PYTHONPATH=build/environment $(BIN)/python -c "from tara import bases, single_file; \
+		assert 'build/environment' in bases.__file__; single_file.clip_tokenizer('!'); bases.load_base('toyland', 'cpu')"
 
 setup: $(STAMP)
 

@@ -37,7 +37,6 @@ from tara.demo import SETTINGS
 from tara.evaluation.statistics import interval, spelled
 from tara.sampling import Studio
 from toyland.judge import Judge
-from toyland.judge_training import READABLE_STYLES
 
 RESULTS = Path(__file__).parent / "results" / "quality_toyland.json"
 SUBJECTS_SEED = 2026
@@ -170,24 +169,12 @@ class Study:
 
 
 def style_row(style: StyleMember, series: Series, drawn: Sequence[Outcome]) -> dict[str, Any]:
-    """How often style and subject are both there, and how like itself the subject still looks.
-
-    A blueprint has no colours of its own, so that no likeness can be told there.
-    """
-    training = series.training
-    present = [all(one.score.present) for one in drawn]
-    right = [one.style == style.style for one in drawn]
-    colored = style.style in READABLE_STYLES
-    both = [a and b for a, b in zip(present, right, strict=True)]
+    """The figures of a style with every subject of a series, and how like itself a subject looks without it."""
     return {
         "style": style.style,
-        "training": "plain" if training.plain else "tara",
+        "training": "plain" if series.training.plain else "tara",
         "composer": series.composer,
-        "images": len(drawn),
-        "style_right": interval(list(zip((one.group for one in drawn), map(float, right), strict=True))),
-        "subject_present": interval(list(zip((one.group for one in drawn), map(float, present), strict=True))),
-        "both": interval(list(zip((one.group for one in drawn), map(float, both), strict=True))),
-        "identity": interval(study.likeness(drawn)) if colored else None,
+        **study.style_figures(style, drawn),
         "identity_without_style": interval(study.likeness(series.alone)),
     }
 

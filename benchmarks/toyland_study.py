@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tara.adapter import Adapter
 from tara.backbone import Backbone
@@ -22,11 +23,12 @@ from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
 from tara.sampling import Studio
 from tara.training import train_concepts
-from toyland.captions import PLACES
-from toyland.judge import Judge
+from toyland.captions import PLACES, bare_caption, full_caption
+from toyland.judge import Judge, Verdict
+from toyland.judge_training import READABLE_STYLES
 from toyland.render import render
 from toyland.subjects import draw_subjects, reference_pictures
-from toyland.world import UNNAMED_STYLES, Subject, random_scene
+from toyland.world import UNNAMED_STYLES, Subject, Thing, random_scene
 
 KINDS = ("cat", "cat", "car", "car", "robot", "robot", "duck", "house")
 """Classes of the eight subjects: five classes, three same-class pairs."""
@@ -73,9 +75,17 @@ class Outcome:
     group: Group
     seed: int
     score: PictureScore
-    background: bool
-    style: str
-    """The style that the judge sees."""
+    verdict: Verdict
+
+    @property
+    def background(self) -> bool:
+        """Whether it is the one that the prompt named."""
+        return self.verdict.background == place_of(self.group, self.seed)
+
+    @property
+    def style(self) -> str:
+        """The style that the judge sees."""
+        return self.verdict.style
 
 
 def cast(seed: int, folder: Path) -> list[Member]:
@@ -90,15 +100,22 @@ def cast(seed: int, folder: Path) -> list[Member]:
     return members
 
 
-def style_cast(seed: int, folder: Path) -> list[StyleMember]:
-    """The unnamed styles, with five pictures each of other scenes than the study's, written to a folder."""
+def style_cast(seed: int, folder: Path, *, captions: bool = False) -> list[StyleMember]:
+    """The unnamed styles, with five pictures each of other scenes than the study's, written to a folder.
+
+    With ``captions`` a text beside each picture says what it shows, as in "a boat in the snow in ruv style".
+    """
     members: list[StyleMember] = []
     for index, (style, word) in enumerate(STYLE_WORDS.items()):
         photos = folder / word
         photos.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([seed, index])
         for number in range(5):
-            render(random_scene(rng, style=style)).save(photos / f"{number}.png")
+            scene = random_scene(rng, style=style)
+            render(scene).save(photos / f"{number}.png")
+            if captions:
+                shown = bare_caption([thing.kind for thing in scene.things], scene.background)
+                (photos / f"{number}.txt").write_text(f"{shown} in {word} style", encoding="utf-8")
         members.append(StyleMember(style=style, word=word, photos=photos))
     return members
 
@@ -121,6 +138,12 @@ def prompt(members: Sequence[Member], group: Group, background: str) -> str:
     names = [f"a {members[i].word} {members[i].subject.kind}" for i in group]
     listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     return f"{listed} {PLACES[background]}"
+
+
+def description(members: Sequence[Member], group: Group, background: str) -> str:
+    """The same with every subject's looks in words in place of its rare word."""
+    subjects = [members[i].subject for i in group]
+    return full_caption([Thing(kind=one.kind, look=one.look, x=0, y=0, size=0) for one in subjects], background)
 
 
 def place_of(group: Group, seed: int) -> str:
@@ -159,18 +182,21 @@ def draw(
             composer=composer,
             **sampling,
         )
-        for group, verdict in zip(groups, judge(images), strict=True):
-            outcomes.append(
-                Outcome(
-                    group=group,
-                    seed=seed,
-                    score=score(seen(verdict, [members[i].subject for i in group])),
-                    background=verdict.background == place_of(group, seed),
-                    style=verdict.style,
-                )
-            )
+        outcomes += judged(judge, members, [(group, seed) for group in groups], images)
         tell((number + 1) / len(seeds))
     return outcomes
+
+
+def judged(
+    judge: Judge, members: Sequence[Member], named: Sequence[tuple[Group, int]], images: Sequence[Image.Image]
+) -> list[Outcome]:
+    """What came of pictures, of which each one's group and seed are given."""
+    return [
+        Outcome(
+            group=group, seed=seed, verdict=verdict, score=score(seen(verdict, [members[i].subject for i in group]))
+        )
+        for (group, seed), verdict in zip(named, judge(images), strict=True)
+    ]
 
 
 def likeness(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
@@ -190,6 +216,23 @@ def successes(outcomes: Sequence[Outcome]) -> list[tuple[Group, float]]:
 
 def _values(outcomes: Sequence[Outcome], figure: str) -> list[tuple[Group, float]]:
     return [(one.group, value) for one in outcomes for value in one.score.values()[figure].values()]
+
+
+def style_figures(style: StyleMember, drawn: Sequence[Outcome]) -> dict[str, Any]:
+    """How often style and subject are both there, and how like itself the subject still looks.
+
+    A blueprint has no colours of its own, so that no likeness can be told there.
+    """
+    present = [(one.group, float(all(one.score.present))) for one in drawn]
+    right = [(one.group, float(one.style == style.style)) for one in drawn]
+    both = [(group, there * same) for (group, there), (_, same) in zip(present, right, strict=True)]
+    return {
+        "images": len(drawn),
+        "style_right": statistics.interval(right),
+        "subject_present": statistics.interval(present),
+        "both": statistics.interval(both),
+        "identity": statistics.interval(likeness(drawn)) if style.style in READABLE_STYLES else None,
+    }
 
 
 def paired_difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> list[float]:

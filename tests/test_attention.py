@@ -1,8 +1,10 @@
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from torch import Tensor
 
 import tiny_bases
@@ -19,9 +21,11 @@ def _call(backbone: Backbone) -> Call:
     return torch.randn(2, 4, 16, 16), torch.tensor([10, 600]), backbone.encode(["a xlo dog", "a cat"])
 
 
-@pytest.mark.parametrize("stock", [AttnProcessor2_0, AttnProcessor])
+@pytest.mark.parametrize("stock", [AttnProcessor2_0, AttnProcessor, partial(SlicedAttnProcessor, 1)])
 @torch.no_grad()
-def test_installed_processors_equal_stock_ones_when_nothing_is_prepared(any_pipe: Any, stock: type) -> None:
+def test_installed_processors_equal_stock_ones_when_nothing_is_prepared(
+    any_pipe: Any, stock: Callable[[], Any]
+) -> None:
     backbone = Backbone(any_pipe)
     any_pipe.unet.set_attn_processor(stock())
     call = _call(backbone)
@@ -124,18 +128,33 @@ def test_replaced_processors_are_noticed(replace: str) -> None:
     with pytest.raises(TaraError, match="would ignore the adapters"):
         backbone.predict(*call, conditioning)
     backbone.predict(*call)  # without our key it is nobody's business
-    if replace != "stock":
+    if replace == "fusing":
         with pytest.raises(TaraError, match="would ignore the adapters"):
             backbone.install()
     backbone.release()
     assert not any(isinstance(processor, TextKVProcessor) for processor in pipe.unet.attn_processors.values())
 
 
+@torch.no_grad()
+def test_slicing_before_installing_changes_no_prepared_picture(any_pipe: Any) -> None:
+    backbone = Backbone(any_pipe)
+    call = _call(backbone)
+    conditioning = TextConditioning(backbone.kv(call[2].embeddings + 1))
+    backbone.install()
+    whole = backbone.predict(*call, conditioning)
+    backbone.release()
+    any_pipe.enable_attention_slicing(1)
+    backbone.install()
+    torch.testing.assert_close(backbone.predict(*call, conditioning), whole)
+    backbone.release()
+    assert all(isinstance(one, SlicedAttnProcessor) for one in any_pipe.unet.attn_processors.values())
+
+
 def test_a_failed_installation_leaves_the_processors_alone() -> None:
     pipe = tiny_bases.sd_pipeline()
-    pipe.enable_attention_slicing(1)
+    pipe.fuse_qkv_projections(unet=True, vae=False)
     before = pipe.unet.attn_processors
-    with pytest.raises(TaraError, match="SlicedAttnProcessor"):
+    with pytest.raises(TaraError, match="FusedAttnProcessor"):
         install(pipe.unet)
     assert pipe.unet.attn_processors == before
     assert not installed(pipe.unet)

@@ -136,3 +136,13 @@ def test_a_base_with_only_cross_attention_is_refused() -> None:
 def test_something_without_a_unet_is_refused() -> None:
     with pytest.raises(TaraError, match="has no unet"):
         Backbone.from_pipeline(object())
+
+
+def test_parts_that_rest_are_woken_where_the_unet_is(sd_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch):
+    backbone = Backbone(sd_pipe)
+    backbone.wake()
+    assert backbone.vae.device.type == "cpu"
+    monkeypatch.setattr(Backbone, "device", torch.device("meta"))  # not the CPU, and on every machine
+    backbone.text_encoders[0]._hf_hook = object()  # accelerate moves it by itself
+    backbone.wake()
+    assert (backbone.vae.device.type, backbone.text_encoders[0].device.type) == ("meta", "cpu")

@@ -18,7 +18,7 @@ from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 import tiny_bases
 from original_layout import original_vae, original_weights
 from tara.backbone import Backbone
-from tara.bases import load_base, resolve_base
+from tara.bases import NEEDED_FILES, OTHER_PRECISIONS, load_base, resolve_base
 from tara.cli import main
 from tara.errors import TaraError, TaraWarning
 from tara.prediction import observed_prediction
@@ -59,6 +59,13 @@ def test_names_of_bases_are_resolved(tmp_path: Path) -> None:
     published = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert resolve_base("sd15") == resolve_base("stabilityai/stable-diffusion-v1-5") == published
     assert resolve_base(tmp_path) == str(tmp_path)
+
+
+def test_a_pipeline_in_a_folder_of_a_short_name_wins_and_any_other_folder_does_not(here: Path) -> None:
+    (here / "sdxl").mkdir()  # such as one for what is trained on it
+    assert resolve_base("sdxl") == "stabilityai/stable-diffusion-xl-base-1.0"
+    (here / "sdxl" / "model_index.json").write_text("{}")
+    assert resolve_base("sdxl") == "sdxl"
 
 
 def test_a_saved_base_is_loaded_like_any_pipeline_folder(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -282,11 +289,98 @@ def test_a_folder_of_pickled_weights_is_refused(sd_pipe: StableDiffusionPipeline
         load_base(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("options", [{}, {"revision": "fp16"}])
-def test_a_hub_that_gives_nothing_is_told_with_the_command_that_fetches(options: dict[str, str]) -> None:
-    wanted = " --revision fp16" if options else ""
-    with pytest.raises(TaraError, match=f"`hf download stable-diffusion-v1-5/stable-diffusion-v1-5{wanted}`"):
+def on_the_hub(pipe: Any, repository: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipeline as the hub's library keeps what it has fetched; the folder of its files."""
+    root, commit = cache / f"models--{repository.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
+    pipe.save_pretrained(root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return root / "snapshots" / commit
+
+
+def test_a_base_of_the_hub_is_loaded_without_the_parts_that_draw_nothing(
+    sd_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sd_pipe, "stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path, monkeypatch)
+    index = json.loads((files / "model_index.json").read_text(encoding="utf-8"))
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (files / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    (files / "safety_checker").mkdir()
+    (files / "safety_checker" / "pytorch_model.bin").write_bytes(b"never opened")
+    backbone = load_base("stabilityai/stable-diffusion-v1-5", device="cpu")
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Backbone(sd_pipe).encode(["a cat"]).embeddings)
+    assert backbone.pipe.safety_checker is None
+    assert load_base(files, device="cpu").pipe.safety_checker is None
+
+
+def test_sdxl_of_the_hub_is_loaded_in_its_variant(
+    sdxl_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sdxl_pipe, "stabilityai/stable-diffusion-xl-base-1.0", tmp_path, monkeypatch)
+    for weights in files.rglob("*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    backbone = load_base("sdxl", device="cpu", variant="fp16")
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Backbone(sdxl_pipe).encode(["a cat"]).embeddings)
+    with pytest.raises(TaraError, match=r"`hf download stabilityai/stable-diffusion-xl-base-1\.0 --include"):
+        load_base("sdxl", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "end"),
+    [
+        ({}, "", r"--include '\*/\*\.safetensors' --exclude '\*\.fp16\.\*' --exclude '\*\.non_ema\.\*'"),
+        ({"revision": "main", "variant": "fp16"}, "--revision main ", r"--include '\*/\*\.safetensors'"),
+    ],
+)
+def test_a_hub_that_gives_nothing_is_told_with_the_command_that_fetches(
+    options: dict[str, str], start: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    wanted = rf"`hf download stable-diffusion-v1-5/stable-diffusion-v1-5 {start}--include .*{end}`\.$"
+    with pytest.raises(TaraError, match=wanted):
         load_base("sd15", device="cpu", **options)
+
+
+def test_a_repository_of_pickled_weights_is_refused_by_name(
+    sd_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sd_pipe, "someone/old", tmp_path, monkeypatch)
+    names = [str(path.relative_to(files)) for path in files.rglob("*.*") if path.is_file()]
+    pickled = [name.replace(".safetensors", ".bin") for name in names]
+    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in pickled])
+    module = "diffusers.pipelines.pipeline_utils"
+    monkeypatch.setattr(f"{module}.model_info", lambda *_, **__: listing)
+    monkeypatch.setattr(f"{module}.hf_hub_download", lambda *_, **__: str(files / "model_index.json"))
+    with pytest.raises(TaraError, match=r"'someone/old' on the hub holds weights as \.bin files alone, which can run"):
+        load_base("someone/old", device="cpu")
+
+
+def test_the_command_that_fetches_a_base_leaves_its_other_forms_there() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    unwanted = [
+        "README.md",
+        "v1-5-pruned.ckpt",
+        "v1-5-pruned.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+    ]
+    include, exclude = list(NEEDED_FILES[1::2]), list(OTHER_PRECISIONS[1::2])
+    kept = filter_repo_objects(wanted + unwanted, allow_patterns=include, ignore_patterns=exclude)
+    assert list(kept) == wanted
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")  # diffusers' own affair

@@ -5,6 +5,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import tiny_adapters
+from tara.adapter import Adapter
 from tara.backbone import Backbone
 from tara.binding import AdapterUse
 from tara.comparison import SHOWN_SEEDS, Compared, compared, figures, grid, table
@@ -66,13 +67,24 @@ def test_figures_say_what_was_drawn_and_where_it_is(sd_pipe: StableDiffusionPipe
     assert found["none"]["pictures"] == ["none/seed-0007.png", "none/seed-0012.png"]
     shown = table(found)
     assert [row[:3] for row in shown.rows] == [("tara", "3", "1.50"), ("none", "3", "1.00")]
-    assert shown.headings[:3] == ("composer", "U-Net evaluations", "time")
+    assert shown.headings[:3] == ("composer", "U-Net evaluations", "time ratio")
 
 
 def test_the_sheet_has_a_row_for_each_composer_and_a_column_for_each_of_the_first_seeds() -> None:
     names = ("tara", "sum", "none")
     pictures = {name: [_picture(name, seed, 1.0, side=1000) for seed in range(20)] for name in names}
-    shown = grid(PROMPT, pictures)
+    shown = grid(PROMPT, (), pictures)
     assert [row.label for row in shown.rows] == list(names)
     assert shown.columns == tuple(f"seed {seed}" for seed in range(SHOWN_SEEDS))
+    assert shown.note == f"The first {SHOWN_SEEDS} of 20 seeds."
     assert contact_sheet(shown).width > SHOWN_SEEDS * 300
+
+
+def test_a_reader_is_told_which_composers_the_adapters_were_not_made_for(sd_pipe: StableDiffusionPipeline) -> None:
+    dog, cat = _uses(sd_pipe)
+    masked = Adapter(dog.adapter.card.model_copy(update={"settings": {"tfm": True}}), dog.adapter.layers, name="dog")
+    pictures = {name: [_picture(name, 0, 1.0)] for name in ("tara", "sum", "switch", "none")}
+    note = grid(PROMPT, (AdapterUse(masked), cat), pictures).note
+    assert note.startswith("dog learned with token masks, each on its own word alone; sum, switch let")
+    assert grid(PROMPT, (cat,), pictures).note == ""
+    assert grid(PROMPT, (AdapterUse(masked),), {"tara": pictures["tara"]}).note == ""

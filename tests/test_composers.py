@@ -20,6 +20,7 @@ from tara.backbone import Backbone
 from tara.binding import AdapterUse
 from tara.composers import COMPOSERS, Composer
 from tara.composers.none import class_words
+from tara.composers.switch import switch_every
 from tara.errors import TaraError
 from tara.lora import LowRank
 from tara.sampling import SamplingStep, Studio
@@ -122,6 +123,13 @@ def test_switch_takes_one_adapter_per_step_in_turn_and_begins_anew_with_each_pic
     theirs = _denoised(pipe, PROMPT, lambda step: [deltas[step % 2]])
     _close(_drawn(pipe, uses, "switch"), theirs, _base(pipe))
     torch.testing.assert_close(_drawn(pipe, uses, "switch", times=2), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_switch_can_leave_each_adapter_several_steps_as_its_authors_do(sd_pipe: StableDiffusionPipeline) -> None:
+    uses = _two(sd_pipe)
+    deltas = [_dense(use) for use in uses]
+    theirs = _denoised(sd_pipe, PROMPT, lambda step: [deltas[step // 2 % 2]])
+    _close(_drawn(sd_pipe, uses, switch_every(2)), theirs, _denoised(sd_pipe, PROMPT, lambda step: [deltas[step % 2]]))
 
 
 def test_composites_score_is_the_mean_of_separately_guided_ones(pipe: Any, uses: list[AdapterUse]) -> None:

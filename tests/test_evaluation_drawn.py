@@ -1,20 +1,23 @@
 """`tara evaluate pairs` and `dreambooth`: what is drawn, and what is kept when it is started again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import tiny_models
 from tara.binding import AdapterUse
 from tara.cli import main
 from tara.dreambooth import TABLE
 from tara.errors import TaraError
+from tara.evaluation import drawn
 from tara.evaluation.protocols import Role, groups, together
 from tara.evaluation.subjects import OTHER_CLASSES, SAME_CLASS, Subject
-from tara.provenance import UsedFile, read_origin
+from tara.provenance import PictureSettings, UsedFile, read_origin
 
 TABLE_LINES = """Classes
 subject_name,class
@@ -108,6 +111,22 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(
 def role(word: str, kind: str) -> Role:
     subject = Subject(word=word, kind=kind, photos=Path())
     return Role(subject=subject, use=AdapterUse(None), file=UsedFile(given="", path="", sha256=""))  # type: ignore[arg-type]
+
+
+def test_no_more_merges_are_held_than_pictures_are_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+
+    class Stub:
+        def stream(self, prompts: list[str], *_: Any, **__: Any) -> Iterator[Any]:
+            asked.append(len(prompts))
+            yield from (SimpleNamespace(index=index, image=Image.new("RGB", (8, 8))) for index in range(len(prompts)))
+
+    monkeypatch.setattr(drawn, "studio_of", lambda *_: Stub())
+    roles = [role(word, "dog") for word in ("xlo", "szn", "qev", "vrk")]
+    shots = drawn.plan(groups(roles, prompts=["{subjects}"]), [PictureSettings(composer="ties")], [0, 1], tmp_path)
+    drawn.draw(shots, None, 4, lambda *_: None)
+    assert asked == [4, 2, 4, 2]
+    assert drawn.unfinished(shots) == []
 
 
 def test_all_pairs_are_made_or_the_groups_that_are_listed():

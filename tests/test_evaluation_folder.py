@@ -10,7 +10,7 @@ import pytest
 
 from tara.cli import main
 from tara.errors import TaraError
-from tara.evaluation.subjects import Subject, asked_for, read_subjects, without_words
+from tara.evaluation.subjects import Picture, Subject, asked_for, read_subjects
 from tara.provenance import Origin, png_with_origin
 from toyland import world
 from toyland.render import render
@@ -115,7 +115,11 @@ def test_a_list_names_pictures_that_tell_nothing_themselves(photos: list[str], h
     ):
         (here / "list.json").write_text(json.dumps([wrong]), encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
-    for text, said in (("[", "is no JSON file"), ("{}", "is no list"), ("[]", "holds no pictures")):
+    for text, said in (
+        ("[", "is no JSON file"),
+        ("{}", "is no list"),
+        ("[]", "is no list of pictures"),
+    ):
         (here / "list.json").write_text(text, encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
 
@@ -133,8 +137,13 @@ def test_what_cannot_be_scored_is_refused_with_what_to_do(photos: list[str], her
     assert "The judge sees no duck in photos/xlo" in refused("evaluate", "folder", "out", "-r", "xlo duck=photos/xlo")
     assert "knows no boar. Did you mean 'boat'" in refused("evaluate", "folder", "out", "-r", "xlo boar=photos/xlo")
     assert "--clip has no effect" in refused("evaluate", "folder", "out", *photos, "--clip", "none")
+    (here / "photographs").mkdir()
+    scene(CAT).save(here / "photographs" / "0.jpg")
+    assert "holds no pictures that `tara generate` wrote" in refused("evaluate", "folder", "photographs", *photos)
     scene(CAT).save(picture)
-    assert "does not tell how it was made" in refused("evaluate", "folder", "out", *photos)
+    said = refused("evaluate", "folder", "out", *photos)
+    assert "does not tell how it was made" in said
+    assert "Pictures from elsewhere need a JSON list" in said
     assert not Path("evaluation").exists()
 
 
@@ -159,5 +168,10 @@ def test_a_class_word_comes_from_the_text_the_adapter_or_the_data_sets_table(tmp
         read_subjects([f"d={tmp_path}"], [("b", "robot")])
 
 
-def test_rare_words_leave_nothing_behind():
-    assert without_words("a xlo dog and a szn cat", ["xlo", "szn"]) == "a dog and a cat"
+def test_a_plain_prompt_names_classes_where_rare_words_stood():
+    dog, cat = (Subject(word="sks", kind=kind, photos=Path()) for kind in ("dog", "cat"))
+    for prompt, plain in (
+        ("a sks dog and a sks cat", "a dog and a cat"),
+        ("a sks cat beside sks", "a cat beside dog"),
+    ):
+        assert Picture(path=Path(), series="", prompt=prompt, seed=0, subjects=(dog, cat)).plain_prompt == plain

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import errors
 
 import tiny_adapters
 import tiny_bases
@@ -16,7 +17,7 @@ from tara.binding import parse_use
 from tara.cli import main
 from tara.errors import TaraError
 from tara.formats.reading import lora_file
-from tara.hub import is_repository, repository_name, upload, with_owner
+from tara.hub import is_repository, not_fetched, repository_name, upload, with_owner
 from tara.provenance import read_origin
 
 
@@ -120,6 +121,21 @@ def test_without_a_network_the_command_that_fetches_is_told(
     said = refused(*command, name)
     assert fetch in said
     assert "(There is no network here)" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("GatedRepoError", "one has to accept its terms on its page there"),
+        ("RepositoryNotFoundError", "there is no such repository, or it is private"),
+        ("RevisionNotFoundError", "it has no such revision"),
+        ("RemoteEntryNotFoundError", "it has no such file"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_in_words(error: str, reason: str):
+    kind = getattr(errors, error)
+    failure = kind.__new__(kind, "404 Client Error. (Request ID: 0)")  # its own constructor wants a response
+    assert f"did not give it ({reason}" in str(not_fetched("me/rex", failure))
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"])
@@ -242,7 +258,7 @@ def test_a_finished_training_can_be_uploaded_afterwards(
     assert main(["train", *map(str, flags), *TINY]) == 0
     assert not (here / "rex.run" / "hub").exists()
     assert main(["train", "rex.run", "--resume", "--push-to-hub", "--hub-model-id", "me/dog"]) == 0
-    assert asked == [(here / "rex.run" / "hub", "me/dog")]
+    assert asked == [(Path("rex.run/hub"), "me/dog")]
     assert "On the hub: https://hub/me/dog" in capsys.readouterr().out
     assert (here / "rex.run" / "hub" / "pictures" / "rex-0.png").exists()
 

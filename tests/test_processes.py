@@ -120,7 +120,7 @@ def test_only_the_main_process_writes_and_speaks(together: tuple[Recipe, list[Fi
     assert main.out.split() == [str(step) for step in range(1, STEPS + 1)]
     assert (other.out, other.err) == ("", "")
     assert [row["step"] for row in metrics_of(recipe)] == list(range(1, STEPS + 1))
-    assert len(list((recipe.run_folder / "previews").iterdir())) == 2
+    assert len(list((recipe.run_folder / "previews").rglob("*.png"))) == 2
 
 
 def test_ctrl_c_keeps_a_checkpoint_that_two_processes_go_on_from(
@@ -161,6 +161,19 @@ def test_what_every_process_refuses_is_said_by_the_main_one(
     monkeypatch.setenv("RANK", number)
     assert command_line(["train", "--stpes", "4"]) == 2
     assert ("--stpes" in capsys.readouterr().err) == speaks
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_what_is_no_training_is_done_by_the_main_process_alone(
+    number: str, base: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, value in {"WORLD_SIZE": "2", "RANK": number, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    command = ["generate", "a dog", "--base", base, "--steps", "1", "--seeds", "5", "--device", "cpu", "--out", "out"]
+    assert command_line([str(part) for part in command]) == 0
+    assert (here / "out" / "seed-0005.png").exists() == (number == "0")
+    assert ("2 processes were launched" in capsys.readouterr().err) == (number == "0")
+    assert os.environ.get("WORLD_SIZE") == (None if number == "0" else "2")
 
 
 def test_accelerate_launch_trains_by_the_published_script_in_two_processes(base: Path, tmp_path: Path):
@@ -214,9 +227,10 @@ def test_processes_without_a_device_each_are_refused(device: str, sentence: str,
         join(device)
 
 
-def test_a_launcher_that_has_started_one_process_in_place_of_several_is_told(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("cpu", ["True", "False"])
+def test_a_launcher_that_has_started_one_process_in_place_of_several_is_told(cpu: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", cpu)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.warns(TaraWarning, match="started one process only"):
         assert join("cpu").is_main

@@ -153,6 +153,7 @@ def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on
         (SD_TRAINING, ["--seed"], "--seed: expected one argument"),
         (SD_TRAINING, ["--instance_prompt=a", "photo"], "Put quotes"),
         (SD_TRAINING, ["--resume_from_checkpoint=checkpoint-500"], "is not the newest checkpoint"),
+        (SD_TRAINING, ["--rank=8", "--lora_r=8"], "--rank and --lora_r are the same setting"),
         (SD_TRAINING, ["--optimizer=SGD"], "Choose AdamW or prodigy"),
         (SD_TRAINING, ["--instance_prompt=a photo of a dog"], "lacks the rare word 'xlo'"),
         (SDXL_TRAINING, ["--lora_r=8"], "no flag --lora_r"),
@@ -184,6 +185,14 @@ def test_flags_without_effect_are_one_note(base: Path, here: Path, capsys: pytes
     assert "--num_dataloader_workers" in note
     assert "--no_tracemalloc" in note
     assert "--lora_dropout" not in note
+
+
+def test_the_rate_is_scaled_with_the_launched_processes_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    given = read_flags(SD_TRAINING, needed(SD_TRAINING, scale_lr="true", learning_rate="1e-4", rank="16"))
+    settings = recipe_of(given).settings
+    assert settings.learning_rate == pytest.approx(4e-4)
+    assert settings.rank == 16
 
 
 def test_flags_reach_the_settings_that_the_table_names():

@@ -68,8 +68,9 @@ def test_a_page_escapes_every_text():
         command=evil,
     )
     assert "<script" not in html
-    # the title stands twice, a picture is named by its row and its column, a figure by its title
-    assert html.count("&lt;script&gt;") == 19
+    # the page's title stands twice and is not said again over a grid, a picture is named by its row and its column, a
+    # figure by its title
+    assert html.count("&lt;script&gt;") == 18
 
 
 def test_a_page_shows_pictures_first_then_figures_then_the_command():
@@ -83,6 +84,15 @@ def test_a_page_shows_pictures_first_then_figures_then_the_command():
     places = ("<img", 'class="wide"', 'class="figures"', "tara demo")
     found = [html.index(place) for place in places]
     assert found == sorted(found)
+
+
+def test_columns_of_figures_are_flush_right_and_columns_of_words_flush_left():
+    table = Table(headings=("name", "share", "what"), rows=(("a", "0.5 [0.2, 0.7]", "7 words"), ("b", "", "words")))
+    assert table.numeric == (False, True, False)
+    html = page(title="Demo", tables=[table])
+    assert '<th scope="col">name</th><th scope="col" class="number">share</th><th scope="col">what</th>' in html
+    assert '<td>b</td><td class="number"></td><td>words</td>' in html
+    assert '<th scope="col">name' in page(title="Nothing yet", tables=[Table(headings=("name",), rows=())])
 
 
 def test_a_folded_grid_is_there_to_be_opened():

@@ -1,6 +1,7 @@
 """Training changes low-rank factors only, each concept as if it were alone, and can be stopped at any step."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tara.config import ConceptSettings, TrainSettings
 from tara.errors import TaraError, TaraWarning
 from tara.optimizers import learning_rate_schedule
 from tara.rows import picture_rows
+from tara.sampling import Studio
 from tara.text_rows import conditioning
 from tara.training import StepRecord, Training, train_concepts
 from training_fixtures import difference, in_float64, photo_folder, quick, two_concepts
@@ -337,6 +339,21 @@ def test_an_ordinary_rare_word_is_warned_of(sd_pipe: Any, tmp_path: Path):
         Training([dog], quick(), Backbone(sd_pipe))
 
 
+def test_who_trains_a_style_is_told_what_helps(sd_pipe: Any, tmp_path: Path):
+    style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "kind": "style"})
+    with pytest.warns(TaraWarning, match="learned better with targets attention and a text beside each picture"):
+        Training([style], quick(), Backbone(sd_pipe))
+    for number, photo in enumerate(sorted(style.images.iterdir())):
+        photo.with_suffix(".txt").write_text(f"thing {number} in {style.word} style", encoding="utf-8")
+    with pytest.warns(TaraWarning) as told:
+        Training([style], quick(), Backbone(sd_pipe))
+    (note,) = [str(one.message) for one in told]
+    assert note.endswith("learned better with targets attention.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TaraWarning)
+        Training([style], quick(targets="attention"), Backbone(sd_pipe))
+
+
 def test_two_concepts_of_one_name_are_refused(sd_pipe: Any, tmp_path: Path):
     concepts = [concept.model_copy(update={"name": "pet"}) for concept in two_concepts(tmp_path)]
     files = [concept.model_copy(update={"out": tmp_path / f"{concept.word}.safetensors"}) for concept in concepts]
@@ -400,3 +417,15 @@ def test_a_constant_learning_rate_warms_up_when_told_to():
         1,
         1,
     ]
+
+
+@pytest.mark.gpu
+def test_text_encoder_and_autoencoder_rest_in_the_cpus_memory_while_steps_are_taken(tmp_path: Path):
+    backbone = Backbone(tiny_bases.sd_pipeline().to("cuda"))
+    steps = Training(two_concepts(tmp_path), quick(resolution=32), backbone).steps()
+    next(steps)
+    assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cpu"}
+    Studio(backbone)("a dog", steps=1)  # a preview needs them, and the next step lets them rest again
+    for _ in steps:
+        assert backbone.vae.device.type == "cpu"
+    assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cuda"}

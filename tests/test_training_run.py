@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tara.concepts import class_phrase
 from tara.config import Recipe, TrainSettings
 from tara.errors import TaraError, TaraWarning
 from tara.recipe_files import read_recipe
+from tara.trackers import Tracker
 from tara.training import StepRecord
 from tara.training_run import TrainingInterrupted, run_recipe, train_recipe
 from training_fixtures import photo_folder, quick, two_concepts
@@ -38,6 +40,12 @@ def bits(path: Path) -> dict[str, torch.Tensor]:
 def equal(one: Path, other: Path) -> bool:
     first, second = bits(one), bits(other)
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def previews(recipe: Recipe) -> list[str]:
+    """The previews in a run's folder, concept by concept."""
+    folder = recipe.run_folder / "previews"
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
 def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, tmp_path: Path):
@@ -71,10 +79,7 @@ def test_a_run_folder_holds_nothing_but_safetensors_json_pictures_and_a_page(sd_
 def test_previews_show_every_concept_and_change_no_weight(sd_pipe: Any, tmp_path: Path):
     recipe = recipe_of(tmp_path / "a", preview_every=2, preview_prompt="the {word} {kind} on grass", steps=3)
     train_recipe(recipe, sd_pipe)
-    assert [path.name for path in sorted((recipe.run_folder / "previews").iterdir())] == [
-        "step-000002-rex.png",
-        "step-000002-tom.png",
-    ]
+    assert previews(recipe) == ["rex/step-000002.png", "tom/step-000002.png"]
     without = recipe_of(tmp_path / "b", steps=3)
     train_recipe(without, sd_pipe)
     assert all(equal(one.file, other.file) for one, other in zip(recipe.concepts, without.concepts, strict=True))
@@ -114,6 +119,9 @@ def test_a_run_knows_its_base_from_everywhere(sd_pipe: Any, tmp_path: Path, monk
     recipe = recipe_of(tmp_path, base="mine", steps=1, device="cpu")
     train_recipe(recipe)
     assert load_adapter(recipe.concepts[0].file).card.base == "mine"
+    assert read_recipe(recipe.run_folder).settings.base == "mine"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert read_recipe(recipe.run_folder).settings.base == str(tmp_path / "mine")
 
 
@@ -235,8 +243,40 @@ def test_a_preview_may_have_several_pictures(sd_pipe: Any, tmp_path: Path):
     (dog, _) = two_concepts(tmp_path)
     recipe = Recipe(settings=quick(steps=1, preview_every=1, preview_images=2), concepts=(dog,))
     train_recipe(recipe, sd_pipe)
-    names = sorted(path.name for path in (recipe.run_folder / "previews").iterdir())
-    assert names == ["step-000001-rex-1.png", "step-000001-rex.png"]
+    assert previews(recipe) == ["rex/step-000001-1.png", "rex/step-000001.png"]
+
+
+def test_concepts_whose_files_have_one_name_keep_their_pictures_and_early_adapters_apart(sd_pipe: Any, tmp_path: Path):
+    concepts = [
+        concept.model_copy(update={"out": tmp_path / concept.kind / "mine.safetensors"})
+        for concept in two_concepts(tmp_path)
+    ]
+    settings = quick(steps=2, preview_every=1, checkpoint_every=1)
+    recipe = Recipe(settings=settings, concepts=tuple(concepts))
+    train_recipe(recipe, sd_pipe)
+    assert previews(recipe) == [f"{name}/step-00000{step}.png" for name in ("szn-cat", "xlo-dog") for step in (1, 2)]
+    for word, kind in (("xlo", "dog"), ("szn", "cat")):
+        early = load_adapter(recipe.run_folder / "checkpoints" / f"step-000001-{word}-{kind}.safetensors")
+        assert early.card.rare_word == load_adapter(tmp_path / kind / "mine.safetensors").card.rare_word == word
+
+
+def test_a_resumed_run_finds_its_masks_from_anywhere_and_calls_its_files_as_before(
+    sd_pipe: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (dog, _) = two_concepts(Path("mine"))
+    masks = photo_folder(Path("masks"))
+    concept = dog.model_copy(update={"masks": masks})
+    recipe = Recipe(settings=quick(masked_loss=True, checkpoint_every=2, base="mine"), concepts=(concept,))
+    run = run_recipe(recipe, sd_pipe)
+    for _ in range(3):
+        next(run)
+    run.close()
+    assert read_recipe(recipe.run_folder) == recipe
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    train_recipe(read_recipe(here / recipe.run_folder), sd_pipe, resume=True)
+    assert (here / concept.file).exists()
 
 
 def test_losses_reach_tensorboard(sd_pipe: Any, tmp_path: Path):
@@ -252,6 +292,35 @@ def test_a_missing_tracker_is_a_notice_and_no_failure(sd_pipe: Any, tmp_path: Pa
     with pytest.warns(TaraWarning, match="No tracker: wandb is not installed"):
         train_recipe(recipe, sd_pipe)
     assert recipe.concepts[0].file.exists()
+
+
+def login_of_today(key: str | None = None, *, verify: bool = True, prompt: bool = True) -> bool:
+    """``wandb.login`` since it can be told not to ask."""
+    assert (key, verify, prompt) == (None, False, False)
+    return False
+
+
+def login_that_asks(key: str | None = None) -> bool:
+    raise AssertionError("nobody is there to answer")
+
+
+@pytest.mark.parametrize(
+    ("wandb", "notice"),
+    [
+        ({"login": login_of_today}, "wandb has no account here"),
+        ({"login": login_that_asks, "api": SimpleNamespace(api_key=None)}, "wandb has no account here"),
+        ({"login": login_that_asks}, "wandb did not start .*no attribute 'api'"),
+    ],
+    ids=["today", "before", "neither"],
+)
+def test_wandb_without_an_account_is_a_notice_whatever_its_version(
+    wandb: dict[str, Any], notice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tara.trackers.find_spec", lambda _: object())
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(**wandb))
+    with pytest.warns(TaraWarning, match=f"No tracker: {notice}"):
+        Tracker("wandb", tmp_path).log(1, {"loss": 1.0})
 
 
 @pytest.mark.parametrize("place", ["out", "run folder"])

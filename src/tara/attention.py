@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from torch import Tensor, nn
 
 from tara.errors import TaraError
 from tara.lora import RowLowRank
 
 KEY = "tara"  # the entry of cross_attention_kwargs that the processors listen to
-STOCK = (AttnProcessor, AttnProcessor2_0)
+STOCK = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor)
 INSTALLATION = "tara_installation"
 
 KeysValues = tuple[Tensor, Tensor]
@@ -77,7 +77,8 @@ class TextKVProcessor:
         if tara is None or not ours:
             if tara is not None and encoder_hidden_states is not None:
                 raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+            rest = () if temb is None and not args else (temb, *args)  # the sliced processor takes neither
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *rest, **kwargs)
         if tara.rows != hidden_states.shape[0]:
             raise TaraError(
                 f"The U-Net got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give it the "
@@ -199,7 +200,8 @@ def watched(unet: Any, watch: Watch) -> Generator[None]:
 def _replaced(layer: str, processor: object) -> TaraError:
     return TaraError(
         f"The attention processor of '{layer}' is {type(processor).__name__}, which would ignore the adapters. Turn "
-        "off attention slicing, xFormers, fused QKV projections and IP-Adapters, then call tara.prepare again."
+        "off xFormers, fused QKV projections and IP-Adapters, turn attention slicing on or off now, then call "
+        "tara.prepare again."
     )
 
 

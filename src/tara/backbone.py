@@ -81,7 +81,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """Where the U-Net computes; accelerate's hook, which offloading puts on it, lets it wait elsewhere."""
+        place = getattr(getattr(self.unet, "_hf_hook", None), "execution_device", None)
+        return self.unet.device if place is None else torch.device(place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,6 +139,17 @@ class Backbone:
         """Evaluation mode, no gradients: what training assumes."""
         for part in (self.unet, self.vae, *self.text_encoders):
             part.requires_grad_(False).eval()
+
+    def rest(self) -> None:
+        """Move what texts and pictures alone need, the text encoders and the autoencoder, to the CPU's memory."""
+        for part in (self.vae, *self.text_encoders):
+            part.to("cpu")
+
+    def wake(self) -> None:
+        """Bring back to the U-Net's device what :meth:`rest` moved; what hooks move by themselves stays theirs."""
+        for part in (self.vae, *self.text_encoders):
+            if part.device != self.device and not hasattr(part, "_hf_hook"):
+                part.to(self.device)
 
     def check_trainable(self) -> None:
         """Refuse bases that pictures can be drawn with, but whose U-Net is not trained on noisy latents alone.
@@ -281,7 +294,7 @@ class Backbone:
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the U-Net's latents of pictures (rows, 3, height, width) in [-1, 1]."""
         with self._wide_vae():
-            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
         return (posterior.mean - shift) * scale, posterior.std * scale
 

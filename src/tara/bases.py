@@ -1,5 +1,6 @@
 """Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded backbone."""
 
+import json
 import tempfile
 import warnings
 from dataclasses import replace
@@ -12,7 +13,7 @@ import toyland
 from tara.backbone import Backbone
 from tara.config import Prediction
 from tara.errors import TaraError, TaraWarning
-from tara.hub import is_hub_id, not_fetched
+from tara.hub import base_here, is_hub_id, not_fetched
 from tara.prediction import observed_prediction
 from tara.single_file import CONFIGS, check_whole, load_single_file, read_contents, tell
 
@@ -26,12 +27,20 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What settings call the precisions; ``auto``, which is none of them, leaves it to :func:`best_precision`."""
 BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs only imitate it, slowly
+INDEX = "model_index.json"
+NO_SAFETENSORS = "Could not find the necessary `safetensors` weights"  # as diffusers says of a repository
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+# what `hf download` is told, because a base's repository also holds its weights in half a dozen other forms
+NEEDED_FILES = ("--include", "*.json", "--include", "*.txt", "--include", "*/*.safetensors")
+OTHER_PRECISIONS = ("--exclude", "*.fp16.*", "--exclude", "*.non_ema.*")
 WANTED = "Give toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
 
 
 def resolve_base(name: str | Path) -> str:
-    """The folder, file or hub id behind a base's name: ``toyland``, ``sd15``, ``sdxl``, or the name as it is."""
-    if str(name) == "toyland" and not Path(name).is_dir():
+    """The folder, file or hub id behind a base's name: of ``toyland``, ``sd15``, ``sdxl``, or the name as it is."""
+    if base_here(name):
+        return str(name)
+    if str(name) == "toyland":
         return str(toyland.BASE)
     return ALIASES.get(str(name), str(name))
 
@@ -109,7 +118,7 @@ def load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
             return vae
         subfolder = "vae" if (path / "vae").is_dir() else None
         return AutoencoderKL.from_pretrained(str(name), subfolder=subfolder, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as failure:
+    except Exception as failure:  # as for a whole base
         if not path.exists() and is_hub_id(str(name)):
             raise not_fetched(str(name), failure) from failure
         raise TaraError(
@@ -178,12 +187,31 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
     try:
         # a pickled weight file can run code when it is opened, so those are never read
         return DiffusionPipeline.from_pretrained(
-            where, dtype=dtype, revision=revision, variant=variant, use_safetensors=True
+            where,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            use_safetensors=True,
+            **_left_out(where, revision),
         )
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as failure:  # all that a strange config can cause
+    except Exception as failure:  # a strange config or network causes errors of any kind
+        if str(failure).startswith(NO_SAFETENSORS):
+            raise _pickled(f"'{where}' on the hub holds weights as .bin files alone, which") from failure
         if not folder.exists() and is_hub_id(where):
-            raise not_fetched(where, failure, revision=revision) from failure
+            wanted = NEEDED_FILES if variant else (*NEEDED_FILES, *OTHER_PRECISIONS)
+            raise not_fetched(where, failure, *wanted, revision=revision) from failure
         raise TaraError(f"The base '{name}' cannot be loaded ({_first_line(failure)}). {WANTED}.") from failure
+
+
+def _left_out(where: str, revision: str | None) -> dict[str, Any]:
+    """The arguments that load a pipeline without what drawing does not use, so that it needs no download or memory."""
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(where)
+    index = folder / INDEX if folder.is_dir() else Path(hf_hub_download(where, INDEX, revision=revision))
+    named: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
+    arguments: dict[str, Any] = {name: None for name in UNUSED_PARTS if name in named}
+    return arguments | ({"requires_safety_checker": False} if "safety_checker" in named else {})
 
 
 def _replace_vae(pipe: Any, name: str | Path, dtype: torch.dtype) -> None:

@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from tara.composers import COMPOSERS, Uses
-from tara.report import Grid, Row, Table
+from tara.report import Grid, Row, Table, shrunk
 from tara.sampling import SamplingStep, Studio
 
 REFERENCE = "none"
 """The composer whose time is 1."""
 SHOWN_SEEDS, SHOWN_SIDE = 8, 384  # pictures in a row of the sheet, and their longest side in pixels
 NOTE = (
-    "U-Net evaluations: for one picture, each of all its rows, the prompt's and the guiding one. Time: the median over "
-    f"the seeds of a picture's time relative to the same seed's with '{REFERENCE}', drawn one by one, composer after "
-    "composer, in one process. The first seed, which also pays for what is prepared once, does not count."
+    "U-Net evaluations: for one picture, each of all its rows, the prompt's and the guiding one. Time ratio: the "
+    f"median over the seeds of a picture's time relative to the same seed's with '{REFERENCE}', drawn one by one, "
+    "composer after composer, in one process. The first seed, which also pays for what is prepared once, does not "
+    "count."
 )
 
 
@@ -125,26 +126,41 @@ def _time_ratio(drawn: Sequence[Compared], reference: Sequence[Compared]) -> flo
     return round(median(ratios[1:]), 3)
 
 
-def grid(prompt: str, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
+def grid(prompt: str, uses: Uses, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
     """One row per composer, one column per seed, of the first :data:`SHOWN_SEEDS`."""
     shown = {name: drawn[:SHOWN_SEEDS] for name, drawn in pictures.items()}
     return Grid(
         title=prompt,
         columns=tuple(f"seed {one.seed}" for one in next(iter(shown.values()))),
-        rows=tuple(Row(label=name, images=tuple(_small(one.image) for one in drawn)) for name, drawn in shown.items()),
+        rows=tuple(
+            Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in drawn))
+            for name, drawn in shown.items()
+        ),
+        note=" ".join(filter(None, (_left_out(pictures), _caution(uses, list(pictures))))),
     )
 
 
-def _small(image: Image.Image) -> Image.Image:
-    small = image.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return small
+def _left_out(pictures: Mapping[str, Sequence[Compared]]) -> str:
+    count = len(next(iter(pictures.values())))
+    return f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
+
+
+def _caution(uses: Uses, composers: Sequence[str]) -> str:
+    """What a reader must know before blaming a composer for adapters that were not made for it."""
+    masked = [use.name for use in uses if use.adapter.card.settings.get("tfm")]
+    plain = [name for name in composers if COMPOSERS[name].everywhere]
+    if not masked or not plain:
+        return ""
+    return (
+        f"{', '.join(masked)} learned with token masks, each on its own word alone; {', '.join(plain)} let adapters "
+        "act everywhere. To be fair to them, compare with plain LoRAs too: tara train --no-tfm --tal off."
+    )
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """The costs of :func:`figures` as a table."""
     return Table(
-        headings=("composer", "U-Net evaluations", "time", "what it does"),
+        headings=("composer", "U-Net evaluations", "time ratio", "what it does"),
         rows=tuple(
             (name, str(of["unet_evaluations"]), _spelled(of["time_ratio"]), of["meaning"]) for name, of in found.items()
         ),

@@ -122,10 +122,11 @@ def _edited(layer: str, attn: Any, embeddings: Tensor, edits: Sequence[_Edit]) -
     found: list[Tensor] = []
     for name in ("to_k", "to_v"):
         projection = getattr(attn, name)
-        out: Tensor = projection(embeddings)
+        where = projection.weight.device  # with offloading, the CPU
+        out: Tensor = projection(embeddings.to(where)).to(embeddings.device)
         for edit in edits:
             if edit.frozen is not None:
-                out[edit.rows, edit.positions] = projection(edit.frozen)
+                out[edit.rows, edit.positions] = projection(edit.frozen.to(where)).to(out.device)
         for edit in edits:
             low_rank = edit.use.adapter.cross_kv.get(f"{layer}.{name}")
             if low_rank is not None:
@@ -295,10 +296,12 @@ def _added(parts: Iterable[tuple[Any, Sequence[tuple[float, LowRank]]]]) -> Gene
             weight = getattr(module, "base_layer", module).weight  # PEFT wraps layers that have a LoRA loaded
             originals.append((weight, weight.data))
             precision = torch.promote_types(weight.dtype, torch.float32)
-            total = weight.data.to(precision, copy=True)
-            for strength, low_rank in deltas:
-                total += strength * low_rank.to(weight.device, precision).dense().view_as(total)
-            weight.data = total.to(weight.dtype)
+            placed = [(strength, low_rank.to(weight.device, precision)) for strength, low_rank in deltas]
+            # one product for all adapters: their sum is a sum over all their ranks
+            a = torch.cat([low_rank.a for _, low_rank in placed])
+            b = torch.cat([strength * low_rank.scale * low_rank.b for strength, low_rank in placed], dim=1)
+            total = weight.data.to(precision).flatten(1) + b @ a
+            weight.data = total.view_as(weight).to(weight.dtype)
         yield
     finally:
         for weight, original in originals:

@@ -167,6 +167,8 @@ def _checked(concept: ConceptSettings, settings: TrainSettings) -> list[Example]
         concept.images, concept.templates(settings.captions), masked=settings.masked_loss, masks=concept.masks
     )
     _warn_of_idle_masks(concept, examples, settings)
+    if concept.is_style:
+        _warn_of_a_style_that_is_hard_to_learn(concept, examples, settings)
     for example in examples:
         for caption in example.captions:
             _check_caption(concept, caption, f"The caption of {concept.images / example.name}", settings)
@@ -184,6 +186,23 @@ def _warn_of_idle_masks(concept: ConceptSettings, examples: Sequence[Example], s
     if concept.masks is not None and not settings.masked_loss:
         warnings.warn(
             f"The masks of '{concept.label}' have no effect without the masked loss. Add masked_loss.",
+            TaraWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_of_a_style_that_is_hard_to_learn(
+    concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings
+) -> None:
+    # measured by benchmarks/study_toyland.py: only with both does a style meet a subject that was learned apart
+    advice: list[str] = []
+    if settings.targets == "cross_kv":
+        advice.append("targets attention")
+    if len({example.captions for example in examples}) == 1:
+        advice.append(f"a text beside each picture that says what it shows ('a house in the snow in {concept.label}')")
+    if advice:
+        warnings.warn(
+            f"'{concept.label}' is the look of a whole picture, which is learned better with {' and '.join(advice)}.",
             TaraWarning,
             stacklevel=4,
         )

@@ -274,6 +274,25 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         return 0.0 if self.tal == "off" else self.tal_weight
 
 
+class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
+    """How a base runs: time and memory; a picture stays the same but for rounding."""
+
+    compile: bool = Field(
+        default=False,
+        description="Compile the U-Net: the first step takes minutes, the others less time; other adapters do not "
+        "compile anew",
+    )
+    attention_slicing: bool = Field(
+        default=False,
+        description="Attention in slices: less memory and more time, of use where a device has no attention that saves "
+        "memory by itself, such as mps",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Parts of the base wait in the CPU's memory until they are needed: less GPU memory, more time",
+    )
+
+
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """A whole training run: one settings table and one or several concepts."""
 
@@ -290,6 +309,17 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     def repository(self) -> str:
         """What the run's repository on the hub is called."""
         return self.settings.hub_model_id or repository_name(self.run_folder.stem)
+
+
+def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
+    """What each concept's files are called where those of all lie in one folder.
+
+    As its adapter's file without the ending; where two have one file name in different folders, as the concepts.
+    """
+    stems = [concept.file.stem for concept in concepts]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [file_name(concept.label) for concept in concepts]  # no two have one label
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:

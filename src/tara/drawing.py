@@ -3,17 +3,18 @@
 from typing import Any
 
 from tara.bases import PRECISIONS
+from tara.config import ExecutionSettings
 from tara.provenance import PictureSettings
 from tara.sampling import Studio
 
 LOADING = {"base", "revision", "variant", "vae", "prediction_type", "precision"}
 
 
-def studio_of(settings: PictureSettings, device: str | None) -> Studio:
+def studio_of(settings: PictureSettings, device: str | None, execution: ExecutionSettings | None = None) -> Studio:
     """The studio that draws as the settings say.
 
     Raises:
-        TaraError: when the base cannot be loaded, or there is no such device.
+        TaraError: when the base cannot be loaded, or there is no such device, and for ``offload`` without a GPU.
     """
     return Studio(
         settings.base,
@@ -23,6 +24,7 @@ def studio_of(settings: PictureSettings, device: str | None) -> Studio:
         variant=settings.variant,
         vae=settings.vae,
         prediction_type=settings.prediction_type,
+        **({} if execution is None else execution.model_dump()),
     )
 
 

@@ -10,11 +10,23 @@ from tara.errors import TaraError
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it, and where it looks first
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 LONGEST_NAME = 96
+SHORT_NAMES = ("toyland", "sd15", "sdxl")
+"""What people call a base instead of its folder or hub id."""
 
 
 def is_hub_id(name: str) -> bool:
     """Whether a name could be a repository, ``owner/name``, and is not plainly a file."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not name.endswith(".safetensors")
+
+
+def base_here(name: str | Path) -> Path | None:
+    """The folder or file here that a base's name stands for; None for a short name or a hub id.
+
+    Before a short name only a pipeline's folder comes: one called ``sdxl`` may as well hold what was trained on it.
+    """
+    path = Path(name)
+    there = (path / "model_index.json").is_file() if str(name) in SHORT_NAMES else path.exists()
+    return path if there else None
 
 
 def is_repository(name: str) -> bool:
@@ -88,17 +100,24 @@ def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
         TaraError: when the hub cannot be reached, or has no such repository or file.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
-    except (OSError, ValueError, EntryNotFoundError) as failure:  # the hub's own errors are kinds of these
+    except Exception as failure:  # of many kinds
         raise not_fetched(repository, failure, file, revision=revision) from failure
 
 
-def not_fetched(repository: str, failure: Exception, *files: str, revision: str | None = None) -> TaraError:
-    """What to tell when a repository's files are neither here nor can be fetched."""
-    command = " ".join(["hf download", repository, *files, *(["--revision", revision] if revision else [])])
+def not_fetched(repository: str, failure: Exception, *what: str, revision: str | None = None) -> TaraError:
+    """What to tell when a repository's files are neither here nor can be fetched.
+
+    Args:
+        repository: ``owner/name``.
+        failure: what the hub's library has said.
+        what: files of it, or options of ``hf download`` that choose some; all when there are none.
+        revision: branch, tag or commit.
+    """
+    of = ["--revision", revision] if revision else []
+    command = shlex.join(["hf", "download", repository, *of, *what])
     return TaraError(
         f"'{repository}' is no folder or file here, and the hub did not give it ({_reason(failure)}). Check the "
         f"name, or fetch it where there is a network: `{command}`."
@@ -141,7 +160,17 @@ def upload(folder: Path, repository: str) -> str:
 
 
 def _reason(failure: BaseException) -> str:
-    """The beginning of what a library tells in a paragraph."""
+    """What went wrong on the hub, or the beginning of what a library tells in a paragraph."""
+    from huggingface_hub import errors
+
+    if isinstance(failure, errors.GatedRepoError):
+        return "one has to accept its terms on its page there, and to log in: `hf auth login`"
+    if isinstance(failure, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private: `hf auth login`"
+    if isinstance(failure, errors.RevisionNotFoundError):
+        return "it has no such revision"
+    if isinstance(failure, errors.RemoteEntryNotFoundError):
+        return "it has no such file"
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     text = lines[0].rstrip(".") if lines else type(failure).__name__
     return textwrap.shorten(text.partition(" (")[0], 120, placeholder=" ...")

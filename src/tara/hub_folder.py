@@ -15,8 +15,7 @@ from tara.adapter import Adapter
 from tara.bases import resolve_base
 from tara.captions import together
 from tara.card import AdapterCard
-from tara.config import ConceptSettings, TrainSettings
-from tara.file_names import file_name
+from tara.config import ConceptSettings, TrainSettings, distinct_names
 from tara.files import atomic_write
 from tara.hub import ADAPTER_FILE, is_hub_id
 from tara.run_folder import RunFolder
@@ -31,6 +30,8 @@ FAMILY_TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "st
 class Finished:
     """A concept whose adapter is written: its card, and pictures of it, all of the same prompt."""
 
+    name: str
+    """What its files are called."""
     concept: ConceptSettings
     card: AdapterCard
     pictures: Sequence[Path]
@@ -64,12 +65,13 @@ def write_hub_folder(
     folder = run.hub
     finished = [
         Finished(
+            name=name,
             concept=concept,
             card=adapter.card,
-            pictures=run.previews(concept.file.stem).get(settings.steps, []),
+            pictures=run.previews(name).get(settings.steps, []),
             prompt=concept.fill(settings.preview_prompt or concept.phrase),
         )
-        for concept, adapter in zip(concepts, adapters, strict=True)
+        for name, concept, adapter in zip(distinct_names(concepts), concepts, adapters, strict=True)
     ]
     for old in (*folder.glob("*.safetensors"), *folder.glob(f"{PICTURES}/*.png")):
         old.unlink()
@@ -108,11 +110,11 @@ def recipe_text(finished: Sequence[Finished]) -> str:
     settings = {name: value for name, value in finished[0].card.settings.items() if name in TrainSettings.model_fields}
     changed = {name: value for name, value in settings.items() if value != TrainSettings.model_fields[name].default}
     tables = [_table("[settings]", {"base": settings["base"]} | changed)]
-    for concept in (one.concept for one in finished):
-        photos = f"photos/{concept.file.stem}"
+    for one in finished:
+        concept, photos = one.concept, f"photos/{one.name}"
         own = concept.model_dump(mode="json", exclude={"images", "masks", "out"}, exclude_defaults=True)
         masks = {} if concept.masks is None else {"masks": f"{photos}-masks"}
-        tables.append(_table("[[concept]]", {"images": photos} | masks | own | {"out": concept.file.name}))
+        tables.append(_table("[[concept]]", {"images": photos} | masks | own | {"out": f"{one.name}.safetensors"}))
     return "\n\n".join(tables)
 
 
@@ -132,14 +134,11 @@ def _front_matter(finished: Sequence[Finished], base_model: str | None) -> str:
 def _files(finished: Sequence[Finished]) -> list[str]:
     if len(finished) == 1:
         return [ADAPTER_FILE]  # the name that is looked for first
-    names = [one.concept.file.name for one in finished]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{file_name(one.concept.label)}.safetensors" for one in finished]  # no two have one label
+    return [f"{one.name}.safetensors" for one in finished]
 
 
 def _pictures(one: Finished) -> list[str]:
-    return [f"{PICTURES}/{one.concept.file.stem}-{number}.png" for number in range(len(one.pictures))]
+    return [f"{PICTURES}/{one.name}-{number}.png" for number in range(len(one.pictures))]
 
 
 def _table(head: str, values: Mapping[str, Any]) -> str:

@@ -1,8 +1,11 @@
-"""One picture file as an upright picture: the camera's rotation, transparency, and HEIC as phones write it."""
+"""One picture file as an upright picture in sRGB: rotation, colour profile, transparency, and HEIC as phones write."""
 
+import io
+import re
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
 from tara.errors import TaraError
 
@@ -10,6 +13,10 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 """What stands behind ``ftyp`` at the beginning of a HEIC file (ISO/IEC 23008-12)."""
 
 
+PROFILED_MODES = {"RGB", "L", "CMYK"}
+"""Modes whose colour profiles describe the stored channels themselves."""
+PLAIN_SRGB = r"sRGB( IEC61966| built-in|$)"
+"""How a profile begins to call itself that leaves every value as it is."""
 ROOM = 200 * 2**20
 """Bytes that a picture may take in memory beside twice its file: a small file must not fill a computer."""
 BYTES_PER_PIXEL = 8  # while it is turned upright or laid on white there are two of it
@@ -26,7 +33,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read one picture upright: RGBA where parts of it are transparent, RGB otherwise.
+    """Read one picture upright, its colours in sRGB: RGBA where parts of it are transparent, RGB otherwise.
 
     Raises:
         TaraError: when the file is missing, is not an image that Pillow knows, is cut off, is far too large, or is HEIC
@@ -36,9 +43,12 @@ def read_picture(path: Path) -> Image.Image:
         with _open(path) as opened:
             upright = ImageOps.exif_transpose(opened)
         if not upright.has_transparency_data:
-            return upright if upright.mode == "RGB" else upright.convert("RGB")
+            return _in_srgb(upright)
         layered = upright.convert("RGBA")
-        return layered if layered.getchannel("A").getextrema()[0] != 255 else layered.convert("RGB")
+        alpha, colours = layered.getchannel("A"), _in_srgb(layered.convert("RGB"))
+        if alpha.getextrema()[0] != 255:
+            colours.putalpha(alpha)
+        return colours
     except FileNotFoundError as failure:
         raise TaraError(f"There is no picture {path}. Check its path.") from failure
     # Pillow reports a broken PNG as a SyntaxError, pillow-heif a broken HEIC as an EOFError or a RuntimeError
@@ -77,6 +87,25 @@ def on_white(picture: Image.Image) -> Image.Image:
 def opacity(picture: Image.Image) -> Image.Image | None:
     """How opaque each pixel is, 0 to 255; None for a picture without transparent parts."""
     return picture.getchannel("A") if picture.mode == "RGBA" else None
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """An opaque picture as RGB in sRGB, which bases have learned from; phones write wider spaces such as Display P3."""
+    told: object = picture.info.get("icc_profile")
+    if picture.mode == "I;16":  # as of 16-bit scans, which Pillow would cut off at white
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if not isinstance(told, bytes):
+        return picture.convert("RGB")
+    if picture.mode not in PROFILED_MODES:
+        picture = picture.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(told))
+        if not re.match(PLAIN_SRGB, ImageCms.getProfileDescription(profile)):
+            srgb = ImageCms.createProfile("sRGB")
+            picture = ImageCms.profileToProfile(picture, profile, srgb, outputMode="RGB") or picture
+    except (ImageCms.PyCMSError, OSError):  # no profile, or one for other channels: other programs ignore it, too
+        pass
+    return picture.convert("RGB")
 
 
 def _open(path: Path) -> Image.Image:

@@ -24,12 +24,14 @@ ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule tha
 STOCK_INPAINTING = (4, 9)  # input channels of the U-Nets that diffusers' inpainting pipelines take
 
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
+    # latents are no pixels: what these two clip unless a base's own schedule tells them is a part of the picture
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "dpm": ("DPMSolverMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as the published bases have it
     "unipc": ("UniPCMultistepScheduler", {}),
 }
@@ -186,6 +188,11 @@ def drawer(backbone: Backbone, settings: SamplingSettings) -> Drawer:
     pipe.set_progress_bar_config(disable=True)
     if settings.scheduler is not None:
         pipe.scheduler = make_scheduler(settings.scheduler, backbone.scheduler.config)
+        few = int(pipe.scheduler.config.get("original_inference_steps") or most)
+        if settings.steps > few:
+            raise TaraError(
+                f"steps is {settings.steps}, but '{settings.scheduler}' takes at most {few}. 4 to 8 are usual."
+            )
     return Drawer(pipe, extra, kept)
 
 

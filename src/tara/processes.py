@@ -105,6 +105,11 @@ class Processes:
 ALONE = Processes()
 
 
+def launched() -> int:
+    """How many processes a launcher has started together with this one, itself among them."""
+    return _told(COUNTS, 1)
+
+
 def join(device: str) -> Processes:
     """Join the processes that were launched together with this one; a process that was started alone stays alone.
 
@@ -114,7 +119,7 @@ def join(device: str) -> Processes:
     Raises:
         TaraError: when there is not one device for each process.
     """
-    count = _told(COUNTS, 1)
+    count = launched()
     if count == 1:
         _note_a_lone_start()
         return ALONE
@@ -133,7 +138,7 @@ def join(device: str) -> Processes:
 
 def joined() -> Processes:
     """The processes that :func:`join` has found; before that, this one alone."""
-    if _told(COUNTS, 1) == 1:
+    if launched() == 1:
         return ALONE
     from torch import distributed
 
@@ -142,10 +147,27 @@ def joined() -> Processes:
     return Processes(count=distributed.get_world_size(), number=distributed.get_rank())
 
 
+def alone() -> bool:
+    """Whether this process is to do what processes do not share, the main one with a note; it then stays alone."""
+    count = launched()
+    if count == 1:
+        return True
+    if _told(NUMBERS, 0) != 0:
+        return False
+    for name in (*NUMBERS, *COUNTS, *COUNTS_HERE):
+        os.environ.pop(name, None)
+    warnings.warn(
+        f"{count} processes were launched, but they share a training alone: the first one does this by itself.",
+        TaraWarning,
+        stacklevel=2,
+    )
+    return True
+
+
 @contextmanager
 def one_voice() -> Generator[None]:
     """Only the main process speaks: what the others print goes nowhere, except the traceback of a bug."""
-    if _told(COUNTS, 1) == 1 or _told(NUMBERS, 0) == 0:
+    if launched() == 1 or _told(NUMBERS, 0) == 0:
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -164,11 +186,14 @@ def _cuda_devices() -> int:
 
 
 def _note_a_lone_start() -> None:
-    """``accelerate launch --cpu --num_processes 2`` starts one process and says nothing of it."""
-    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
+    """``accelerate launch --num_processes 2`` without several GPUs starts one process and says nothing of it.
+
+    It names the place where several would meet, which it does for no other lone process, but not how many were wanted.
+    """
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
         warnings.warn(
-            "accelerate has started one process only: with --cpu it starts several through MPI alone. Give --multi_gpu "
-            "in place of --cpu, which starts them on CPUs too, or use torchrun.",
+            "accelerate has started one process only: where it sees no GPU for each, it starts several through MPI "
+            "alone. On CPUs give it --multi_gpu in place of --cpu or of a MULTI_CPU configuration, or use torchrun.",
             TaraWarning,
             stacklevel=3,
         )

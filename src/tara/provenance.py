@@ -37,7 +37,9 @@ class DrawingSettings(BaseModel, frozen=True, extra="forbid"):
     guidance_scale: float | None = Field(None, ge=0, le=100, description="Guidance scale; the base's own if left out")
     steps: int = Field(30, ge=1, le=1000, description="Denoising steps")
     scheduler: str | None = Field(
-        None, description="Sampler: ddim, ddpm, dpm, euler, euler_a, heun, pndm or unipc; the base's own"
+        None,
+        description="Sampler: ddim, ddpm, dpm, euler, euler_a, heun, lcm, pndm or unipc; the base's own if left out. "
+        "dpm is DPM++, euler_a is Euler ancestral, lcm is for bases made for few steps",
     )
     width: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Width in pixels; the base's own")
     height: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="Height in pixels; the base's own")

@@ -2,13 +2,16 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
+
+from pydantic import BaseModel
 
 from tara.config import RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings, build
 from tara.errors import TaraError, nearest
 from tara.files import is_there, small_text
+from tara.hub import base_here
 
 MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
 
@@ -70,7 +73,28 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
         else concept
         for concept in recipe.concepts
     ]
-    return recipe.model_copy(update={"concepts": tuple(concepts)})
+    return with_paths(recipe.model_copy(update={"concepts": tuple(concepts)}), _seen_from_here)
+
+
+def with_paths(recipe: Recipe, change: Callable[[Path], Path]) -> Recipe:
+    """The recipe with every path in it changed; a base's name that is none stays as it is."""
+
+    def changed(owner: BaseModel, *names: str) -> dict[str, Path]:
+        return {name: change(path) for name in names if (path := getattr(owner, name)) is not None}
+
+    settings = recipe.settings
+    bases = {name: base_here(value) for name in ("base", "vae") if (value := getattr(settings, name)) is not None}
+    places = changed(settings, "class_folder") | {name: str(change(path)) for name, path in bases.items() if path}
+    concepts = [
+        concept.model_copy(update=changed(concept, "images", "masks") | {"out": change(concept.file)})
+        for concept in recipe.concepts
+    ]
+    return Recipe(settings=settings.model_copy(update=places), concepts=tuple(concepts))
+
+
+def _seen_from_here(path: Path) -> Path:
+    """A path as a person would type it: what lies below the current folder, without that folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _from_folder(table: Mapping[str, Any], recipe: Path) -> dict[str, Any]:

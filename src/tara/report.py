@@ -17,6 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 BACKGROUND, INK, FAINT = "#ffffff", "#1c1f23", "#68707a"
 MARGIN, GAP = 20, 10
+FIGURE = "0123456789+-"  # what a figure begins with
 LARGEST_CELL = 416  # twice the 208 pixels at which a page shows a picture of a grid, for dense screens
 
 
@@ -73,6 +74,12 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
     note: str = ""
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold figures alone, and so are set flush right."""
+        columns = zip(*self.rows, strict=True)
+        return tuple(all(not text or text[0] in FIGURE for text in column) for column in columns)
 
 
 def wrapped(images: Sequence[Image.Image], captions: Sequence[str], *, columns: int = 4, title: str = "") -> Grid:

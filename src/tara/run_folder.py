@@ -14,11 +14,12 @@ import torch
 
 from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
-from tara.config import PAGE, RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings
+from tara.config import PAGE, RUN_SETTINGS, ConceptSettings, Recipe, TrainSettings, distinct_names
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable, remove_unfinished, write_error
 from tara.interrupts import resume_command
 from tara.plots import loss_curve
+from tara.recipe_files import with_paths
 
 PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
 LINES_AT_ONCE = 20  # steps between two writes of metrics.jsonl
@@ -52,27 +53,27 @@ class RunFolder:
         return self.path / PAGE
 
     def preview(self, step: int, name: str, number: int = 0) -> Path:
-        """Where a preview goes; further pictures of one preview are numbered."""
+        """Where a preview of a concept (its name, see distinct_names) goes; further pictures are numbered."""
         again = f"-{number}" if number else ""
-        return self.path / "previews" / f"step-{step:06d}-{name}{again}.png"
+        return self.path / "previews" / name / f"step-{step:06d}{again}.png"
 
     def previews(self, name: str) -> dict[int, list[Path]]:
-        """The previews of one adapter's file (its stem) by step, in the order of their numbers."""
+        """The previews of one concept by step, in the order of their numbers."""
         found: dict[int, dict[int, Path]] = {}
-        for path in self.path.glob("previews/step-*.png"):
-            match = re.fullmatch(rf"step-(\d+)-{re.escape(name)}(?:-(\d+))?", path.stem)
+        for path in (self.path / "previews" / name).glob("step-*.png"):
+            match = re.fullmatch(r"step-(\d+)(?:-(\d+))?", path.stem)
             if match:
                 found.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
         return {step: [numbered[number] for number in sorted(numbered)] for step, numbered in sorted(found.items())}
 
     def lacks_previews(self, step: int, concepts: Sequence[ConceptSettings], settings: TrainSettings) -> bool:
         """Whether one of the concepts has fewer previews than it should of a step that is behind."""
-        there = (self.previews(concept.file.stem).get(step, []) for concept in concepts)
+        there = (self.previews(name).get(step, []) for name in distinct_names(concepts))
         return step > 0 and any(len(pictures) < settings.preview_images for pictures in there)
 
-    def early_adapter(self, step: int, file: str) -> Path:
+    def early_adapter(self, step: int, name: str) -> Path:
         """Where the adapter as it was at a checkpoint goes: one that has not yet learned too much may be the best."""
-        return self.checkpoints / f"step-{step:06d}-{file}"
+        return self.checkpoints / f"step-{step:06d}-{name}.safetensors"
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint, None when there is none."""
@@ -99,25 +100,14 @@ class RunFolder:
             kept = [json.dumps(row) for row in self.rows() if row["step"] <= after]
             atomic_write(self.metrics, "".join(line + "\n" for line in kept).encode())
             return
-        for old in (*self.checkpoints.glob("step-*.safetensors"), *self.path.glob("previews/step-*.png")):
+        for old in (*self.checkpoints.glob("step-*.safetensors"), *self.path.glob("previews/*/step-*.png")):
             old.unlink()
         for name in (self.metrics, self.loss_curve, self.page):
             name.unlink(missing_ok=True)
 
     def describe(self, recipe: Recipe, device: torch.device) -> None:
         """Write the settings and the versions."""
-        absolute = [
-            concept.model_copy(update={"images": concept.images.absolute(), "out": concept.file.absolute()})
-            for concept in recipe.concepts
-        ]
-        settings, pictures = recipe.settings, recipe.settings.class_folder
-        places = {
-            "base": _placed(settings.base),
-            "vae": None if settings.vae is None else _placed(settings.vae),
-            "class_folder": None if pictures is None else pictures.absolute(),
-        }
-        # absolute paths: the run may be resumed from elsewhere
-        whole = Recipe(settings=settings.model_copy(update=places), concepts=tuple(absolute))
+        whole = with_paths(recipe, Path.absolute)  # the run may be resumed from elsewhere
         _write_json(self.path / RUN_SETTINGS, whole.model_dump(mode="json"))
         _write_json(self.path / "versions.json", versions(device))
 
@@ -126,11 +116,11 @@ class RunFolder:
         last = self.last_checkpoint()
         return None if last is None else load_checkpoint(last)
 
-    def save(self, state: TrainingState, early: Sequence[Adapter] = ()) -> None:
-        """Write a checkpoint, then the adapters as they are there, see :func:`tara.checkpoints.save_checkpoint`."""
+    def save(self, state: TrainingState, early: Mapping[str, Adapter] | None = None) -> None:
+        """Write a checkpoint, then the adapters by name as they are there, see :mod:`tara.checkpoints`."""
         save_checkpoint(self.checkpoints, state)
-        for adapter in early:
-            adapter.save(self.early_adapter(state.step, adapter.name))
+        for name, adapter in (early or {}).items():
+            adapter.save(self.early_adapter(state.step, name))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What ``metrics.jsonl`` holds; a last line that was cut off is left out."""
@@ -182,11 +172,11 @@ class Metrics:
             raise write_error(self._path, failure) from failure
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """What a run's numbers depend on besides its settings."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """What numbers depend on besides settings."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    if device is not None:
+        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -206,11 +196,6 @@ def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
             raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
         check_writable(concept.file.parent)
     check_writable(folder.path)
-
-
-def _placed(name: str) -> str:
-    """A folder or file by its absolute path; a short name or a hub id as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _write_json(path: Path, values: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from tara.commands import train_command
-from tara.config import ConceptSettings, Recipe, TrainSettings
+from tara.config import ConceptSettings, Recipe, TrainSettings, distinct_names
 from tara.data import Example
 from tara.files import atomic_write
 from tara.pictures import read_image
@@ -30,8 +30,8 @@ def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequenc
     done = rows[-1]["step"] if rows else 0
     progress = f"{done} steps" if done >= settings.steps else f"stopped after {done} of {settings.steps} steps"
     grids: list[Grid] = []
-    for concept, photos in zip(recipe.concepts, examples, strict=True):
-        grids += _pictures(folder, concept, photos, settings)
+    for name, concept, photos in zip(distinct_names(recipe.concepts), recipe.concepts, examples, strict=True):
+        grids += _pictures(folder.previews(name), concept, photos, settings)
     html = page(
         title=" and ".join(concept.label for concept in recipe.concepts),
         lead=f"Learned on the base {settings.base}: {progress}.",
@@ -44,10 +44,9 @@ def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequenc
 
 
 def _pictures(
-    folder: RunFolder, concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings
+    previews: Mapping[int, Sequence[Path]], concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings
 ) -> list[Grid]:
     """A concept's previews, one column for each step that had one, and its photos."""
-    previews = folder.previews(concept.file.stem)
     shown = spread(list(previews), MOST_STEPS)
     count = min(MOST_PREVIEWS, max((len(previews[step]) for step in shown), default=0))
     seeds = range(settings.seed, settings.seed + count)

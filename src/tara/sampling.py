@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from tara.backbone import Backbone
-from tara.bases import load_base
+from tara.bases import best_precision, device_named, load_base
 from tara.binding import AdapterLists, AdapterUse
 from tara.conditioning import Composed, EncodingCache, PromptRow, at_work, composed, prompt_rows
-from tara.config import Prediction
+from tara.config import ExecutionSettings, Prediction, build
 from tara.errors import TaraError
+from tara.execution import compiler_failures, execute, offload
 from tara.pipelines import Drawer, SamplingSettings, drawer, sampling_settings
 
 
@@ -66,9 +67,10 @@ class Studio:
         device: the best one found when None; a loaded pipeline stays where it is.
         dtype: the best one for the device when None, see :func:`tara.bases.best_precision`.
         revision, variant, vae, prediction_type: of a base that is loaded by name, see :func:`tara.bases.load_base`.
+        execution: fields of :class:`tara.config.ExecutionSettings`: compile, attention_slicing, offload.
 
     Raises:
-        TaraError: when the base cannot be loaded or used.
+        TaraError: when the base cannot be loaded or used, or not run so.
     """
 
     def __init__(
@@ -81,12 +83,23 @@ class Studio:
         variant: str | None = None,
         vae: str | Path | None = None,
         prediction_type: Prediction | None = None,
+        **execution: bool,
     ) -> None:
+        self._execution = build(ExecutionSettings, execution)
+        place = None
         if isinstance(base, Backbone):
             self.backbone = base
         elif isinstance(base, (str, Path)):
+            place = device_named(device)
             self.backbone = load_base(
-                base, device, dtype, revision=revision, variant=variant, vae=vae, prediction_type=prediction_type
+                base,
+                # parts that wait in the CPU's memory need not all have been on the GPU at once
+                "cpu" if self._execution.offload else device,
+                dtype or best_precision(place),
+                revision=revision,
+                variant=variant,
+                vae=vae,
+                prediction_type=prediction_type,
             )
         elif getattr(base, "controlnet", None) is not None:
             raise TaraError(
@@ -95,6 +108,7 @@ class Studio:
             )
         else:
             self.backbone = Backbone.from_pipeline(base)
+        execute(self.backbone, self._execution, place or self.backbone.device)
         self._texts: EncodingCache = {}
 
     def __call__(
@@ -139,7 +153,10 @@ class Studio:
             chosen = replace(chosen, guidance_scale=self.backbone.guidance_scale)
         rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt, chosen.text.composed_by)
         jobs = [_Job(index, seed, row) for index, (row, seed) in enumerate(product(rows, seeds))]
+        self.backbone.wake()  # a training may have let parts rest
         how = drawer(self.backbone, chosen)
+        if self._execution.offload:  # the pipeline that draws gives its parts back after each call
+            offload(how.pipe, self.backbone.device)
         painter = Backbone(how.pipe)
         drawn = 0
         ready: tuple[list[PromptRow], Composed] | None = None
@@ -148,7 +165,7 @@ class Studio:
             if ready is None or ready[0] != batch_rows:  # once per prompt, not once per batch
                 ready = batch_rows, composed(painter, batch_rows, chosen.text, self._texts)
             report = None if on_step is None else _StepReport(on_step, drawn, len(batch), len(jobs))
-            with at_work(painter, ready[1]):
+            with at_work(painter, ready[1]), compiler_failures():
                 images = _draw(how, [job.seed for job in batch], chosen.steps, report, ready[1].arguments)
             drawn += len(batch)
             for job, image in zip(batch, images, strict=True):

@@ -65,7 +65,11 @@ def read_contents(path: Path) -> Contents:
     """
     with opened(path, "Copy it again.") as file:
         names, metadata = set(file.keys()), dict(file.metadata() or {})
-        return _contents(path, names, metadata, lambda name: (*file.get_slice(name).get_shape(), 0, 0)[:2])
+
+        def shape(name: str) -> tuple[int, ...]:
+            return (*file.get_slice(name).get_shape(), 0, 0)[:2]
+
+        return _contents(path, names, metadata, shape)
 
 
 def _contents(

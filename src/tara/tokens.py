@@ -1,7 +1,7 @@
 """Where a word sits in a tokenized prompt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Span = tuple[int, int]
@@ -31,6 +31,30 @@ def replace_spans(text: str, spans: Sequence[Span], replacement: str) -> tuple[s
         places.append((length - len(replacement), length))
         done = end
     return "".join([*pieces, text[done:]]), places
+
+
+def with_class_words(text: str, named: Iterable[tuple[Span, str]]) -> str:
+    """The text without rare words: ``a xlo dog`` becomes ``a dog``, and a lone ``xlo`` becomes ``dog``.
+
+    Args:
+        text: a prompt.
+        named: where each rare word stands, from :func:`word_spans`, and its class word. Where one rare word has several
+            class words, the one that follows it counts.
+    """
+    kinds: dict[Span, list[str]] = {}
+    for span, kind in named:
+        kinds.setdefault(span, []).append(kind)
+    for (first, end), some in sorted(kinds.items(), reverse=True):  # from the end, so that places before it stay
+        rest = text[end:]
+        followed = any(_begins_with(kind, rest) for kind in some)
+        text = text[:first] + (rest.lstrip() if followed else some[0] + rest)
+    return text
+
+
+def _begins_with(kind: str, text: str) -> bool:
+    """Also with its plural; nothing is the beginning of everything."""
+    kind, text = (" ".join(part.split()).casefold() for part in (kind, text))
+    return text.startswith(kind)
 
 
 def find_word(offsets: Sequence[Span], span: Span) -> list[int]:

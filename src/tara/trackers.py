@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,13 @@ class Tracker:
     def __init__(self, name: TrackerName, folder: Path, project: str = "tara") -> None:
         """Start the tracker, or warn (TaraWarning) why there is none."""
         self._tracker: Any = None
-        reason = _missing(name)
-        if reason is None and name != "none":
-            try:
+        try:
+            reason = _missing(name)
+            if reason is None and name != "none":
                 self._tracker = _start(name, folder, project)
-            # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
-            except Exception as failure:
-                reason = f"{name} did not start ({failure})"
+        # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
+        except Exception as failure:
+            reason = f"{name} did not start ({failure})"
         if reason:
             _notice(reason)
 
@@ -57,9 +58,12 @@ def _missing(name: TrackerName) -> str | None:
 
 
 def _has_wandb_account() -> bool:
+    """Whether wandb knows whose runs these are; ``wandb.init`` would ask on the terminal and wait."""
     import wandb  # pyright: ignore[reportMissingImports]
 
-    return bool(wandb.api.api_key)  # asked beforehand, because wandb.init would ask on the terminal and wait
+    if "prompt" in signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)  # of older versions
 
 
 def _start(name: TrackerName, folder: Path, project: str) -> Any:

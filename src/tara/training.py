@@ -141,6 +141,8 @@ class Training:
             while self.step < self.settings.steps:
                 if not installed(self.backbone.unet):  # a preview may have released the pipeline
                     self.backbone.install()
+                if self.backbone.device.type != "cpu":  # and it needs these parts, which steps do not
+                    self.backbone.rest()
                 yield self._one_step()
 
     def adapters(self) -> list[Adapter]:
@@ -241,7 +243,7 @@ class Training:
             self._materials, self._schedule, seed=settings.seed, call=call, batch_size=settings.batch_size
         )
         text = self._text(pictures)
-        learned = conditioning(text, self._weights, self.backbone.dtype)
+        learned = self._conditioning(text)
         rows = self._denoising(pictures, text, learned).unflatten(0, (count, -1))
         denoising = rows[:, : settings.batch_size].mean(1)
         zeros = torch.zeros_like(denoising)
@@ -252,6 +254,10 @@ class Training:
         aligned = aligned.to(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_weight * prior
         return torch.stack([total, denoising, aligned, prior])
+
+    def _conditioning(self, text: TextRows) -> TextConditioning:
+        """What the text says to a call, with everything learned so far."""
+        return conditioning(text, self._weights, self.backbone.dtype)
 
     def _denoising(self, pictures: PictureRows, text: TextRows, learned: TextConditioning) -> Float[Tensor, " rows"]:
         """Each row's denoising loss; the U-Net is called once for each shape of picture."""
@@ -375,6 +381,7 @@ def _borrowed(backbone: Backbone, gradient_checkpointing: bool) -> Generator[Non
             backbone.unet.enable_gradient_checkpointing()
         yield
     finally:
+        backbone.wake()
         if gradient_checkpointing and not was_checkpointing:
             backbone.unet.disable_gradient_checkpointing()
         if not was_installed:

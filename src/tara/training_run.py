@@ -16,7 +16,7 @@ from tara.backbone import Backbone
 from tara.bases import PRECISIONS, best_device, load_base
 from tara.class_images import class_folders, draw_missing
 from tara.concepts import check_concepts, check_on_base, class_phrase
-from tara.config import RUN_SETTINGS, Recipe, concept_settings, train_settings
+from tara.config import RUN_SETTINGS, Recipe, concept_settings, distinct_names, train_settings
 from tara.data import Example
 from tara.errors import TaraError, TaraWarning
 from tara.files import atomic_write
@@ -216,7 +216,7 @@ def _to_the_end(
             adapters = training.adapters()
             for concept, adapter in zip(training.concepts, adapters, strict=True):
                 adapter.save(concept.file)
-            if repository is not None and training.step not in folder.previews(training.concepts[0].file.stem):
+            if repository is not None and training.step not in folder.previews(distinct_names(training.concepts)[0]):
                 _preview(training, folder, stop)
             describe()
             if repository is not None:
@@ -248,7 +248,8 @@ def _steps(
         last = record.index == record.steps
         if last or _due(settings.checkpoint_every, record.index):
             metrics.flush()
-            folder.save(training.state(), () if last else training.adapters())
+            early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
+            folder.save(training.state(), {} if last else dict(early))
         if _due(settings.preview_every, record.index):
             _preview(training, folder, stop)
         yield record
@@ -258,7 +259,8 @@ def _steps(
 
 def _preview(training: Training, folder: RunFolder, stop: StopRequest) -> None:
     settings, studio = training.settings, Studio(training.backbone)
-    for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
+    names = distinct_names(training.concepts)
+    for name, concept, adapter in zip(names, training.concepts, training.adapters(), strict=True):
         prompt = concept.fill(settings.preview_prompt or concept.phrase)
         composer = "tara" if settings.tfm else "sum"
         seeds = range(settings.seed, settings.seed + settings.preview_images)
@@ -266,7 +268,7 @@ def _preview(training: Training, folder: RunFolder, stop: StopRequest) -> None:
             prompt, [adapter], seeds, steps=PREVIEW_STEPS, composer=composer, on_step=lambda _: stop.carry_out()
         )
         for made in drawn:
-            target = folder.preview(training.step, concept.file.stem, made.index)
+            target = folder.preview(training.step, name, made.index)
             atomic_write(target, lambda path, image=made.image: image.save(path))
 
 

@@ -73,17 +73,21 @@ def _color_likeness(seen: Rgb, wanted: Rgb) -> float:
     return float(np.exp(-sum((a - b) ** 2 for a, b in zip(seen, wanted, strict=True)) / COLOR_TOLERANCE**2))
 
 
+def features(seen: Finding, subject: Subject) -> dict[str, float]:
+    """How like the subject's a finding's colours, pattern and accessory are, 0 to 1 each; class not counted."""
+    look = subject.look
+    found = {
+        "body": _color_likeness(seen.body, look.body),
+        "second colour": _color_likeness(seen.second, look.second),
+        "pattern": seen.patterns[PATTERNS.index(look.pattern)],
+        "accessory": seen.accessories[ACCESSORIES.index(look.accessory)],
+    }
+    return found if look.accessory == "none" else found | {"third colour": _color_likeness(seen.third, look.third)}
+
+
 def likeness(seen: Finding, subject: Subject) -> float:
-    """How like the subject a finding looks, 0 to 1: the mean over colours, pattern and accessory; class not counted."""
-    parts = [
-        _color_likeness(seen.body, subject.look.body),
-        _color_likeness(seen.second, subject.look.second),
-        seen.patterns[PATTERNS.index(subject.look.pattern)],
-        seen.accessories[ACCESSORIES.index(subject.look.accessory)],
-    ]
-    if subject.look.accessory != "none":
-        parts.append(_color_likeness(seen.third, subject.look.third))
-    return float(np.mean(parts))
+    """How like the subject a finding looks, 0 to 1: the mean of its :func:`features`."""
+    return float(np.mean(list(features(seen, subject).values())))
 
 
 def unerring_finding(

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         any_text()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    return outcome(lambda: _call(tokens), again=shlex.join(["tara", *tokens]))
+    again = shlex.join(["tara", *tokens])
+    return outcome(lambda: _call(tokens), again, shared=tokens[:1] == ["train"])
 
 
 def _call(tokens: Sequence[str]) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import given, whole_number, with_flags
-from tara.cli.generate import FLAGS, Adapters, Order, loaded, order_of, remembering_png, sampling_values
+from tara.cli.flags import Typed, given, whole_number, with_flags
+from tara.cli.generate import FLAGS, Adapters, Device, Order, loaded, order_of, remembering_png, sampling_values
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.commands import flags
 from tara.config import PAGE
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
@@ -31,7 +29,8 @@ def _attention(
     adapter: Adapters = (),
     seed: Annotated[int, Parameter(help="Seed of the picture", converter=whole_number)] = 0,
     out: Annotated[Path, Parameter(help="Folder to write to")] = Path("attention"),
-    device: Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")] = None,
+    device: Device = None,
+    typed: Typed = "",
     **values: Any,
 ) -> None:
     """Show where each rare word and its class word attend: `tara attention "a xlo dog" -a rex.safetensors`.
@@ -47,7 +46,7 @@ def _attention(
     for number, (order, attended) in enumerate(zip(orders, _attended(orders, device), strict=True), 1):
         rows.append(Looked(label_of(attended), f"picture-{number}.png", attended))
         atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
-    write_attention(out, rows, seed=seed, command=_command(orders, seed, out))
+    write_attention(out, rows, seed=seed, command=typed)
     for row in rows:
         say(row.label)
         for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
@@ -95,13 +94,3 @@ def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
         for order in orders:
             found += attend(studio, order.prompt, order.uses, order.seeds, on_step=on_step, **settings)
     return found
-
-
-def _command(orders: Sequence[Order], seed: int, out: Path) -> str:
-    """What was typed, with everything that differs from a default."""
-    adapters = dict.fromkeys(file.given for order in orders for file in order.used)
-    named = [part for adapter in adapters for part in ("--adapter", adapter)]
-    settings = flags(orders[0].settings, FLAGS)
-    return shlex.join(
-        ["tara", "attention", orders[0].prompt, *named, *settings, "--seed", str(seed), "--out", str(out)]
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import given, with_flags
+from tara.cli.flags import Typed, given, with_flags
 from tara.cli.generate import (
     FLAGS,
     Adapters,
+    Composers,
     Device,
     Order,
     Prompt,
     Seeds,
     check_before_the_base,
     order_of,
+    parse_composers,
     remembering_png,
     sampling_values,
 )
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.commands import flags
-from tara.composers import COMPOSERS, composer_named
+from tara.composers import COMPOSERS
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
 from tara.provenance import DrawingSettings
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tara.report import Table
     from tara.sampling import Studio
 
+ALL = ",".join(COMPOSERS)
 Pictures = Mapping[str, Sequence["Compared"]]
 
 
@@ -46,11 +47,10 @@ def _compare(
     *,
     adapter: Adapters = (),
     seeds: Seeds = None,
-    composers: Annotated[
-        str | None, Parameter(help=f"Composers, with commas between them [default: {','.join(COMPOSERS)}]")
-    ] = None,
+    composers: Composers = ALL,
     out: Annotated[Path, Parameter(help="Folder to write to")] = Path("compare"),
     device: Device = None,
+    typed: Typed = "",
     **values: Any,
 ) -> None:
     """Draw the same prompt, adapters and seeds through every composer, side by side, and say what each costs.
@@ -60,7 +60,7 @@ def _compare(
     from tara.drawing import studio_of
 
     order = order_of(prompt, adapter, seeds, None, given(DrawingSettings, values, FLAGS))
-    names = _names(composers)
+    names = parse_composers(composers)
     if not order.uses:
         raise TaraError("There is nothing to compose. Name each adapter: --adapter rex.safetensors.")
     check_before_the_base(order, names)
@@ -69,18 +69,10 @@ def _compare(
     only_our_bars()
     studio = studio_of(order.settings, device)
     pictures = _drawn(studio, order, names, out)
-    _write(out, studio, order, pictures)
+    _write(out, studio, order, pictures, typed)
 
 
 compare = with_flags(_compare, {DrawingSettings: FLAGS}, ["Pictures"])
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    """Composers from `tara,sum`, in the order given, each once."""
-    names = tuple(COMPOSERS) if text is None else tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        composer_named(name)
-    return names
 
 
 def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dict[str, list[Compared]]:
@@ -102,14 +94,13 @@ def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dic
     return pictures
 
 
-def _write(out: Path, studio: Studio, order: Order, pictures: Pictures) -> None:
+def _write(out: Path, studio: Studio, order: Order, pictures: Pictures, typed: str) -> None:
     """Write the sheet, the page and the figures, and print the table."""
     from tara.comparison import clock_of, figures, grid, table
     from tara.report import contact_sheet, page, png_bytes
     from tara.run_folder import versions
 
-    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, pictures)
-    command = _command(order, list(pictures), out)
+    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, order.uses, pictures)
     results = {
         "prompt": order.prompt,
         "seeds": order.seeds,
@@ -118,29 +109,20 @@ def _write(out: Path, studio: Studio, order: Order, pictures: Pictures) -> None:
         "clock": clock_of(studio.backbone.device)[0],
         "composers": found,
         "versions": versions(studio.backbone.device),
-        "command": command,
+        "command": typed,
     }
     html = page(
         title=order.prompt,
         lead="One prompt, the same adapters and the same seeds, drawn by every composer.",
         grids=[shown],
         tables=[table(found)],
-        command=command,
+        command=typed,
     )
     atomic_write(out / "sheet.png", png_bytes(contact_sheet(shown)))
     atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / "index.html", html.encode())
     _show(table(found))
     say(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
-
-
-def _command(order: Order, names: Sequence[str], out: Path) -> str:
-    """What draws the same again."""
-    words = ["tara", "compare", order.prompt]
-    for file in order.used:
-        words += ["--adapter", file.given]
-    words += ["--seeds", ",".join(map(str, order.seeds)), "--composers", ",".join(names)]
-    return shlex.join([*words, *flags(order.settings, FLAGS), "--out", str(out)])
 
 
 def _show(costs: Table) -> None:

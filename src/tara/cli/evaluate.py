@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from tara.cli.flags import given, with_flags
-from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, loaded, parse_seeds
+from tara.cli.flags import Typed, given, with_flags
+from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, Composers, loaded, parse_composers, parse_seeds
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
 from tara.config import build
@@ -40,11 +40,8 @@ References = Annotated[
         "per subject",
     ),
 ]
-Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]
 Seeds = Annotated[str | None, Parameter(help="Seeds of each prompt: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
 Out = Annotated[Path, Parameter(help="Folder to write to; pictures that it holds are not drawn again")]
-Typed = Annotated[str, Parameter(parse=False)]
-"""The command as it was typed, see :mod:`tara.cli`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +58,8 @@ class Order:
     def composed(self) -> list[PictureSettings]:
         """The settings of the pictures with each composer."""
         drawing = given(PictureSettings, self.values, DRAWING)
-        names = [name.strip() for name in self.composers.split(",")]
-        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in dict.fromkeys(names)]
+        names = parse_composers(self.composers)
+        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in names]
 
 
 evaluate = App(

@@ -11,6 +11,9 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+Typed = Annotated[str, Parameter(parse=False)]
+"""The command as it was typed, for pages that end with it; :mod:`tara.cli` hands it to commands that ask for it."""
+
 
 def with_flags(
     command: Callable[..., None], flags: Mapping[type[BaseModel], Mapping[str, str | None]], titles: Sequence[str]

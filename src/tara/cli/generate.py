@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from tara.cli.flags import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.config import build
+from tara.composers import composer_named
+from tara.config import ExecutionSettings, build
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
 from tara.folder_lock import claimed
@@ -38,6 +39,7 @@ Adapters = Annotated[
     ),
 ]
 Seeds = Annotated[str | None, Parameter(help="One picture per seed: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
+Composers = Annotated[str, Parameter(help="Ways to compose that are compared, such as tara,sum")]
 Device = Annotated[str | None, Parameter(help="cuda, mps or cpu; the best one found if left out")]
 
 
@@ -73,10 +75,11 @@ def _generate(
     order = order_of(prompt, adapter, seeds, from_, given(PictureSettings, values, FLAGS))
     check_before_the_base(order, [order.settings.composer])
     check_writable(out)
+    execution = build(ExecutionSettings, given(ExecutionSettings, values, {}))
     with claimed(out):
         missing = tuple(seed for seed in order.seeds if not _is_finished(order, seed, out))
         if missing:
-            for picture in drawn(replace(order, seeds=missing), batch_size, device):
+            for picture in drawn(replace(order, seeds=missing), batch_size, device, execution):
                 atomic_write(_file(out, picture.seed), remembering_png(picture, order))
         _write_sheet(out / "sheet.png", order, out)
     count = "1 picture" if len(order.seeds) == 1 else f"{len(order.seeds)} pictures"
@@ -85,7 +88,7 @@ def _generate(
     say(f"{count}{known} in {out}, on one sheet in {out / 'sheet.png'}")
 
 
-generate = with_flags(_generate, {PictureSettings: FLAGS}, ["Pictures"])
+generate = with_flags(_generate, {PictureSettings: FLAGS, ExecutionSettings: {}}, ["Pictures", "Time and memory"])
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -106,6 +109,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise TaraError(f"--seeds '{text}' asks for more than {MOST_SEEDS} pictures. Ask for fewer at a time.")
         seeds.extend(range(start, stop + 1))
     return tuple(dict.fromkeys(seeds))
+
+
+def parse_composers(text: str) -> tuple[str, ...]:
+    """Composers from `tara,sum`, in the order given, each once.
+
+    Raises:
+        TaraError: for one that does not exist.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        composer_named(name)
+    return names
 
 
 def order_of(
@@ -163,7 +178,7 @@ def _used(spec: str) -> UsedFile:
 def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
     from tara.binding import find_words
-    from tara.composers import check_composable, composer_named
+    from tara.composers import check_composable
     from tara.pictures import read_image
 
     for picture in (order.settings.image, order.settings.mask):
@@ -186,13 +201,15 @@ def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
             )
 
 
-def drawn(order: Order, batch_size: int, device: str | None) -> Iterator[Generated]:
+def drawn(
+    order: Order, batch_size: int, device: str | None, execution: ExecutionSettings | None = None
+) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
     from tara.drawing import studio_of
 
     settings = sampling_values(order) | {"batch_size": batch_size}
     only_our_bars()
-    studio = studio_of(order.settings, device)
+    studio = studio_of(order.settings, device, execution)
     with progress("Drawing", len(order.seeds)) as advance:
         yield from studio.stream(
             order.prompt,

@@ -7,17 +7,18 @@ from collections.abc import Callable
 
 from tara.cli.terminal import one_line, say
 from tara.errors import TaraError, TaraWarning
-from tara.processes import AnotherProcessEnded, Ending, joined, one_voice
+from tara.processes import AnotherProcessEnded, Ending, alone, joined, one_voice
 
 FAILED, INTERRUPTED = 2, 130
 
 
-def outcome(command: Callable[[], object], again: str = "") -> int:
+def outcome(command: Callable[[], object], again: str = "", *, shared: bool = False) -> int:
     """Run a command; the exit code is 0, 2 after a failure, 130 after Ctrl-C.
 
     Args:
         command: what to run.
         again: what a user types to run it once more, told after a Ctrl-C that has no better advice.
+        shared: whether processes that were launched together work on it together; else the first one does it alone.
     """
     # libraries that load models log and draw bars of their own; ours say what a person needs
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -26,6 +27,8 @@ def outcome(command: Callable[[], object], again: str = "") -> int:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", TaraWarning)
         warnings.showwarning = _one_line_each()
+        if not shared and not alone():
+            return 0
         try:
             ending = _ending(command, again)
             if ending is not None:

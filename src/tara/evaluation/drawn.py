@@ -1,6 +1,6 @@
 """Drawing what is to be scored: finished pictures are kept, and a second start draws only the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def draw(shots: Sequence[Shot], device: str | None, batch_size: int, tell: Calla
     """
     studio = studio_of(shots[0].origin.settings, device)
     done = 0
-    for settings, seed, some in _alike(shots):
+    for settings, seed, some in _calls(shots, batch_size):
         stream = studio.stream(
             [shot.origin.prompt for shot in some],
             [[role.use for role in shot.scene.roles] for shot in some],
@@ -110,12 +110,18 @@ def pictures_of(shots: Sequence[Shot]) -> list[Picture]:
     ]
 
 
-def _alike(shots: Sequence[Shot]) -> list[tuple[PictureSettings, int, list[Shot]]]:
-    """Shots of the same settings and seed, which one call of a studio draws."""
+def _calls(shots: Sequence[Shot], size: int) -> Iterator[tuple[PictureSettings, int, list[Shot]]]:
+    """Shots of the same settings and seed, which one call of a studio draws.
+
+    A call makes ready what all its shots need before it draws the first: a merge for each group of subjects, as large
+    as the layers that it changes. So it takes no more shots than are drawn together.
+    """
     found: dict[tuple[str, int], list[Shot]] = {}
     for shot in shots:
         found.setdefault((shot.origin.settings.composer, shot.origin.seed), []).append(shot)
-    return [(some[0].origin.settings, seed, some) for (_, seed), some in found.items()]
+    for (_, seed), some in found.items():
+        for start in range(0, len(some), size):
+            yield some[0].origin.settings, seed, some[start : start + size]
 
 
 def _origin(scene: Scene, settings: PictureSettings, seed: int) -> Origin:

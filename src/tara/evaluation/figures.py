@@ -2,15 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tara.evaluation.scores import PictureScore
+from tara.evaluation.scores import WHOLE, PictureScore
 from tara.evaluation.statistics import interval, paired_difference
 from tara.evaluation.subjects import Picture
 
-Key = tuple[str, tuple[str, int | None, int], int]
-"""A group of subjects; prompt, seed and which picture of these; the number of a subject in it."""
+Shot = tuple[str, str, int | None, int]
+"""What pictures of several series share: a group of subjects, prompt, seed, and which picture of these."""
+
+Key = tuple[Shot, str]
+"""A picture and a subject in it by name; the empty name for a value of the whole picture."""
 
 Figures = dict[str, list[float] | None]
 """[mean, low, high] by name, None where there was nothing to measure."""
@@ -26,39 +29,48 @@ class Scored:
     score: PictureScore
 
 
+def shots(scored: Sequence[Scored]) -> Iterator[tuple[Shot, Scored]]:
+    """Each picture of a series with what names it; another series' picture of that name is its counterpart."""
+    drawn: Counter[Hashable] = Counter()
+    for one in scored:
+        shot = one.picture.group, one.picture.prompt, one.picture.seed
+        yield (*shot, drawn[shot]), one
+        drawn[shot] += 1
+
+
 def values_of(scored: Sequence[Scored]) -> dict[str, dict[Key, float]]:
     """Every value by the figure's name; the keys of one series are those of another with the same prompts and seeds."""
     found: dict[str, dict[Key, float]] = {}
-    drawn: Counter[Hashable] = Counter()
-    for one in scored:
-        group, prompt, seed = one.picture.group, one.picture.plain_prompt, one.picture.seed
-        number = drawn[group, prompt, seed]
-        drawn[group, prompt, seed] += 1
+    for shot, one in shots(scored):
+        names = {number: subject.name for number, subject in enumerate(one.picture.subjects)} | {WHOLE: ""}
         for name, values in one.score.values().items():
-            of_name = found.setdefault(name, {})
-            of_name.update({(group, (prompt, seed, number), slot): value for slot, value in values.items()})
+            found.setdefault(name, {}).update({(shot, names[number]): value for number, value in values.items()})
     return found
 
 
 def figures(scored: Sequence[Scored]) -> Figures:
     """The mean of every figure with its 95 % interval."""
-    unit = unit_of([one.picture.group for one in scored])
-    return {
-        name: _told(interval((unit(key), value) for key, value in values.items()))
-        for name, values in values_of(scored).items()
-    }
+    found: Figures = {}
+    for name, values in values_of(scored).items():
+        unit = unit_of(values)
+        found[name] = _told(interval((unit(key), value) for key, value in values.items()))
+    return found
 
 
 def differences(first: Sequence[Scored], second: Sequence[Scored]) -> Figures:
     """Every figure of the first series minus that of the second, over prompts and seeds that both have."""
     ours, theirs = values_of(first), values_of(second)
-    unit = unit_of([one.picture.group for one in first])
-    return {name: _told(paired_difference(ours[name], theirs.get(name, {}), unit)) for name in ours}
+    found: Figures = {}
+    for name, values in ours.items():
+        others = theirs.get(name, {})
+        found[name] = _told(paired_difference(values, others, unit_of(values.keys() & others.keys())))
+    return found
 
 
-def unit_of(groups: Sequence[str]) -> Callable[[Key], Hashable]:
-    """What an interval draws anew: groups of subjects, or the pictures where there is only one group."""
-    return (lambda key: key[0]) if len(set(groups)) > 1 else (lambda key: key[:2])
+def unit_of(keys: Iterable[Key]) -> Callable[[Key], Hashable]:
+    """What an interval over values draws anew: groups of subjects, or the pictures where all are of one group."""
+    groups = {group for (group, *_), _ in keys}
+    return (lambda key: key[0][0]) if len(groups) > 1 else (lambda key: key[0])
 
 
 def confusion(scored: Sequence[Scored]) -> dict[str, dict[str, int]]:

@@ -16,6 +16,7 @@ from tara.files import LARGE, is_there, small_text
 from tara.provenance import Origin, read_origin, relocated
 
 SHEET = "sheet.png"  # `tara generate` leaves it beside the pictures
+LIST = 'Pictures from elsewhere need a JSON list beside them, like [{"file": "a.jpg", "prompt": "a xlo dog"}].'
 
 
 class Entry(BaseModel, frozen=True, extra="forbid"):
@@ -56,10 +57,7 @@ def find_pictures(places: Sequence[Path]) -> list[Found]:
     found: list[Found] = []
     for place, name in zip(places, names, strict=True):
         series = name if names.count(name) == 1 else str(place)
-        here = _listed(place, series) if place.suffix == ".json" else _in_folder(place, series)
-        if not here:
-            raise TaraError(f"'{place}' holds no pictures. Give a folder of PNG files that `tara generate` wrote.")
-        found += here
+        found += _listed(place, series) if place.suffix == ".json" else _in_folder(place, series)
     return found
 
 
@@ -110,10 +108,19 @@ def _in_folder(folder: Path, series: str) -> list[Found]:
     found: list[Found] = []
     for path in sorted(folder.glob("*.png")):
         if path.name != SHEET and not path.name.startswith("."):  # what a killed command has half-written
-            origin = read_origin(path)
+            origin = _origin(path)
             entry = Entry(file=path, prompt=origin.prompt, seed=origin.seed, series=series)
             found.append(Found(path=path, entry=entry, origin=origin))
+    if not found:
+        raise TaraError(f"'{folder}' holds no pictures that `tara generate` wrote. {LIST}")
     return found
+
+
+def _origin(path: Path) -> Origin:
+    try:
+        return read_origin(path)
+    except TaraError as failure:
+        raise TaraError(f"{failure} {LIST}") from failure
 
 
 def _listed(path: Path, series: str) -> list[Found]:
@@ -123,8 +130,8 @@ def _listed(path: Path, series: str) -> list[Found]:
         raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Give a JSON list of pictures.") from failure
     except (ValueError, RecursionError) as failure:
         raise TaraError(f"'{path}' is no JSON file: {failure}. Correct it.") from failure
-    if not isinstance(rows, list):
-        raise TaraError(f'\'{path}\' is no list. Write it like [{{"file": "a.png", "prompt": "a xlo dog"}}].')
+    if not isinstance(rows, list) or not rows:
+        raise TaraError(f"'{path}' is no list of pictures. {LIST}")
     found: list[Found] = []
     for number, row in enumerate(cast(list[Any], rows), 1):
         entry = build(Entry, row, f"'{path}', entry {number}: ")

@@ -1,21 +1,24 @@
 """An evaluation as a page: pictures with what was found in them, the figures under them, the command last."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from PIL import Image, ImageDraw
 
-from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures
+from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures, shots
 from tara.evaluation.results import Circumstances
 from tara.evaluation.statistics import spelled
 from tara.pictures import read_image
 from tara.plots import COLOURS
-from tara.report import Grid, Row, Table, page, wrapped
+from tara.report import Grid, Row, Table, page, shrunk, wrapped
 
 SIDE = 320
 """Of a picture on the page, in pixels at most; the page holds its pictures itself."""
 MOST_ROWS = 24
 COLUMNS = 4
+FRAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
+"""What people call the colours of :data:`tara.plots.COLOURS`."""
 INTERVALS = "Mean and 95 % interval: a bootstrap over groups of subjects, or over pictures where there is one group."
 MEANINGS = {
     "success": "all subjects of the prompt present, each like itself",
@@ -23,7 +26,10 @@ MEANINGS = {
     "identity": "likeness of those that are there to their own photos",
     "identity_absent_zero": "the same with 0 for those that are not",
     "leakage": "how much more one is like another subject of the prompt than like itself",
-    "clip_t": "picture and prompt, rare words left out",
+    "identity_clip_i": "identity by CLIP",
+    "identity_absent_zero_clip_i": "identity_absent_zero by CLIP",
+    "leakage_clip_i": "leakage by CLIP",
+    "clip_t": "picture and prompt, class words in place of rare words",
     "plain_clip_t": "picture and prompt as it stands",
     "plain_clip_i": "whole picture and all photos of its subjects, by CLIP",
     "plain_dino": "the same by DINO",
@@ -37,7 +43,7 @@ def evaluation_page(scored: Sequence[Scored], how: Circumstances) -> str:
     lead = f"{len(scored)} pictures of {len(how.thresholds)} subjects, scored subject by subject."
     tables = [
         _figures_table(scored),
-        *(_differences_table(scored, first, second) for first, second in combinations(names, 2)),
+        *([_differences_table(scored)] if len(names) > 1 else []),
         *(_confusion_table(name, some) for name, some in by_series(scored).items()),
         _subjects_table(how),
         Table(headings=("for", "model"), rows=tuple(how.models.items()), title="What looked"),
@@ -45,23 +51,31 @@ def evaluation_page(scored: Sequence[Scored], how: Circumstances) -> str:
     return page(
         title=f"Evaluation: {', '.join(names)}",
         lead=lead,
-        grids=[_grid(scored, names)],
+        grids=[_grid(scored)],
         tables=tables,
         command=how.command,
     )
 
 
-def _grid(scored: Sequence[Scored], names: Sequence[str]) -> Grid:
+def _grid(scored: Sequence[Scored]) -> Grid:
     """Series side by side, a row for each prompt and seed; a single series goes on from row to row."""
-    cells = {(one.picture.series, one.picture.plain_prompt, one.picture.seed): one for one in scored}
-    asked = list(dict.fromkeys((prompt, seed) for _, prompt, seed in cells))
-    if len(names) == 1:
+    series = by_series(scored)
+    if len(series) == 1:
         shown = scored[: MOST_ROWS * COLUMNS]
         captions = [f"{_place(one)}: {_caption(one)}" for one in shown]
-        return wrapped([_marked(one) for one in shown], captions, columns=COLUMNS, title="Pictures")
-    rows = [_row([cells.get((name, prompt, seed)) for name in names]) for prompt, seed in asked[:MOST_ROWS]]
-    note = f"The first {MOST_ROWS} of {len(asked)} prompts and seeds." if len(asked) > MOST_ROWS else ""
-    return Grid(rows=tuple(rows), columns=tuple(names), title="Pictures", note=note)
+        grid = wrapped([_marked(one) for one in shown], captions, columns=COLUMNS, title="Pictures")
+        return replace(grid, note=_note(scored, len(shown), len(scored), "pictures"))
+    cells = [dict(shots(some)) for some in series.values()]
+    asked = list(dict.fromkeys(shot for of in cells for shot in of))
+    rows = tuple(_row([of.get(shot) for of in cells]) for shot in asked[:MOST_ROWS])
+    note = _note(scored, len(rows), len(asked), "prompts and seeds")
+    return Grid(rows=rows, columns=tuple(series), title="Pictures", note=note)
+
+
+def _note(scored: Sequence[Scored], shown: int, there: int, what: str) -> str:
+    most = max(len(one.picture.subjects) for one in scored)
+    frames = f"Frames, in the order of a prompt's subjects: {', '.join(FRAMES[:most])}."
+    return f"{frames} The first {shown} of {there} {what}." if shown < there else frames
 
 
 def _row(cells: Sequence[Scored | None]) -> Row:
@@ -73,7 +87,7 @@ def _row(cells: Sequence[Scored | None]) -> Row:
 
 
 def _place(one: Scored) -> str:
-    seed = "" if one.picture.seed is None else f", seed {one.picture.seed}"
+    seed = "" if one.picture.seed is None else f", seed\N{NO-BREAK SPACE}{one.picture.seed}"
     return f"{one.picture.prompt}{seed}"
 
 
@@ -89,13 +103,12 @@ def _caption(one: Scored) -> str:
 
 def _marked(one: Scored) -> Image.Image:
     """The picture at the page's size, with a frame around every subject that was found in it."""
-    image = read_image(one.picture.path)
-    image.thumbnail((SIDE, SIDE))
+    image = shrunk(read_image(one.picture.path), SIDE)
     draw, last = ImageDraw.Draw(image), (image.width - 1, image.height - 1)
     for number, subject in enumerate(one.score.subjects):
         if subject.box is not None:
             corners = [round(min(max(0.0, part), 1.0) * side) for part, side in zip(subject.box, last * 2, strict=True)]
-            draw.rectangle(corners, outline=COLOURS[number % len(COLOURS)])
+            draw.rectangle(corners, outline=COLOURS[number % len(COLOURS)], width=max(1, max(image.size) // 100))
     return image
 
 
@@ -114,16 +127,15 @@ def _figures_table(scored: Sequence[Scored]) -> Table:
     )
 
 
-def _differences_table(scored: Sequence[Scored], first: str, second: str) -> Table:
-    series = by_series(scored)
-    found = differences(series[first], series[second])
-    shown = _measured([found])
-    note = "Over the prompts and seeds that both have." if shown else "They share no prompt and seed."
+def _differences_table(scored: Sequence[Scored]) -> Table:
+    pairs = combinations(by_series(scored).items(), 2)
+    found = [(f"{one} minus {other}", differences(ours, theirs)) for (one, ours), (other, theirs) in pairs]
+    shown = _measured([figure for _, figure in found])
     return Table(
         headings=("", *shown),
-        rows=((f"{first} minus {second}", *_cells(found, shown)),),
-        title=f"{first} minus {second}",
-        note=note,
+        rows=tuple((name, *_cells(figure, shown)) for name, figure in found),
+        title="Differences",
+        note="Over the prompts and seeds that both have; empty where they share none.",
     )
 
 

@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ from tara.evaluation.figures import Scored, by_part, by_series, confusion, diffe
 from tara.evaluation.scores import WHOLE
 from tara.evaluation.statistics import DIGITS
 from tara.evaluation.subjects import SAME_CLASS, Subject
-
-PACKAGES = ("tara", "torch", "diffusers", "transformers", "numpy")
+from tara.run_folder import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +34,7 @@ def results(scored: Sequence[Scored], how: Circumstances, out: Path) -> dict[str
         "protocol": how.protocol,
         "command": how.command,
         "models": dict(how.models),
-        "versions": _versions(),
+        "versions": versions(),
         "subjects": [
             {"word": one.word, "kind": one.kind, "photos": one.photos.as_posix(), "threshold": round(threshold, DIGITS)}
             for one, threshold in how.thresholds.items()
@@ -130,13 +127,3 @@ def place_of(path: Path, out: Path) -> str:
     """A file as seen from the output folder, or as it was given when it lies elsewhere."""
     inside = path.absolute().is_relative_to(out.absolute())
     return (path.absolute().relative_to(out.absolute()) if inside else path).as_posix()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            continue
-    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tara.dreambooth import subject_of
 from tara.errors import TaraError
-from tara.tokens import replace_spans, word_spans
+from tara.tokens import with_class_words, word_spans
 
 SAME_CLASS, OTHER_CLASSES = "same class", "different classes"
 
@@ -46,15 +46,9 @@ class Picture:
 
     @property
     def plain_prompt(self) -> str:
-        """The prompt without rare words, which mean nothing to a text encoder."""
-        return without_words(self.prompt, [subject.word for subject in self.subjects])
-
-
-def without_words(prompt: str, words: Sequence[str]) -> str:
-    """The prompt without these words: ``a xlo dog on a beach`` becomes ``a dog on a beach``."""
-    for word in words:
-        prompt, _ = replace_spans(prompt, word_spans(prompt, word), "")
-    return " ".join(prompt.split())
+        """The prompt with class words in place of rare words, which mean nothing to a text encoder."""
+        named = ((span, one.kind) for one in self.subjects for span in word_spans(self.prompt, one.word))
+        return with_class_words(self.prompt, named)
 
 
 def part_of(subjects: Sequence[Subject]) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from tara.formats.names import ROOTS, TEXT_ROOTS, flatten, from_sgm, sgm_layers_per_block, unflatten
@@ -62,8 +63,10 @@ _MODELS = {
 }
 _LIKE_CHECKPOINTS = (KOHYA, COMFY)  # their layers may be called as in original checkpoints, with the blocks of sgm
 
-DIFFERENCE = r"\.diff(_b)?$"
-"""The end of the name of a weight's or bias's own difference."""
+KEPT_KEYS = 8192  # parsed ones: adapters of one base have the same keys, a few thousand at most
+
+DIFFERENCES = (".diff", ".diff_b")
+"""The ends of the names of a weight's and a bias's own difference."""
 
 # what a plain pair of matrices cannot stand for; the first that fits names it
 _OTHER_METHODS = {
@@ -72,7 +75,7 @@ _OTHER_METHODS = {
     "DoRA": r"\.dora_scale|\.lora_magnitude_vector",
     "LoCon with a Tucker core": r"\.lora_mid\.",
     "OFT": r"\.b?oft_",
-    "a full difference of weights": DIFFERENCE,
+    "a full difference of weights": r"\.diff(_b)?$",
     "GLoRA": r"\.[ab][12]\.weight$",
     "IA3": r"\.on_input$",
     "a trained norm": r"\.[wb]_norm$",
@@ -118,18 +121,26 @@ def inverted_word(keys: Iterable[str]) -> str:
 
 def parts(keys: Iterable[str]) -> dict[str, Part | None]:
     """What the tensors of a file are by their keys; None for a key of no known style."""
-    keys = list(keys)
     matches = {key: _match(key) for key in keys}
     flat = [flatten(match["layer"]) for style, match in filter(None, matches.values()) if style in _LIKE_CHECKPOINTS]
     layers_per_block = sgm_layers_per_block(flat)
-    return {key: found and _part(*found, layers_per_block) for key, found in matches.items()}
+    return {key: _part(key, layers_per_block) for key in matches}
 
 
+@lru_cache(KEPT_KEYS)
 def _match(key: str) -> tuple[str, re.Match[str]] | None:
-    return next(((style, match) for style, pattern in STYLES if (match := pattern.fullmatch(key))), None)
+    for style, pattern in STYLES:
+        if match := pattern.fullmatch(key):
+            return style, match
+    return None
 
 
-def _part(style: str, match: re.Match[str], layers_per_block: int) -> Part | None:
+@lru_cache(KEPT_KEYS)
+def _part(key: str, layers_per_block: int) -> Part | None:
+    found = _match(key)
+    if found is None:
+        return None
+    style, match = found
     named, layer = match.groupdict(), match["layer"]
     model = named.get("model") or (TEXT_ENCODERS[0] if layer.startswith(TEXT_ROOTS) else UNET)
     model = _MODELS.get(model, model)

@@ -41,7 +41,7 @@ def run(script: Script, arguments: Sequence[str] | None = None) -> int:
         say(script.help().rstrip("\n"))
         return 0
     again = shlex.join(["python", script.file, *tokens])
-    return outcome(lambda: script.work(read_flags(script, tokens)), again)
+    return outcome(lambda: script.work(read_flags(script, tokens)), again, shared=script.work is train)
 
 
 def train_sdxl() -> int:

@@ -61,7 +61,11 @@ OPTIMISATION = (
         setting="lr_warmup_steps",
         default="0",
     ),
-    switch("scale_lr", "multiply the learning rate with batch size and accumulation steps", origin="diffusers"),
+    switch(
+        "scale_lr",
+        "multiply the learning rate with batch size, accumulation steps and launched processes",
+        origin="diffusers",
+    ),
     switch("use_8bit_adam", "8-bit AdamW; AdamW where there is no CUDA or no bitsandbytes, with a note"),
     Flag(name="optimizer", about="AdamW or prodigy", default="adamw", origin="diffusers"),
     Flag(name="adam_weight_decay", about="weight decay", setting="weight_decay", default="1e-2", origin="diffusers"),
@@ -116,13 +120,14 @@ RUN = (
     Flag(name="hub_token", about="token of the hub account, better left to `hf auth login`", origin="diffusers"),
 )
 
+WORKERS = "photos are encoded once, before the first step"
 DROPOUT = "adapters are trained without dropout; against overfitting, take fewer steps"
 SD_ONLY = (
     switch("use_lora", "needed: adapters are all that is trained here"),
     Flag(name="learning_rate", about="learning rate", setting="learning_rate", default="1e-4"),
     Flag(name="lora_r", about="rank", setting="rank", default="8"),
     Flag(name="lora_alpha", about="scale times rank, stored and applied", setting="alpha", default="32"),
-    refused("rank", "this script calls it --lora_r"),
+    Flag(name="rank", about="rank, as --lora_r", setting="rank", origin="diffusers"),
     accepted("lora_dropout", DROPOUT, "0", origin="published"),
     accepted(
         "lora_bias",
@@ -134,7 +139,7 @@ SD_ONLY = (
         accepted(f"lora_text_encoder_{part}", "the text encoder stays frozen", origin="published")
         for part in ("r", "alpha", "dropout", "bias")
     ),
-    accepted("num_dataloader_workers", "photos are encoded once, before the first step", origin="published"),
+    accepted("num_dataloader_workers", WORKERS, origin="published"),
     accepted("no_tracemalloc", "memory is not traced", kind="switch", origin="published"),
 )
 
@@ -156,7 +161,6 @@ SDXL_ONLY = (
         accepted(f"crops_coords_top_left_{side}", "SDXL is told where each crop really lies", origin="published")
         for side in "hw"
     ),
-    accepted("dataloader_num_workers", "photos are encoded once, before the first step"),
     accepted("text_encoder_lr", "the text encoders stay frozen"),
 )
 
@@ -179,6 +183,7 @@ OF_DIFFUSERS = (
     refused("text_encoder_use_attention_mask", "the base's own way is kept; leave it out", "false", kind="switch"),
     refused("offset_noise", "noise is plain; leave it out", "false", kind="switch"),
     refused("lora_layers", "the published scripts' layers are trained; use `tara train --targets` for others"),
+    accepted("dataloader_num_workers", WORKERS),
     accepted("logging_dir", "losses are written to the run's own subfolder"),
     accepted("checkpoints_total_limit", "the last two checkpoints are kept"),
     accepted("repeats", "photos come round as often as the steps need"),
@@ -189,6 +194,7 @@ OF_DIFFUSERS = (
     accepted("pre_compute_text_embeddings", "captions are always encoded once", kind="switch"),
     accepted("allow_tf32", "torch's own choice stands", kind="switch"),
     accepted("enable_xformers_memory_efficient_attention", "torch's own attention does this", kind="switch"),
+    accepted("enable_npu_flash_attention", "torch's own attention does this", kind="switch"),
     accepted("set_grads_to_none", "gradients are always set to none", kind="switch"),
     accepted("local_rank", "the launcher tells"),
     accepted("lr_num_cycles", "cosine_with_restarts has one cycle", "1"),

@@ -27,7 +27,8 @@ them together.
   tracker without its package or account is left out.
 - **`accelerate launch`** starts a script in several processes, one for each GPU: they share every step's calls, so N
   processes learn what one with N times the `--gradient_accumulation_steps` does, and the first one writes. On CPUs
-  accelerate starts several with `--multi_gpu`, not with `--cpu`.
+  accelerate starts several with `--multi_gpu`; with `--cpu` or a MULTI_CPU configuration it starts one, unless there is
+  MPI, and a note says so. Pictures (`inference_tara.py`, `tara generate`) are drawn by the first process alone.
 - **Without `python`**: once the package is installed, `train_dreambooth_tara_sdxl.py` is a command, as it is typed
   there.
 - **`--output_dir`** holds one file in the end, `pytorch_lora_weights.safetensors`; checkpoints, previews, losses, class

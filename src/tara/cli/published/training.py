@@ -14,6 +14,7 @@ from tara.cli.terminal import say
 from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError, TaraWarning, nearest
 from tara.hub import ADAPTER_FILE, repository_name
+from tara.processes import launched
 
 if TYPE_CHECKING:
     from tara.cli.published.script import Given
@@ -50,6 +51,8 @@ def recipe_of(given: Given) -> Recipe:
     """
     if any(flag.name == "use_lora" for flag in given.script.flags) and not given.value("use_lora"):
         raise TaraError("Only adapters are trained here, never the whole U-Net. Add --use_lora.")
+    if "rank" in given and "lora_r" in given:
+        raise TaraError("--rank and --lora_r are the same setting. Give one of them.")
     concept: dict[str, Any] = given.settings(ConceptSettings) | {"out": Path(given.text("output_dir")) / ADAPTER_FILE}
     settings: dict[str, Any] = given.settings(TrainSettings) | {
         "targets": TARGETS,
@@ -64,7 +67,7 @@ def recipe_of(given: Given) -> Recipe:
     if settings["optimizer"] == "prodigy" and "learning_rate" not in given:
         del settings["learning_rate"]  # it finds its own
     elif given.value("scale_lr"):
-        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation"]
+        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation"] * launched()
     return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
 
 

@@ -1,0 +1,304 @@
+"""What does it cost to compose: denoising steps with N adapters, beside the same pipeline without any?
+
+    python benchmarks/composition_speed.py                  writes benchmarks/results/composition_speed_cpu.json
+    python benchmarks/composition_speed.py --family sd15    measures one family, and keeps the other one's rows
+    python benchmarks/composition_speed.py --device cuda    pictures of the families' own sizes, and the wall's clock
+
+SD 1.5 and SDXL at full size, with random weights in bfloat16. A case is one guided denoising step of a stock diffusers
+pipeline (`num_inference_steps=1`, latents out), with everything that is done once per prompt done before:
+
+- `untouched`: stock processors; `tara cross_kv`, `tara attention`: N adapters of each kind of ours;
+- `diffusers`: the same cross_kv files by `load_lora_weights` and `set_adapters`, which acts on all tokens;
+- `published`: the published form, a dense matrix per layer and adapter multiplied at every step (baselines.py).
+
+For `operations` the step is not timed: its operations are listed, and its floating-point operations counted, with no
+adapter and with 32. A `batch of 8` (SD 1.5) gives each picture two adapters of its own, which diffusers draws one by
+one. How cases take turns: speed_study.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import baselines
+import psutil
+import speed_study as speed
+import torch
+from speed_study import Case, Shape
+
+import tara
+from tara.adapter import Adapter
+from tara.backbone import Backbone
+from tara.config import Targets
+from tara.tokens import word_spans
+
+STEP, BATCH, OPERATIONS = "denoising step", "batch of 8", "operations"
+MARGIN = 2 * 2**30  # bytes of memory that are left free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many adapters each way of composing is timed with."""
+
+    cross_kv: Sequence[int] = (0, 1, 2, 4, 8, 32)
+    attention: Sequence[int] = (1, 2, 4, 8, 32)
+    diffusers: Sequence[int] = (1, 8)
+    published: Sequence[int] = (1, 2, 4, 8)
+    batch: bool = True
+
+
+class Comparison:
+    """One family's base, its adapters, and the cases."""
+
+    def __init__(self, shape: Shape, device: str, counts: Counts, folder: Path, most_bytes: int | None) -> None:
+        self.pipe = speed.build_pipeline(shape, device)
+        self.device, self.counts, self.folder, self.most_bytes = device, counts, folder, most_bytes
+        self.pixels = shape.pixels if device == "cpu" else shape.own_pixels
+        self.prompt = " ".join(speed.WORDS)
+        most = max(*counts.cross_kv, *counts.diffusers), max(*counts.attention, *counts.published)
+        # a step is the same in every context, and this one is prepared soonest
+        self.cross_kv, self.attention = (
+            speed.random_adapters(Backbone(self.pipe), count, targets, "prompt")
+            for count, targets in zip(most, get_args(Targets), strict=True)
+        )
+
+    def rows(self, rounds: int) -> list[dict[str, Any]]:
+        """All rows of the family."""
+        cases, left_out = self.published()
+        steps = [*self.untouched(), *self.tara(), *self.diffusers(), *cases]
+        rows = [*speed.timed_rows(STEP, steps, rounds, self.device), *left_out, self.operations()]
+        return [*rows, *speed.timed_rows(BATCH, self.batches(), rounds, self.device)] if self.counts.batch else rows
+
+    def step(self, pipe: Any, arguments: dict[str, Any], pixels: int) -> Callable[[], Any]:
+        """One denoising step with a pipeline's arguments."""
+        return partial(
+            pipe,
+            **arguments,
+            height=pixels,
+            width=pixels,
+            num_inference_steps=1,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def stock_step(self, pipe: Any, prompt: str | list[str], pixels: int) -> Callable[[], Any]:
+        """A step that knows nothing of us: embeddings in, stock processors."""
+        with tara.prepared(self.pipe, prompt) as arguments:
+            stock = {name: value for name, value in arguments.items() if name != "cross_attention_kwargs"}
+        return self.step(pipe, stock, pixels)
+
+    @contextmanager
+    def our_step(
+        self, adapters: Any, prompt: str | list[str], pixels: int, warm: bool = False
+    ) -> Generator[Callable[[], Any]]:
+        """A step with adapters of ours; a warm one is not the first since their global parts were fused."""
+        with tara.prepared(self.pipe, prompt, adapters) as arguments:
+            call = self.step(self.pipe, arguments, pixels)
+            if warm:
+                call()
+            yield call
+
+    def untouched(self) -> list[Case]:
+        """The first case, and its control."""
+        call = self.stock_step(self.pipe, self.prompt, self.pixels)
+        return [speed.case("untouched", call), speed.case(speed.CONTROL, call)]
+
+    def tara(self) -> list[Case]:
+        """Ours, with each number of adapters of each kind."""
+        kinds = (
+            ("cross_kv", self.cross_kv, self.counts.cross_kv),
+            ("attention", self.attention, self.counts.attention),
+        )
+        return [
+            Case(
+                name=f"tara {targets}",
+                ready=partial(self.our_step, adapters[:count], self.prompt, self.pixels, targets == "attention"),
+                columns={"adapters": count},
+            )
+            for targets, adapters, counts in kinds
+            for count in counts
+        ]
+
+    def diffusers(self) -> list[Case]:
+        """The same files as diffusers loads and sums them."""
+        pipe = baselines.twin(self.pipe)
+        names = baselines.load_into_diffusers(pipe, self.cross_kv[: max(self.counts.diffusers)], self.folder)
+        call = self.stock_step(pipe, self.prompt, self.pixels)
+
+        @contextmanager
+        def ready(count: int) -> Generator[Callable[[], Any]]:
+            pipe.set_adapters(names[:count])
+            yield call
+
+        return [
+            Case(name="diffusers", ready=partial(ready, count), columns={"adapters": count})
+            for count in self.counts.diffusers
+        ]
+
+    def published(self) -> tuple[list[Case], list[dict[str, Any]]]:
+        """The published form, and rows of what does not fit into memory."""
+        pipe, tokenized = baselines.twin(self.pipe), Backbone(self.pipe).tokenize(self.prompt)
+        dense: list[baselines.PublishedAdapter] = []
+        cases: list[Case] = []
+        left_out: list[dict[str, Any]] = []
+        call = self.stock_step(pipe, self.prompt, self.pixels)
+
+        @contextmanager
+        def ready(count: int) -> Generator[Callable[[], Any]]:
+            with baselines.published(pipe.unet, dense[:count]):
+                yield call
+
+        size = _dense_bytes(self.attention[0], self.pipe.unet.dtype)
+        # as much as that is fused beside the weights, too
+        limit = free_bytes(self.device) - size - MARGIN if self.most_bytes is None else self.most_bytes
+        for count in self.counts.published:
+            columns = {"adapters": count, "dense_mb": round(count * size / 1e6)}
+            if count * size > limit:
+                left_out.append(speed.skipped(STEP, "published", "does not fit into memory", **columns))
+                continue
+            for adapter in self.attention[len(dense) : count]:
+                (span,) = word_spans(self.prompt, adapter.card.rare_word)
+                tokens = tokenized.positions(span)
+                dense.append(baselines.PublishedAdapter.of(adapter, tokens, self.pipe.unet.dtype))
+            cases.append(Case(name="published", ready=partial(ready, count), columns=columns))
+        return cases, left_out
+
+    def operations(self) -> dict[str, Any]:
+        """A step's operations with no adapter and with all of them: where the lists differ, and their counts."""
+        counted: list[tuple[list[tuple[Any, ...]], int]] = []
+        for adapters in ([], self.cross_kv):
+            with self.our_step(adapters, self.prompt, self.pixels) as call:
+                counted.append(speed.counted(call))
+        (none, flops_of_none), (many, flops_of_many) = counted
+        different = abs(len(none) - len(many)) + sum(a != b for a, b in zip(none, many, strict=False))
+        return {
+            "part": OPERATIONS,
+            "case": "tara cross_kv",
+            "adapters": len(self.cross_kv),
+            "operations": len(none),
+            "different": different,
+            "flops": flops_of_many,
+            "flops_without_adapters": flops_of_none,
+            "flops_untouched": speed.counted(self.stock_step(self.pipe, self.prompt, self.pixels))[1],
+        }
+
+    def batches(self) -> list[Case]:
+        """Eight pictures, each with two adapters of its own, beside eight with none and beside one after the other."""
+        prompts, pixels = [f"{one} and {other}" for one, other in self.pairs()], self.pixels // 2
+        call = self.stock_step(self.pipe, prompts, pixels)
+        lists = [[self.named(one), self.named(other)] for one, other in self.pairs()]
+        return [
+            speed.case("untouched", call),
+            speed.case(speed.CONTROL, call),
+            Case(name="tara cross_kv", ready=partial(self.our_step, lists, prompts, pixels), columns={"adapters": 2}),
+            speed.case("diffusers, one by one", self.one_by_one(prompts, pixels), adapters=2),
+        ]
+
+    def one_by_one(self, prompts: Sequence[str], pixels: int) -> Callable[[], Any]:
+        """What adapters in the weights come to when every picture has its own: a step for each picture."""
+        pipe = baselines.twin(self.pipe)
+        needed = [self.named(word) for pair in self.pairs() for word in pair]
+        baselines.load_into_diffusers(pipe, list(dict.fromkeys(needed)), self.folder)
+        calls = [self.stock_step(pipe, prompt, pixels) for prompt in prompts]
+
+        def draw() -> None:
+            for pair, call in zip(self.pairs(), calls, strict=True):
+                pipe.set_adapters(list(pair))
+                call()
+
+        return draw
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Eight different pairs of four words."""
+        words = speed.WORDS[:4]
+        return [(words[place % 4], words[(place + 1 + place // 4) % 4]) for place in range(8)]
+
+    def named(self, word: str) -> Adapter:
+        """The adapter of a word."""
+        return self.cross_kv[speed.WORDS.index(word)]
+
+
+def _dense_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+    return sum(low_rank.d_in * low_rank.d_out for low_rank in adapter.layers.values()) * dtype.itemsize
+
+
+def measure(
+    family: str, shape: Shape, device: str, rounds: int, counts: Counts, most_bytes: int | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one family; runs in a process of its own, whose memory is given back."""
+    speed.be_alone()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        rows = Comparison(shape, device, counts, Path(folder), most_bytes).rows(rounds)
+    return [{"family": family, **row} for row in rows]
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free where the base is."""
+    return psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
+
+
+def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the issue promises of one family's rows."""
+    steps = [row for row in rows if row["part"] == STEP]
+    (control,) = speed.rows_where(steps, case=speed.CONTROL)
+    low, high = control["ratio"][1:]
+    found: list[dict[str, Any]] = []
+    ours = {row["adapters"]: row for row in speed.rows_where(steps, case="tara cross_kv")}
+    for count, row in ours.items():
+        name = f"{family}, cross_kv, N = {count}, step over untouched, no more than the A/A control"
+        found.append(speed.at_most(name, row["ratio"][0], high))
+    (operations,) = speed.rows_where(rows, part=OPERATIONS)
+    extra = operations["flops"] - operations["flops_without_adapters"]
+    found += [
+        speed.at_most(f"{family}, operations that differ between N = 0 and N = 32", operations["different"], 0),
+        speed.at_most(f"{family}, FLOPs of N = 32 beyond N = 0", extra, 0),
+    ]
+    most = ours[max(ours)]["ratio"][0] / ours[0]["ratio"][0]
+    name = f"{family}, cross_kv, step of N = {max(ours)} over N = 0, inside the A/A interval"
+    found.append(speed.check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
+    for row in speed.rows_where(steps, case="tara attention"):
+        name = f"{family}, attention, N = {row['adapters']}, step over untouched"
+        found.append(speed.at_most(name, row["ratio"][0], 1.02))
+    for row in speed.rows_where(rows, part=BATCH, case="tara cross_kv"):
+        name = f"{family}, batch of 8 adapter sets over batch of 8 with none"
+        found.append(speed.at_most(name, row["ratio"][0], 1.02))
+    return found
+
+
+ROUNDS = {"sd15": 5, "sdxl": 3}
+COUNTS = {"sd15": Counts(published=(1, 2, 8)), "sdxl": Counts(attention=(1, 32), published=(1, 8), batch=False)}
+
+
+def main() -> None:
+    """Parse, run each family in a process of its own, write, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=speed.SHAPES, help="only this one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="result file")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; leave --device out")
+    torch.set_num_threads(1)
+    out = chosen.out or speed.RESULTS / f"composition_speed_{'cpu' if chosen.device == 'cpu' else 'gpu'}.json"
+    for family in [chosen.family] if chosen.family else list(speed.SHAPES):
+        own = speed.alone(measure, family, speed.SHAPES[family], chosen.device, ROUNDS[family], COUNTS[family])
+        rows = speed.merged(out, own)
+        checks = [one for measured in speed.families_of(rows) for one in checks_of(measured, _of(measured, rows))]
+        if chosen.device == "cpu":
+            rows.append(speed.skipped(STEP, "on an NVIDIA GPU", speed.NO_GPU))
+        speed.write(out, rows, checks)
+
+
+def _of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("family") == family]
+
+
+if __name__ == "__main__":
+    main()

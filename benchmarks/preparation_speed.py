@@ -1,0 +1,262 @@
+"""What does it cost before and between pictures: preparing a prompt, loading, keeping and switching adapters, starting?
+
+    python benchmarks/preparation_speed.py                  writes benchmarks/results/preparation_speed_cpu.json
+    python benchmarks/preparation_speed.py --base toyland   measures one base, and keeps the others' rows
+
+SD 1.5 and SDXL at full size, with random weights in bfloat16:
+
+- `preparing`: a prompt with 8 adapters and one with none (encode, keys and values, deltas), over 25 denoising steps of
+  a picture of the family's own size;
+- `loading`: 8 adapter files, over safetensors' own `load_file` of the same ones;
+- `memory`: what 32 loaded adapters hold and what the process grows by, over the size of their files;
+- `switching`: the U-Net's weights that change, and the graphs that `torch.compile` builds anew, while sets of adapters
+  take turns (a backend that only counts: it needs no compiler, and recompiles when any other would).
+
+With the embedded base, `starting`: a process's time from `tara --help` to its end, and from `tara generate` to the end
+of its first denoising step. How cases take turns: speed_study.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import speed_study as speed
+import torch
+from safetensors.torch import load_file
+from speed_study import Shape
+
+import tara
+from tara.adapter import Adapter
+from tara.backbone import Backbone
+from tara.bases import load_base
+
+PREPARING, LOADING, MEMORY, SWITCHING, STARTING = "preparing", "loading", "memory", "switching", "starting"
+STEPS_OF_A_PICTURE = 25
+PREPARED, KEPT = 8, 32
+TOYLAND = "toyland"
+FIRST_STEP = """
+import json, os, sys
+import tara.sampling
+from tara.cli import main
+
+def first_step_done(*_):
+    os._exit(0)
+
+tara.sampling._StepReport.__call__ = first_step_done
+sys.exit(main(json.loads(sys.argv[1])) or 1)
+"""
+"""Runs a command until its first denoising step is done."""
+
+
+class Preparation:
+    """One family's base and its adapters, in files and loaded."""
+
+    def __init__(self, shape: Shape, folder: Path, adapters: int) -> None:
+        self.pipe, self.pixels = speed.build_pipeline(shape), shape.own_pixels
+        self.adapters = speed.random_adapters(Backbone(self.pipe), adapters)
+        self.files = [adapter.save(folder / adapter.name) for adapter in self.adapters]
+
+    def rows(self, rounds: int) -> list[dict[str, Any]]:
+        """All rows of the family; the long steps of `preparing` are timed fewer times than what is short."""
+        return [self.memory(), *self.loading(3 * rounds), *self.preparing(rounds), self.switching()]
+
+    def preparing(self, rounds: int) -> list[dict[str, Any]]:
+        """Ratios are to all the steps of a picture."""
+        with tara.prepared(self.pipe, self.prompt(PREPARED)) as arguments:
+            stock = {name: value for name, value in arguments.items() if name != "cross_attention_kwargs"}
+        step = partial(
+            self.pipe, **stock, height=self.pixels, width=self.pixels, num_inference_steps=1, output_type="latent"
+        )
+        cases = [
+            speed.case("denoising step", step),
+            *(speed.case("tara", partial(self.prepare, count), adapters=count) for count in (PREPARED, 0)),
+        ]
+        rows = speed.timed_rows(PREPARING, cases, rounds, warm=False)
+        return [
+            {**row, "ratio": [float(f"{ratio / STEPS_OF_A_PICTURE:.4g}") for ratio in row["ratio"]]} for row in rows
+        ]
+
+    def prompt(self, adapters: int) -> str:
+        """A prompt with the words of so many adapters."""
+        return " and ".join(f"a {word}" for word in speed.WORDS[:adapters])
+
+    def prepare(self, count: int) -> None:
+        """Prompt to keys and values."""
+        with tara.prepared(self.pipe, self.prompt(PREPARED), self.adapters[:count]):
+            pass
+
+    def loading(self, rounds: int) -> list[dict[str, Any]]:
+        """Eight files, by us and by safetensors."""
+
+        def load(read: Callable[[Path], Any]) -> None:
+            for file in self.files[:PREPARED]:
+                read(file)
+
+        cases = [
+            speed.case("safetensors load_file", partial(load, load_file), times=5),
+            speed.case(f"safetensors load_file{speed.AGAIN}", partial(load, load_file), times=5),
+            speed.case("tara", partial(load, tara.load_adapter), times=5, adapters=PREPARED),
+        ]
+        return speed.timed_rows(LOADING, cases, rounds)
+
+    def memory(self) -> dict[str, Any]:
+        """What loaded adapters hold: their tensors, and what the process grew by."""
+        tara.load_adapter(self.files[0])  # what is loaded once for all of them
+        process = psutil.Process()
+        before = process.memory_info().rss
+        loaded = [tara.load_adapter(file) for file in self.files]
+        grown = process.memory_info().rss - before
+        held = sum(tensor.untyped_storage().nbytes() for adapter in loaded for tensor in _tensors(adapter))
+        size = sum(file.stat().st_size for file in self.files)
+        layers = [low_rank for adapter in loaded for low_rank in adapter.layers.values()]
+        return {
+            "part": MEMORY,
+            "case": "tara",
+            "adapters": len(loaded),
+            "file_mb": round(size / len(loaded) / 1e6, 3),
+            "tensors_over_file": round(held / size, 4),
+            "process_over_file": round(grown / size, 4),
+            "dense_matrices": sum(max(one.a.numel(), one.b.numel()) >= one.d_in * one.d_out for one in layers),
+        }
+
+    def switching(self) -> dict[str, Any]:
+        """Draw a step each with other sets of adapters, through a compiled U-Net, and look at its weights meanwhile."""
+        graphs: list[Any] = []
+
+        def counting(graph: Any, _: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        unet, weights = self.pipe.unet, _weights(self.pipe.unet)
+        unet.compile(backend=counting)
+        sets = [self.adapters[first : first + count] for first, count in ((0, 0), (0, 1), (1, 1), (0, 8), (2, 4))]
+        after: list[int] = []
+        changed = 0
+        for adapters in sets:
+            with tara.prepared(self.pipe, self.prompt(PREPARED), adapters) as arguments:
+                self.pipe(**arguments, height=64, width=64, num_inference_steps=1, output_type="latent")
+                changed += sum(one != other for one, other in zip(_weights(unet), weights, strict=True))
+            after.append(len(graphs))
+        return {
+            "part": SWITCHING,
+            "case": "tara cross_kv",
+            "adapters": [len(adapters) for adapters in sets],
+            "weights_changed": changed,
+            "graphs": after[0],
+            "recompilations": after[-1] - after[0],
+        }
+
+
+def _tensors(adapter: Adapter) -> list[torch.Tensor]:
+    return [tensor for low_rank in adapter.layers.values() for tensor in (low_rank.a, low_rank.b)]
+
+
+def _weights(unet: Any) -> list[tuple[int, int]]:
+    """Where each weight lies, and how often it was written to."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in unet.parameters()]
+
+
+def measure(family: str, shape: Shape, rounds: int, adapters: int = KEPT) -> list[dict[str, Any]]:
+    """The rows of one family; runs in a process of its own, whose memory is given back."""
+    speed.be_alone()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        rows = Preparation(shape, Path(folder), adapters).rows(rounds)
+    return [{"family": family, **row} for row in rows]
+
+
+def starting(rounds: int) -> list[dict[str, Any]]:
+    """Time to start: the help, and a picture on the embedded base."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        backbone = load_base(TOYLAND, device="cpu")
+        (adapter,) = speed.random_adapters(backbone, 1)
+        file = adapter.save(folder / adapter.name)
+        prompt = f"a {adapter.card.rare_word} on the beach"
+        flags = ["--adapter", str(file), "--seeds", "0", "--device", "cpu", "--out", str(folder)]
+        commands = {
+            "tara --help": [sys.executable, "-m", "tara", "--help"],
+            "tara generate, first denoising step": [
+                sys.executable,
+                "-c",
+                FIRST_STEP,
+                json.dumps(["generate", prompt, *flags]),
+            ],
+        }
+        return [
+            {"family": TOYLAND, "part": STARTING, "case": case, **_started(command, rounds)}
+            for case, command in commands.items()
+        ]
+
+
+def _started(command: Sequence[str], rounds: int) -> dict[str, Any]:
+    wall: list[float] = []
+    cpu: list[float] = []
+    for _ in range(rounds + 1):
+        begun, used = time.perf_counter(), _used_by_children()
+        subprocess.run(command, check=True, capture_output=True)
+        wall.append(time.perf_counter() - begun)
+        cpu.append(_used_by_children() - used)
+    # the first one reads its files from disk
+    return {"seconds": speed.spread(wall[1:]), "cpu_seconds": speed.spread(cpu[1:]), "rounds": rounds}
+
+
+def _used_by_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the issue promises."""
+    found: list[dict[str, Any]] = []
+    for family in speed.families_of(rows):
+        own = [row for row in rows if row.get("family") == family]
+        for row in speed.rows_where(own, part=PREPARING, adapters=PREPARED):
+            name = f"{family}, preparing 8 adapters over a picture of {STEPS_OF_A_PICTURE} steps"
+            found.append(speed.at_most(name, row["ratio"][0], 0.01))
+        for row in speed.rows_where(own, part=LOADING, case="tara"):
+            found.append(speed.at_most(f"{family}, loading 8 adapters over load_file", row["ratio"][0], 2))
+        for row in speed.rows_where(own, part=MEMORY):
+            for name in ("tensors_over_file", "process_over_file"):
+                value = abs(row[name] - 1)
+                found.append(speed.at_most(f"{family}, {name}, from 1", round(value, 4), 0.05))
+            found.append(speed.at_most(f"{family}, dense matrices", row["dense_matrices"], 0))
+        for row in speed.rows_where(own, part=SWITCHING):
+            found.append(speed.at_most(f"{family}, weights changed by switching", row["weights_changed"], 0))
+            found.append(speed.at_most(f"{family}, recompilations when switching", row["recompilations"], 0))
+        for row in speed.rows_where(own, part=STARTING, case="tara --help"):
+            found.append(speed.at_most("tara --help, seconds", row["seconds"][0], 0.3))
+    return found
+
+
+ROUNDS = {"sd15": 3, "sdxl": 1, TOYLAND: 9}
+
+
+def main() -> None:
+    """Parse, run each family in a process of its own, write, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", choices=ROUNDS, help="only this one")
+    parser.add_argument("--out", type=Path, default=speed.RESULTS / "preparation_speed_cpu.json", help="result file")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    for base in [chosen.base] if chosen.base else list(ROUNDS):
+        if base == TOYLAND:
+            own = speed.alone(starting, ROUNDS[base])
+        else:
+            own = speed.alone(measure, base, speed.SHAPES[base], ROUNDS[base])
+        rows = speed.merged(chosen.out, own)
+        speed.write(chosen.out, rows, checks_of(rows))
+
+
+if __name__ == "__main__":
+    main()

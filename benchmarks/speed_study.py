@@ -1,0 +1,281 @@
+"""What the speed benchmarks share: full-size bases, adapters for them, taking turns before a clock, and counting.
+
+Every case of a comparison is timed once in each round, and rounds begin with another case each, so what else happens on
+the machine strikes all alike. A figure is [median, lowest, highest] over the rounds, and a ratio is taken within its
+round. The first case is there twice: the ratio of the second to the first, an A/A control, is what noise alone does.
+On a CPU it is one thread and the process's own CPU time; on a GPU the wall's clock between two synchronisations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import diffusers
+import torch
+import toyland_study as study
+from full_size import random_pipeline
+from rich.console import Console
+from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from tara.adapter import Adapter, AdapterCard, Context
+from tara.backbone import Backbone
+from tara.config import Targets
+from tara.lora import LowRank, fresh
+from tara.pipelines import make_scheduler
+from tara.single_file import CONFIGS
+from tara.training import target_layers
+
+RESULTS = Path(__file__).parent / "results"
+RANK = 8
+WORDS = (
+    *("cat", "dog", "cow", "pig", "fox", "owl", "bee", "ant", "bat", "rat", "elk", "hen", "ape", "ram", "yak", "emu"),
+    *("eel", "cod", "crab", "duck", "goat", "hare", "lion", "mole", "moth", "seal", "swan", "toad", "wolf", "bear"),
+    *("deer", "frog"),
+)
+"""Words of one token each: the text encoder reads 32 of them in one prompt."""
+AGAIN = ", again"
+CONTROL = f"untouched{AGAIN}"
+KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+"""Of glibc's allocator, which reads them when a process starts."""
+NO_GPU = "measured with --device cuda, where there is one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A family of full-size bases: its configs, the precision and sides in pixels that it is measured in."""
+
+    configs: str
+    dtype: torch.dtype = torch.bfloat16
+    pixels: int = 256
+    own_pixels: int
+
+
+FAMILIES = ("sd15", "sdxl", "toyland")
+SHAPES = {"sd15": Shape(configs="sd1", own_pixels=512), "sdxl": Shape(configs="sdxl", own_pixels=1024)}
+
+
+def build_pipeline(shape: Shape, device: str = "cpu") -> Any:
+    """A stock pipeline of a family's published shape with random weights, and a scheduler of as many steps as asked."""
+    before = torch.get_default_dtype()
+    torch.manual_seed(0)
+    torch.set_default_dtype(shape.dtype)
+    try:
+        pipe = random_pipeline(CONFIGS / shape.configs)
+    finally:
+        torch.set_default_dtype(before)
+    pipe.scheduler = make_scheduler("ddim", pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    Backbone(pipe).freeze()
+    return pipe.to(device)
+
+
+def random_adapters(
+    backbone: Backbone, count: int, targets: Targets = "cross_kv", context: Context = "delta"
+) -> list[Adapter]:
+    """Adapters of rank 8 as training makes them, with random weights, each for another word."""
+    found: list[Adapter] = []
+    for number, word in enumerate(WORDS[:count]):
+        generator = torch.Generator().manual_seed(number)
+        layers: dict[str, LowRank] = {}
+        for path in target_layers(backbone, targets):
+            begun = fresh(*backbone.projection_sizes(path), rank=RANK, generator=generator)
+            layers[path] = LowRank(begun.a, 0.01 * torch.randn(begun.b.shape, generator=generator), begun.scale)
+        card = AdapterCard(
+            rare_word=word,
+            class_word="",
+            family=backbone.family.name,
+            rank=RANK,
+            alpha=RANK,
+            targets=targets,
+            phrase=f"a photo of a {word}",
+            context=context,
+        )
+        found.append(Adapter(card, layers, name=f"{word}.safetensors"))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to time: ``ready`` gives, for a ``with`` block, the call that is timed.
+
+    ``times``: how often it is called in one measurement, for what is too short to be timed once.
+    """
+
+    name: str
+    ready: Callable[[], AbstractContextManager[Callable[[], Any]]]
+    times: int = 1
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def case(name: str, call: Callable[[], Any], times: int = 1, **columns: Any) -> Case:
+    """A case that needs no preparation."""
+    return Case(name=name, ready=lambda: nullcontext(call), times=times, columns=columns)
+
+
+def clock(device: str) -> Callable[[], float]:
+    """What tells the time in seconds: a CPU's own time, or the wall's once a GPU has done what it was asked."""
+    if device == "cpu":
+        return time.process_time
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Work in a process of its own, which then gives its memory back.
+
+    It keeps what it has freed until then: else some cases, by where the heap happens to end, get fresh pages at every
+    call and others none, which is 5 % of a step.
+    """
+    os.environ.update(KEEPING_MEMORY)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def be_alone() -> None:
+    """What every measuring process begins with: one thread, and no notes of diffusers."""
+    torch.set_num_threads(1)
+    diffusers.utils.logging.set_verbosity_error()
+
+
+def taking_turns(cases: Sequence[Case], rounds: int, device: str = "cpu", warm: bool = True) -> list[list[float]]:
+    """Seconds of each case in each round."""
+    now = clock(device)
+    seconds: list[list[float]] = [[] for _ in cases]
+    if warm:  # the first call of all is slower than any later one
+        with cases[0].ready() as call:
+            call()
+    for number in range(rounds):
+        for place in range(len(cases)):
+            index = (place + number) % len(cases)
+            with cases[index].ready() as call:
+                begun = now()
+                for _ in range(cases[index].times):
+                    call()
+                seconds[index].append((now() - begun) / cases[index].times)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def timed_rows(
+    part: str, cases: Sequence[Case], rounds: int, device: str = "cpu", warm: bool = True
+) -> list[dict[str, Any]]:
+    """Time the cases in turns: one row for each, its ratios to the first case."""
+    seconds = taking_turns(cases, rounds, device, warm)
+    return [
+        {
+            "part": part,
+            "case": one.name,
+            **one.columns,
+            "seconds": spread(own),
+            "ratio": spread([value / base for value, base in zip(own, seconds[0], strict=True)]),
+            "rounds": rounds,
+        }
+        for one, own in zip(cases, seconds, strict=True)
+    ]
+
+
+def skipped(part: str, name: str, why: str, **columns: Any) -> dict[str, Any]:
+    """A row of what this machine cannot do."""
+    return {"part": part, "case": name, **columns, "skipped": why}
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """[median, lowest, highest], to four digits."""
+    return [float(f"{value:.4g}") for value in (median(values), min(values), max(values))]
+
+
+class Operations(TorchDispatchMode):
+    """Every operation in order, with the shape and precision of each tensor that goes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the operation, and do it."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.found.append((str(func), *((tuple(tensor.shape), tensor.dtype) for tensor in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def counted(call: Callable[[], Any]) -> tuple[list[tuple[Any, ...]], int]:
+    """The operations of a call, and its floating-point operations."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    # torch does not count the attention that it uses on a CPU
+    on_cpu: Any = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as flops, Operations() as operations:
+        call()
+    return operations.found, int(flops.get_total_flops())
+
+
+def check(name: str, value: float, bound: str, holds: bool) -> dict[str, Any]:
+    """One bound, and whether it holds."""
+    return study.check(name, value, bound, holds)
+
+
+def at_most(name: str, value: float, bound: float) -> dict[str, Any]:
+    """A check that a value is no larger than a bound."""
+    return check(name, value, f"<= {bound:.4g}", value <= bound)
+
+
+def rows_where(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Iterator[Mapping[str, Any]]:
+    """The timed rows with these columns."""
+    for row in rows:
+        if "skipped" not in row and all(row.get(name) == value for name, value in wanted.items()):
+            yield row
+
+
+def merged(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of some families, and an earlier result file's rows of the others, in the families' order."""
+    command = " ".join(["python", *sys.argv])
+    fresh_families = {row["family"] for row in rows}
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    kept = [row for row in earlier if row.get("family") in set(FAMILIES) - fresh_families]
+    both = [*kept, *({**row, "command": command} for row in rows)]
+    return sorted(both, key=lambda row: FAMILIES.index(row["family"]))
+
+
+def families_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The families that have rows, in order."""
+    return [family for family in FAMILIES if any(row.get("family") == family for row in rows)]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]], **others: Any) -> None:
+    """Write a result file and show it."""
+    result = {**study.circumstances(), "threads": torch.get_num_threads(), **others, "rows": rows, "checks": checks}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console, table = Console(highlight=False), Table("family", "part", "case", "N", "seconds", "ratio")
+    for row in rows:
+        figures = (
+            [row["skipped"], ""] if "skipped" in row else [_spelled(row.get(name)) for name in ("seconds", "ratio")]
+        )
+        table.add_row(row.get("family", ""), row["part"], row["case"], str(row.get("adapters", "")), *figures)
+    console.print(table)
+    for one in checks:
+        console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
+
+
+def _spelled(figure: Sequence[float] | None) -> str:
+    return "" if figure is None else f"{figure[0]:.4g} ({figure[1]:.4g} to {figure[2]:.4g})"

@@ -1,0 +1,42 @@
+"""The speed of training in its tiny form: every way to take a step has its row, and so has every number of concepts."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_bases
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("training_speed")
+
+
+@pytest.mark.parametrize(
+    ("family", "build"), [("sd15", tiny_bases.sd_pipeline), ("sdxl", tiny_bases.sdxl_pipeline)], ids=["sd15", "sdxl"]
+)
+def test_a_step_stands_beside_its_floor_and_the_usual_script(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, family: str, build: Callable[[], Any]
+):
+    monkeypatch.setattr(benchmark.speed, "random_pipeline", lambda _: build())
+    shape = benchmark.speed.Shape(configs="sd1", dtype=torch.float32, pixels=32, own_pixels=32)
+    rows = benchmark.measure(family, shape, rounds=1)
+    assert [row["case"] for row in rows] == ["floor", "floor, again", "tara cross_kv", "tara attention", "usual script"]
+    assert [one["bound"] for one in benchmark.checks_of(rows)] == ["<= 1.05"]
+
+
+def test_concepts_of_one_run_are_counted_per_concept(benchmark: ModuleType):
+    rows = benchmark.many_concepts(rounds=1, many=(1, 2))
+    assert [row["concepts"] for row in rows] == [1, 2]
+    assert [one["name"] for one in benchmark.checks_of(rows)] == [
+        "toyland, 2 concepts in one run, time of each over alone"
+    ]
