@@ -6,13 +6,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format environment setup clean
+.PHONY: demo test test-oldest test-newest lint format environment setup clean
 
 demo: $(STAMP)
 	$(BIN)/tara demo --out demo
 
 test: lint
 	$(BIN)/pytest
+
+# the suite in an environment of its own with the oldest, or the newest, releases that pyproject.toml admits
+test-oldest test-newest: test-%: constraints-%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$* || python3 -m venv .venv-$*
+	.venv-$*/bin/python -m pip install $(PIP_FLAGS) --quiet --constraint $< torch
+	.venv-$*/bin/python -m pip install $(PIP_FLAGS) --quiet --constraint $< --editable '.[tensorboard,dev]'
+	.venv-$*/bin/pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,4 +53,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest demo build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

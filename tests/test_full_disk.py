@@ -1,5 +1,6 @@
 """A disk that is full, or may not be written to: one sentence, and what was there before is still there."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from tara.run_folder import Metrics
 from tara.training_run import train_recipe
 from training_fixtures import quick, two_concepts
 
-SIZE = 256 * 1024
+SIZE = 2 * 1024 * 1024
 
 
 def mounted(*arguments: str | Path) -> None:
@@ -34,7 +35,7 @@ def mounted(*arguments: str | Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """A file system of 2 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", disk)
@@ -113,8 +114,8 @@ def test_a_training_on_a_disk_that_fills_up_goes_on_when_there_is_room(sd_pipe: 
 
     def fill_up(record: Any) -> None:
         if record.index == 2:
-            free = int(subprocess.check_output(["stat", "-f", "-c", "%f", str(small_disk)])) * 4096
-            filler.write_bytes(bytes(max(0, free - 4096)))
+            disk = os.statvfs(small_disk)
+            filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize - 4096))
 
     with pytest.raises(TaraError, match="disk is full"):
         train_recipe(recipe, sd_pipe, on_step=fill_up)

@@ -27,11 +27,9 @@ def claimed(folder: Path) -> Generator[None]:
     writable_folder(folder)
     lock = _locked(folder)
     try:
-        (folder / OWNER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        _tell_owner(folder)
         remove_unfinished(folder)
         yield
-    except OSError as failure:
-        raise write_error(folder, failure) from failure
     finally:
         for name in (OWNER, LOCK):
             with suppress(OSError):  # elsewhere than on Unix an open file cannot be removed; an old lock does no harm
@@ -59,6 +57,13 @@ def _locked(folder: Path) -> FileLock:
     except OSError as failure:
         raise write_error(folder, failure) from failure
     return lock
+
+
+def _tell_owner(folder: Path) -> None:
+    try:
+        (folder / OWNER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+    except OSError as failure:
+        raise write_error(folder / OWNER, failure) from failure
 
 
 def _owner(folder: Path) -> str:
