@@ -239,7 +239,7 @@ def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-ROUNDS = {"sd15": 3, "sdxl": 1, TOYLAND: 9}
+ROUNDS = {"sd15": 2, "sdxl": 1, TOYLAND: 5}
 
 
 def main() -> None:

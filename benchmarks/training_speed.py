@@ -167,7 +167,7 @@ def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-ROUNDS = {"sd15": 5, "sdxl": 2, "toyland": 5}
+ROUNDS = {"sd15": 3, "sdxl": 2, "toyland": 3}
 
 
 def rows_of(base: str) -> list[dict[str, Any]]:

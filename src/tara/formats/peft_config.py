@@ -43,8 +43,8 @@ class Pattern(Generic[Number]):
 
     def of(self, layer: str) -> Number | None:
         """A layer's number; None when none fits."""
-        if layer in self.numbers:
-            return self.numbers[layer]
+        if not self.numbers or layer in self.numbers:  # most files have none, and hundreds of layers
+            return self.numbers.get(layer)
         parts = layer.split(".")
         ends = [".".join(parts[start:]) for start in range(len(parts))]
         fitting = [end for end in ends if end in self.numbers]

@@ -204,8 +204,8 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
         return f"has matrices of {_shape(a)} and {_shape(b)}, which are no pair"
     if 0 in (*a.shape, *b.shape):
         return f"has rank {len(a)}: matrices of {_shape(a)} and {_shape(b)}"
-    if len(a) > MOST_RANK:
-        return f"has rank {len(a)}, more than any layer has room for"
+    if a.shape[0] > MOST_RANK:
+        return f"has rank {a.shape[0]}, more than any layer has room for"
     if expected_rank not in (None, a.shape[0]):
         return f"has rank {a.shape[0]}, but its config says {expected_rank}"
     if not (a.is_floating_point() and b.is_floating_point()):
