@@ -13,7 +13,7 @@ pipeline (`num_inference_steps=1`, latents out), with everything that is done on
 
 For `operations` the step is not timed: its operations are listed, and its floating-point operations counted, with no
 adapter and with 32. A `batch of 8` (SD 1.5) gives each picture two adapters of its own, which diffusers draws one by
-one. How cases take turns: speed_study.py.
+one. How cases take turns: speed_shared.py.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any, get_args
 
 import baselines
 import psutil
-import speed_study as speed
+import speed_shared as speed
 import torch
-from speed_study import Case, Shape
+from speed_shared import Case, Shape
 
 import tara
 from tara.adapter import Adapter
