@@ -31,6 +31,7 @@ import baselines
 import psutil
 import speed_shared as speed
 import torch
+from result_files import check
 from speed_shared import Case, Shape
 
 import tara
@@ -262,7 +263,7 @@ def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     ]
     most = ours[max(ours)]["ratio"][0] / ours[0]["ratio"][0]
     name = f"{family}, cross_kv, step of N = {max(ours)} over N = 0, inside the A/A interval"
-    found.append(speed.check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
+    found.append(check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
     for row in speed.rows_where(steps, case="tara attention"):
         name = f"{family}, attention, N = {row['adapters']}, step over untouched"
         found.append(speed.at_most(name, row["ratio"][0], 1.02))

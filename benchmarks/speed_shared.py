@@ -229,11 +229,6 @@ def counted(call: Callable[[], Any]) -> tuple[list[tuple[Any, ...]], int]:
     return operations.found, int(flops.get_total_flops())
 
 
-def check(name: str, value: float, bound: str, holds: bool) -> dict[str, Any]:
-    """One bound, and whether it holds."""
-    return check(name, value, bound, holds)
-
-
 def at_most(name: str, value: float, bound: float) -> dict[str, Any]:
     """A check that a value is no larger than a bound."""
     return check(name, value, f"<= {bound:.4g}", value <= bound)
