@@ -33,9 +33,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import toyland_study as study
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from result_files import check, circumstances
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
@@ -247,8 +247,8 @@ def checks_of(result: dict[str, Any]) -> list[dict[str, Any]]:
         "weights together, MiB": (result["weights_mib"]["together"], 40),
         "largest file, MiB": (result["weights_mib"]["largest_file"], 15),
     }
-    return [study.check(name, value, f">= {bound}", value >= bound) for name, (value, bound) in least.items()] + [
-        study.check(name, value, f"<= {bound}", value <= bound) for name, (value, bound) in most.items()
+    return [check(name, value, f">= {bound}", value >= bound) for name, (value, bound) in least.items()] + [
+        check(name, value, f"<= {bound}", value <= bound) for name, (value, bound) in most.items()
     ]
 
 
@@ -298,7 +298,7 @@ def run(amounts: Amounts) -> dict[str, Any]:
             "steps": STEPS,
             "guidance_scale": toyland.GUIDANCE_SCALE,
         },
-        **study.circumstances(),
+        **circumstances(),
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - begun),
     }

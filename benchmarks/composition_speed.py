@@ -13,7 +13,7 @@ pipeline (`num_inference_steps=1`, latents out), with everything that is done on
 
 For `operations` the step is not timed: its operations are listed, and its floating-point operations counted, with no
 adapter and with 32. A `batch of 8` (SD 1.5) gives each picture two adapters of its own, which diffusers draws one by
-one. How cases take turns: speed_study.py.
+one. How cases take turns: speed_shared.py.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from typing import Any, get_args
 
 import baselines
 import psutil
-import speed_study as speed
+import speed_shared as speed
 import torch
-from speed_study import Case, Shape
+from result_files import check
+from speed_shared import Case, Shape
 
 import tara
 from tara.adapter import Adapter
@@ -262,7 +263,7 @@ def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     ]
     most = ours[max(ours)]["ratio"][0] / ours[0]["ratio"][0]
     name = f"{family}, cross_kv, step of N = {max(ours)} over N = 0, inside the A/A interval"
-    found.append(speed.check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
+    found.append(check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
     for row in speed.rows_where(steps, case="tara attention"):
         name = f"{family}, attention, N = {row['adapters']}, step over untouched"
         found.append(speed.at_most(name, row["ratio"][0], 1.02))

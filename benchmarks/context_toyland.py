@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import toyland_study as study
+import toyland_cast as study
+from result_files import circumstances
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -105,7 +106,7 @@ def run(subjects_seed: int, seeds: int) -> dict[str, Any]:
                 rows.append({"captions": captions, "context": context, "targets": targets, **figures})
     return {
         "subjects_seed": subjects_seed,
-        **study.circumstances(),
+        **circumstances(),
         "seconds": round(time.perf_counter() - begun),
         "threads": torch.get_num_threads(),
         "rows": rows,

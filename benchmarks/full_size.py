@@ -30,8 +30,8 @@ from typing import Any
 
 import diffusers
 import torch
-import toyland_study as study
 import transformers
+from result_files import check, circumstances
 from rich.console import Console
 
 import tara
@@ -197,7 +197,7 @@ def run(families: Sequence[str], photos: Path, steps: int, threads: int) -> list
             row = alone.submit(measure, family, photos, steps, threads).result()
         # the photos' place is this machine's affair
         command = f"python benchmarks/full_size.py --family {family} --steps {steps} --threads {threads}"
-        rows.append(row | study.circumstances() | {"command": command})
+        rows.append(row | circumstances() | {"command": command})
     return rows
 
 
@@ -210,7 +210,7 @@ def result_of(rows: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]] 
 
 def _check(row: dict[str, Any]) -> dict[str, Any]:
     peak, bound = max(row["peak_memory_gib"].values()), FITS[row["family"]].memory_gib
-    return study.check(f"{row['family']}, peak memory, GiB", peak, f"<= {bound}", peak <= bound)
+    return check(f"{row['family']}, peak memory, GiB", peak, f"<= {bound}", peak <= bound)
 
 
 def show(result: dict[str, Any]) -> None:

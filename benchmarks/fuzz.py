@@ -32,9 +32,9 @@ from typing import Any
 
 import hostile
 import torch
-import toyland_study as study
 from giants import Giant, giants
 from hostile import Reader
+from result_files import check, circumstances
 
 from tara.cli.terminal import one_line
 from tara.errors import TaraError
@@ -212,11 +212,11 @@ def result_of(tallies: Sequence[Tally]) -> dict[str, Any]:
     slowest = max(one.slowest for one in tallies)
     return {
         "rows": [one.row() for one in tallies],
-        **study.circumstances(),
+        **circumstances(),
         "checks": [
-            study.check("inputs", inputs, ">= 100000", inputs >= 100_000),
-            study.check("inputs that ended with neither a result nor a sentence", failures, "== 0", failures == 0),
-            study.check("slowest input, CPU seconds", round(slowest, 2), f"<= {SECONDS}", slowest <= SECONDS),
+            check("inputs", inputs, ">= 100000", inputs >= 100_000),
+            check("inputs that ended with neither a result nor a sentence", failures, "== 0", failures == 0),
+            check("slowest input, CPU seconds", round(slowest, 2), f"<= {SECONDS}", slowest <= SECONDS),
         ],
     }
 

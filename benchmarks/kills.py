@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import toyland_study as study
 from PIL import Image
+from result_files import check, circumstances
 
 import tara.training_run
 from tara.adapter import load_adapter
@@ -244,12 +244,12 @@ def result_of(tallies: list[Tally]) -> dict[str, Any]:
         for one in tallies
     ]
     checks = [
-        study.check(f"{one.command}: failures in {one.trials} kills", len(one.failures), "== 0", not one.failures)
+        check(f"{one.command}: failures in {one.trials} kills", len(one.failures), "== 0", not one.failures)
         for one in tallies
     ]
     trained = sum(one.trials for one in tallies if one.command == "train")
-    checks.append(study.check("kills of a training", trained, ">= 100", trained >= 100))
-    return {"rows": rows, **study.circumstances(), "checks": checks}
+    checks.append(check("kills of a training", trained, ">= 100", trained >= 100))
+    return {"rows": rows, **circumstances(), "checks": checks}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import toyland_study as study
+from result_files import check, circumstances
 
 import tara
 from tara.adapter import Adapter, load_adapter
@@ -177,13 +177,13 @@ def result_of(row: dict[str, Any]) -> dict[str, Any]:
     """The result file."""
     same, fitted = sum(row["twins"].values()), row["growth_mib_per_100"]
     checks = [
-        study.check("generations", row["generations"], f">= {GENERATIONS}", row["generations"] >= GENERATIONS),
-        study.check("growth of memory, MiB per 100 pictures", fitted, f"< {GROWTH}", fitted < GROWTH),
-        study.check("U-Net's weights bit-identical", row["weights_unchanged"], "== true", row["weights_unchanged"]),
-        study.check("pictures equal to their fresh twins", same, f"== {TWINS}", same == TWINS),
-        study.check("failures that are no sentence", len(row["unexpected"]), "== 0", not row["unexpected"]),
+        check("generations", row["generations"], f">= {GENERATIONS}", row["generations"] >= GENERATIONS),
+        check("growth of memory, MiB per 100 pictures", fitted, f"< {GROWTH}", fitted < GROWTH),
+        check("U-Net's weights bit-identical", row["weights_unchanged"], "== true", row["weights_unchanged"]),
+        check("pictures equal to their fresh twins", same, f"== {TWINS}", same == TWINS),
+        check("failures that are no sentence", len(row["unexpected"]), "== 0", not row["unexpected"]),
     ]
-    return {"rows": [row], **study.circumstances(), "checks": checks}
+    return {"rows": [row], **circumstances(), "checks": checks}
 
 
 def main() -> None:

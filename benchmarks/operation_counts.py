@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import speed_study as speed
+import speed_shared as speed
 import torch
 from torch import Tensor, nn
 

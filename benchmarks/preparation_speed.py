@@ -13,7 +13,7 @@ SD 1.5 and SDXL at full size, with random weights in bfloat16:
   take turns (a backend that only counts: it needs no compiler, and recompiles when any other would).
 
 With the embedded base, `starting`: a process's time from `tara --help` to its end, and from `tara generate` to the end
-of its first denoising step. How cases take turns: speed_study.py.
+of its first denoising step. How cases take turns: speed_shared.py.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import speed_study as speed
+import speed_shared as speed
 import torch
 from safetensors.torch import load_file
-from speed_study import Shape
+from speed_shared import Shape
 
 import tara
 from tara.adapter import Adapter

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import toyland_study as study
+import toyland_cast as study
+from result_files import check, circumstances
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
-from toyland_study import Group, Member, Outcome, StyleMember
+from toyland_cast import Group, Member, Outcome, StyleMember
 
 import toyland
 from tara.adapter import Adapter
@@ -220,11 +221,11 @@ def checks_of(ours: Series, plain: Series, base: Series) -> list[dict[str, Any]]
     bare = base.success()
     grounds = [sum(one.background for one in series.pairs) / len(series.pairs) for series in (ours, base)]
     return [
-        study.check("success of tara, pairs", success, ">= 0.70", success >= 0.70),
-        study.check("success of tara minus plain sum, low end of 95 %", difference[1], "> 0.20", difference[1] > 0.20),
-        study.check("identity alone minus composed", round(alone - together, 4), "<= 0.05", alone - together <= 0.05),
-        study.check("success with class words only", bare, "<= 0.10", bare <= 0.10),
-        study.check(
+        check("success of tara, pairs", success, ">= 0.70", success >= 0.70),
+        check("success of tara minus plain sum, low end of 95 %", difference[1], "> 0.20", difference[1] > 0.20),
+        check("identity alone minus composed", round(alone - together, 4), "<= 0.05", alone - together <= 0.05),
+        check("success with class words only", bare, "<= 0.10", bare <= 0.10),
+        check(
             "background, base minus tara", round(grounds[1] - grounds[0], 4), "<= 0.05", grounds[1] - grounds[0] <= 0.05
         ),
     ]
@@ -251,7 +252,7 @@ def run(subjects_seed: int, quick: bool) -> dict[str, Any]:
     return {
         "quick": quick,
         "subjects_seed": subjects_seed,
-        **study.circumstances(),
+        **circumstances(),
         "seconds": round(time.perf_counter() - begun),
         "threads": torch.get_num_threads(),
         "plain_sum_is_its_best_of": [series.training.name for series in plain],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from toyland_study import Group, Member, Outcome
+from toyland_cast import Group, Member, Outcome
 
 from tara.report import contact_sheet, wrapped
 from toyland.judge import Finding

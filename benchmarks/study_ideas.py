@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from toyland_study import Member
+from toyland_cast import Member
 
 import tara
 from tara.attention import KEY, TextConditioning, TextKVProcessor

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import toyland_study as study
+import toyland_cast as study
 from PIL import Image
+from result_files import check, circumstances
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,7 +34,7 @@ from study_chart import draw_chart
 from study_failures import failures
 from study_ideas import draw_edited
 from study_variants import DEFAULT, QUICK, STYLE_WAYS, VARIANTS, Variant, Way
-from toyland_study import Group, Member, Outcome
+from toyland_cast import Group, Member, Outcome
 
 import toyland
 from tara.adapter import Adapter, load_adapter
@@ -265,7 +266,7 @@ def run(
     keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
     """Every variant, the default first, then the styles; ``keep`` is told after each one of all results so far."""
-    result: dict[str, Any] = {"subjects_seed": subjects_seed, **study.circumstances(), "seeds": len(seeds)}
+    result: dict[str, Any] = {"subjects_seed": subjects_seed, **circumstances(), "seeds": len(seeds)}
     result |= {"rows": [], "gains": [], "styles": [], "failures": {}, "checks": []}
     columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -304,9 +305,9 @@ def checks_of(result: dict[str, Any], shown: int) -> list[dict[str, Any]]:
         if row["success"][1] > 0 and row["identity_absent_zero"][0] >= 0 and row["leakage"][0] <= 0
     ]
     return [
-        study.check("ideas tried", tried, ">= 4", tried >= 4),
-        study.check("worst pictures shown", shown, ">= 24", shown >= 24),
-        study.check("variants that beat the default on success, identity and leakage", len(better), "0", not better),
+        check("ideas tried", tried, ">= 4", tried >= 4),
+        check("worst pictures shown", shown, ">= 24", shown >= 24),
+        check("variants that beat the default on success, identity and leakage", len(better), "0", not better),
     ]
 
 

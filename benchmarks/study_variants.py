@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import study_ideas as ideas
 from study_ideas import Diptychs, Edit, TiedTraining
-from toyland_study import Member
+from toyland_cast import Member
 
 from tara.backbone import Backbone
 from tara.composers import COMPOSERS, Composer

@@ -11,7 +11,7 @@
 - `usual script`: autoencoder and text encoder at every step, PEFT's LoRA on q, k, v and out of every attention.
 
 `concepts`: M concepts in one run on the embedded base; `seconds` are per concept, the ratio is to a run of one, and
-`peak_memory_mib` is a whole process's. How cases take turns: speed_study.py.
+`peak_memory_mib` is a whole process's. How cases take turns: speed_shared.py.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 
 import baselines
 import full_size
-import speed_study as speed
+import speed_shared as speed
 import torch
-import toyland_study as study
-from speed_study import Shape
+import toyland_cast as study
+from speed_shared import Shape
 
 from tara.attention import TextConditioning
 from tara.backbone import Backbone

@@ -19,7 +19,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(demo.SETTINGS, "steps", 1)
     monkeypatch.setitem(demo.SETTINGS, "batch_size", 1)
     module = importlib.import_module("quality_toyland")
-    shared = sys.modules["toyland_study"]
+    shared = sys.modules["toyland_cast"]
     monkeypatch.setattr(shared, "SEEDS", (0,))
     monkeypatch.setattr(shared, "SAMPLING_STEPS", 1)
     monkeypatch.setattr(shared, "OTHER_PAIRS", ((0, 2),))

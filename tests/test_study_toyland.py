@@ -42,7 +42,7 @@ def study(ideas: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("study_toyland")
     monkeypatch.setattr(module, "SAMPLING_STEPS", 1)
     monkeypatch.setattr(module, "PAIRS", ((0, 1), (0, 2)))
-    monkeypatch.setattr(sys.modules["toyland_study"], "TRIPLES", ((0, 2, 4),))
+    monkeypatch.setattr(sys.modules["toyland_cast"], "TRIPLES", ((0, 2, 4),))
     return module
 
 
@@ -132,7 +132,7 @@ def test_delayed_adapters_leave_the_first_steps_to_the_base(ideas: ModuleType):
 
 
 def test_a_diptych_puts_a_picture_of_the_base_beside_each_photo(ideas: ModuleType, tmp_path: Path):
-    shared = importlib.import_module("toyland_study")
+    shared = importlib.import_module("toyland_cast")
     members = shared.cast(3, tmp_path / "photos")[:3]
     backbone = demo.load_base("toyland", device="cpu")
     diptychs = ideas.Diptychs(same_class=False, partner_counts=False)

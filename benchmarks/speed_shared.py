@@ -23,8 +23,8 @@ from typing import Any
 
 import diffusers
 import torch
-import toyland_study as study
 from full_size import random_pipeline
+from result_files import check, circumstances
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -229,11 +229,6 @@ def counted(call: Callable[[], Any]) -> tuple[list[tuple[Any, ...]], int]:
     return operations.found, int(flops.get_total_flops())
 
 
-def check(name: str, value: float, bound: str, holds: bool) -> dict[str, Any]:
-    """One bound, and whether it holds."""
-    return study.check(name, value, bound, holds)
-
-
 def at_most(name: str, value: float, bound: float) -> dict[str, Any]:
     """A check that a value is no larger than a bound."""
     return check(name, value, f"<= {bound:.4g}", value <= bound)
@@ -263,7 +258,13 @@ def families_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]], **others: Any) -> None:
     """Write a result file and show it."""
-    result = {**study.circumstances(), "threads": torch.get_num_threads(), **others, "rows": rows, "checks": checks}
+    result = {
+        **circumstances(),
+        "threads": torch.get_num_threads(),
+        **others,
+        "rows": rows,
+        "checks": checks,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console, table = Console(highlight=False), Table("family", "part", "case", "N", "seconds", "ratio")

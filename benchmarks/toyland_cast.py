@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -244,17 +241,3 @@ def paired_difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> li
 
 def same_class(members: Sequence[Member], group: Group) -> bool:
     return any(members[a].subject.kind == members[b].subject.kind for a, b in combinations(group, 2))
-
-
-def circumstances() -> dict[str, Any]:
-    """Hardware, versions and command of a result file."""
-    return {
-        "hardware": f"{platform.machine()} CPU",
-        "versions": {name: version(name) for name in ("tara", "torch", "diffusers", "transformers", "numpy")}
-        | {"python": platform.python_version()},
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
-def check(name: str, value: float, bound: str, holds: bool) -> dict[str, Any]:
-    return {"name": name, "value": value, "bound": bound, "holds": bool(holds)}
