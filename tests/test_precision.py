@@ -67,7 +67,8 @@ def test_a_device_has_a_precision_of_its_own(
 def test_training_and_drawing_leave_the_precision_to_the_device(
     tmp_path: Path, loaded: list[Backbone], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tara.bases.best_precision", lambda _: torch.bfloat16)
+    for chooser in ("tara.bases", "tara.sampling"):
+        monkeypatch.setattr(f"{chooser}.best_precision", lambda _: torch.bfloat16)
     recipe = recipe_on_disk(tmp_path, device="cpu", steps=1)
     assert recipe.settings.mixed_precision == "auto"
     (rex, _) = training_run.train_recipe(recipe)

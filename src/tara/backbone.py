@@ -187,7 +187,7 @@ class Backbone:
     def weight_norm(self, path: str) -> float:
         """Frobenius norm of a layer's weight; the base does not change, so each is computed once."""
         if path not in self._norms:
-            self._norms[path] = float(self.layer(path).weight.float().norm())
+            self._norms[path] = float(self.layer(path).weight.detach().float().norm())
         return self._norms[path]
 
     def tokenize(self, text: str) -> Tokenized:
