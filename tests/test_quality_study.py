@@ -28,6 +28,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+# its styles are learned as subjects are, which a person would be warned of
+@pytest.mark.filterwarnings("ignore:.*learned better with:tara.errors.TaraWarning")
 def test_the_study_reports_one_default_row_for_each_kind_of_prompt(study: ModuleType):
     result = study.run(3, quick=False)
     assert (result["quick"], result["subjects_seed"]) == (False, 3)
