@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from toyland_cast import Group, Member, Outcome
 
-from tara.report import contact_sheet, wrapped
+from tara.report import Grid, Row, contact_sheet
 from toyland.judge import Finding
 from toyland.render import SIZE
 from toyland.subjects import features
@@ -42,14 +42,30 @@ def failures(members: Sequence[Member], drawn: Sequence[Outcome], images: Sequen
     """Of pictures of two or three subjects, what is the matter with those that fail."""
     failed = [(one, image) for one, image in zip(drawn, images, strict=True) if not one.score.success]
     worst = sorted(failed, key=lambda pair: _quality(pair[0]))[:WORST]
-    pictures = [_beside_photos(image, [members[i] for i in one.group]) for one, image in worst]
-    said = [_said(one, members) for one, _ in worst]
     causes: dict[str, Any] = {"meaning": CAUSES}
     for name, subjects in (("pairs", 2), ("triples", 3)):
         own = [one for one, _ in failed if len(one.group) == subjects]
         of = sum(len(one.group) == subjects for one in drawn)
         causes[name] = {"pictures": of, "failed": len(own), "subjects_by_cause": _counted(own, members)}
-    return Failures(causes=causes, shown=len(worst), sheet=contact_sheet(wrapped(pictures, said, columns=COLUMNS)))
+    return Failures(causes=causes, shown=len(worst), sheet=contact_sheet(_by_cause(worst, members)))
+
+
+def _by_cause(worst: Sequence[tuple[Outcome, Image.Image]], members: Sequence[Member]) -> Grid:
+    """Pictures under the gravest cause in each, with what the judge says of every subject."""
+    rows: list[Row] = []
+    for cause in CAUSES:
+        own = [(one, image) for one, image in worst if _gravest(one, members) == cause]
+        for start in range(0, len(own), COLUMNS):
+            some = own[start : start + COLUMNS]
+            images = tuple(_beside_photos(image, [members[i] for i in one.group]) for one, image in some)
+            captions = tuple(_said(one, members) for one, _ in some)
+            rows.append(Row(label="" if start else cause, images=images, captions=captions))
+    return Grid(rows=tuple(rows))
+
+
+def _gravest(outcome: Outcome, members: Sequence[Member]) -> str:
+    found = causes_of(outcome, members)
+    return next(cause for cause in CAUSES if cause in found)
 
 
 def _counted(failed: Sequence[Outcome], members: Sequence[Member]) -> dict[str, int]:

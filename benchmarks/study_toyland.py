@@ -175,18 +175,18 @@ class Study:
         return [subject.box for subject in outcome.score.subjects]
 
     def alignment(self, variant: Variant) -> list[tuple[Group, float]]:
-        """How well each pair's rare words lie on their class words (see `tara attention`), with the first seed."""
+        """How well each group's rare words lie on their class words (see `tara attention`), with the first seed."""
         kept, seed = self.folder(variant.way) / "alignment.json", self.seeds[0]
         if not kept.exists():
             adapters = self.adapters(variant.way, lambda part: None)
             found: list[tuple[Group, float]] = []
-            for pair in PAIRS:
-                prompt = study.prompt(self.members, pair, study.place_of(pair, seed))
-                uses, how = [adapters[i] for i in pair], variant.composer
+            for group in self.groups:
+                prompt = study.prompt(self.members, group, study.place_of(group, seed))
+                uses, how = [adapters[i] for i in group], variant.composer
                 (drawn,) = attend(self.studio, prompt, uses, [seed], steps=SAMPLING_STEPS, composer=how)
-                found += [(pair, score.alignment) for score in drawn.scores]
+                found += [(group, score.alignment) for score in drawn.scores]
             atomic_write(kept, json.dumps(found).encode())
-        return [(tuple(pair), value) for pair, value in json.loads(kept.read_text(encoding="utf-8"))]
+        return [(tuple(group), value) for group, value in json.loads(kept.read_text(encoding="utf-8"))]
 
 
 def _slug(text: str) -> str:
@@ -224,9 +224,7 @@ def rows_of(
                 "success_if_independent": _independent(groups, alone),
                 "identity": interval(study.likeness(chosen)),
                 "leakage": interval(study.leakage(chosen)) if subjects > 1 else None,
-                "alignment": interval([(g, value) for g, value in aligned if g in groups])
-                if aligned and subjects == 2
-                else None,
+                "alignment": interval([(g, value) for g, value in aligned if g in groups]) if aligned else None,
             }
         )
     return rows
