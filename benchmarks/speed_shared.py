@@ -23,6 +23,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from full_size import random_pipeline
 from result_files import check, circumstances
 from rich.console import Console
@@ -150,9 +151,11 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def be_alone() -> None:
-    """What every measuring process begins with: one thread, and no notes of diffusers."""
+    """What every measuring process begins with: one thread, and no notes and progress bars of others."""
     torch.set_num_threads(1)
-    diffusers.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def taking_turns(cases: Sequence[Case], rounds: int, device: str = "cpu", warm: bool = True) -> list[list[float]]:

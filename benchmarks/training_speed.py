@@ -10,14 +10,18 @@
 - `tara cross_kv`, `tara attention`: a whole step of ours, with alignment loss, clipping and AdamW;
 - `usual script`: autoencoder and text encoder at every step, PEFT's LoRA on q, k, v and out of every attention.
 
-`concepts`: M concepts in one run on the embedded base; `seconds` are per concept, the ratio is to a run of one, and
-`peak_memory_mib` is a whole process's. How cases take turns: speed_shared.py.
+`concepts`: a step of M concepts in one run on the embedded base; `seconds` are per concept, the ratio is to a run of
+one. `runs`: whole runs of 100 steps, M concepts in one process and each in a process of its own, one after the other,
+from the start of Python to the adapters; `seconds` of the CPU per concept, the ratio is to separate runs,
+`peak_memory_mib` the largest process's. How cases take turns: speed_shared.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,17 +36,18 @@ from speed_shared import Shape
 from tara.attention import TextConditioning
 from tara.backbone import Backbone
 from tara.bases import load_base
-from tara.config import ConceptSettings, Targets, concept_settings, train_settings
+from tara.config import ConceptSettings, Recipe, Targets, concept_settings, train_settings
 from tara.training import Training
+from tara.training_run import train_recipe
 from toyland.subjects import draw_subjects, reference_pictures
 
-STEP, CONCEPTS = "step", "concepts"
+STEP, CONCEPTS, RUNS = "step", "concepts", "runs"
 FLOOR = "floor"
 MANY = (1, 2, 4, 8, 16)
 PHOTOS = 2
 MORE_STEPS_THAN_TIMED = 10_000
+RUN_STEPS = 100
 NEEDS_GPU = (
-    "SDXL at 1024 pixels and SD 1.5 at 512, peak memory",
     "images per second and model FLOP utilisation",
     "concepts per hour, with and without compile",
 )
@@ -65,9 +70,10 @@ def concepts_in(folder: Path, count: int) -> list[ConceptSettings]:
 def stepping(
     backbone: Backbone, concepts: Sequence[ConceptSettings], pixels: int, targets: Targets = "cross_kv"
 ) -> Callable[[], Any]:
-    """A training that is ready; each call is one whole step."""
+    """A training that is under way; each call is one whole step."""
     settings = train_settings(targets=targets, steps=MORE_STEPS_THAN_TIMED, resolution=pixels, flip=False)
     steps = Training(concepts, settings, backbone).steps()
+    next(steps)  # which also encodes the caption and makes the optimiser's averages
     return lambda: next(steps)
 
 
@@ -142,15 +148,51 @@ def _per_concept(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **shares}
 
 
-def peak_memory(count: int) -> int:
-    """Maximum resident memory of a process that trains so many concepts, in MiB."""
+def whole_run(concepts: Sequence[ConceptSettings], steps: int) -> tuple[float, int]:
+    """Train in this process, which was started for it: its CPU seconds, and its maximum resident memory in MiB."""
     speed.be_alone()
-    backbone = load_base("toyland", device="cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        step = stepping(backbone, concepts_in(Path(folder), count), backbone.resolution)
-        for _ in range(2):
-            step()
-    return full_size.peak_memory() >> 20
+    train_recipe(Recipe(settings=train_settings(device="cpu", threads=1, steps=steps), concepts=tuple(concepts)))
+    return time.process_time(), full_size.peak_memory() >> 20
+
+
+def whole_runs(rounds: int, many: Sequence[int] = MANY, steps: int = RUN_STEPS) -> list[dict[str, Any]]:
+    """M concepts in one run, and in as many as there are concepts: of the same runs of one, the first M."""
+    groups = [[number] for number in range(max(many))] + [list(range(count)) for count in many]
+    done: list[list[tuple[float, int]]] = []
+    with tempfile.TemporaryDirectory() as place:
+        concepts = concepts_in(Path(place), max(many))
+        for number in range(rounds):
+            found: dict[int, tuple[float, int]] = {}
+            for index in sorted(range(len(groups)), reverse=bool(number % 2)):
+                with tempfile.TemporaryDirectory() as out:
+                    placed = [_placed(concepts[one], Path(out)) for one in groups[index]]
+                    found[index] = speed.alone(whole_run, placed, steps)
+            done.append([found[index] for index in range(len(groups))])
+            print(f"runs, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    rows: list[dict[str, Any]] = []
+    for place, count in enumerate(many):
+        separate = [sum(seconds for seconds, _ in one[:count]) for one in done]
+        together = [one[max(many) + place][0] for one in done]
+        peaks = max(peak for one in done for _, peak in one[:count]), max(one[max(many) + place][1] for one in done)
+        for case, seconds, peak in zip(("separate runs", "one run"), (separate, together), peaks, strict=True):
+            rows.append(
+                {
+                    "family": "toyland",
+                    "part": RUNS,
+                    "case": case,
+                    "concepts": count,
+                    "steps": steps,
+                    "seconds": speed.spread([one / count for one in seconds]),
+                    "ratio": speed.spread([one / other for one, other in zip(seconds, separate, strict=True)]),
+                    "peak_memory_mib": peak,
+                    "rounds": rounds,
+                }
+            )
+    return rows
+
+
+def _placed(concept: ConceptSettings, folder: Path) -> ConceptSettings:
+    return concept.model_copy(update={"out": folder / f"{concept.word}.safetensors"})
 
 
 def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -164,10 +206,16 @@ def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in speed.rows_where(rows, part=CONCEPTS)
         if row["concepts"] > 1
     ]
+    found += [
+        speed.at_most(f"toyland, {row['concepts']} concepts, a whole run over separate ones", row["ratio"][0], 1)
+        for row in speed.rows_where(rows, part=RUNS, case="one run")
+        if row["concepts"] > 1
+    ]
     return found
 
 
-ROUNDS = {"sd15": 3, "sdxl": 2, "toyland": 3}
+RUN_ROUNDS = 2
+ROUNDS = {"sd15": 5, "sdxl": 4, "toyland": 3}
 
 
 def rows_of(base: str) -> list[dict[str, Any]]:
@@ -175,7 +223,7 @@ def rows_of(base: str) -> list[dict[str, Any]]:
     if base != "toyland":
         return speed.alone(measure, base, speed.SHAPES[base], ROUNDS[base])
     rows: list[dict[str, Any]] = speed.alone(many_concepts, ROUNDS[base])
-    return [{**row, "peak_memory_mib": speed.alone(peak_memory, row["concepts"])} for row in rows]
+    return [*rows, *whole_runs(RUN_ROUNDS)]
 
 
 def main() -> None:

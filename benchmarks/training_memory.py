@@ -1,0 +1,163 @@
+"""How much memory does it take to train at full size, and what is in it?
+
+    python benchmarks/training_memory.py                  writes benchmarks/results/training_memory_cpu.json
+    python benchmarks/training_memory.py --family sd15    measures one family, and keeps the other one's row
+    python benchmarks/training_memory.py --device cuda    the same on a GPU, with what its allocator gave out beside it
+
+SD 1.5 at 512 pixels and SDXL at 1024, random weights in bfloat16, one photo a step, text keys and values, with gradient
+checkpointing and, SD 1.5, without. Every tensor that a run makes is counted from its making to its end, so the figures
+are of what a GPU's allocator is asked for, and do not depend on which device the run is on. Beside them a GPU holds the
+CUDA context (some hundred MiB), what convolutions borrow while they run, and gaps. In a row, GiB:
+
+- `caching`: the most while photos and captions are encoded, with the whole base on the device (`weights`);
+- `step`: the most while steps are taken, with the U-Net alone on it (text encoders and autoencoder rest in the CPU's
+  memory), and what that consists of: `weights`; `learned`, the adapter with its gradient and AdamW's two averages;
+  `cached`, encoded photos and captions; `waiting`, what the forward pass leaves for the backward pass (of each block
+  its input, with checkpointing); `at_work`, the rest: what is being computed again, or differentiated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import speed_shared as speed
+import torch
+from speed_shared import Shape
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from training_speed import concepts_in
+
+from tara.backbone import Backbone
+from tara.config import train_settings
+from tara.training import Training
+
+MEMORY, CACHING, STEP = "memory", "caching", "step"
+STEPS = 2
+"""AdamW makes its averages in the first one."""
+BOUNDS_GIB = {"sd15": 4, "sdxl": 10}
+CHECKPOINTING = {"sd15": (True, False), "sdxl": (True,)}
+
+
+class LiveBytes(TorchDispatchMode):
+    """What the tensors hold that were made since it was entered and are still there; ``most`` is the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do the operation, and count what is new among its results."""
+        before = {_key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and _key(tensor) not in before:
+                self._note(tensor)
+        return result
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        if key in self._sizes or not storage.nbytes():
+            return
+        self._sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._end, key)
+
+    def _end(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def forget_peak(self) -> None:
+        """Begin a new part."""
+        self.most = self.now
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def measure(
+    family: str, shape: Shape, pixels: int, checkpointing: bool = True, device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """The rows of one family; runs in a process of its own."""
+    speed.be_alone()
+    pipe = speed.build_pipeline(shape, device)
+    settings = train_settings(steps=STEPS, resolution=pixels, flip=False, gradient_checkpointing=checkpointing)
+    with tempfile.TemporaryDirectory() as folder, LiveBytes() as live:
+        training = Training(concepts_in(Path(folder), 1), settings, Backbone(pipe))
+        caching, kept = live.most, live.now
+        live.forget_peak()
+        after_forward: list[int] = []
+        pipe.unet.register_forward_hook(lambda *_: after_forward.append(live.now))
+        for record in training.steps():
+            print(f"{family}: step {record.index} of {STEPS}", file=sys.stderr, flush=True)
+    factors = training.state().tensors["weights"].nbytes
+    # the last call comes after AdamW has made its averages
+    parts = {
+        "weights": _bytes_of(pipe.unet),
+        "learned": factors * len(("factors", "gradient", "first moment", "second moment")),
+        "cached": kept - factors,
+    }
+    parts["waiting"] = after_forward[-1] - kept - 2 * factors
+    whole = _bytes_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))
+    step = parts["weights"] + live.most
+    parts["at_work"] = step - sum(parts.values())
+    columns = {"family": family, "part": MEMORY, "pixels": pixels, "device": device, "checkpointing": checkpointing}
+    allocated = {} if device == "cpu" else {"allocated": _gib(torch.cuda.max_memory_allocated())}
+    return [
+        {**columns, "case": CACHING, "gib": _gib(whole + caching), "consists_of": {"weights": _gib(whole)}},
+        {**columns, "case": STEP, "gib": _gib(step), "consists_of": _in_gib(parts), **allocated},
+    ]
+
+
+def _bytes_of(*models: torch.nn.Module | None) -> int:
+    return sum(parameter.nbytes for model in models if model is not None for parameter in model.parameters())
+
+
+def _gib(size: int) -> float:
+    return float(f"{size / 2**30:.4g}")
+
+
+def _in_gib(sizes: Mapping[str, int]) -> dict[str, float]:
+    return {name: _gib(size) for name, size in sizes.items()}
+
+
+def checks_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the issue promises."""
+    return [
+        speed.at_most(f"{family}, {row['pixels']} pixels, {_way(row)}, peak of {row['case']}, GiB", row["gib"], bound)
+        for family, bound in BOUNDS_GIB.items()
+        for row in speed.rows_where(rows, family=family)
+    ]
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    return "checkpointing" if row["checkpointing"] else "no checkpointing"
+
+
+def main() -> None:
+    """Parse, run, write, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=speed.SHAPES, help="only this one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="result file")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; leave --device out")
+    out = chosen.out or speed.RESULTS / f"training_memory_{'cpu' if chosen.device == 'cpu' else 'gpu'}.json"
+    for family in [chosen.family] if chosen.family else list(speed.SHAPES):
+        shape, own = speed.SHAPES[family], []
+        for checkpointing in CHECKPOINTING[family]:
+            own += speed.alone(measure, family, shape, shape.own_pixels, checkpointing, chosen.device)
+        rows = speed.merged(out, own)
+        speed.write(out, rows, checks_of(rows))
+
+
+if __name__ == "__main__":
+    main()
