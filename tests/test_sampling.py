@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from hypothesis import given
+from hypothesis import settings as trials
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,6 +20,7 @@ import toyland
 from tara.adapter import Adapter
 from tara.attention import TextKVProcessor
 from tara.backbone import Backbone
+from tara.cli.terminal import one_line
 from tara.errors import TaraError
 from tara.pipelines import SCHEDULERS
 from tara.sampling import SamplingStep, Studio
@@ -223,3 +227,39 @@ def test_the_package_offers_its_names_without_importing_torch() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == tara.__version__
     assert "module 'tara' has no attribute 'nothing'" in result.stderr
+
+
+ANY_SCRIPT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+TRICKY = st.sampled_from(
+    [
+        "🐕",
+        "👩\u200d🎨",
+        "🏳️\u200d🌈",
+        "כלב",
+        "\u202exlo\u202c",
+        "x\u200blo",
+        "\ufeffxlo",
+        "कुत्ता",
+        "犬",
+        "собака",
+        "İ",
+        "ß",
+    ]
+)
+
+
+@trials(max_examples=60, deadline=None)
+@given(TRICKY | ANY_SCRIPT, ANY_SCRIPT)
+def test_words_and_prompts_of_any_script_are_drawn_or_refused_in_a_sentence(word: str, others: str) -> None:
+    pipe = tiny_bases.sd_pipeline()
+    try:
+        rex = _rex(pipe, word=word)
+        (image,) = Studio(pipe)(f"a {word} dog {others}", [rex], seeds=[0], steps=1)
+    except TaraError as failure:
+        image, refusal = None, str(failure)
+    else:
+        refusal = "none"
+    assert len(one_line(refusal).splitlines()) == 1
+    if image is not None:
+        (without,) = Studio(pipe)(f"a {word} dog {others}", [], seeds=[0], steps=1)
+        assert not np.array_equal(_pixels([image]), _pixels([without]))  # the word was found

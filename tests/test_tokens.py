@@ -19,6 +19,12 @@ from tara.tokens import Tokenized, find_word, replace_spans, word_spans
         ("a <new1> cat", "<new1>", ["<new1>"]),
         ("a.b axb", "a.b", ["a.b"]),
         ("anything", "", []),
+        ("שלום xlo כלב", "כלב", ["כלב"]),
+        ("a \u202bxlo\u202c dog", "xlo", ["xlo"]),
+        ("a xlo\u200b dog", "xlo", ["xlo"]),
+        ("कुत्ता", "क", []),  # a vowel sign belongs to its letter
+        ("cafe\u0301 cafe", "cafe", ["cafe"]),
+        ("🐕\u200d🦺 and 🐕", "🐕", ["🐕"]),
     ],
 )
 def test_words_are_found_whole_whatever_their_case(text: str, word: str, found: list[str]) -> None:

@@ -1,11 +1,13 @@
 """From photos to files: run folder, previews, trackers, and runs that are stopped and resumed."""
 
 import errno
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +104,26 @@ def test_a_run_that_was_killed_and_resumed_gives_the_same_file(sd_pipe: Any, tmp
     assert all(equal(one.file, other.file) for one, other in zip(whole.concepts, killed.concepts, strict=True))
     rows = [json.loads(line)["step"] for line in (killed.run_folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_clock_that_jumps_changes_nothing(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steady = recipe_of(tmp_path / "steady", steps=6, checkpoint_every=2)
+    train_recipe(steady, sd_pipe)
+    jumps = itertools.cycle([0.0, 4e9, -4e9, 1e9])  # 1970, 2096, 1843
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: next(jumps))
+    monkeypatch.setattr(training_run, "perf_counter", lambda: next(jumps))
+    jumping = recipe_of(tmp_path / "jumping", steps=6, checkpoint_every=2)
+    run = run_recipe(jumping, sd_pipe)
+    for _ in range(5):
+        next(run)
+    run.close()
+    for age, path in enumerate(sorted(jumping.run_folder.rglob("*.safetensors"))):
+        os.utime(path, (4e9 - age * 1e8, 4e9 - age * 1e8))  # the last checkpoint looks like the oldest, all are to come
+    indices: list[int] = []
+    train_recipe(jumping, sd_pipe, resume=True, on_step=lambda record: indices.append(record.index))
+    assert indices == [5, 6]
+    assert all(equal(one.file, other.file) for one, other in zip(steady.concepts, jumping.concepts, strict=True))
 
 
 def test_a_run_remembers_the_settings_that_it_was_resumed_with(sd_pipe: Any, tmp_path: Path):

@@ -156,7 +156,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     )
     steps: int = Field(default=1000, ge=1, le=1_000_000, description="Optimiser steps")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="Learning rate; 1e-4 (AdamW) or 1 (Prodigy finds its own) if left out"
+        default=None, gt=0, le=100, description="Learning rate; 1e-4 (AdamW) or 1 (Prodigy finds its own) if left out"
     )
     lr_scheduler: ScheduleName = Field(
         default="constant", description="Course of the learning rate, by diffusers' names"

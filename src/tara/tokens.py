@@ -1,6 +1,7 @@
 """Where a word sits in a tokenized prompt."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,19 @@ def word_spans(text: str, word: str) -> list[Span]:
     """Every place of a word in a text, by characters.
 
     Whole words only (``lo`` is not in ``xlo``, but ``xlo's`` counts), whatever the case; the parts of a word such as
-    ``toy dog`` may be apart by any white space.
+    ``toy dog`` may be apart by any white space. An accent or vowel sign that follows a letter, and what a joiner ties
+    to an emoji, belong to it.
     """
     pattern = r"\s+".join(re.escape(part) for part in word.split())
     if not pattern:
         return []
-    return [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, flags=re.IGNORECASE)]
+    found = re.finditer(rf"(?<![\w\u200d]){pattern}(?!\w)", text, flags=re.IGNORECASE)
+    return [match.span() for match in found if not _goes_on(text[match.end() : match.end() + 1])]
+
+
+def _goes_on(following: str) -> bool:
+    """Whether a character changes the one before it: a combining mark, or the joiner of emoji and of some scripts."""
+    return following == "\u200d" or unicodedata.category(following or " ").startswith("M")
 
 
 def replace_spans(text: str, spans: Sequence[Span], replacement: str) -> tuple[str, list[Span]]:
