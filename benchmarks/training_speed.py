@@ -47,10 +47,6 @@ MANY = (1, 2, 4, 8, 16)
 PHOTOS = 2
 MORE_STEPS_THAN_TIMED = 10_000
 RUN_STEPS = 100
-NEEDS_GPU = (
-    "images per second and model FLOP utilisation",
-    "concepts per hour, with and without compile",
-)
 
 
 def concepts_in(folder: Path, count: int) -> list[ConceptSettings]:
@@ -236,7 +232,6 @@ def main() -> None:
     for base in [chosen.base] if chosen.base else list(ROUNDS):
         rows = speed.merged(chosen.out, rows_of(base))
         checks = checks_of(rows)
-        rows += [speed.skipped("GPU", name, "no NVIDIA GPU here") for name in NEEDS_GPU]
         speed.write(chosen.out, rows, checks)
 
 

@@ -1,0 +1,141 @@
+"""How many pictures a second does training take in, how busy is the processor, and what does compiling add?
+
+    python benchmarks/training_throughput.py                  writes benchmarks/results/training_throughput_cpu.json
+    python benchmarks/training_throughput.py --family sd15    measures one family, and keeps the other one's rows
+    python benchmarks/training_throughput.py --device cuda    at 512 and 1024 pixels, by the wall's clock
+
+SD 1.5 and SDXL at full size, random weights in bfloat16, without gradient checkpointing; on a CPU SD 1.5 alone, at 256
+pixels on one thread. A case is a whole step of 1 or 4 concepts, one photo each, of text keys and values, with the U-Net
+as it is or compiled (`torch.compile`, in place). In a row:
+
+- `images_per_second`, and `concepts_per_hour` for runs of 1,000 steps, what comes before and after them left out;
+- `utilisation`: the floating-point operations of a step, counted (products and convolutions, forward and backward), by
+  the second, over what the processor reaches in one large product of bfloat16 matrices, which is timed in turn with the
+  steps; for GPUs in `PEAKS` also `utilisation_of_peak`, over what their makers promise. Where it is under 45 %,
+  `profile` has the operations that take longest, each with its share of the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import baselines
+import speed_shared as speed
+import torch
+from speed_shared import Case, Shape
+from torch.profiler import ProfilerActivity, profile
+from training_speed import concepts_in, stepping
+
+from tara.backbone import Backbone
+
+THROUGHPUT, PRODUCT = "throughput", "one large product"
+STEPS_OF_A_RUN = 1000
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the matrices of the product."""
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+"""Floating-point operations per second in bfloat16 without sparsity, from the makers' data sheets."""
+ENOUGH, SHOWN = 0.45, 6
+FAMILIES = {"cpu": ("sd15",), "cuda": ("sd15", "sdxl")}
+ROUNDS = {"cpu": 3, "cuda": 10}
+
+
+def measure(
+    family: str, shape: Shape, device: str, rounds: int, concepts: Sequence[int] = (1, 4), backend: str = "inductor"
+) -> list[dict[str, Any]]:
+    """The rows of one family; runs in a process of its own."""
+    speed.be_alone()
+    pipe = speed.build_pipeline(shape, device)
+    compiled = baselines.twin(pipe)
+    compiled.unet.compile(backend=backend)
+    pixels = shape.pixels if device == "cpu" else shape.own_pixels
+    side = SIDE[device]
+    matrix = torch.randn(side, side, device=device).to(torch.bfloat16)
+    cases: list[Case] = [speed.case(PRODUCT, lambda: matrix @ matrix, times=4)]
+    operations = [2 * side**3]
+    with tempfile.TemporaryDirectory() as folder:
+        photos = concepts_in(Path(folder), max(concepts))
+        for count in concepts:
+            for name, chosen in (("as it is", pipe), ("compiled", compiled)):
+                step = stepping(Backbone(chosen), photos[:count], pixels)
+                cases.append(speed.case(name, step, concepts=count))
+                print(f"{family}: {count} concepts, {name}, ready", file=sys.stderr, flush=True)
+                # a compiled step does the same, where the counter cannot see it
+                operations.append(speed.counted(step)[1] if chosen is pipe else operations[-1])
+        rows = speed.timed_rows(THROUGHPUT, cases, rounds, device)
+        best = operations[0] / rows[0]["seconds"][0]
+        found = [
+            {"family": family, "pixels": pixels, **_with_rates(row, work, best)}
+            for row, work in zip(rows, operations, strict=True)
+        ]
+        for case, row in zip(cases, found, strict=True):
+            if row["utilisation"] < ENOUGH:
+                row["profile"] = _profile(case, device)
+    return found
+
+
+def _with_rates(row: Mapping[str, Any], operations: int, best: float) -> dict[str, Any]:
+    """What a timed row comes to by the second; ``best`` is the rate of the product."""
+    seconds, kept = row["seconds"][0], {name: value for name, value in row.items() if name != "ratio"}
+    rate = operations / seconds
+    found = {
+        **kept,
+        "operations": operations,
+        "operations_per_second": _short(rate),
+        "utilisation": _short(rate / best),
+    }
+    if (peak := _peak()) is not None:
+        found["utilisation_of_peak"] = _short(rate / peak)
+    if "concepts" in row:
+        found["images_per_second"] = _short(row["concepts"] / seconds)
+        found["concepts_per_hour"] = _short(3600 * row["concepts"] / (STEPS_OF_A_RUN * seconds))
+    return found
+
+
+def _peak() -> float | None:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def _profile(case: Case, device: str) -> dict[str, float]:
+    """The operations of a call that take longest, and their shares of its time."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with case.ready() as call, profile(activities=activities) as profiler:
+        call()
+    times = {
+        event.key: event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        for event in profiler.key_averages()
+    }
+    longest = sorted(times, key=times.__getitem__, reverse=True)[:SHOWN]
+    return {name[:60]: _short(times[name] / sum(times.values())) for name in longest}
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.4g}")
+
+
+def main() -> None:
+    """Parse, run, write, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=speed.SHAPES, help="only this one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="result file")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; leave --device out")
+    torch.set_num_threads(1)
+    out = chosen.out or speed.RESULTS / f"training_throughput_{'cpu' if chosen.device == 'cpu' else 'gpu'}.json"
+    for family in [chosen.family] if chosen.family else FAMILIES[chosen.device]:
+        own = speed.alone(measure, family, speed.SHAPES[family], chosen.device, ROUNDS[chosen.device])
+        rows = speed.merged(out, own)
+        if chosen.device == "cpu":
+            rows.append(speed.skipped(THROUGHPUT, "on an NVIDIA GPU", speed.NO_GPU))
+        speed.write(out, rows, checks=())
+
+
+if __name__ == "__main__":
+    main()
