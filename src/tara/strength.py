@@ -9,8 +9,9 @@ from tara.binding import AdapterUse
 from tara.errors import TaraWarning
 from tara.lora import LowRank
 
-MOST = 10.0
-"""A delta with ten times the norm of its layer's weight leaves nothing of the base: its pictures are noise."""
+MOST = 3.0
+"""Beyond a delta of three times the norm of its layer's weight nothing is left of what the base can draw: pictures are
+noise (``benchmarks/strength_toyland.py``). Adapters as they come from training have less than once."""
 
 
 def strengths(backbone: Backbone, layers: Mapping[str, LowRank]) -> dict[str, float]:
@@ -27,7 +28,7 @@ def check_strength(backbone: Backbone, use: AdapterUse) -> None:
     strongest = abs(use.weight) * found[layer]
     if strongest > MOST:
         warnings.warn(
-            f"{use.name} at weight {use.weight:g} changes '{layer}' by {strongest:.0f} times its own size, which makes "
+            f"{use.name} at weight {use.weight:g} changes '{layer}' by {strongest:.2g} times its own size, which makes "
             f"noise of pictures. Give it a weight below {_rounded_down(MOST / found[layer]):g}.",
             TaraWarning,
             stacklevel=2,

@@ -1,0 +1,110 @@
+"""How large may a delta be beside the weight that it changes, before pictures are noise?
+
+    python benchmarks/strength_toyland.py     writes benchmarks/results/strength_toyland_cpu.json
+
+Three subjects of the embedded base, learned by adapters of each kind as the demo learns (text keys and values, and all
+attention), are drawn at rising weights. A row is a weight: the largest ratio of a delta's norm to its layer's weight
+(`tara inspect` prints it), and the shares of pictures in which the judge sees the subject's class and the background.
+The bound that the warning of `tara.strength` has is checked: a picture beyond it shows no subject, and adapters as they
+come from training, at weight 1, are within it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import speed_shared as speed
+import toyland_cast as study
+
+import toyland
+from tara.bases import load_base
+from tara.binding import AdapterUse
+from tara.demo import SETTINGS
+from tara.errors import TaraWarning
+from tara.sampling import Studio
+from tara.strength import MOST, strengths
+from toyland.judge import Judge
+
+STRENGTH = "strength"
+SUBJECTS_SEED = 7
+"""The subjects that defaults are chosen on."""
+WEIGHTS = (0.5, 1, 1.5, 2, 3, 4, 6, 10, 20, 50)
+KINDS = ("robot", "duck")
+STEPS = 15
+TARGETS = ("cross_kv", "attention")
+CHANCE = 0.05
+"""Share of pictures in which the judge sees a class where there is none."""
+
+
+def rows(
+    weights: Sequence[float] = WEIGHTS, seeds: Sequence[int] = study.SEEDS[:6], **settings: Any
+) -> list[dict[str, Any]]:
+    """Train, draw and judge."""
+    backbone = load_base("toyland", device="cpu")
+    studio, judge = Studio(backbone), Judge.load(toyland.JUDGE)
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        members = [member for member in study.cast(SUBJECTS_SEED, Path(folder)) if member.subject.kind in KINDS]
+        for targets in TARGETS:
+            chosen = {**SETTINGS, "targets": targets, **settings}
+            adapters = study.train(members, backbone, lambda _: None, **chosen)
+            for index, (member, adapter) in enumerate(zip(members, adapters, strict=True)):
+                largest = max(strengths(backbone, adapter.layers).values())
+                for weight in weights:
+                    use = AdapterUse(adapter, weight=float(weight))
+                    outcomes = [_drawn(studio, judge, members, index, use, seed) for seed in seeds]
+                    row = {
+                        "part": STRENGTH,
+                        "case": targets,
+                        "subject": f"{member.word} {member.subject.kind}",
+                        "weight": weight,
+                        "largest_ratio": float(f"{weight * largest:.3g}"),
+                        "class_seen": round(sum(seen for seen, _ in outcomes) / len(seeds), 2),
+                        "background_seen": round(sum(there for _, there in outcomes) / len(seeds), 2),
+                        "pictures": len(seeds),
+                    }
+                    print(row, file=sys.stderr, flush=True)
+                    found.append(row)
+    return found
+
+
+def _drawn(
+    studio: Studio, judge: Judge, members: Sequence[study.Member], index: int, use: AdapterUse, seed: int
+) -> tuple[bool, bool]:
+    """Whether the subject's class, and the background, are seen in a picture of it."""
+    place = study.place_of((index,), seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TaraWarning)  # that is what is measured here
+        images = studio(study.prompt(members, (index,), place), [use], [seed], steps=STEPS)
+    (verdict,) = judge(images)
+    return any(thing.kind == members[index].subject.kind for thing in verdict.things), verdict.background == place
+
+
+def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whether the warning's bound lies between adapters as they are trained and noise."""
+    beyond = [row["class_seen"] for row in rows if row["largest_ratio"] > MOST]
+    trained = max(row["largest_ratio"] for row in rows if row["weight"] == 1)
+    return [
+        speed.at_most(f"pictures beyond {MOST:g} times that show the class, share", sum(beyond) / len(beyond), CHANCE),
+        speed.at_most("largest ratio of an adapter at weight 1", trained, MOST),
+    ]
+
+
+def main() -> None:
+    """Parse, run, write, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=speed.RESULTS / "strength_toyland_cpu.json", help="result file")
+    chosen = parser.parse_args()
+    speed.be_alone()
+    found = rows()
+    speed.write(chosen.out, found, checks_of(found))
+
+
+if __name__ == "__main__":
+    main()
