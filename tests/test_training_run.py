@@ -64,7 +64,8 @@ def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, tmp_path: 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[2]["concepts"]["xlo dog"]["loss"] == seen[2].concepts[0].loss
-    assert json.loads((run / "versions.json").read_text(encoding="utf-8"))["torch"] == torch.__version__
+    noted = json.loads((run / "versions.json").read_text(encoding="utf-8"))["torch"]
+    assert noted.split("+")[0] == torch.__version__.split("+")[0]  # a CUDA build's package leaves out what follows
     with Image.open(run / "loss.png") as curve:
         assert curve.size == (1120, 630)
 
