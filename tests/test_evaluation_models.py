@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 import tiny_models
 from tara.cli import main
@@ -63,7 +63,7 @@ def test_an_encoder_tells_the_class_token_at_length_1(tiny: Path):
     encoder = VisionEncoder(str(tiny / "dinov2"), CPU)
     vectors = encoder.images([noise(0), noise(1)])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    processor = AutoImageProcessor.from_pretrained(tiny / "dinov2", backend="pil")
+    processor = tiny_models.image_processor("Bit").from_pretrained(tiny / "dinov2")
     model = AutoModel.from_pretrained(tiny / "dinov2").eval()
     with torch.no_grad():
         plain = model(**processor(noise(1), return_tensors="pt")).pooler_output[0].double()

@@ -1,26 +1,23 @@
 """Detectors and encoders with a few random channels, as folders that transformers loads like any model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import (
     BertTokenizer,
-    BitImageProcessorPil,
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessorPil,
     GroundingDinoProcessor,
     Owlv2Config,
     Owlv2ForObjectDetection,
-    Owlv2ImageProcessorPil,
     Owlv2Processor,
     ViTConfig,
-    ViTImageProcessorPil,
     ViTModel,
 )
 
@@ -33,6 +30,12 @@ SQUARE = {"height": SIDE, "width": SIDE}
 CUT = {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE}
 
 
+def image_processor(model: str) -> Any:
+    """A model's image processor that needs no torchvision; transformers before 5.4 has it under the plain name."""
+    name = f"{model}ImageProcessor"
+    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+
+
 def saved(folder: Path, *parts: object) -> Path:
     for part in parts:
         part.save_pretrained(folder)  # type: ignore[attr-defined]
@@ -41,13 +44,13 @@ def saved(folder: Path, *parts: object) -> Path:
 
 def dinov2(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    return saved(folder, Dinov2Model(Dinov2Config(**VISION)), BitImageProcessorPil(**CUT))
+    return saved(folder, Dinov2Model(Dinov2Config(**VISION)), image_processor("Bit")(**CUT))
 
 
 def dino(folder: Path) -> Path:
     """As the first DINO is kept: a plain vision transformer."""
     torch.manual_seed(1)
-    return saved(folder, ViTModel(ViTConfig(**VISION)), ViTImageProcessorPil(size=SQUARE))
+    return saved(folder, ViTModel(ViTConfig(**VISION)), image_processor("ViT")(size=SQUARE))
 
 
 def clip(folder: Path) -> Path:
@@ -55,7 +58,7 @@ def clip(folder: Path) -> Path:
     words = tokenizer()
     text = {**TRANSFORMER, **_special_tokens(words), "max_position_embeddings": 77}
     config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16)
-    return saved(folder, CLIPModel(config), CLIPImageProcessorPil(**CUT), words)
+    return saved(folder, CLIPModel(config), image_processor("CLIP")(**CUT), words)
 
 
 def owlv2(folder: Path) -> Path:
@@ -64,7 +67,7 @@ def owlv2(folder: Path) -> Path:
     words.model_max_length = 16
     text = {**TRANSFORMER, **_special_tokens(words), "max_position_embeddings": 16}
     config = Owlv2Config(text_config=text, vision_config=VISION, projection_dim=32)
-    return saved(folder, Owlv2ForObjectDetection(config), Owlv2Processor(Owlv2ImageProcessorPil(size=SQUARE), words))
+    return saved(folder, Owlv2ForObjectDetection(config), Owlv2Processor(image_processor("Owlv2")(size=SQUARE), words))
 
 
 def grounding_dino(folder: Path) -> Path:
@@ -93,7 +96,7 @@ def grounding_dino(folder: Path) -> Path:
         num_feature_levels=2,
         max_text_len=32,
     )
-    sizes = GroundingDinoImageProcessorPil(size={"shortest_edge": SIDE, "longest_edge": 2 * SIDE})
+    sizes = image_processor("GroundingDino")(size={"shortest_edge": SIDE, "longest_edge": 2 * SIDE})
     return saved(folder, GroundingDinoForObjectDetection(config), GroundingDinoProcessor(sizes, known))
 
 
