@@ -214,6 +214,7 @@ def kill(commands: Commands, command: str, trials: int, place: Path, seed: int) 
     """All trials of a command."""
     tally, chance = Tally(command), random.Random(f"{command} {seed}")
     never, note = place / f"{command}-never", place / "note"
+    note.unlink(missing_ok=True)
     begun = os.times()
     commands.run(commands.arguments(command, never), at_touch(0, never, note))
     ended = os.times()

@@ -1,5 +1,6 @@
 """Tiny pipelines and adapters for every test, and shapes checked at run time in the pure modules."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import hypothesis
 import jaxtyping
 import pytest
+
+# before anything reads it: no test asks the hub, nor waits for it
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 with jaxtyping.install_import_hook(
     ["tara.attention_maps", "tara.lora", "tara.losses", "tara.tokens"], "beartype.beartype"

@@ -1,5 +1,6 @@
 """Settings are defined once, and refuse bad values with one sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_flags_win_over_the_toml_file(tmp_path: Path):
         (RECIPE.replace('"photos/rex"', "['photos/rex']"), r"\[\[concept\]\] 1: images = "),
         ("settings = 3\n" + RECIPE.partition("[[")[1] + RECIPE.partition("[[")[2], "settings is no table"),
         ("concept = [1, 2]\n", "names no concept"),
+        (RECIPE + "a" + ".a" * 3000 + " = 1\n", "nested too deeply"),
     ],
 )
 def test_a_broken_toml_file_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str):
@@ -84,6 +86,13 @@ def test_damaged_settings_of_a_run_are_refused_in_one_sentence(tmp_path: Path):
     (tmp_path / "settings.json").write_text('{"settings": {}, "concepts": [{"word": "xlo", "kind": "dog"}]}')
     with pytest.raises(TaraError, match=r"'concepts\.0\.images' is missing"):
         read_recipe(tmp_path)
+
+
+def test_a_runs_base_whose_name_is_too_long_for_a_file_is_a_name(tmp_path: Path):
+    concept = {"images": "photos", "word": "xlo", "kind": "dog"}
+    told = {"settings": {"base": "a." * 5000}, "concepts": [concept]}
+    (tmp_path / "settings.json").write_text(json.dumps(told))
+    assert read_recipe(tmp_path).settings.base == "a." * 5000
 
 
 def test_a_missing_toml_file_is_refused(tmp_path: Path):

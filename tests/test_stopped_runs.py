@@ -165,6 +165,37 @@ def test_early_adapters_go_with_their_checkpoints(sd_pipe: Any, tmp_path: Path):
     ]
 
 
+def test_a_run_that_was_killed_before_a_checkpoint_writes_its_early_adapters_again(
+    sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, killed = (recipe_of(tmp_path / name, checkpoint_every=2, steps=6) for name in ("whole", "killed"))
+    train_recipe(whole, sd_pipe)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("tara.run_folder.save_checkpoint", lambda *_: sys.exit(9))
+        train_recipe(killed, sd_pipe)
+    early = killed.run_folder / "checkpoints" / "step-000002-rex.safetensors"
+    assert early.exists()
+    early.write_bytes(b"of another run")
+    (early.parent / "step-000005-rex.safetensors").write_bytes(b"of another run")
+    train_recipe(read_recipe(killed.run_folder), sd_pipe, resume=True)
+    for path in (whole.run_folder / "checkpoints").iterdir():
+        assert (early.parent / path.name).read_bytes() == path.read_bytes()
+    assert len(list(early.parent.iterdir())) == len(list((whole.run_folder / "checkpoints").iterdir()))
+
+
+def test_early_adapters_behind_the_last_checkpoint_are_forgotten(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    for _ in range(3):
+        next(run)
+    run.close()
+    stale = recipe.run_folder / "checkpoints" / "step-000003-rex.safetensors"
+    stale.write_bytes(b"killed before its checkpoint")
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    assert not stale.exists()
+    assert (stale.parent / "step-000002-rex.safetensors").exists()
+
+
 def test_a_run_with_damaged_settings_is_not_forgotten_by_the_way(sd_pipe: Any, tmp_path: Path):
     recipe = recipe_of(tmp_path, steps=2)
     train_recipe(recipe, sd_pipe)

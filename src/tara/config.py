@@ -328,7 +328,11 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
     Raises:
         TaraError: for an unknown name (with the nearest known one) or a value out of range.
     """
-    if name := next((str(name) for name, value in values.items() if _has_null(value)), ""):
+    try:
+        name = next((str(name) for name, value in values.items() if _has_null(value)), "")
+    except RecursionError:
+        raise TaraError(f"{where}values are nested too deeply. Every setting is one value or a list.") from None
+    if name:
         raise TaraError(f"{where}{name} holds a null character, which no name or text may have. Take it out.")
     try:
         return model.model_validate(values)

@@ -25,7 +25,10 @@ def base_here(name: str | Path) -> Path | None:
     Before a short name only a pipeline's folder comes: one called ``sdxl`` may as well hold what was trained on it.
     """
     path = Path(name)
-    there = (path / "model_index.json").is_file() if str(name) in SHORT_NAMES else path.exists()
+    try:
+        there = (path / "model_index.json").is_file() if str(name) in SHORT_NAMES else path.exists()
+    except OSError:  # too long for a file
+        return None
     return path if there else None
 
 

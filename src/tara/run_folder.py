@@ -97,6 +97,9 @@ class RunFolder:
             remove_unfinished(concept.file.parent, concept.file)
         self.describe(recipe, device)
         if after:
+            for early in self.checkpoints.glob("step-*-*.safetensors"):
+                if int(early.stem.split("-")[1]) > after:  # killed before their checkpoint was written
+                    early.unlink()
             kept = [json.dumps(row) for row in self.rows() if row["step"] <= after]
             atomic_write(self.metrics, "".join(line + "\n" for line in kept).encode())
             return
@@ -117,10 +120,11 @@ class RunFolder:
         return None if last is None else load_checkpoint(last)
 
     def save(self, state: TrainingState, early: Mapping[str, Adapter] | None = None) -> None:
-        """Write a checkpoint, then the adapters by name as they are there, see :mod:`tara.checkpoints`."""
-        save_checkpoint(self.checkpoints, state)
+        """Write the adapters by name as they are at a checkpoint, then it, see :mod:`tara.checkpoints`."""
+        # in this order: a run that is killed in between goes on from before, and writes all of them again
         for name, adapter in (early or {}).items():
             adapter.save(self.early_adapter(state.step, name))
+        save_checkpoint(self.checkpoints, state)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What ``metrics.jsonl`` holds; a last line that was cut off is left out."""
