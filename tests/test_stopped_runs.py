@@ -170,9 +170,10 @@ def test_a_run_that_was_killed_before_a_checkpoint_writes_its_early_adapters_aga
 ):
     whole, killed = (recipe_of(tmp_path / name, checkpoint_every=2, steps=6) for name in ("whole", "killed"))
     train_recipe(whole, sd_pipe)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch:
         patch.setattr("tara.run_folder.save_checkpoint", lambda *_: sys.exit(9))
-        train_recipe(killed, sd_pipe)
+        with pytest.raises(SystemExit):
+            train_recipe(killed, sd_pipe)
     early = killed.run_folder / "checkpoints" / "step-000002-rex.safetensors"
     assert early.exists()
     early.write_bytes(b"of another run")
