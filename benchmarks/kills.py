@@ -46,7 +46,7 @@ import tiny_models  # noqa: E402
 from training_fixtures import photo_folder  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "kills_cpu.json"
-TRIALS = {"train": 100, "generate": 30, "evaluate": 10}
+TRIALS = {"train": 100, "generate": 100, "evaluate": 100}
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 EXACT = (".safetensors", ".png")
 DRAWN = ("loss.png", "sheet.png")
