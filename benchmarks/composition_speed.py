@@ -18,7 +18,6 @@ one. How cases take turns: speed_shared.py.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -279,22 +278,15 @@ COUNTS = {"sd15": Counts(published=(1, 2, 8)), "sdxl": Counts(attention=(1, 32),
 
 def main() -> None:
     """Parse, run each family in a process of its own, write, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=speed.SHAPES, help="only this one")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="result file")
-    chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; leave --device out")
+    chosen = speed.chosen(__doc__ or "")
     torch.set_num_threads(1)
-    out = chosen.out or speed.RESULTS / f"composition_speed_{'cpu' if chosen.device == 'cpu' else 'gpu'}.json"
     for family in [chosen.family] if chosen.family else list(speed.SHAPES):
         own = speed.alone(measure, family, speed.SHAPES[family], chosen.device, ROUNDS[family], COUNTS[family])
-        rows = speed.merged(out, own)
+        rows = speed.merged(chosen.out, own)
         checks = [one for measured in speed.families_of(rows) for one in checks_of(measured, _of(measured, rows))]
         if chosen.device == "cpu":
             rows.append(speed.skipped(STEP, "on an NVIDIA GPU", speed.NO_GPU))
-        speed.write(out, rows, checks)
+        speed.write(chosen.out, rows, checks, chosen.device)
 
 
 def _of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

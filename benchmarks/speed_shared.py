@@ -8,6 +8,7 @@ On a CPU it is one thread and the process's own CPU time; on a GPU the wall's cl
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -67,6 +68,28 @@ class Shape:
 
 FAMILIES = ("sd15", "sdxl", "toyland")
 SHAPES = {"sd15": Shape(configs="sd1", own_pixels=512), "sdxl": Shape(configs="sdxl", own_pixels=1024)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a script was asked for: one family (all when None), where it is measured, and the result file."""
+
+    family: str | None
+    device: str
+    out: Path
+
+
+def chosen(description: str) -> Chosen:
+    """Read the command line; a result file is called as its script is, and `cpu` or `gpu`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=SHAPES, help="only this one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="result file")
+    told = parser.parse_args()
+    if told.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; leave --device out")
+    name = f"{Path(sys.argv[0]).stem}_{'cpu' if told.device == 'cpu' else 'gpu'}.json"
+    return Chosen(family=told.family, device=told.device, out=told.out or RESULTS / name)
 
 
 def build_pipeline(shape: Shape, device: str = "cpu") -> Any:
@@ -259,12 +282,14 @@ def families_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [family for family in FAMILIES if any(row.get("family") == family for row in rows)]
 
 
-def write(path: Path, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]], **others: Any) -> None:
+def write(
+    path: Path, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]], device: str = "cpu"
+) -> None:
     """Write a result file and show it."""
     result = {
         **circumstances(),
+        **({} if device == "cpu" else {"hardware": torch.cuda.get_device_name()}),
         "threads": torch.get_num_threads(),
-        **others,
         "rows": rows,
         "checks": checks,
     }

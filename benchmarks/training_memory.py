@@ -18,7 +18,6 @@ CUDA context (some hundred MiB), what convolutions borrow while they run, and ga
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import weakref
@@ -143,20 +142,14 @@ def _way(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Parse, run, write, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=speed.SHAPES, help="only this one")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="result file")
-    chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; leave --device out")
-    out = chosen.out or speed.RESULTS / f"training_memory_{'cpu' if chosen.device == 'cpu' else 'gpu'}.json"
+    chosen = speed.chosen(__doc__ or "")
+    torch.set_num_threads(1)
     for family in [chosen.family] if chosen.family else list(speed.SHAPES):
         shape, own = speed.SHAPES[family], []
         for checkpointing in CHECKPOINTING[family]:
             own += speed.alone(measure, family, shape, shape.own_pixels, checkpointing, chosen.device)
-        rows = speed.merged(out, own)
-        speed.write(out, rows, checks_of(rows))
+        rows = speed.merged(chosen.out, own)
+        speed.write(chosen.out, rows, checks_of(rows), chosen.device)
 
 
 if __name__ == "__main__":

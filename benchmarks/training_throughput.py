@@ -17,7 +17,6 @@ as it is or compiled (`torch.compile`, in place). In a row:
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -120,21 +119,14 @@ def _short(number: float) -> float:
 
 def main() -> None:
     """Parse, run, write, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=speed.SHAPES, help="only this one")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="result file")
-    chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; leave --device out")
+    chosen = speed.chosen(__doc__ or "")
     torch.set_num_threads(1)
-    out = chosen.out or speed.RESULTS / f"training_throughput_{'cpu' if chosen.device == 'cpu' else 'gpu'}.json"
     for family in [chosen.family] if chosen.family else FAMILIES[chosen.device]:
         own = speed.alone(measure, family, speed.SHAPES[family], chosen.device, ROUNDS[chosen.device])
-        rows = speed.merged(out, own)
+        rows = speed.merged(chosen.out, own)
         if chosen.device == "cpu":
             rows.append(speed.skipped(THROUGHPUT, "on an NVIDIA GPU", speed.NO_GPU))
-        speed.write(out, rows, checks=())
+        speed.write(chosen.out, rows, (), chosen.device)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,8 @@
 """Counting operations: shapes alone are enough, and the text's share is what a prepared step does without."""
 
-import importlib
-from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 import tiny_bases
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("operation_counts")
 
 
 def test_the_texts_share_is_a_product_of_its_shapes(benchmark: ModuleType):

@@ -1,22 +1,11 @@
 """The memory of training in its tiny form: what tensors hold is counted, and every part of it has a name."""
 
-import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 import tiny_bases
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("training_memory")
 
 
 def test_tensors_are_counted_from_their_making_to_their_end(benchmark: ModuleType):

@@ -1,6 +1,5 @@
 """The speed of training in its tiny form: every way to take a step has its row, and so has every number of concepts."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,15 +9,6 @@ import pytest
 import torch
 
 import tiny_bases
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("training_speed")
 
 
 @pytest.mark.parametrize(

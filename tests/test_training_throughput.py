@@ -1,22 +1,11 @@
 """The throughput of training in its tiny form: rates follow from seconds and counted operations."""
 
-import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 import tiny_bases
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("training_throughput")
 
 
 # the compiler looks at tensors that are no leaves
