@@ -37,9 +37,11 @@ class PublishedAdapter:
     tokens: tuple[int, ...]
 
     @classmethod
-    def of(cls, adapter: Adapter, tokens: Sequence[int], dtype: torch.dtype) -> PublishedAdapter:
+    def of(cls, adapter: Adapter, tokens: Sequence[int], device: Any, dtype: torch.dtype) -> PublishedAdapter:
         """Multiply the matrices out."""
-        return cls({path: low_rank.dense().to(dtype) for path, low_rank in adapter.layers.items()}, tuple(tokens))
+        return cls(
+            {path: low_rank.dense().to(device, dtype) for path, low_rank in adapter.layers.items()}, tuple(tokens)
+        )
 
     @property
     def size(self) -> int:

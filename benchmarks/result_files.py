@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+import psutil
+
+VERSIONS = ("tara", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
+
+
+def hardware() -> str:
+    """The processor, its cores and the memory."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{platform.machine()} CPU ({model or platform.processor()}), {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def circumstances() -> dict[str, Any]:
     """Hardware, versions and command of a result file."""
     return {
-        "hardware": f"{platform.machine()} CPU",
-        "versions": {name: version(name) for name in ("tara", "torch", "diffusers", "transformers", "numpy")}
-        | {"python": platform.python_version()},
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
         "command": " ".join(["python", *sys.argv]),
     }
 

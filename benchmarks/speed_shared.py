@@ -1,8 +1,9 @@
 """What the speed benchmarks share: full-size bases, adapters for them, taking turns before a clock, and counting.
 
-Every case of a comparison is timed once in each round, and rounds begin with another case each, so what else happens on
-the machine strikes all alike. A figure is [median, lowest, highest] over the rounds, and a ratio is taken within its
-round. The first case is there twice: the ratio of the second to the first, an A/A control, is what noise alone does.
+Every case of a comparison is timed once in each round, in an order of the round's own, so neither what else happens on
+the machine nor the case before strikes one of them alone. A figure is [median, lowest, highest] over the rounds, and a
+ratio is taken within its round. Where a figure may come near its bound the first case is there twice: the ratio of the
+second to the first, an A/A control, is what noise alone does.
 On a CPU it is one thread and the process's own CPU time; on a GPU the wall's clock between two synchronisations.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,8 +191,7 @@ def taking_turns(cases: Sequence[Case], rounds: int, device: str = "cpu", warm: 
         with cases[0].ready() as call:
             call()
     for number in range(rounds):
-        for place in range(len(cases)):
-            index = (place + number) % len(cases)
+        for index in random.Random(number).sample(range(len(cases)), len(cases)):
             with cases[index].ready() as call:
                 begun = now()
                 for _ in range(cases[index].times):
@@ -211,6 +212,7 @@ def timed_rows(
             "case": one.name,
             **one.columns,
             "seconds": spread(own),
+            "each": [float(f"{value:.4g}") for value in own],
             "ratio": spread([value / base for value, base in zip(own, seconds[0], strict=True)]),
             "rounds": rounds,
         }

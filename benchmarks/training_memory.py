@@ -5,11 +5,12 @@
     python benchmarks/training_memory.py --device cuda    the same on a GPU, with what its allocator gave out beside it
 
 SD 1.5 at 512 pixels and SDXL at 1024, random weights in bfloat16, one photo a step, text keys and values, with gradient
-checkpointing and, SD 1.5, without. Every tensor that a run makes is counted from its making to its end, so the figures
-are of what a GPU's allocator is asked for, and do not depend on which device the run is on. Beside them a GPU holds the
-CUDA context (some hundred MiB), what convolutions borrow while they run, and gaps. In a row, GiB:
+checkpointing and, SD 1.5, without. Every tensor that a run makes is counted from its making to its end, and weights are
+added by their size, so the figures are of what a GPU's allocator is asked for, on whichever device the run is. Beside
+them a GPU holds the CUDA context (some hundred MiB), what convolutions borrow while they run, and gaps. In a row, GiB:
 
-- `caching`: the most while photos and captions are encoded, with the whole base on the device (`weights`);
+- `caching`: the most while photos and captions are encoded, with the whole base on the device (`weights`), and the
+  autoencoder `at_work` on a photo;
 - `step`: the most while steps are taken, with the U-Net alone on it (text encoders and autoencoder rest in the CPU's
   memory), and what that consists of: `weights`; `learned`, the adapter with its gradient and AdamW's two averages;
   `cached`, encoded photos and captions; `waiting`, what the forward pass leaves for the backward pass (of each block
@@ -44,10 +45,11 @@ CHECKPOINTING = {"sd15": (True, False), "sdxl": (True,)}
 
 
 class LiveBytes(TorchDispatchMode):
-    """What the tensors hold that were made since it was entered and are still there; ``most`` is the peak."""
+    """What a device's tensors hold that were made since it was entered and are still there; ``most`` is the peak."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
+        self._device = device
         self._sizes: dict[int, int] = {}
         self.now = self.most = 0
 
@@ -62,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage, key = tensor.untyped_storage(), _key(tensor)
-        if key in self._sizes or not storage.nbytes():
+        if key in self._sizes or not storage.nbytes() or tensor.device.type != self._device:
             return
         self._sizes[key] = storage.nbytes()
         self.now += storage.nbytes()
@@ -88,13 +90,19 @@ def measure(
     speed.be_alone()
     pipe = speed.build_pipeline(shape, device)
     settings = train_settings(steps=STEPS, resolution=pixels, flip=False, gradient_checkpointing=checkpointing)
-    with tempfile.TemporaryDirectory() as folder, LiveBytes() as live:
+    with tempfile.TemporaryDirectory() as folder, LiveBytes(device) as live:
         training = Training(concepts_in(Path(folder), 1), settings, Backbone(pipe))
         caching, kept = live.most, live.now
         live.forget_peak()
         after_forward: list[int] = []
         pipe.unet.register_forward_hook(lambda *_: after_forward.append(live.now))
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        most = allocated = 0
         for record in training.steps():
+            # not after the last one: then what has rested comes back
+            most = live.most
+            allocated = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
             print(f"{family}: step {record.index} of {STEPS}", file=sys.stderr, flush=True)
     factors = training.state().tensors["weights"].nbytes
     # the last call comes after AdamW has made its averages
@@ -105,13 +113,14 @@ def measure(
     }
     parts["waiting"] = after_forward[-1] - kept - 2 * factors
     whole = _bytes_of(pipe.unet, pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None))
-    step = parts["weights"] + live.most
+    before = {"weights": whole, "at_work": caching}
+    step = parts["weights"] + most
     parts["at_work"] = step - sum(parts.values())
     columns = {"family": family, "part": MEMORY, "pixels": pixels, "device": device, "checkpointing": checkpointing}
-    allocated = {} if device == "cpu" else {"allocated": _gib(torch.cuda.max_memory_allocated())}
     return [
-        {**columns, "case": CACHING, "gib": _gib(whole + caching), "consists_of": {"weights": _gib(whole)}},
-        {**columns, "case": STEP, "gib": _gib(step), "consists_of": _in_gib(parts), **allocated},
+        {**columns, "case": CACHING, "gib": _gib(whole + caching), "consists_of": _in_gib(before)},
+        {**columns, "case": STEP, "gib": _gib(step), "consists_of": _in_gib(parts)}
+        | ({"allocated_gib": _gib(allocated)} if allocated else {}),
     ]
 
 
@@ -149,7 +158,10 @@ def main() -> None:
         for checkpointing in CHECKPOINTING[family]:
             own += speed.alone(measure, family, shape, shape.own_pixels, checkpointing, chosen.device)
         rows = speed.merged(chosen.out, own)
-        speed.write(chosen.out, rows, checks_of(rows), chosen.device)
+        checks = checks_of(rows)
+        if chosen.device == "cpu":
+            rows.append(speed.skipped(MEMORY, "what a GPU's allocator gave out", speed.NO_GPU))
+        speed.write(chosen.out, rows, checks, chosen.device)
 
 
 if __name__ == "__main__":

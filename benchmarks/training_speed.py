@@ -67,6 +67,7 @@ def stepping(
     backbone: Backbone, concepts: Sequence[ConceptSettings], pixels: int, targets: Targets = "cross_kv"
 ) -> Callable[[], Any]:
     """A training that is under way; each call is one whole step."""
+    backbone.wake()  # on a GPU an earlier training lets parts of the base rest
     settings = train_settings(targets=targets, steps=MORE_STEPS_THAN_TIMED, resolution=pixels, flip=False)
     steps = Training(concepts, settings, backbone).steps()
     next(steps)  # which also encodes the caption and makes the optimiser's averages
@@ -166,10 +167,10 @@ def whole_runs(rounds: int, many: Sequence[int] = MANY, steps: int = RUN_STEPS) 
             done.append([found[index] for index in range(len(groups))])
             print(f"runs, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     rows: list[dict[str, Any]] = []
-    for place, count in enumerate(many):
+    for group, count in enumerate(many, max(many)):
         separate = [sum(seconds for seconds, _ in one[:count]) for one in done]
-        together = [one[max(many) + place][0] for one in done]
-        peaks = max(peak for one in done for _, peak in one[:count]), max(one[max(many) + place][1] for one in done)
+        together = [one[group][0] for one in done]
+        peaks = max(peak for one in done for _, peak in one[:count]), max(one[group][1] for one in done)
         for case, seconds, peak in zip(("separate runs", "one run"), (separate, together), peaks, strict=True):
             rows.append(
                 {

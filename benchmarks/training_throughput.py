@@ -26,6 +26,7 @@ from typing import Any
 import baselines
 import speed_shared as speed
 import torch
+from result_files import check
 from speed_shared import Case, Shape
 from torch.profiler import ProfilerActivity, profile
 from training_speed import concepts_in, stepping
@@ -36,10 +37,10 @@ THROUGHPUT, PRODUCT = "throughput", "one large product"
 STEPS_OF_A_RUN = 1000
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Of the matrices of the product."""
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Floating-point operations per second in bfloat16 without sparsity, from the makers' data sheets."""
 ENOUGH, SHOWN = 0.45, 6
-FAMILIES = {"cpu": ("sd15",), "cuda": ("sd15", "sdxl")}
+MEASURED = {"cpu": ("sd15",), "cuda": ("sd15", "sdxl")}
 ROUNDS = {"cpu": 3, "cuda": 10}
 
 
@@ -68,7 +69,7 @@ def measure(
         rows = speed.timed_rows(THROUGHPUT, cases, rounds, device)
         best = operations[0] / rows[0]["seconds"][0]
         found = [
-            {"family": family, "pixels": pixels, **_with_rates(row, work, best)}
+            {"family": family, "pixels": pixels, **_with_rates(row, work, best, _peak(device))}
             for row, work in zip(rows, operations, strict=True)
         ]
         for case, row in zip(cases, found, strict=True):
@@ -77,8 +78,8 @@ def measure(
     return found
 
 
-def _with_rates(row: Mapping[str, Any], operations: int, best: float) -> dict[str, Any]:
-    """What a timed row comes to by the second; ``best`` is the rate of the product."""
+def _with_rates(row: Mapping[str, Any], operations: int, best: float, peak: float | None) -> dict[str, Any]:
+    """What a timed row comes to by the second; ``best`` is the rate of the product, ``peak`` what is promised."""
     seconds, kept = row["seconds"][0], {name: value for name, value in row.items() if name != "ratio"}
     rate = operations / seconds
     found = {
@@ -87,7 +88,7 @@ def _with_rates(row: Mapping[str, Any], operations: int, best: float) -> dict[st
         "operations_per_second": _short(rate),
         "utilisation": _short(rate / best),
     }
-    if (peak := _peak()) is not None:
+    if peak is not None:
         found["utilisation_of_peak"] = _short(rate / peak)
     if "concepts" in row:
         found["images_per_second"] = _short(row["concepts"] / seconds)
@@ -95,8 +96,22 @@ def _with_rates(row: Mapping[str, Any], operations: int, best: float) -> dict[st
     return found
 
 
-def _peak() -> float | None:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+def checks_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the issue promises: a utilisation of 45 %, or a profile that names the reason."""
+    return [
+        check(
+            f"{row['family']}, {row['concepts']} concepts, {row['case']}, utilisation",
+            row["utilisation"],
+            f">= {ENOUGH}, or a profile",
+            row["utilisation"] >= ENOUGH or "profile" in row,
+        )
+        for row in speed.rows_where(rows, part=THROUGHPUT)
+        if "concepts" in row
+    ]
+
+
+def _peak(device: str) -> float | None:
+    name = "" if device == "cpu" else torch.cuda.get_device_name()
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
@@ -121,12 +136,12 @@ def main() -> None:
     """Parse, run, write, show."""
     chosen = speed.chosen(__doc__ or "")
     torch.set_num_threads(1)
-    for family in [chosen.family] if chosen.family else FAMILIES[chosen.device]:
+    for family in [chosen.family] if chosen.family else MEASURED[chosen.device]:
         own = speed.alone(measure, family, speed.SHAPES[family], chosen.device, ROUNDS[chosen.device])
         rows = speed.merged(chosen.out, own)
         if chosen.device == "cpu":
             rows.append(speed.skipped(THROUGHPUT, "on an NVIDIA GPU", speed.NO_GPU))
-        speed.write(chosen.out, rows, (), chosen.device)
+        speed.write(chosen.out, rows, checks_of(rows), chosen.device)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,8 @@ hypothesis.settings.load_profile("untimed")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings of other libraries about each other, which neither they nor we act on."""
-    config.addinivalue_line(
-        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-    )
+    for warning in ("__array__ implementation doesn't accept a copy keyword", "Deprecated in 0.9.0. BPE.__init__"):
+        config.addinivalue_line("filterwarnings", f"ignore:{warning}:DeprecationWarning")
 
 
 @pytest.fixture

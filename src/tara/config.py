@@ -279,8 +279,8 @@ class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
 
     compile: bool = Field(
         default=False,
-        description="Compile the U-Net: the first step takes minutes, the others less time; other adapters do not "
-        "compile anew",
+        description="Compile the U-Net: the first step takes minutes, and what the others gain depends on the device; other "
+        "adapters do not compile anew",
     )
     attention_slicing: bool = Field(
         default=False,
