@@ -44,6 +44,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "fuzz_cpu.json"
 INPUTS, SECONDS, STANDSTILL, MEMORY = 110_000, 5, 60, 200 * 2**20
 SHOWN = 5
 """Failures of a reader that the result file tells in full."""
+TOO_LARGE = "MiB for a file of"
 
 
 @dataclass
@@ -101,7 +102,7 @@ def attempt(read: Callable[[Path], object], path: Path, tally: Tally, size: int)
     taken = peak_memory() - before
     tally.most_memory = max(tally.most_memory, taken)
     if taken > 2 * size + MEMORY:
-        tally.failures.append(f"{taken >> 20} MiB for a file of {size >> 10} KiB")
+        tally.failures.append(f"{taken >> 20} {TOO_LARGE} {size >> 10} KiB")
 
 
 def mutants(reader: Reader, seed: int, numbers: range) -> Iterator[bytes]:
@@ -209,6 +210,7 @@ def run(readers: Sequence[Reader], inputs: int, seed: int) -> list[Tally]:
 def result_of(tallies: Sequence[Tally]) -> dict[str, Any]:
     """The result file."""
     inputs, failures = sum(one.inputs for one in tallies), sum(len(one.failures) for one in tallies)
+    large = sum(TOO_LARGE in failure for one in tallies for failure in one.failures)
     slowest = max(one.slowest for one in tallies)
     return {
         "rows": [one.row() for one in tallies],
@@ -216,6 +218,7 @@ def result_of(tallies: Sequence[Tally]) -> dict[str, Any]:
         "checks": [
             check("inputs", inputs, ">= 100000", inputs >= 100_000),
             check("inputs that ended with neither a result nor a sentence", failures, "== 0", failures == 0),
+            check("inputs over the bound on memory", large, "== 0", large == 0),
             check("slowest input, CPU seconds", round(slowest, 2), f"<= {SECONDS}", slowest <= SECONDS),
         ],
     }

@@ -5,8 +5,8 @@
 Three subjects of the embedded base, learned by adapters of each kind as the demo learns (text keys and values, and all
 attention), are drawn at rising weights. A row is a weight: the largest ratio of a delta's norm to its layer's weight
 (`tara inspect` prints it), and the shares of pictures in which the judge sees the subject's class and the background.
-The bound that the warning of `tara.strength` has is checked: a picture beyond it shows no subject, and adapters as they
-come from training, at weight 1, are within it.
+The bound that the warning of `tara.strength` has is checked: pictures far within it show their subject, pictures beyond
+it do not, and adapters as they come from training, at weight 1, are within it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import speed_shared as speed
 import toyland_cast as study
+from result_files import check
 
 import toyland
 from tara.bases import load_base
@@ -38,8 +39,8 @@ WEIGHTS = (0.5, 1, 1.5, 2, 3, 4, 6, 10, 20, 50)
 KINDS = ("robot", "duck")
 STEPS = 15
 TARGETS = ("cross_kv", "attention")
-CHANCE = 0.05
-"""Share of pictures in which the judge sees a class where there is none."""
+SURE, CHANCE = 0.95, 0.1
+"""Shares of pictures in which the judge sees the class where all is well, and where little is left."""
 
 
 def rows(
@@ -89,8 +90,11 @@ def _drawn(
 def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Whether the warning's bound lies between adapters as they are trained and noise."""
     beyond = [row["class_seen"] for row in rows if row["largest_ratio"] > MOST]
+    within = [row["class_seen"] for row in rows if row["largest_ratio"] <= MOST / 2]
     trained = max(row["largest_ratio"] for row in rows if row["weight"] == 1)
+    seen = sum(within) / len(within)
     return [
+        check(f"pictures within {MOST / 2:g} times that show the class, share", seen, f">= {SURE}", seen >= SURE),
         speed.at_most(f"pictures beyond {MOST:g} times that show the class, share", sum(beyond) / len(beyond), CHANCE),
         speed.at_most("largest ratio of an adapter at weight 1", trained, MOST),
     ]

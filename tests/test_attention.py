@@ -150,6 +150,21 @@ def test_slicing_before_installing_changes_no_prepared_picture(any_pipe: Any) ->
     assert all(isinstance(one, SlicedAttnProcessor) for one in any_pipe.unet.attn_processors.values())
 
 
+def test_processors_that_come_back_are_the_same_ones(sd_pipe: Any) -> None:
+    unet = sd_pipe.unet
+    stock = dict(unet.attn_processors)
+    install(unet)
+    ours = dict(unet.attn_processors)
+    uninstall(unet)
+    assert all(unet.attn_processors[name] is processor for name, processor in stock.items())
+    install(unet)
+    assert all(unet.attn_processors[name] is processor for name, processor in ours.items())
+    uninstall(unet)
+    unet.set_attn_processor(AttnProcessor())
+    install(unet)
+    assert all(type(processor.stock) is AttnProcessor for processor in unet.attn_processors.values())
+
+
 def test_a_failed_installation_leaves_the_processors_alone() -> None:
     pipe = tiny_bases.sd_pipeline()
     pipe.fuse_qkv_projections(unet=True, vae=False)

@@ -401,7 +401,7 @@ def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
         load_base(tmp_path / "model.png", device="cpu")
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", "meta"])
 def test_a_device_that_is_not_there_is_one_clear_sentence(tmp_path: Path, device: str) -> None:
     with pytest.raises(TaraError, match=f"There is no device '{device}' here"):
         load_base(tmp_path, device=device)

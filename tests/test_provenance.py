@@ -1,9 +1,11 @@
 """A picture's file tells how the picture was made."""
 
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tara.errors import TaraError
 from tara.pipelines import SCHEDULERS
@@ -66,3 +68,14 @@ def test_a_used_file_is_known_by_its_content(tmp_path: Path):
     assert used_file(tmp_path / "a").sha256 != first.sha256
     with pytest.raises(TaraError, match="cannot be read"):
         used_file(tmp_path / "b")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path, seed: int):
+    path = tmp_path / "picture.png"
+    text = json.dumps({**ORIGIN.model_dump(mode="json"), "seed": seed})
+    marked = PngInfo()
+    marked.add_text("tara", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=marked)
+    with pytest.raises(TaraError, match="it is newer, or damaged"):
+        read_origin(path)

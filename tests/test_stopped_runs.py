@@ -1,5 +1,7 @@
 """What a training run leaves when it is refused, stopped or repeated."""
 
+import json
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -212,6 +214,44 @@ def test_a_checkpoint_without_its_step_is_refused(tmp_path: Path, header: str):
     safetensors.torch.save_file({"weights": torch.zeros(1)}, path, metadata={"tara_checkpoint": header})
     with pytest.raises(TaraError, match="is not a whole checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    (path,) = (recipe.run_folder / "checkpoints").iterdir()
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(TaraError, match=r"is not a whole checkpoint of tara\. Delete it"):
+        train_recipe(read_recipe(recipe.run_folder, steps=4), sd_pipe, resume=True)
+
+
+def test_a_run_under_another_name_is_refused_and_not_begun_anew(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    copy = shutil.copytree(recipe.run_folder, tmp_path / "copy.run")
+    with pytest.raises(TaraError, match=r"copy\.run' holds the run of 'rex\+tom\.run'.* Call it 'rex\+tom\.run' again"):
+        read_recipe(copy)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(copy, elsewhere / "rex+tom.run")
+    assert [concept.file.parent for concept in read_recipe(elsewhere / "rex+tom.run").concepts] == [elsewhere] * 2
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1]", b'{"x": 1}', b"\xff\xfe", b'{"step": "a", "concepts": {}}', b'{"step": 1, "concepts": {"rex": 5}}']
+)
+def test_lines_of_another_program_among_the_metrics_end_them(sd_pipe: Any, tmp_path: Path, line: bytes):
+    recipe = recipe_of(tmp_path, steps=4, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    for _ in range(2):
+        next(run)
+    run.close()
+    metrics = recipe.run_folder / "metrics.jsonl"
+    first, *_ = metrics.read_bytes().splitlines()
+    metrics.write_bytes(first + b"\n" + line + b"\n")
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    assert [json.loads(row)["step"] for row in metrics.read_text().splitlines()] == [1, 3, 4]
 
 
 def test_threads_are_those_of_the_settings_and_given_back(sd_pipe: Any, tmp_path: Path):

@@ -19,7 +19,7 @@ def random_adapter(
     *,
     targets: tuple[str, ...] = CROSS_KV,
     scale: float = 4.0,
-    strength: float = 0.2,
+    strength: float = 0.12,
     seed: int = 0,
     **card: Any,
 ) -> Adapter:

@@ -15,7 +15,7 @@ from tara.lora import RowLowRank
 
 KEY = "tara"  # the entry of cross_attention_kwargs that the processors listen to
 STOCK = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor)
-INSTALLATION = "tara_installation"
+INSTALLATION, PROCESSORS = "tara_installation", "tara_processors"
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one cross-attention layer, (rows, tokens, inner) each."""
@@ -147,14 +147,22 @@ def install(unet: Any) -> None:
         TaraError: when a processor is neither stock nor ours.
     """
     processors: dict[str, Any] = unet.attn_processors
+    # kept from one time to the next: a compiled U-Net is compiled anew for processors that it has not seen
+    kept: dict[str, TextKVProcessor] = getattr(unet, PROCESSORS, {})
     ours: dict[str, Any] = {}
     for name, processor in processors.items():
         layer = name.removesuffix(".processor")
-        if not isinstance(processor, TextKVProcessor) and type(processor) not in STOCK:
+        if isinstance(processor, TextKVProcessor):
+            ours[name] = processor
+        elif type(processor) not in STOCK:
             raise _replaced(layer, processor)
-        ours[name] = processor if isinstance(processor, TextKVProcessor) else TextKVProcessor(layer, processor)
+        elif name in kept and kept[name].stock is processor:
+            ours[name] = kept[name]
+        else:
+            ours[name] = TextKVProcessor(layer, processor)
+    setattr(unet, PROCESSORS, ours)
     if ours != processors:
-        unet.set_attn_processor(ours)
+        unet.set_attn_processor(dict(ours))  # which it empties
     if getattr(unet, INSTALLATION, None) is None:
         setattr(unet, INSTALLATION, Installation(unet))
 

@@ -149,7 +149,7 @@ def device_named(name: str | None) -> torch.device:
     """
     try:
         device = torch.device(name or best_device())
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # which also says no to devices that only pretend, such as meta
     except (RuntimeError, AssertionError, NotImplementedError) as failure:  # torch's ways to say no
         raise TaraError(f"There is no device '{name}' here. Give cpu, or leave it out for the best one.") from failure
     return device

@@ -11,6 +11,7 @@ from tara.errors import TaraError, TaraWarning, nearest
 from tara.tokens import Span, Tokenized, word_spans
 
 OPTIONS = ("weight", "word", "kind", "global", "alpha")
+MOST_NUMBER = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,8 @@ def _number(text: str, key: str, value: str) -> float:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise TaraError(f"'{text}': {key} is '{value}', not a number. Write for instance {key}=0.8.")
+    if not abs(number) <= MOST_NUMBER:
+        raise TaraError(f"'{text}': {key} is '{value}', not a number of use. Write for instance {key}=0.8.")
     return number
 
 

@@ -1,12 +1,15 @@
 """Checkpoints of a training run: one safetensors file each, its JSON in the header."""
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from tara.errors import TaraError
@@ -35,8 +38,9 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
         TaraError: when the folder is not writable or the disk is full.
     """
     path = folder / f"step-{state.step:06d}.safetensors"
-    header = {HEADER_KEY: json.dumps({"step": state.step, **state.plain})}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    # in one entry: the library writes several in an order that changes from run to run
+    header = {HEADER_KEY: json.dumps({"step": state.step, "sha256": _digest(tensors), **state.plain})}
     atomic_write(path, safetensors.torch.save(tensors, metadata=header))
     for old in checkpoints(folder)[:-keep]:
         for file in (old, *folder.glob(f"{old.stem}-*.safetensors")):
@@ -64,8 +68,17 @@ def load_checkpoint(path: Path) -> TrainingState:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is not a dict
         plain: dict[str, Any] = dict(json.loads(header[HEADER_KEY]))
         step = int(plain.pop("step"))
+        if plain.pop("sha256", whole := _digest(tensors)) != whole:  # older ones have none
+            raise ValueError("its numbers are not those that were written")
     except (TaraError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as failure:
         raise TaraError(
             f"'{path}' is not a whole checkpoint of tara. Delete it to go on from the one before, or train again."
         ) from failure
     return TrainingState(step=step, tensors=tensors, plain=plain)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

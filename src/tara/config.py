@@ -146,10 +146,12 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     tal: AlignmentForm = Field(
         default="l1", description="Token alignment loss between rare and class word: off, l1, squared"
     )
-    tal_weight: float = Field(default=1.0, ge=0, description="Weight of the token alignment loss; 0 turns it off")
+    tal_weight: float = Field(
+        default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss; 0 turns it off"
+    )
     rank: int = Field(default=8, ge=1, le=256, description="Rank of the low-rank deltas")
     alpha: float | None = Field(
-        default=None, gt=0, description="Scale of the deltas times rank; equal to the rank if left out"
+        default=None, gt=0, le=1e6, description="Scale of the deltas times rank; equal to the rank if left out"
     )
     freeze_down: bool = Field(
         default=False, description="Only the up matrices learn; the down matrices stay as they were drawn"
@@ -182,7 +184,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     prior_preservation: bool = Field(
         default=False, description="Train on pictures of the class too, to keep what it means"
     )
-    prior_weight: float = Field(default=1.0, ge=0, description="Weight of the class pictures' loss")
+    prior_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the class pictures' loss")
     class_images: int = Field(
         default=100, ge=1, description="Number of class pictures; missing ones are made by the base"
     )
@@ -236,7 +238,7 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         default=None, description="Repository to upload to, NAME or OWNER/NAME; called after the run if left out"
     )
     device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu; the best one found if left out")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice if left out")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; torch's own choice if left out")
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -279,8 +281,8 @@ class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
 
     compile: bool = Field(
         default=False,
-        description="Compile the U-Net: the first step takes minutes, and what the others gain depends on the device; other "
-        "adapters do not compile anew",
+        description="Compile the U-Net: the first step takes minutes, what the others gain depends on the device; "
+        "other adapters do not compile anew",
     )
     attention_slicing: bool = Field(
         default=False,

@@ -71,7 +71,7 @@ class Origin(BaseModel, frozen=True):
     """Everything that it takes to draw one picture again; ``folder`` is where relative paths start."""
 
     prompt: str
-    seed: int
+    seed: int = Field(ge=0, lt=2**63)
     adapters: tuple[UsedFile, ...] = ()
     inputs: tuple[UsedFile, ...] = ()
     settings: PictureSettings = Field(default_factory=lambda: PictureSettings.model_validate({}))
@@ -161,7 +161,8 @@ def read_origin(path: Path) -> Origin:
         return Origin.model_validate_json(text)
     except ValidationError as failure:
         raise TaraError(
-            f"'{path}' tells how it was made in a form unknown to this version of tara. Update tara."
+            f"'{path}' tells how it was made in a form unknown to this version of tara: it is newer, or damaged. "
+            "Update tara, or give another picture."
         ) from (failure)
 
 

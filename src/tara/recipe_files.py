@@ -73,6 +73,12 @@ def _read_run(folder: Path, overrides: Mapping[str, Any]) -> Recipe:
         else concept
         for concept in recipe.concepts
     ]
+    written = recipe.run_folder.name
+    if written != folder.absolute().name:
+        raise TaraError(
+            f"'{folder}' holds the run of '{written}', which would go on in a folder of that name, not here. Call it "
+            f"'{written}' again; a copy goes into another folder under that name."
+        )
     return with_paths(recipe.model_copy(update={"concepts": tuple(concepts)}), _seen_from_here)
 
 

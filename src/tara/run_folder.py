@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from tara.adapter import Adapter
 from tara.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
@@ -127,14 +128,15 @@ class RunFolder:
         save_checkpoint(self.checkpoints, state)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What ``metrics.jsonl`` holds; a last line that was cut off is left out."""
+        """What ``metrics.jsonl`` holds, up to the first line that is none of ours: the last one may be cut off."""
         if not self.metrics.exists():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_bytes().splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                _Row.model_validate_json(line)
+            except ValidationError:
                 return
+            yield json.loads(line)
 
     def draw_loss_curve(self) -> None:
         """Write ``loss.png`` from the losses so far."""
@@ -145,6 +147,17 @@ class RunFolder:
                     curves.setdefault(name, []).append((row["step"], losses["loss"]))
         if curves:
             atomic_write(self.loss_curve, loss_curve(curves))
+
+
+class _Losses(BaseModel, extra="allow"):
+    loss: float | None
+
+
+class _Row(BaseModel, extra="allow"):
+    """A line of ``metrics.jsonl``."""
+
+    step: int
+    concepts: dict[str, _Losses]
 
 
 class Metrics:

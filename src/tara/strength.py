@@ -9,9 +9,9 @@ from tara.binding import AdapterUse
 from tara.errors import TaraWarning
 from tara.lora import LowRank
 
-MOST = 3.0
-"""Beyond a delta of three times the norm of its layer's weight nothing is left of what the base can draw: pictures are
-noise (``benchmarks/strength_toyland.py``). Adapters as they come from training have less than once."""
+MOST = 1.5
+"""Beyond a delta of one and a half times the norm of its layer's weight hardly a picture shows its subject, and soon
+all are noise (``benchmarks/strength_toyland.py``). Trained adapters have less than the norm itself."""
 
 
 def strengths(backbone: Backbone, layers: Mapping[str, LowRank]) -> dict[str, float]:
@@ -21,7 +21,7 @@ def strengths(backbone: Backbone, layers: Mapping[str, LowRank]) -> dict[str, fl
 
 def check_strength(backbone: Backbone, use: AdapterUse) -> None:
     """Warn of an adapter that at its weight drowns the base."""
-    found = strengths(backbone, use.adapter.layers)
+    found = strengths(backbone, {**use.adapter.layers, **use.adapter.text_layers})
     layer = max(found, key=found.__getitem__, default=None)
     if layer is None or not use.weight:
         return

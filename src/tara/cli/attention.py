@@ -15,6 +15,7 @@ from tara.cli.terminal import say
 from tara.config import PAGE
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
+from tara.folder_lock import claimed
 from tara.provenance import PictureSettings
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ def _attention(
 
     orders = _orders(prompt, adapter, seed, given(PictureSettings, values, FLAGS))
     check_writable(out)
-    rows: list[Looked] = []
-    for number, (order, attended) in enumerate(zip(orders, _attended(orders, device), strict=True), 1):
-        rows.append(Looked(label_of(attended), f"picture-{number}.png", attended))
-        atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
-    write_attention(out, rows, seed=seed, command=typed)
+    with claimed(out):
+        rows: list[Looked] = []
+        for number, (order, attended) in enumerate(zip(orders, _attended(orders, device), strict=True), 1):
+            rows.append(Looked(label_of(attended), f"picture-{number}.png", attended))
+            atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
+        write_attention(out, rows, seed=seed, command=typed)
     for row in rows:
         say(row.label)
         for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):

@@ -30,6 +30,7 @@ from tara.cli.terminal import say
 from tara.composers import COMPOSERS
 from tara.errors import TaraError
 from tara.files import atomic_write, check_writable
+from tara.folder_lock import claimed
 from tara.provenance import DrawingSettings
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def _compare(
     check_writable(out)
     only_our_bars()
     studio = studio_of(order.settings, device)
-    pictures = _drawn(studio, order, names, out)
-    _write(out, studio, order, pictures, typed)
+    with claimed(out):
+        pictures = _drawn(studio, order, names, out)
+        _write(out, studio, order, pictures, typed)
 
 
 compare = with_flags(_compare, {DrawingSettings: FLAGS}, ["Pictures"])

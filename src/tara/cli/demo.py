@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
+from tara.folder_lock import claimed
 
 
 def demo(*, out: Annotated[Path, Parameter(help="Folder to write to")] = Path("demo")) -> None:
@@ -14,7 +15,7 @@ def demo(*, out: Annotated[Path, Parameter(help="Folder to write to")] = Path("d
     from tara.demo import run  # imported here: it brings torch
 
     only_our_bars()
-    with progress("Demo", 100) as advance:
+    with claimed(out), progress("Demo", 100) as advance:
         results = run(out, lambda what, part: advance(100 * part, what.lower()))
     for name, figures in results["columns"].items():
         say(f"{name:>10}: success {figures['success']:4.0%}, identity {figures['identity']:.2f}")

@@ -24,13 +24,14 @@ BATCH_SIZE = 4
 def draw(given: Given) -> None:
     """Draw ``output_image_0.png``, ``output_image_1.png``, ... for the seeds 0, 1, ..."""
     from tara.cli.generate import drawn
-    from tara.files import atomic_write, writable_folder
+    from tara.files import atomic_write
+    from tara.folder_lock import claimed
 
     order, folder = order_of(given), Path(given.text("output_folder"))
-    writable_folder(folder)
-    for picture in drawn(order, BATCH_SIZE, given.text("device") or None):
-        origin = Origin(prompt=order.prompt, seed=picture.seed, adapters=order.used, settings=order.settings)
-        atomic_write(folder / f"output_image_{picture.seed}.png", png_with_origin(picture.image, origin))
+    with claimed(folder):
+        for picture in drawn(order, BATCH_SIZE, given.text("device") or None):
+            origin = Origin(prompt=order.prompt, seed=picture.seed, adapters=order.used, settings=order.settings)
+            atomic_write(folder / f"output_image_{picture.seed}.png", png_with_origin(picture.image, origin))
     say(f"{len(order.seeds)} picture{'s' if len(order.seeds) > 1 else ''} in {folder}")
 
 
