@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cli_commands import TINY
+from tara.cli import main
 from tara.errors import TaraError
 from tara.files import UNFINISHED, atomic_write
 from tara.folder_lock import claimed, refuse_claimed
@@ -46,6 +48,28 @@ def test_a_second_run_is_refused_by_the_first_ones_process_and_a_killed_one_hold
     with claimed(folder):
         assert (folder / ".process").read_text().startswith(f"process {os.getpid()} ")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", "attention", "demo", "train"])
+def test_every_command_is_refused_where_another_process_is_at_work(
+    command: str, trained: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "rex.run"
+    drawn = ["a xlo dog", "-a", str(trained / "rex.safetensors"), "--base", str(base), "--device", "cpu"]
+    photos = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--base", str(base), *TINY]
+    told = {"demo": [], "train": photos}.get(command, [*drawn, "--steps", "1"])
+    where = out.with_suffix(".safetensors") if command == "train" else out
+    process = held_by_another(out)
+    try:
+        capsys.readouterr()
+        assert main([command, *told, "--out", str(where)]) == 2
+        assert f"is in use by process {process.pid} on " in "".join(capsys.readouterr().err.split("\n"))
+        assert sorted(path.name for path in out.iterdir()) == [".lock", ".process"]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path: Path):
