@@ -103,8 +103,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise TaraError(f"--seeds '{text}' is not a list of seeds. Write it like 7, 0-3 or 0,2,5-9.")
         start, stop = int(first), int(last) if dash else int(first)
-        if not start <= stop < 2**63:
+        if start > stop:
             raise TaraError(f"--seeds '{text}': '{part.strip()}' is no range. Write the smaller number first.")
+        if stop >= 2**63:
+            raise TaraError(f"--seeds '{text}': '{part.strip()}' is too large. Seeds are less than 2^63.")
         if stop - start + len(seeds) >= MOST_SEEDS:
             raise TaraError(f"--seeds '{text}' asks for more than {MOST_SEEDS} pictures. Ask for fewer at a time.")
         seeds.extend(range(start, stop + 1))
