@@ -132,6 +132,7 @@ def _block(reader: Reader, numbers: range, seed: int, tell: Callable[[Tally], ob
         for name, content in (reader.beside or {}).items():
             (Path(place) / name).write_bytes(content)
         path = Path(place) / reader.file
+        path.parent.mkdir(exist_ok=True)
         for content in mutants(reader, seed, numbers):
             path.unlink(missing_ok=True)
             path.write_bytes(content)

@@ -165,7 +165,7 @@ def readers() -> tuple[Reader, ...]:
         Reader(name="recipe", file="r.toml", read=read_recipe, samples=(RECIPE,)),
         Reader(
             name="run settings",
-            file="settings.json",
+            file="xlo-dog.run/settings.json",
             read=lambda path: read_recipe(path.parent),
             samples=(json.dumps(run).encode(),),
         ),

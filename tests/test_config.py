@@ -91,8 +91,10 @@ def test_damaged_settings_of_a_run_are_refused_in_one_sentence(tmp_path: Path):
 def test_a_runs_base_whose_name_is_too_long_for_a_file_is_a_name(tmp_path: Path):
     concept = {"images": "photos", "word": "xlo", "kind": "dog"}
     told = {"settings": {"base": "a." * 5000}, "concepts": [concept]}
-    (tmp_path / "settings.json").write_text(json.dumps(told))
-    assert read_recipe(tmp_path).settings.base == "a." * 5000
+    folder = tmp_path / "xlo-dog.run"
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(told))
+    assert read_recipe(folder).settings.base == "a." * 5000
 
 
 def test_a_missing_toml_file_is_refused(tmp_path: Path):

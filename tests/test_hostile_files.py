@@ -42,6 +42,7 @@ def test_a_spoiled_file_is_read_or_refused_in_one_sentence(name: str, seed: int)
         for beside, content in (reader.beside or {}).items():
             (Path(folder) / beside).write_bytes(content)
         path = Path(folder) / reader.file
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(hostile.spoiled(chance.choice(reader.samples), chance, reader.samples))
         assert len(told(reader, path).splitlines()) == 1
 

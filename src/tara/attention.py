@@ -4,6 +4,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from tara.lora import RowLowRank
 
 KEY = "tara"  # the entry of cross_attention_kwargs that the processors listen to
 STOCK = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor)
-INSTALLATION, PROCESSORS = "tara_installation", "tara_processors"
+INSTALLATION = "tara_installation"
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one cross-attention layer, (rows, tokens, inner) each."""
@@ -140,6 +141,10 @@ class Installation:
                 raise _replaced(layer, attention.processor)
 
 
+_INSTALLED_BEFORE: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+"""The last processors of ours on each U-Net."""
+
+
 def install(unet: Any) -> None:
     """Put our processors on every attention of a diffusers U-Net; doing it twice changes nothing.
 
@@ -148,7 +153,7 @@ def install(unet: Any) -> None:
     """
     processors: dict[str, Any] = unet.attn_processors
     # kept from one time to the next: a compiled U-Net is compiled anew for processors that it has not seen
-    kept: dict[str, TextKVProcessor] = getattr(unet, PROCESSORS, {})
+    kept = _INSTALLED_BEFORE.get(unet, {})
     ours: dict[str, Any] = {}
     for name, processor in processors.items():
         layer = name.removesuffix(".processor")
@@ -160,7 +165,7 @@ def install(unet: Any) -> None:
             ours[name] = kept[name]
         else:
             ours[name] = TextKVProcessor(layer, processor)
-    setattr(unet, PROCESSORS, ours)
+    _INSTALLED_BEFORE[unet] = ours
     if ours != processors:
         unet.set_attn_processor(dict(ours))  # which it empties
     if getattr(unet, INSTALLATION, None) is None:

@@ -21,7 +21,7 @@ def strengths(backbone: Backbone, layers: Mapping[str, LowRank]) -> dict[str, fl
 
 def check_strength(backbone: Backbone, use: AdapterUse) -> None:
     """Warn of an adapter that at its weight drowns the base."""
-    found = strengths(backbone, {**use.adapter.layers, **use.adapter.text_layers})
+    found = strengths(backbone, use.adapter.layers)
     layer = max(found, key=found.__getitem__, default=None)
     if layer is None or not use.weight:
         return
