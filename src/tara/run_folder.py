@@ -99,7 +99,8 @@ class RunFolder:
         self.describe(recipe, device)
         if after:
             for early in self.checkpoints.glob("step-*-*.safetensors"):
-                if int(early.stem.split("-")[1]) > after:  # killed before their checkpoint was written
+                step = re.match(r"step-(\d+)-", early.name)
+                if step and int(step[1]) > after:  # killed before their checkpoint was written
                     early.unlink()
             kept = [json.dumps(row) for row in self.rows() if row["step"] <= after]
             atomic_write(self.metrics, "".join(line + "\n" for line in kept).encode())

@@ -68,8 +68,8 @@ def _compare(
     sampling_values(order)
     check_writable(out)
     only_our_bars()
-    studio = studio_of(order.settings, device)
-    with claimed(out):
+    with claimed(out):  # before the base, which may take minutes to load
+        studio = studio_of(order.settings, device)
         pictures = _drawn(studio, order, names, out)
         _write(out, studio, order, pictures, typed)
 
