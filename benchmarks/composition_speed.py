@@ -286,7 +286,7 @@ def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     return found
 
 
-ROUNDS = {"sd15": 5, "sdxl": 3}
+ROUNDS = {"sd15": 9, "sdxl": 5}
 COUNTS = {"sd15": Counts(published=(1, 2, 8)), "sdxl": Counts(published=(1, 8))}
 
 
