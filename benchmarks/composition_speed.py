@@ -13,8 +13,8 @@ pipeline (`num_inference_steps=1`, latents out), with everything that is done on
 
 For `operations` the step is not timed: its operations are listed, and its floating-point operations counted, with no
 adapter and with 32 of either kind. A `batch of 8`, in half the side, gives each picture two adapters of its own, which
-diffusers draws one by one; `untouched, one by one` tells what not being a batch costs by itself. How cases take turns:
-speed_shared.py.
+diffusers draws one by one; `untouched, one by one` tells what not being a batch costs by itself. On a CPU every case is
+timed side by side with `untouched`, both on U-Nets of their own that share one set of weights: speed_shared.py.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Comparison:
 
     def __init__(self, shape: Shape, device: str, counts: Counts, folder: Path, most_bytes: int | None) -> None:
         self.pipe = speed.build_pipeline(shape, device)
+        self.stock, self.stock_again = baselines.twin(self.pipe), baselines.twin(self.pipe)
         self.device, self.counts, self.folder, self.most_bytes = device, counts, folder, most_bytes
         self.pixels = shape.pixels if device == "cpu" else shape.own_pixels
         self.prompt = " ".join(speed.WORDS)
@@ -74,8 +75,14 @@ class Comparison:
         """All rows of the family."""
         cases, left_out = self.published()
         steps = [*self.untouched(), *self.tara(), *self.diffusers(), *cases]
-        rows = [*speed.timed_rows(STEP, steps, rounds, self.device), *left_out, *self.operations()]
-        return [*rows, *speed.timed_rows(BATCH, self.batches(), rounds, self.device)]
+        rows = [*self.timed(STEP, steps, rounds), *left_out, *self.operations()]
+        return [*rows, *self.timed(BATCH, self.batches(), rounds)]
+
+    def timed(self, part: str, cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+        """The rows of cases: on a CPU each goes side by side with the first."""
+        if self.device == "cpu":
+            return speed.rows_side_by_side(part, cases, rounds)
+        return speed.timed_rows(part, cases, rounds, self.device)
 
     def step(self, pipe: Any, arguments: dict[str, Any], pixels: int) -> Callable[[], Any]:
         """One denoising step with a pipeline's arguments."""
@@ -108,8 +115,10 @@ class Comparison:
 
     def untouched(self) -> list[Case]:
         """The first case, and its control."""
-        call = self.stock_step(self.pipe, self.prompt, self.pixels)
-        return [speed.case("untouched", call), speed.case(speed.CONTROL, call)]
+        return [
+            speed.case(name, self.stock_step(pipe, self.prompt, self.pixels), model=pipe.unet)
+            for name, pipe in (("untouched", self.stock), (speed.CONTROL, self.stock_again))
+        ]
 
     def tara(self) -> list[Case]:
         """Ours, with each number of adapters of each kind."""
@@ -122,6 +131,7 @@ class Comparison:
                 name=f"tara {targets}",
                 ready=partial(self.our_step, adapters[:count], self.prompt, self.pixels, targets == "attention"),
                 columns={"adapters": count},
+                model=self.pipe.unet,
             )
             for targets, adapters, counts in kinds
             for count in counts
@@ -139,7 +149,7 @@ class Comparison:
             yield call
 
         return [
-            Case(name="diffusers", ready=partial(ready, count), columns={"adapters": count})
+            Case(name="diffusers", ready=partial(ready, count), columns={"adapters": count}, model=pipe.unet)
             for count in self.counts.diffusers
         ]
 
@@ -168,13 +178,13 @@ class Comparison:
                 (span,) = word_spans(self.prompt, adapter.card.rare_word)
                 tokens = tokenized.positions(span)
                 dense.append(baselines.PublishedAdapter.of(adapter, tokens, self.device, self.pipe.unet.dtype))
-            cases.append(Case(name="published", ready=partial(ready, count), columns=columns))
+            cases.append(Case(name="published", ready=partial(ready, count), columns=columns, model=pipe.unet))
         return cases, left_out
 
     def operations(self) -> list[dict[str, Any]]:
         """A step's operations with no adapter and with all of a kind: where the lists differ, and their counts."""
         none, flops_of_none = self.counted([])
-        untouched = speed.counted(self.stock_step(self.pipe, self.prompt, self.pixels))[1]
+        untouched = speed.counted(self.stock_step(self.stock, self.prompt, self.pixels))[1]
         rows: list[dict[str, Any]] = []
         for targets, adapters in (("cross_kv", self.cross_kv), ("attention", self.attention)):
             many, flops_of_many = self.counted(adapters)
@@ -201,22 +211,26 @@ class Comparison:
     def batches(self) -> list[Case]:
         """Eight pictures, each with two adapters of its own, beside eight with none and beside one after the other."""
         prompts, pixels = [f"{one} and {other}" for one, other in self.pairs()], self.pixels // 2
-        call = self.stock_step(self.pipe, prompts, pixels)
         lists = [[self.named(one), self.named(other)] for one, other in self.pairs()]
+        summed = baselines.twin(self.pipe)
+        baselines.load_into_diffusers(summed, list(dict.fromkeys(one for pair in lists for one in pair)), self.folder)
         return [
-            speed.case("untouched", call),
-            speed.case(speed.CONTROL, call),
-            Case(name="tara cross_kv", ready=partial(self.our_step, lists, prompts, pixels), columns={"adapters": 2}),
-            speed.case("diffusers, one by one", self.one_by_one(prompts, pixels, adapters=True), adapters=2),
-            speed.case("untouched, one by one", self.one_by_one(prompts, pixels, adapters=False)),
+            *(
+                speed.case(name, self.stock_step(pipe, prompts, pixels), model=pipe.unet)
+                for name, pipe in (("untouched", self.stock), (speed.CONTROL, self.stock_again))
+            ),
+            Case(
+                name="tara cross_kv",
+                ready=partial(self.our_step, lists, prompts, pixels),
+                columns={"adapters": 2},
+                model=self.pipe.unet,
+            ),
+            self.one_by_one("diffusers, one by one", summed, prompts, pixels, adapters=2),
+            self.one_by_one("untouched, one by one", self.stock_again, prompts, pixels, adapters=0),
         ]
 
-    def one_by_one(self, prompts: Sequence[str], pixels: int, adapters: bool) -> Callable[[], Any]:
+    def one_by_one(self, name: str, pipe: Any, prompts: Sequence[str], pixels: int, adapters: int) -> Case:
         """What adapters in the weights come to when every picture has its own: a step for each picture."""
-        pipe = baselines.twin(self.pipe) if adapters else self.pipe
-        if adapters:
-            needed = [self.named(word) for pair in self.pairs() for word in pair]
-            baselines.load_into_diffusers(pipe, list(dict.fromkeys(needed)), self.folder)
         calls = [self.stock_step(pipe, prompt, pixels) for prompt in prompts]
 
         def draw() -> None:
@@ -225,7 +239,7 @@ class Comparison:
                     pipe.set_adapters(list(pair))
                 call()
 
-        return draw
+        return speed.case(name, draw, model=pipe.unet, **({"adapters": adapters} if adapters else {}))
 
     def pairs(self) -> list[tuple[str, str]]:
         """Eight different pairs of four words."""
@@ -272,8 +286,8 @@ def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
             speed.at_most(f"{name}, operations that differ between N = 0 and N = 32", row["different"], 0),
             speed.at_most(f"{name}, FLOPs of N = 32 beyond N = 0", extra, 0),
         ]
-    # kept rows of a result file from before `each` have their medians alone
-    many, none = (ours[count].get("each", ours[count]["ratio"][:1]) for count in (max(ours), 0))
+    # kept rows of a result file from before `ratios` have their medians alone
+    many, none = (ours[count].get("ratios", ours[count]["ratio"][:1]) for count in (max(ours), 0))
     most = median(one / other for one, other in zip(many, none, strict=True))
     name = f"{family}, cross_kv, step of N = {max(ours)} over N = 0, inside the A/A interval"
     found.append(check(name, round(most, 4), f"{low} to {high}", low <= most <= high))

@@ -4,6 +4,9 @@ Every case of a comparison is timed once in each round, in an order of the round
 the machine nor the case before strikes one of them alone. A figure is [median, lowest, highest] over the rounds, and a
 ratio is taken within its round. Where a figure may come near its bound the first case is there twice: the ratio of the
 second to the first, an A/A control, is what noise alone does.
+On a CPU a case may go side by side with the first one (`rows_side_by_side`): the two take turns at every block of their
+models, hundreds of times in a step, and the ratio is of such a pair. What else runs on the machine, or on the core's
+other half, makes a step up to twice as slow for seconds at a time, and meets both alike then.
 On a CPU it is one thread and the process's own CPU time; on a GPU the wall's clock between two synchronisations.
 """
 
@@ -14,9 +17,10 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -27,6 +31,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from full_size import random_pipeline
 from result_files import check, circumstances
 from rich.console import Console
@@ -53,8 +60,10 @@ WORDS = (
 """Words of one token each: the text encoder reads 32 of them in one prompt."""
 AGAIN = ", again"
 CONTROL = f"untouched{AGAIN}"
-KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""Of glibc's allocator, which reads them when a process starts."""
+KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+"""Of glibc's allocator, which reads them when a process starts; all threads have one heap."""
+BLOCKS = ResnetBlock2D, Attention, FeedForward
+"""Parts of a U-Net before which two of them take turns."""
 NO_GPU = "measured with --device cuda, where there is one"
 
 
@@ -138,18 +147,22 @@ def random_adapters(
 class Case:
     """One thing to time: ``ready`` gives, for a ``with`` block, the call that is timed.
 
-    ``times``: how often it is called in one measurement, for what is too short to be timed once.
+    ``times``: how often it is called in one measurement, for what is too short to be timed once. ``model``: whose
+    blocks the call goes through, and no other case's, for `rows_side_by_side`.
     """
 
     name: str
     ready: Callable[[], AbstractContextManager[Callable[[], Any]]]
     times: int = 1
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    model: torch.nn.Module | None = None
 
 
-def case(name: str, call: Callable[[], Any], times: int = 1, **columns: Any) -> Case:
+def case(
+    name: str, call: Callable[[], Any], times: int = 1, model: torch.nn.Module | None = None, **columns: Any
+) -> Case:
     """A case that needs no preparation."""
-    return Case(name=name, ready=lambda: nullcontext(call), times=times, columns=columns)
+    return Case(name=name, ready=lambda: nullcontext(call), times=times, columns=columns, model=model)
 
 
 def clock(device: str) -> Callable[[], float]:
@@ -206,18 +219,90 @@ def timed_rows(
 ) -> list[dict[str, Any]]:
     """Time the cases in turns: one row for each, its ratios to the first case."""
     seconds = taking_turns(cases, rounds, device, warm)
-    return [
-        {
-            "part": part,
-            "case": one.name,
-            **one.columns,
-            "seconds": spread(own),
-            "each": [float(f"{value:.4g}") for value in own],
-            "ratio": spread([value / base for value, base in zip(own, seconds[0], strict=True)]),
-            "rounds": rounds,
-        }
-        for one, own in zip(cases, seconds, strict=True)
-    ]
+    return [_timed_row(part, one, own, seconds[0]) for one, own in zip(cases, seconds, strict=True)]
+
+
+def rows_side_by_side(part: str, cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+    """The same on a CPU's own time, with every case side by side with the first one, and a ratio of each such pair.
+
+    The first one's row is of what it took beside the second one, its control.
+    """
+    first, *others = cases
+    pairs: list[list[tuple[float, float]]] = [[] for _ in others]
+    with first.ready() as base:
+        base()  # the first call of all is slower than any later one
+        for number in range(rounds):
+            order = random.Random(number)
+            for index in order.sample(range(len(others)), len(others)):
+                with others[index].ready() as call:
+                    models = [one.model for one in (first, others[index]) if one.model is not None]
+                    pairs[index].append(side_by_side(base, call, models, first=order.randrange(2)))
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    bases, own = zip(*(zip(*both, strict=True) for both in pairs), strict=True)
+    rows = [_timed_row(part, one, *figures) for one, *figures in zip(others, own, bases, strict=True)]
+    return [_timed_row(part, first, bases[0], bases[0]), *rows]
+
+
+def side_by_side(
+    one: Callable[[], Any], other: Callable[[], Any], models: Sequence[torch.nn.Module], first: int = 0
+) -> tuple[float, float]:
+    """CPU seconds of two calls, in threads that take turns at each block of the models; ``first`` (0 or 1) begins."""
+    turns = _Turns(first)
+    blocks = [part for model in models for part in model.modules() if isinstance(part, BLOCKS)]
+    hooks = [block.register_forward_pre_hook(turns.pass_on) for block in blocks]
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            both = [threads.submit(turns.seconds, place, call) for place, call in enumerate((one, other))]
+            return both[0].result(), both[1].result()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Turns:
+    """Of two threads one works at a time."""
+
+    def __init__(self, first: int) -> None:
+        self.changed, self.place, self.turn, self.alone = threading.Condition(), threading.local(), first, False
+
+    def seconds(self, place: int, call: Callable[[], Any]) -> float:
+        """What a call takes of its thread's own time."""
+        torch.set_num_threads(1)  # is a thread's own
+        self.place.mine = place
+        with self.changed:
+            self.changed.wait_for(self.may_work)
+        begun = time.thread_time()
+        try:
+            call()
+            return time.thread_time() - begun
+        finally:
+            with self.changed:
+                self.alone = True
+                self.changed.notify_all()
+
+    def pass_on(self, *_: Any) -> None:
+        """Let the other one work, until it lets this one: the hook before a block."""
+        with self.changed:
+            self.turn = 1 - self.place.mine
+            self.changed.notify_all()
+            self.changed.wait_for(self.may_work)
+
+    def may_work(self) -> bool:
+        """Is it this thread's turn, or has the other one ended?"""
+        return self.alone or self.turn == self.place.mine
+
+
+def _timed_row(part: str, one: Case, own: Sequence[float], bases: Sequence[float]) -> dict[str, Any]:
+    ratios = [value / base for value, base in zip(own, bases, strict=True)]
+    return {
+        "part": part,
+        "case": one.name,
+        **one.columns,
+        "seconds": spread(own),
+        "ratio": spread(ratios),
+        "ratios": [float(f"{ratio:.4g}") for ratio in ratios],
+        "rounds": len(own),
+    }
 
 
 def skipped(part: str, name: str, why: str, **columns: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_every_way_to_compose_has_its_rows_and_bounds(
     assert all(set(one) == {"name", "value", "bound", "holds"} for one in checks)
     counted = {one["name"]: one for one in checks if "differ" in one["name"] or "FLOPs" in one["name"]}
     assert [(one["value"], one["holds"]) for one in counted.values()] == [(0, True)] * 4
-    older = [{name: value for name, value in row.items() if name != "each"} for row in rows]
+    older = [{name: value for name, value in row.items() if name != "ratios"} for row in rows]
     assert [one["name"] for one in benchmark.checks_of(family, older)] == [one["name"] for one in checks]
     counts = [row for row in rows if row["part"] == benchmark.OPERATIONS]
     assert [row["case"] for row in counts] == ["tara cross_kv", "tara attention"]
