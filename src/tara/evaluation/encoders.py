@@ -33,7 +33,10 @@ class VisionEncoder:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
+
+        # not from `transformers` itself, which before 5.18 asks for torchvision then, and needs none
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         check_kind(name, VISION_TRANSFORMERS)
         self._model = load_model(AutoModel, name, device)
@@ -55,7 +58,8 @@ class ClipEncoder:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoTokenizer, CLIPModel
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         check_kind(name, ("clip",))
         self._model = load_model(CLIPModel, name, device)
