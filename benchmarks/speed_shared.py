@@ -4,9 +4,9 @@ Every case of a comparison is timed once in each round, in an order of the round
 the machine nor the case before strikes one of them alone. A figure is [median, lowest, highest] over the rounds, and a
 ratio is taken within its round. Where a figure may come near its bound the first case is there twice: the ratio of the
 second to the first, an A/A control, is what noise alone does.
-On a CPU a case may go side by side with the first one (`rows_side_by_side`): the two take turns at every block of their
-models, hundreds of times in a step, and the ratio is of such a pair. What else runs on the machine, or on the core's
-other half, makes a step up to twice as slow for seconds at a time, and meets both alike then.
+On a CPU a case may go side by side with the first one (`rows_side_by_side`): on one core, the two take turns at every
+block of their models, some seventy times in a step, and the ratio is of such pairs. What else runs on the machine, or on
+the core's other half, makes a step up to twice as slow for seconds at a time, and meets both alike then.
 On a CPU it is one thread and the process's own CPU time; on a GPU the wall's clock between two synchronisations.
 """
 
@@ -236,7 +236,9 @@ def rows_side_by_side(part: str, cases: Sequence[Case], rounds: int) -> list[dic
             for index in order.sample(range(len(others)), len(others)):
                 with others[index].ready() as call:
                     models = [one.model for one in (first, others[index]) if one.model is not None]
-                    pairs[index].append(side_by_side(base, call, models, first=order.randrange(2)))
+                    # who comes second finds the weights of every block in the cache, so each leads once
+                    both = [side_by_side(base, call, models, leader) for leader in (0, 1)]
+                    pairs[index].append((sum(pair[0] for pair in both) / 2, sum(pair[1] for pair in both) / 2))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     bases, own = zip(*(zip(*both, strict=True) for both in pairs), strict=True)
     rows = [_timed_row(part, one, *figures) for one, *figures in zip(others, own, bases, strict=True)]
@@ -244,10 +246,10 @@ def rows_side_by_side(part: str, cases: Sequence[Case], rounds: int) -> list[dic
 
 
 def side_by_side(
-    one: Callable[[], Any], other: Callable[[], Any], models: Sequence[torch.nn.Module], first: int = 0
+    one: Callable[[], Any], other: Callable[[], Any], models: Sequence[torch.nn.Module], leader: int = 0
 ) -> tuple[float, float]:
-    """CPU seconds of two calls, in threads that take turns at each block of the models; ``first`` (0 or 1) begins."""
-    turns = _Turns(first)
+    """CPU seconds of two calls, in threads that take turns at each block of the models; ``leader`` (0 or 1) begins."""
+    turns = _Turns(leader)
     blocks = [part for model in models for part in model.modules() if isinstance(part, BLOCKS)]
     hooks = [block.register_forward_pre_hook(turns.pass_on) for block in blocks]
     try:
@@ -260,14 +262,16 @@ def side_by_side(
 
 
 class _Turns:
-    """Of two threads one works at a time."""
+    """Of two threads one works at a time, and both on the same core."""
 
-    def __init__(self, first: int) -> None:
-        self.changed, self.place, self.turn, self.alone = threading.Condition(), threading.local(), first, False
+    def __init__(self, leader: int) -> None:
+        self.changed, self.place, self.turn, self.alone = threading.Condition(), threading.local(), leader, False
 
     def seconds(self, place: int, call: Callable[[], Any]) -> float:
         """What a call takes of its thread's own time."""
         torch.set_num_threads(1)  # is a thread's own
+        if hasattr(os, "sched_setaffinity"):  # as is this, where there is such a thing
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         self.place.mine = place
         with self.changed:
             self.changed.wait_for(self.may_work)

@@ -21,19 +21,19 @@ class Blocks(torch.nn.Module):
             self.journal.append(name)
 
 
-@pytest.mark.parametrize(("first", "turns"), [(0, "abababbb"), (1, "babababb")])
-def test_two_calls_take_turns_at_every_block(benchmark: ModuleType, first: int, turns: str):
+@pytest.mark.parametrize(("leader", "turns"), [(0, "abababbb"), (1, "babababb")])
+def test_two_calls_take_turns_at_every_block(benchmark: ModuleType, leader: int, turns: str):
     short, long = Blocks(benchmark, 2), Blocks(benchmark, 4)
     long.journal = short.journal
-    seconds = benchmark.side_by_side(lambda: short.work("a"), lambda: long.work("b"), [short, long], first=first)
+    seconds = benchmark.side_by_side(lambda: short.work("a"), lambda: long.work("b"), [short, long], leader=leader)
     assert "".join(short.journal) == turns
     assert min(seconds) > 0
     assert not any(part._forward_pre_hooks for model in (short, long) for part in model.modules())
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_call_that_fails_lets_the_other_one_end(benchmark: ModuleType, first: int):
+@pytest.mark.parametrize("leader", [0, 1])
+def test_a_call_that_fails_lets_the_other_one_end(benchmark: ModuleType, leader: int):
     model = Blocks(benchmark, 3)
     with pytest.raises(ZeroDivisionError):
-        benchmark.side_by_side(lambda: model.work("a"), lambda: 1 / 0, [model], first=first)
+        benchmark.side_by_side(lambda: model.work("a"), lambda: 1 / 0, [model], leader=leader)
     assert model.journal == ["a"] * 4
