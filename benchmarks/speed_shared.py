@@ -5,8 +5,8 @@ the machine nor the case before strikes one of them alone. A figure is [median, 
 ratio is taken within its round. Where a figure may come near its bound the first case is there twice: the ratio of the
 second to the first, an A/A control, is what noise alone does.
 On a CPU a case may go side by side with the first one (`rows_side_by_side`): on one core, the two take turns at every
-block of their models, some seventy times in a step, and the ratio is of such pairs. What else runs on the machine, or on
-the core's other half, makes a step up to twice as slow for seconds at a time, and meets both alike then.
+block of their models, some seventy times in a step, and the ratio is of such pairs. What else runs on the machine, or
+on the core's other half, makes a step up to twice as slow for seconds at a time, and meets both alike then.
 On a CPU it is one thread and the process's own CPU time; on a GPU the wall's clock between two synchronisations.
 """
 
