@@ -300,7 +300,7 @@ def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     return found
 
 
-ROUNDS = {"sd15": 7, "sdxl": 5}
+ROUNDS = {"sd15": 7, "sdxl": 4}
 BATCH_ROUNDS = 3  # far from its bound
 COUNTS = {"sd15": Counts(published=(1, 2, 8)), "sdxl": Counts(published=(1, 8))}
 
