@@ -23,6 +23,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from typing import Any
 import torch
 from PIL import Image
 from result_files import check, circumstances
+from tqdm import tqdm
 
 import tara.training_run
 from tara.adapter import load_adapter
@@ -39,6 +41,7 @@ from tara.checkpoints import load_checkpoint
 from tara.cli import main as tara_command
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
+tqdm.monitor_interval = 0  # nor does this one
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # tiny bases and models, made from configs
 import tiny_bases  # noqa: E402
@@ -125,6 +128,7 @@ def _command(arguments: list[str], before: Callable[[], object]) -> None:
     if not os.environ.get("KILLS_SPEAK"):
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
+    tqdm.set_lock(threading.RLock())  # its own lock is shared by all forks: one that is killed with it stops all others
     before()
     sys.exit(tara_command(arguments))
 
