@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,6 +27,8 @@ HERE = Path(__file__).parent
 TRAINING = str(HERE / "launched_training.py")
 PATIENCE = 600  # seconds; a process takes a few to start, on a busy machine a few minutes
 STEPS = 5
+GLOO = re.compile(r"^\[Gloo\] Rank \d+ is connected to .*\n", re.MULTILINE)
+"""What torch 2.8 itself prints when processes meet."""
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE + 60)
 
@@ -69,7 +72,9 @@ def launched(command: Sequence[object], folders: Sequence[Path]) -> list[Finishe
             stack.callback(process.kill)  # one that waits for another for ever
             running.append(process)
         said = [process.communicate(timeout=PATIENCE) for process in running]
-    return [Finished(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
+    return [
+        Finished(process.returncode, GLOO.sub("", out), err) for process, (out, err) in zip(running, said, strict=True)
+    ]
 
 
 def recipe_of(folder: Path, **changes: Any) -> Recipe:
