@@ -232,8 +232,7 @@ def rows_side_by_side(part: str, cases: Sequence[Case], rounds: int) -> list[dic
     with first.ready() as base:
         base()  # the first call of all is slower than any later one
         for number in range(rounds):
-            order = random.Random(number)
-            for index in order.sample(range(len(others)), len(others)):
+            for index in random.Random(number).sample(range(len(others)), len(others)):
                 with others[index].ready() as call:
                     models = [one.model for one in (first, others[index]) if one.model is not None]
                     # who comes second finds the weights of every block in the cache, so each leads once
