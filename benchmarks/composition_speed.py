@@ -74,7 +74,7 @@ class Comparison:
     def rows(self, rounds: int) -> list[dict[str, Any]]:
         """All rows of the family."""
         cases, left_out = self.published()
-        steps = [*self.untouched(), *self.tara(), *self.diffusers(), *cases]
+        steps = [*self.untouched(self.prompt, self.pixels), *self.tara(), *self.diffusers(), *cases]
         rows = [*self.timed(STEP, steps, rounds), *left_out, *self.operations()]
         return [*rows, *self.timed(BATCH, self.batches(), min(rounds, BATCH_ROUNDS))]
 
@@ -113,10 +113,10 @@ class Comparison:
                 call()
             yield call
 
-    def untouched(self) -> list[Case]:
+    def untouched(self, prompt: str | list[str], pixels: int) -> list[Case]:
         """The first case, and its control."""
         return [
-            speed.case(name, self.stock_step(pipe, self.prompt, self.pixels), model=pipe.unet)
+            speed.case(name, self.stock_step(pipe, prompt, pixels), model=pipe.unet)
             for name, pipe in (("untouched", self.stock), (speed.CONTROL, self.stock_again))
         ]
 
@@ -215,10 +215,7 @@ class Comparison:
         summed = baselines.twin(self.pipe)
         baselines.load_into_diffusers(summed, list(dict.fromkeys(one for pair in lists for one in pair)), self.folder)
         return [
-            *(
-                speed.case(name, self.stock_step(pipe, prompts, pixels), model=pipe.unet)
-                for name, pipe in (("untouched", self.stock), (speed.CONTROL, self.stock_again))
-            ),
+            *self.untouched(prompts, pixels),
             Case(
                 name="tara cross_kv",
                 ready=partial(self.our_step, lists, prompts, pixels),
