@@ -40,8 +40,8 @@ environment: $(STAMP)
 	$(CONDA_PIP) | xargs $(PIP) --dry-run --constraint constraints.txt
 	$(CONDA_PIP) | xargs $(PIP) --no-deps --target build/environment
 	PYTHONPATH=build/environment build/environment/bin/train_dreambooth_tara_sdxl.py --help > build/environment/help.txt
-	PYTHONPATH=build/environment $(BIN)/python -c "from tara import bases, single_file; \
-		assert 'build/environment' in bases.__file__; single_file.clip_tokenizer('!'); bases.load_base('toyland', 'cpu')"
+	PYTHONPATH=build/environment $(BIN)/python -c "from tara.families import loading, single_file; \
+		assert 'build/environment' in loading.__file__; single_file.clip_tokenizer('!'); loading.load_base('toyland', 'cpu')"
 
 setup: $(STAMP)
 

@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.pictures import read_image
+from tara.adapters.adapter import Adapter
+from tara.families.base import Backbone
+from tara.storage.images import read_image
 
 TEXT_PROJECTIONS = ("attn2.to_k", "attn2.to_v")
 

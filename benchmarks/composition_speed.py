@@ -36,10 +36,10 @@ from result_files import check
 from speed_shared import Case, Shape
 
 import tara
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.config import Targets
-from tara.tokens import word_spans
+from tara.adapters.adapter import Adapter
+from tara.core.tokens import word_spans
+from tara.families.base import Backbone
+from tara.training.settings import Targets
 
 STEP, BATCH, OPERATIONS = "denoising step", "batch of 8", "operations"
 MARGIN = 2 * 2**30  # bytes of memory that are left free

@@ -26,11 +26,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 import toyland
-from tara.adapter import Adapter, Context
-from tara.bases import load_base
+from tara.adapters.adapter import Adapter, Context
 from tara.demo import SETTINGS
 from tara.evaluation.statistics import interval, spelled
-from tara.sampling import Studio
+from tara.families.loading import load_base
+from tara.inference.pipeline import Studio
 from toyland.judge import Judge
 
 RESULTS = Path(__file__).parent / "results" / "context_toyland_cpu.json"

@@ -35,11 +35,11 @@ from result_files import check, circumstances
 from rich.console import Console
 
 import tara
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.config import ConceptSettings, concept_settings, train_settings
-from tara.single_file import CONFIGS, ORIGINALS, clip_tokenizer
-from tara.training import Training
+from tara.adapters.adapter import Adapter
+from tara.families.base import Backbone
+from tara.families.single_file import CONFIGS, ORIGINALS, clip_tokenizer
+from tara.training.loop import Training
+from tara.training.settings import ConceptSettings, concept_settings, train_settings
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "full_size_cpu.json"

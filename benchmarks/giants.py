@@ -13,13 +13,13 @@ import hostile
 import torch
 from hostile import LAYER, PEFT_CONFIG, RECIPE, adapters, packed, picture_bytes, with_header
 
-from tara.adapter import load_adapter
-from tara.data import read_examples
+from tara.adapters.adapter import load_adapter
 from tara.evaluation.folder import find_pictures
-from tara.pictures import read_picture
-from tara.provenance import read_origin
-from tara.recipe_files import read_recipe
-from tara.single_file import read_contents
+from tara.families.single_file import read_contents
+from tara.inference.provenance import read_origin
+from tara.storage.images import read_picture
+from tara.training.data.examples import read_examples
+from tara.training.run.recipe_files import read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,15 +19,15 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from tara.adapter import load_adapter
-from tara.card import AdapterCard
-from tara.checkpoints import HEADER_KEY, load_checkpoint
-from tara.data import read_examples
+from tara.adapters.adapter import load_adapter
+from tara.adapters.card import AdapterCard
 from tara.evaluation.folder import find_pictures
-from tara.pictures import read_picture
-from tara.provenance import Origin, UsedFile, png_with_origin, read_origin
-from tara.recipe_files import read_recipe
-from tara.single_file import read_contents
+from tara.families.single_file import read_contents
+from tara.inference.provenance import Origin, UsedFile, png_with_origin, read_origin
+from tara.storage.images import read_picture
+from tara.training.data.examples import read_examples
+from tara.training.run.checkpoints import HEADER_KEY, load_checkpoint
+from tara.training.run.recipe_files import read_recipe
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 TABLE = "metadata.jsonl"

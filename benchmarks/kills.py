@@ -35,10 +35,10 @@ from PIL import Image
 from result_files import check, circumstances
 from tqdm import tqdm
 
-import tara.training_run
-from tara.adapter import load_adapter
-from tara.checkpoints import load_checkpoint
+import tara.training.run.run
+from tara.adapters.adapter import load_adapter
 from tara.cli import main as tara_command
+from tara.training.run.checkpoints import load_checkpoint
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 tqdm.monitor_interval = 0  # nor does this one
@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="result file")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    tara.training_run.PREVIEW_STEPS = 1
+    tara.training.run.run.PREVIEW_STEPS = 1
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         commands = Commands(place)

@@ -30,11 +30,11 @@ import torch
 from result_files import check, circumstances
 
 import tara
-from tara.adapter import Adapter, load_adapter
-from tara.backbone import Backbone
-from tara.binding import AdapterUse
-from tara.captions import together
+from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
+from tara.families.base import Backbone
+from tara.inference.binding import AdapterUse
+from tara.training.data.captions import together
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # tiny bases and adapters, made from configs

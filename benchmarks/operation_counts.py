@@ -23,8 +23,8 @@ import speed_shared as speed
 import torch
 from torch import Tensor, nn
 
-from tara.single_file import CONFIGS
-from tara.training import ATTENTION_PROJECTIONS
+from tara.families.single_file import CONFIGS
+from tara.training.loop import ATTENTION_PROJECTIONS
 
 OWN_SIDES = {"sd1": 64, "sd2": 96, "sdxl": 128}
 """Latents per side of a family's own pictures (of SD 2.x, of the larger ones)."""

@@ -37,9 +37,9 @@ from safetensors.torch import load_file
 from speed_shared import Shape
 
 import tara
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.bases import load_base
+from tara.adapters.adapter import Adapter
+from tara.families.base import Backbone
+from tara.families.loading import load_base
 
 PREPARING, LOADING, MEMORY, SWITCHING, STARTING = "preparing", "loading", "memory", "switching", "starting"
 STEPS_OF_A_PICTURE = 25
@@ -47,13 +47,13 @@ PREPARED, KEPT = 8, 32
 TOYLAND = "toyland"
 FIRST_STEP = """
 import json, os, sys
-import tara.sampling
+import tara.inference.pipeline
 from tara.cli import main
 
 def first_step_done(*_):
     os._exit(0)
 
-tara.sampling._StepReport.__call__ = first_step_done
+tara.inference.pipeline._StepReport.__call__ = first_step_done
 sys.exit(main(json.loads(sys.argv[1])) or 1)
 """
 """Runs a command until its first denoising step is done."""

@@ -30,13 +30,13 @@ from rich.table import Table
 from toyland_cast import Group, Member, Outcome, StyleMember
 
 import toyland
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.bases import load_base
-from tara.config import TrainSettings, train_settings
+from tara.adapters.adapter import Adapter
 from tara.demo import SETTINGS
 from tara.evaluation.statistics import interval, spelled
-from tara.sampling import Studio
+from tara.families.base import Backbone
+from tara.families.loading import load_base
+from tara.inference.pipeline import Studio
+from tara.training.settings import TrainSettings, train_settings
 from toyland.judge import Judge
 
 RESULTS = Path(__file__).parent / "results" / "quality_toyland.json"

@@ -42,13 +42,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tara.adapter import Adapter, AdapterCard, Context
-from tara.backbone import Backbone
-from tara.config import Targets
-from tara.lora import LowRank, fresh
-from tara.pipelines import make_scheduler
-from tara.single_file import CONFIGS
-from tara.training import target_layers
+from tara.adapters.adapter import Adapter, AdapterCard, Context
+from tara.core.lora import LowRank, fresh
+from tara.families.base import Backbone
+from tara.families.single_file import CONFIGS
+from tara.inference.stock_pipelines import make_scheduler
+from tara.training.loop import target_layers
+from tara.training.settings import Targets
 
 RESULTS = Path(__file__).parent / "results"
 RANK = 8

@@ -5,7 +5,7 @@
 Three subjects of the embedded base, learned by adapters of each kind as the demo learns (text keys and values, and all
 attention), are drawn at rising weights. A row is a weight: the largest ratio of a delta's norm to its layer's weight
 (`tara inspect` prints it), and the shares of pictures in which the judge sees the subject's class and the background.
-The bound that the warning of `tara.strength` has is checked: pictures far within it show their subject, pictures beyond
+The bound that the warning of `tara.inference.strength` has is checked: pictures far within it show their subject, pictures beyond
 it do not, and adapters as they come from training, at weight 1, are within it.
 """
 
@@ -24,12 +24,12 @@ import toyland_cast as study
 from result_files import check
 
 import toyland
-from tara.bases import load_base
-from tara.binding import AdapterUse
 from tara.demo import SETTINGS
 from tara.errors import TaraWarning
-from tara.sampling import Studio
-from tara.strength import MOST, strengths
+from tara.families.loading import load_base
+from tara.inference.binding import AdapterUse
+from tara.inference.pipeline import Studio
+from tara.inference.strength import MOST, strengths
 from toyland.judge import Judge
 
 STRENGTH = "strength"

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from toyland_cast import Group, Member, Outcome
 
-from tara.report import Grid, Row, contact_sheet
+from tara.report.page import Grid, Row, contact_sheet
 from toyland.judge import Finding
 from toyland.render import SIZE
 from toyland.subjects import features

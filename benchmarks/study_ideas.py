@@ -19,17 +19,17 @@ from torch import Tensor
 from toyland_cast import Member
 
 import tara
-from tara.attention import KEY, TextConditioning, TextKVProcessor
-from tara.attention_study import Subject, subjects_of
-from tara.backbone import Backbone
-from tara.binding import AdapterUse
-from tara.composers import Composer
-from tara.config import ConceptSettings, concept_settings
+from tara.analysis.attention import Subject, subjects_of
 from tara.demo import SAMPLING_STEPS
 from tara.evaluation.scores import Box
-from tara.sampling import Studio
-from tara.text_rows import TextRows
-from tara.training import Training
+from tara.families.base import Backbone
+from tara.families.processors import KEY, TextConditioning, TextKVProcessor
+from tara.inference.binding import AdapterUse
+from tara.inference.composers import Composer
+from tara.inference.pipeline import Studio
+from tara.training.loop import Training
+from tara.training.settings import ConceptSettings, concept_settings
+from tara.training.text_batch import TextRows
 from toyland.render import SIZE
 
 Rows = Sequence[Sequence[Subject]]
@@ -53,7 +53,7 @@ def draw_edited(
     regions: Regions | None = None,
     strength: float = 0.0,
 ) -> list[Image.Image]:
-    """The pictures that :class:`tara.sampling.Studio` draws of these prompts, with another text or bound to places."""
+    """The pictures that :class:`tara.inference.pipeline.Studio` draws of these prompts, with another text or bound to places."""
     pipe = backbone.pipe
     arguments = tara.prepare(pipe, list(prompts), [list(own) for own in uses], guidance_scale=backbone.guidance_scale)
     rows = [subjects_of(backbone.tokenize(prompt), own) for prompt, own in zip(prompts, uses, strict=True)]

@@ -37,16 +37,16 @@ from study_variants import DEFAULT, QUICK, STYLE_WAYS, VARIANTS, Variant, Way
 from toyland_cast import Group, Member, Outcome
 
 import toyland
-from tara.adapter import Adapter, load_adapter
-from tara.attention_study import attend
-from tara.bases import load_base
-from tara.binding import AdapterUse
-from tara.composers import Composer
-from tara.config import ConceptSettings, train_settings
+from tara.adapters.adapter import Adapter, load_adapter
+from tara.analysis.attention import attend
 from tara.demo import SAMPLING_STEPS
 from tara.evaluation.statistics import interval, paired_difference, spelled
-from tara.files import atomic_write
-from tara.sampling import Studio
+from tara.families.loading import load_base
+from tara.inference.binding import AdapterUse
+from tara.inference.composers import Composer
+from tara.inference.pipeline import Studio
+from tara.storage.files import atomic_write
+from tara.training.settings import ConceptSettings, train_settings
 from toyland.judge import Judge
 
 HERE = Path(__file__).parent

@@ -11,11 +11,11 @@ import study_ideas as ideas
 from study_ideas import Diptychs, Edit, TiedTraining
 from toyland_cast import Member
 
-from tara.backbone import Backbone
-from tara.composers import COMPOSERS, Composer
-from tara.config import ConceptSettings, TrainSettings
 from tara.demo import SAMPLING_STEPS, SETTINGS
-from tara.training import Training
+from tara.families.base import Backbone
+from tara.inference.composers import COMPOSERS, Composer
+from tara.training.loop import Training
+from tara.training.settings import ConceptSettings, TrainSettings
 
 Part = Literal["masks and alignment", "one at a time", "composers", "ideas"]
 Material = Callable[[Sequence[Member], Backbone, Path], list[ConceptSettings]]

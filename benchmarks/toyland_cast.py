@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.config import ConceptSettings, concept_settings, train_settings
+from tara.adapters.adapter import Adapter
 from tara.demo import SAMPLING_STEPS
 from tara.evaluation import statistics
 from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
-from tara.sampling import Studio
-from tara.training import train_concepts
+from tara.families.base import Backbone
+from tara.inference.pipeline import Studio
+from tara.training.loop import train_concepts
+from tara.training.settings import ConceptSettings, concept_settings, train_settings
 from toyland.captions import PLACES, bare_caption, full_caption
 from toyland.judge import Judge, Verdict
 from toyland.judge_training import READABLE_STYLES

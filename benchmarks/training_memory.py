@@ -33,9 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_speed import concepts_in
 
-from tara.backbone import Backbone
-from tara.config import train_settings
-from tara.training import Training
+from tara.families.base import Backbone
+from tara.training.loop import Training
+from tara.training.settings import train_settings
 
 MEMORY, CACHING, STEP = "memory", "caching", "step"
 STEPS = 2

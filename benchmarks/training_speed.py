@@ -33,12 +33,12 @@ import torch
 import toyland_cast as study
 from speed_shared import Shape
 
-from tara.attention import TextConditioning
-from tara.backbone import Backbone
-from tara.bases import load_base
-from tara.config import ConceptSettings, Recipe, Targets, concept_settings, train_settings
-from tara.training import Training
-from tara.training_run import train_recipe
+from tara.families.base import Backbone
+from tara.families.loading import load_base
+from tara.families.processors import TextConditioning
+from tara.training.loop import Training
+from tara.training.run.run import train_recipe
+from tara.training.settings import ConceptSettings, Recipe, Targets, concept_settings, train_settings
 from toyland.subjects import draw_subjects, reference_pictures
 
 STEP, CONCEPTS, RUNS = "step", "concepts", "runs"

@@ -31,7 +31,7 @@ from speed_shared import Case, Shape
 from torch.profiler import ProfilerActivity, profile
 from training_speed import concepts_in, stepping
 
-from tara.backbone import Backbone
+from tara.families.base import Backbone
 
 THROUGHPUT, PRODUCT = "throughput", "one large product"
 STEPS_OF_A_RUN = 1000

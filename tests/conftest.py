@@ -15,12 +15,12 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 with jaxtyping.install_import_hook(
-    ["tara.attention_maps", "tara.lora", "tara.losses", "tara.tokens"], "beartype.beartype"
+    ["tara.core.attention_maps", "tara.core.lora", "tara.core.losses", "tara.core.tokens"], "beartype.beartype"
 ):
-    import tara.attention_maps
-    import tara.lora
-    import tara.losses
-    import tara.tokens  # noqa: F401
+    import tara.core.attention_maps
+    import tara.core.lora
+    import tara.core.losses
+    import tara.core.tokens  # noqa: F401
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import tiny_bases
-from tara.backbone import Backbone
-from tara.sampling import Studio
-from tara.training import train_concepts
+from tara.families.base import Backbone
+from tara.inference.pipeline import Studio
+from tara.training.loop import train_concepts
 from training_fixtures import quick, two_concepts
 
 RECORDED = Path(__file__).with_name("same_numbers.json")

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from tara.adapter import Adapter, AdapterCard
-from tara.backbone import Backbone
-from tara.lora import LowRank, fresh
+from tara.adapters.adapter import Adapter, AdapterCard
+from tara.core.lora import LowRank, fresh
+from tara.families.base import Backbone
 
 CROSS_KV = ("attn2.to_k", "attn2.to_v")
 ATTENTION = (*CROSS_KV, "attn2.to_q", "attn2.to_out.0", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.config import ConceptSettings, TrainSettings
+from tara.adapters.adapter import Adapter
+from tara.families.base import Backbone
+from tara.training.settings import ConceptSettings, TrainSettings
 
 
 def photo_folder(folder: Path, photos: int = 3, seed: int = 0) -> Path:

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tara.adapter import Adapter, load_adapter
-    from tara.conditioning import prepare, prepared, release
+    from tara.adapters.adapter import Adapter, load_adapter
     from tara.errors import TaraError
-    from tara.sampling import Studio
-    from tara.training_run import train
+    from tara.inference.pipeline import Studio
+    from tara.inference.prepare import prepare, prepared, release
+    from tara.training.run.run import train
 
     __version__: str
 
@@ -25,14 +25,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Adapter": "tara.adapter",
-    "Studio": "tara.sampling",
+    "Adapter": "tara.adapters.adapter",
+    "Studio": "tara.inference.pipeline",
     "TaraError": "tara.errors",
-    "load_adapter": "tara.adapter",
-    "prepare": "tara.conditioning",
-    "prepared": "tara.conditioning",
-    "release": "tara.conditioning",
-    "train": "tara.training_run",
+    "load_adapter": "tara.adapters.adapter",
+    "prepare": "tara.inference.prepare",
+    "prepared": "tara.inference.prepare",
+    "release": "tara.inference.prepare",
+    "train": "tara.training.run.run",
 }
 
 

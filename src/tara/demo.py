@@ -14,17 +14,17 @@ import numpy as np
 from PIL import Image
 
 import toyland
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.bases import load_base
-from tara.config import ConceptSettings, Recipe, concept_settings, train_settings
+from tara.adapters.adapter import Adapter
 from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
-from tara.files import atomic_write, writable_folder
-from tara.interrupts import TrainingInterrupted
-from tara.report import Grid, Row, Table, contact_sheet, page, png_bytes
-from tara.sampling import SamplingStep, Studio
-from tara.training_run import run_recipe
+from tara.families.base import Backbone
+from tara.families.loading import load_base
+from tara.inference.pipeline import SamplingStep, Studio
+from tara.report.page import Grid, Row, Table, contact_sheet, page, png_bytes
+from tara.storage.files import atomic_write, writable_folder
+from tara.training.run.interrupts import TrainingInterrupted
+from tara.training.run.run import run_recipe
+from tara.training.settings import ConceptSettings, Recipe, concept_settings, train_settings
 from toyland.judge import Judge
 from toyland.subjects import reference_pictures
 from toyland.world import Appearance, Subject

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import cyclopts
 
-from tara.cli.outcome import outcome
+from tara.cli.exit_codes import outcome
 from tara.cli.terminal import any_text
 from tara.errors import TaraError
 
@@ -37,7 +37,7 @@ COMMANDS = {
         "tara.cli.compare:compare",
         "Draw the same prompt, adapters and seeds through every composer, side by side.",
     ),
-    "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
+    "inspect": ("tara.cli.inspect:inspect", "Show what an adapter file says about itself."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
     "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),
 }

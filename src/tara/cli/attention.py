@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import Typed, given, whole_number, with_flags
 from tara.cli.generate import FLAGS, Adapters, Device, Order, loaded, order_of, remembering_png, sampling_values
+from tara.cli.options import Typed, given, whole_number, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.config import PAGE
 from tara.errors import TaraError
-from tara.files import atomic_write, check_writable
-from tara.folder_lock import claimed
-from tara.provenance import PictureSettings
+from tara.inference.provenance import PictureSettings
+from tara.report.page import PAGE
+from tara.storage.files import atomic_write, check_writable
+from tara.storage.lock import claimed
 
 if TYPE_CHECKING:
-    from tara.attention_study import Attended
-    from tara.sampling import SamplingStep
+    from tara.analysis.attention import Attended
+    from tara.inference.pipeline import SamplingStep
 
 
 def _attention(
@@ -39,7 +39,7 @@ def _attention(
     Adapters of the same two words, such as one trained with the alignment loss and one without, are drawn one above the
     other. The pictures are those of `tara generate` with that seed.
     """
-    from tara.attention_page import Looked, label_of, write_attention
+    from tara.analysis.attention_page import Looked, label_of, write_attention
 
     orders = _orders(prompt, adapter, seed, given(PictureSettings, values, FLAGS))
     check_writable(out)
@@ -62,8 +62,8 @@ attention = with_flags(_attention, {PictureSettings: FLAGS}, ["Pictures"])
 
 def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, Any]) -> list[Order]:
     """One order for each row of adapters; what needs no base to be seen is refused here."""
-    from tara.attention_study import check_rare_words_are_drawn, class_spans, side_by_side
-    from tara.binding import check_named
+    from tara.analysis.attention import check_rare_words_are_drawn, class_spans, side_by_side
+    from tara.inference.binding import check_named
 
     if not adapters:
         raise TaraError("There is no adapter whose words could be looked at. Give --adapter rex.safetensors.")
@@ -81,8 +81,8 @@ def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, 
 
 def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
     """Draw the orders behind a progress bar."""
-    from tara.attention_study import attend
-    from tara.drawing import studio_of
+    from tara.analysis.attention import attend
+    from tara.inference.drawing import studio_of
 
     settings = sampling_values(orders[0])
     only_our_bars()

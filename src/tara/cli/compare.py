@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import Typed, given, with_flags
 from tara.cli.generate import (
     FLAGS,
     Adapters,
@@ -25,18 +24,19 @@ from tara.cli.generate import (
     remembering_png,
     sampling_values,
 )
+from tara.cli.options import Typed, given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.composers import COMPOSERS
 from tara.errors import TaraError
-from tara.files import atomic_write, check_writable
-from tara.folder_lock import claimed
-from tara.provenance import DrawingSettings
+from tara.inference.composers import COMPOSERS
+from tara.inference.provenance import DrawingSettings
+from tara.storage.files import atomic_write, check_writable
+from tara.storage.lock import claimed
 
 if TYPE_CHECKING:
-    from tara.comparison import Compared
-    from tara.report import Table
-    from tara.sampling import Studio
+    from tara.analysis.comparison import Compared
+    from tara.inference.pipeline import Studio
+    from tara.report.page import Table
 
 ALL = ",".join(COMPOSERS)
 Pictures = Mapping[str, Sequence["Compared"]]
@@ -58,7 +58,7 @@ def _compare(
 
     `tara compare "a xlo dog and a szn cat on a beach" -a rex.safetensors -a tom.safetensors`
     """
-    from tara.drawing import studio_of
+    from tara.inference.drawing import studio_of
 
     order = order_of(prompt, adapter, seeds, None, given(DrawingSettings, values, FLAGS))
     names = parse_composers(composers)
@@ -79,7 +79,7 @@ compare = with_flags(_compare, {DrawingSettings: FLAGS}, ["Pictures"])
 
 def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dict[str, list[Compared]]:
     """Draw behind a progress bar; each picture is written as soon as it is there."""
-    from tara.comparison import compared
+    from tara.analysis.comparison import compared
 
     pictures: dict[str, list[Compared]] = {name: [] for name in names}
     settings = sampling_values(order)
@@ -98,9 +98,9 @@ def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dic
 
 def _write(out: Path, studio: Studio, order: Order, pictures: Pictures, typed: str) -> None:
     """Write the sheet, the page and the figures, and print the table."""
-    from tara.comparison import clock_of, figures, grid, table
-    from tara.report import contact_sheet, page, png_bytes
-    from tara.run_folder import versions
+    from tara.analysis.comparison import clock_of, figures, grid, table
+    from tara.report.page import contact_sheet, page, png_bytes
+    from tara.training.run.folder import versions
 
     found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, order.uses, pictures)
     results = {

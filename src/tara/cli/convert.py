@@ -24,8 +24,8 @@ def convert(
     """Write an adapter in another tool's style, with the same weights bit by bit and every layer's true alpha."""
     from dataclasses import replace
 
-    from tara.adapter import load_adapter
-    from tara.convert import convert as write
+    from tara.adapters.adapter import load_adapter
+    from tara.adapters.convert import convert as write
 
     adapter = load_adapter(file, alpha)
     words = {name: given for name, given in (("rare_word", word), ("class_word", kind)) if given is not None}

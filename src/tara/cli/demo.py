@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.folder_lock import claimed
+from tara.storage.lock import claimed
 
 
 def demo(*, out: Annotated[Path, Parameter(help="Folder to write to")] = Path("demo")) -> None:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from tara.cli.flags import Typed, given, with_flags
 from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, Composers, loaded, parse_composers, parse_seeds
+from tara.cli.options import Typed, given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.config import build
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
-from tara.files import check_writable
-from tara.folder_lock import claimed
-from tara.provenance import PictureSettings
+from tara.inference.provenance import PictureSettings
+from tara.storage.files import check_writable
+from tara.storage.lock import claimed
+from tara.storage.validation import build
 
 if TYPE_CHECKING:
     from tara.evaluation.protocols import Role, Scene

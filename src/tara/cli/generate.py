@@ -9,20 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import given, with_flags
+from tara.cli.options import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.composers import composer_named
-from tara.config import ExecutionSettings, build
 from tara.errors import TaraError
-from tara.files import atomic_write, check_writable
-from tara.folder_lock import claimed
-from tara.provenance import Origin, PictureSettings, UsedFile, png_with_origin, read_origin, relocated, used_file
+from tara.families.settings import ExecutionSettings
+from tara.inference.composers import composer_named
+from tara.inference.provenance import (
+    Origin,
+    PictureSettings,
+    UsedFile,
+    png_with_origin,
+    read_origin,
+    relocated,
+    used_file,
+)
+from tara.storage.files import atomic_write, check_writable
+from tara.storage.lock import claimed
+from tara.storage.validation import build
 
 if TYPE_CHECKING:
-    from tara.binding import AdapterUse
-    from tara.comparison import Compared
-    from tara.sampling import Generated
+    from tara.analysis.comparison import Compared
+    from tara.inference.binding import AdapterUse
+    from tara.inference.pipeline import Generated
 
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
 MOST_SEEDS, MOST_SHOWN = 10_000, 64
@@ -133,7 +142,7 @@ def order_of(
     Raises:
         TaraError: for what can be seen to be wrong before the base is loaded.
     """
-    from tara.formats.peft_config import config_beside
+    from tara.adapters.formats.peft_config import config_beside
 
     origin = relocated(read_origin(source), source) if source else None
     kept = origin.settings.model_dump() if origin else {}
@@ -162,15 +171,15 @@ def order_of(
 
 def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile, ...]]:
     """Adapters as `FILE[:key=value,...]` names them, and what a picture remembers of their files."""
-    from tara.binding import parse_use
+    from tara.inference.binding import parse_use
 
     return tuple(parse_use(spec) for spec in specs), tuple(_used(spec) for spec in specs)
 
 
 def _used(spec: str) -> UsedFile:
     """The weights file of `FILE[:key=value,...]`; one on the hub is known by its name there, not by its copy's here."""
-    from tara.binding import split_options
-    from tara.formats.reading import lora_file
+    from tara.adapters.formats.reading import lora_file
+    from tara.inference.binding import split_options
 
     name, _ = split_options(spec)
     used = used_file(lora_file(Path(name)), spec)
@@ -179,9 +188,9 @@ def _used(spec: str) -> UsedFile:
 
 def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
     """Refuse what needs no base to be seen, because that may take minutes to load."""
-    from tara.binding import find_words
-    from tara.composers import check_composable
-    from tara.pictures import read_image
+    from tara.inference.binding import find_words
+    from tara.inference.composers import check_composable
+    from tara.storage.images import read_image
 
     for picture in (order.settings.image, order.settings.mask):
         if picture is not None:
@@ -207,7 +216,7 @@ def drawn(
     order: Order, batch_size: int, device: str | None, execution: ExecutionSettings | None = None
 ) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
-    from tara.drawing import studio_of
+    from tara.inference.drawing import studio_of
 
     settings = sampling_values(order) | {"batch_size": batch_size}
     only_our_bars()
@@ -224,8 +233,8 @@ def drawn(
 
 def sampling_values(order: Order) -> dict[str, Any]:
     """The settings of an order as `tara.Studio` takes them, refused where they can be before the base is loaded."""
-    from tara.drawing import drawing_settings
-    from tara.pipelines import sampling_settings
+    from tara.inference.drawing import drawing_settings
+    from tara.inference.stock_pipelines import sampling_settings
 
     settings = drawing_settings(order.settings)
     sampling_settings(settings)
@@ -256,8 +265,8 @@ def _is_finished(order: Order, seed: int, out: Path) -> bool:
 
 
 def _write_sheet(path: Path, order: Order, out: Path) -> None:
-    from tara.pictures import read_image
-    from tara.report import contact_sheet, png_bytes, wrapped
+    from tara.report.page import contact_sheet, png_bytes, wrapped
+    from tara.storage.images import read_image
 
     seeds = order.seeds[:MOST_SHOWN]
     images = [read_image(_file(out, seed)) for seed in seeds]

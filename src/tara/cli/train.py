@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.captions import together
-from tara.cli.flags import given, with_flags
+from tara.cli.options import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.commands import RENAMED
-from tara.config import PAGE, ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError
-from tara.recipe_files import read_recipe
+from tara.report.page import PAGE
+from tara.training.data.captions import together
+from tara.training.run.command import RENAMED
+from tara.training.run.recipe_files import read_recipe
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 
 if TYPE_CHECKING:
-    from tara.adapter import Adapter
-    from tara.training import StepRecord
+    from tara.adapters.adapter import Adapter
+    from tara.training.loop import StepRecord
 
 RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
 
@@ -74,7 +75,7 @@ def _next_command(recipe: Recipe) -> list[str]:
 
 def watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
     """Train behind a progress bar."""
-    from tara.training_run import train_recipe
+    from tara.training.run.run import train_recipe
 
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
     addresses: list[str] = []

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tara.binding import find_words
-from tara.composers import composer_named
-from tara.drawing import drawing_settings, studio_of
+from tara.adapters.formats.peft_config import config_beside
 from tara.errors import TaraError
 from tara.evaluation.protocols import Scene
 from tara.evaluation.subjects import Picture
-from tara.file_names import file_name
-from tara.files import atomic_write
-from tara.formats.peft_config import config_beside
-from tara.pipelines import sampling_settings
-from tara.provenance import Origin, PictureSettings, png_with_origin, read_origin, used_file
+from tara.inference.binding import find_words
+from tara.inference.composers import composer_named
+from tara.inference.drawing import drawing_settings, studio_of
+from tara.inference.provenance import Origin, PictureSettings, png_with_origin, read_origin, used_file
+from tara.inference.stock_pipelines import sampling_settings
+from tara.storage.file_names import file_name
+from tara.storage.files import atomic_write
 
 FOLDER = "pictures"
 

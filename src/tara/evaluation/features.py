@@ -12,7 +12,7 @@ from PIL import Image
 
 from tara.errors import TaraWarning
 from tara.evaluation.encoders import ImageEncoder
-from tara.files import atomic_write
+from tara.storage.files import atomic_write
 
 DIGEST = hashlib.sha256().digest_size
 Compute = Callable[[list[Image.Image]], Iterable[NDArray[np.float32]]]

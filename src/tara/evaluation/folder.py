@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from tara.binding import parse_use
-from tara.config import build
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Picture, Subject, asked_for, part_of
-from tara.files import LARGE, is_there, small_text
-from tara.provenance import Origin, read_origin, relocated
+from tara.inference.binding import parse_use
+from tara.inference.provenance import Origin, read_origin, relocated
+from tara.storage.files import LARGE, is_there, small_text
+from tara.storage.validation import build
 
 SHEET = "sheet.png"  # `tara generate` leaves it beside the pictures
 LIST = 'Pictures from elsewhere need a JSON list beside them, like [{"file": "a.jpg", "prompt": "a xlo dog"}].'

@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 
 import toyland
-from tara.data import read_examples
 from tara.errors import TaraError, nearest
 from tara.evaluation.scores import Box, Seen
 from tara.evaluation.settings import JUDGE
 from tara.evaluation.subjects import Picture, Subject
+from tara.training.data.examples import read_examples
 from toyland import world
 from toyland.captions import PLACES
 from toyland.judge import Finding, Judge, Verdict

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tara.bases import device_named
 from tara.evaluation.detectors import Detector
 from tara.evaluation.encoders import ClipEncoder, VisionEncoder
 from tara.evaluation.settings import NOTHING, EvaluationSettings
+from tara.families.loading import device_named
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,13 +8,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 
-from tara.data import read_examples
 from tara.evaluation.boxes import WHOLE_PICTURE, crop, surest
 from tara.evaluation.features import FeatureCache
 from tara.evaluation.models import Models
 from tara.evaluation.scores import Box, Seen
 from tara.evaluation.subjects import Picture, Subject
 from tara.evaluation.whole import WholePictures, mean_cosine
+from tara.training.data.examples import read_examples
 
 Vectors = NDArray[np.float32]
 Finding = tuple[Box, str]

@@ -9,16 +9,16 @@ from PIL import Image, ImageDraw
 from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures, shots
 from tara.evaluation.results import Circumstances
 from tara.evaluation.statistics import spelled
-from tara.pictures import read_image
-from tara.plots import COLOURS
-from tara.report import Grid, Row, Table, page, shrunk, wrapped
+from tara.report.page import Grid, Row, Table, page, shrunk, wrapped
+from tara.report.plots import COLOURS
+from tara.storage.images import read_image
 
 SIDE = 320
 """Of a picture on the page, in pixels at most; the page holds its pictures itself."""
 MOST_ROWS = 24
 COLUMNS = 4
 FRAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
-"""What people call the colours of :data:`tara.plots.COLOURS`."""
+"""What people call the colours of :data:`tara.report.plots.COLOURS`."""
 INTERVALS = "Mean and 95 % interval: a bootstrap over groups of subjects, or over pictures where there is one group."
 MEANINGS = {
     "success": "all subjects of the prompt present, each like itself",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tara.errors import TaraError
-from tara.hub import is_hub_id, not_fetched
+from tara.storage.hub import is_hub_id, not_fetched
 
 WANTED = "Give its folder, or a hub id"
 REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)

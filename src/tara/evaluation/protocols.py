@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tara.binding import AdapterUse, check_named
-from tara.dreambooth import LIVE_CLASSES, TABLE, subject_of
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Subject, part_of
-from tara.provenance import UsedFile
+from tara.inference.binding import AdapterUse, check_named
+from tara.inference.provenance import UsedFile
+from tara.training.data.dreambooth import LIVE_CLASSES, TABLE, subject_of
 
 SUBJECTS = "{subjects}"
 PROMPTS = ("a photo of {subjects}", "{subjects} on the beach", "{subjects} in the snow", "{subjects} on the street")

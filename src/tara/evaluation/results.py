@@ -13,7 +13,7 @@ from tara.evaluation.figures import Scored, by_part, by_series, confusion, diffe
 from tara.evaluation.scores import WHOLE
 from tara.evaluation.statistics import DIGITS
 from tara.evaluation.subjects import SAME_CLASS, Subject
-from tara.run_folder import versions
+from tara.training.run.folder import versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from tara.evaluation.results import Circumstances, csv_bytes, json_bytes, result
 from tara.evaluation.scores import score
 from tara.evaluation.sight import Sight
 from tara.evaluation.subjects import Picture
-from tara.files import atomic_write
-from tara.pictures import read_image
+from tara.storage.files import atomic_write
+from tara.storage.images import read_image
 
 Tell = Callable[[float, str], object]
 """Told how many pictures are done, and what is going on."""

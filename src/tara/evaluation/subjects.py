@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from tara.dreambooth import subject_of
+from tara.core.tokens import with_class_words, word_spans
 from tara.errors import TaraError
-from tara.tokens import with_class_words, word_spans
+from tara.training.data.dreambooth import subject_of
 
 SAME_CLASS, OTHER_CLASSES = "same class", "different classes"
 

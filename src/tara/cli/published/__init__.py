@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from tara.cli.outcome import outcome
+from tara.cli.exit_codes import outcome
 from tara.cli.published import flags
 from tara.cli.published.inference import draw
 from tara.cli.published.script import Script, read_flags

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tara.cli.terminal import say
-from tara.config import build
 from tara.errors import TaraError
-from tara.provenance import Origin, PictureSettings, png_with_origin
+from tara.inference.provenance import Origin, PictureSettings, png_with_origin
+from tara.storage.validation import build
 
 if TYPE_CHECKING:
-    from tara.binding import AdapterUse
     from tara.cli.generate import Order
     from tara.cli.published.script import Given
+    from tara.inference.binding import AdapterUse
 
 CONTEXT = "prompt"  # the published method takes a rare word's embedding from the prompt itself
 BATCH_SIZE = 4
@@ -24,8 +24,8 @@ BATCH_SIZE = 4
 def draw(given: Given) -> None:
     """Draw ``output_image_0.png``, ``output_image_1.png``, ... for the seeds 0, 1, ..."""
     from tara.cli.generate import drawn
-    from tara.files import atomic_write
-    from tara.folder_lock import claimed
+    from tara.storage.files import atomic_write
+    from tara.storage.lock import claimed
 
     order, folder = order_of(given), Path(given.text("output_folder"))
     with claimed(folder):
@@ -41,8 +41,8 @@ def order_of(given: Given) -> Order:
     Raises:
         TaraError: for a list that is none, an adapter that cannot be found or read, and rare words that do not agree.
     """
-    from tara.binding import check_named
     from tara.cli.generate import MOST_SEEDS, Order, loaded
+    from tara.inference.binding import check_named
 
     settings = build(PictureSettings, given.settings(PictureSettings) | {"context": CONTEXT}, "inference_tara.py: ")
     number = given.value("number")
@@ -66,8 +66,8 @@ def order_of(given: Given) -> Order:
 
 def _with_word(spec: str, word: str, prompt: str) -> str:
     """A file that does not say its words gets them from the list and from the prompt."""
-    from tara.binding import split_options
-    from tara.formats.reading import lora_file
+    from tara.adapters.formats.reading import lora_file
+    from tara.inference.binding import split_options
 
     name, options = split_options(spec)
     if "word=" in options or _has_card(lora_file(Path(name))):
@@ -78,8 +78,8 @@ def _with_word(spec: str, word: str, prompt: str) -> str:
 
 
 def _has_card(path: Path) -> bool:
-    from tara.adapter import CARD_KEY
-    from tara.formats.container import opened
+    from tara.adapters.adapter import CARD_KEY
+    from tara.storage.safetensors_file import opened
 
     try:
         with opened(path) as file:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tara.cli.terminal import say
-from tara.config import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError, TaraWarning, nearest
-from tara.hub import ADAPTER_FILE, repository_name
-from tara.processes import launched
+from tara.storage.hub import ADAPTER_FILE, repository_name
+from tara.training.distributed import launched
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 
 if TYPE_CHECKING:
     from tara.cli.published.script import Given
@@ -93,7 +93,7 @@ def resumes(given: Given) -> bool:
 
 def on_this_machine(settings: TrainSettings) -> TrainSettings:
     """The settings with what this machine lacks replaced by the nearest thing that it has, and one note about it."""
-    from tara.bases import best_device
+    from tara.families.loading import best_device
 
     on_cuda = (settings.device or best_device()).startswith("cuda")
     changes: dict[str, Any] = {}

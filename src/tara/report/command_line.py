@@ -1,0 +1,32 @@
+"""Settings as a person would type them: the flags of the command line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def flags(settings: BaseModel, renamed: Mapping[str, str] | None = None) -> list[str]:
+    """The flags that give these settings: those that differ from their defaults.
+
+    Args:
+        settings: whose fields are a command's options.
+        renamed: the flags that are not called as their field is (field -> flag).
+    """
+    found: list[str] = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if field.is_required() or value != field.get_default(call_default_factory=True):
+            flag = (renamed or {}).get(name, name.replace("_", "-"))
+            found += _flag(flag, value)
+    return found
+
+
+def _flag(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, tuple):
+        return [word for each in value for word in _flag(flag, each)]
+    text = str(value)
+    # what begins with a dash would be read as a flag of its own
+    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]

@@ -1,0 +1,211 @@
+"""Deltas of text encoders: an adapter reads its own word where its own encoder puts it, and nothing else changes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import foreign_files as files
+import tara
+import tiny_adapters
+import tiny_bases
+from tara.adapters.adapter import Adapter, load_adapter
+from tara.adapters.convert import convert
+from tara.errors import TaraError
+from tara.families.base import Backbone
+from tara.families.processors import KEY, TextConditioning
+from tara.inference.binding import AdapterUse, bind
+from tara.inference.text_kv import check_fits, text_kv
+
+PROMPT = "a xlo dog and a szn cat"
+XLO, SZN = (2, 3), (7, 8, 9)
+
+
+def _text_adapter(pipe: Any, folder: Path, with_unet: bool = True) -> Adapter:
+    """A kohya file that changes every text encoder, and the U-Net where asked to."""
+    if hasattr(pipe, "text_encoder_2"):
+        tensors = files.kohya_text(pipe, "text_encoder", "lora_te1_")
+        tensors |= files.kohya_text(pipe, "text_encoder_2", "lora_te2_")
+    else:
+        tensors = files.kohya_text(pipe)
+    if with_unet:
+        deltas = files.random_deltas(pipe.unet, r"attn2\.to_[kv]$")
+        tensors |= files.kohya(deltas, files.TINY_SGM if hasattr(pipe, "text_encoder_2") else None)
+    return load_adapter(files.saved(folder / "te.safetensors", tensors))
+
+
+def _changed(pipe: Any, adapter: Adapter, weight: float = 1.0) -> Any:
+    """A copy of the pipeline whose text encoders have the deltas in their weights, by the plain formula."""
+    pipe = copy.deepcopy(pipe)
+    with torch.no_grad():
+        for path, delta in adapter.text_layers.items():
+            model, _, inner = path.partition(".")
+            modules = dict(getattr(pipe, model).named_modules())
+            module = modules.get(inner) or modules[inner.removeprefix("text_model.")]
+            module.weight += (weight * delta.scale * (delta.b.double() @ delta.a.double())).float()
+    return pipe
+
+
+def _kv(pipe: Any, uses: list[AdapterUse]) -> TextConditioning:
+    backbone = Backbone(pipe)
+    encoding = backbone.encode([PROMPT])
+    return text_kv(backbone, encoding, [bind(encoding.tokenized[0], uses)])
+
+
+@pytest.mark.parametrize("with_unet", [True, False])
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_words_rows_are_those_of_its_adapters_own_encoder(
+    with_unet: bool, weight: float, any_pipe: Any, tmp_path: Path
+) -> None:
+    adapter = _text_adapter(any_pipe, tmp_path, with_unet)
+    ours = _kv(any_pipe, [AdapterUse(adapter, word="xlo", weight=weight)])
+    theirs = Backbone(_changed(any_pipe, adapter, weight)).encode([PROMPT]).embeddings[0, list(XLO)]
+    for layer in ours.kv:
+        for part, name in enumerate(("to_k", "to_v")):
+            expected = any_pipe.unet.get_submodule(f"{layer}.{name}")(theirs)
+            if with_unet:
+                expected = expected + weight * adapter.layers[f"{layer}.{name}"].delta(theirs)
+            torch.testing.assert_close(ours.kv[layer][part][0, list(XLO)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nobody_elses_rows_change(any_pipe: Any, tmp_path: Path) -> None:
+    theirs = AdapterUse(_text_adapter(any_pipe, tmp_path), word="xlo")
+    tom = AdapterUse(tiny_adapters.random_adapter(Backbone(any_pipe), "szn", "cat"))
+    both, alone = _kv(any_pipe, [theirs, tom]), _kv(any_pipe, [tom])
+    for layer in both.kv:
+        for part in (0, 1):
+            one, other = both.kv[layer][part][0], alone.kv[layer][part][0]
+            assert {int(row) for row in (one != other).any(-1).nonzero()} == set(XLO)
+
+
+def test_the_text_encoders_are_left_as_they_were_found(any_pipe: Any, tmp_path: Path) -> None:
+    adapter = _text_adapter(any_pipe, tmp_path)
+    before = Backbone(any_pipe).encode([PROMPT])
+    tara.prepare(any_pipe, PROMPT, [AdapterUse(adapter, word="xlo")])
+    after = Backbone(any_pipe).encode([PROMPT])
+    assert torch.equal(before.embeddings, after.embeddings)
+
+
+@pytest.mark.parametrize("kind", ["deltas", "inversion"])
+def test_a_prompts_rows_are_the_same_in_any_batch(kind: str, any_pipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "te.safetensors" if kind == "deltas" else _inversion(any_pipe, tmp_path, 3)[0]
+    adapter = _text_adapter(any_pipe, tmp_path) if kind == "deltas" else load_adapter(path)
+    use, other = AdapterUse(adapter, word="xlo", weight=0.7), "on the beach xlo and xlo"
+    before = Backbone(any_pipe).encode([PROMPT]).embeddings
+    options: dict[str, Any] = {"guidance_scale": 1.0}
+    batch = tara.prepare(any_pipe, [PROMPT, other], [use], num_images_per_prompt=2, **options)
+    alone = [tara.prepare(any_pipe, prompt, [use], **options) for prompt in (PROMPT, PROMPT, other, other)]
+    assert torch.equal(Backbone(any_pipe).encode([PROMPT]).embeddings, before)
+    for layer, parts in batch["cross_attention_kwargs"][KEY].kv.items():
+        for part in (0, 1):
+            rows = [one["cross_attention_kwargs"][KEY].kv[layer][part] for one in alone]
+            torch.testing.assert_close(parts[part], torch.cat(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_summed_plain_loras_encode_all_of_the_text(any_pipe: Any, tmp_path: Path) -> None:
+    adapter = _text_adapter(any_pipe, tmp_path)
+    ours = tara.prepare(any_pipe, PROMPT, [adapter], negative_prompt="a car", composer="sum")
+    changed = Backbone(_changed(any_pipe, adapter))
+    positive, negative = changed.encode([PROMPT]), changed.encode_negative("a car")
+    torch.testing.assert_close(ours["prompt_embeds"], positive.embeddings, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours["negative_prompt_embeds"], negative.embeddings, rtol=1e-4, atol=1e-5)
+    if positive.pooled is not None:
+        torch.testing.assert_close(ours["pooled_prompt_embeds"], positive.pooled, rtol=1e-4, atol=1e-5)
+    layer, (keys, _) = next(iter(ours["cross_attention_kwargs"][KEY].kv.items()))
+    text = torch.cat([negative.embeddings, positive.embeddings])
+    expected = any_pipe.unet.get_submodule(f"{layer}.to_k")(text) + adapter.layers[f"{layer}.to_k"].delta(text)
+    torch.testing.assert_close(keys, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_old_diffusers_names_of_a_text_encoders_layers_are_known(tmp_path: Path) -> None:
+    attention, pair = "text_encoder.text_model.encoder.layers.1.self_attn", (torch.ones(2, 32), torch.ones(32, 2))
+    names = {"to_q_lora": "q_proj", "to_out_lora": "out_proj", "k_proj.lora_linear_layer": "k_proj"}
+    tensors = {f"{attention}.{old}.{half}.weight": pair[half == "up"] for old in names for half in ("down", "up")}
+    adapter = load_adapter(files.saved(tmp_path / "old.safetensors", tensors))
+    assert adapter.text_layers.keys() == {f"{attention}.{name}" for name in names.values()}
+    assert adapter.card.source == "old diffusers"
+
+
+def test_stock_diffusers_encodes_a_kohya_files_text_the_same(tmp_path: Path) -> None:
+    pipe = tiny_bases.sd_pipeline()
+    adapter = _text_adapter(pipe, tmp_path)
+    ours = tara.prepare(pipe, PROMPT, [adapter], composer="sum")["prompt_embeds"]
+    without = Backbone(pipe).encode([PROMPT]).embeddings
+    pipe.load_lora_weights(tmp_path / "te.safetensors")
+    theirs = Backbone(pipe).encode([PROMPT]).embeddings
+    assert float((theirs - without).norm() / without.norm()) > 0.01
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def _inversion(pipe: Any, folder: Path, vectors: int) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file of a textual inversion, as A1111 and kohya name its tensors, and its vectors by encoder."""
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if hasattr(pipe, name)]
+    generator = torch.Generator().manual_seed(5)
+    own = {name: torch.randn(vectors, getattr(pipe, name).config.hidden_size, generator=generator) for name in encoders}
+    names = ["emb_params"] if len(encoders) == 1 else ["clip_l", "clip_g"]
+    return files.saved(folder / "ti.safetensors", dict(zip(names, own.values(), strict=True))), own
+
+
+def _spelled(pipe: Any, own: dict[str, torch.Tensor], word: str) -> torch.Tensor:
+    """Embeddings of a prompt whose ``word``, one token per vector, has the vectors in the encoders' own tables."""
+    pipe = copy.deepcopy(pipe)
+    for name, vectors in own.items():
+        ids = pipe.tokenizer(word, add_special_tokens=False).input_ids
+        assert len(ids) == len(vectors)
+        with torch.no_grad():
+            getattr(pipe, name).get_input_embeddings().weight[ids] = vectors
+    return Backbone(pipe).encode([f"a {word} dog on the beach"]).embeddings[0]
+
+
+@pytest.mark.parametrize(("word", "rows"), [("rex", [2, 2]), ("xlo", [2, 3]), ("szn", [3, 4])])
+def test_a_textual_inversion_is_its_words_rows_whatever_its_length(
+    word: str, rows: list[int], any_pipe: Any, tmp_path: Path
+) -> None:
+    path, own = _inversion(any_pipe, tmp_path, {"rex": 1, "xlo": 2, "szn": 3}[word])
+    use = AdapterUse(load_adapter(path), word="xlo")
+    backbone = Backbone(any_pipe)
+    check_fits(backbone, use)
+    encoding = backbone.encode(["a xlo dog on the beach"])
+    ours, base = (text_kv(backbone, encoding, [b]).kv for b in (bind(encoding.tokenized[0], [use]), []))
+    theirs = _spelled(any_pipe, own, word)[rows]
+    for layer in ours:
+        expected = any_pipe.unet.get_submodule(f"{layer}.to_k")(theirs)
+        torch.testing.assert_close(ours[layer][0][0, list(XLO)], expected, rtol=1e-4, atol=1e-5)
+        changed = (ours[layer][0][0] != base[layer][0][0]).any(-1).nonzero()
+        assert {int(row) for row in changed} == set(XLO)
+
+
+def test_an_embedding_that_diffusers_saved_brings_its_word(tmp_path: Path) -> None:
+    pipe = tiny_bases.sd_pipeline()
+    path = files.saved(tmp_path / "learned_embeds.safetensors", {"<xlo>": torch.randn(32)})
+    adapter = load_adapter(path)
+    assert (adapter.card.rare_word, adapter.card.source) == ("<xlo>", "textual inversion")
+    backbone = Backbone(pipe)
+    encoding = backbone.encode(["a <xlo> dog"])
+    (binding,) = bind(encoding.tokenized[0], [AdapterUse(adapter)])
+    ours = text_kv(backbone, encoding, [[binding]]).kv
+    pipe.load_textual_inversion(path)
+    theirs = Backbone(pipe).encode(["a <xlo> dog"]).embeddings[0, 2]
+    for layer, (keys, _) in ours.items():
+        expected = pipe.unet.get_submodule(f"{layer}.to_k")(theirs)
+        for position in binding.occurrences[0]:
+            torch.testing.assert_close(keys[0, position], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_textual_inversion_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
+    sd, sdxl = tiny_bases.sd_pipeline(), tiny_bases.sdxl_pipeline()
+    adapter = load_adapter(_inversion(sd, tmp_path, 2)[0])
+    with pytest.raises(TaraError, match="acts on its word alone"):
+        tara.prepare(sd, PROMPT, [adapter], composer="sum")
+    with pytest.raises(TaraError, match="text encoders of width 32, this base's are 24, 40 wide"):
+        check_fits(Backbone(sdxl), AdapterUse(adapter))
+    with pytest.raises(TaraError, match="has no alpha"):
+        load_adapter(tmp_path / "ti.safetensors", alpha=8)
+    for write in (adapter.save, lambda path: convert(adapter, "kohya", path)):
+        with pytest.raises(TaraError, match="no layers to write"):
+            write(tmp_path / "out.safetensors")
+    long = load_adapter(_inversion(sd, tmp_path, 75)[0])
+    with pytest.raises(TaraError, match="75 tokens, which do not fit"):
+        tara.prepare(sd, PROMPT, [AdapterUse(long, word="xlo")])
