@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from tara.adapters.adapter import Adapter
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.storage.images import read_image
 
 TEXT_PROJECTIONS = ("attn2.to_k", "attn2.to_v")
@@ -92,7 +92,7 @@ def load_into_diffusers(pipe: Any, adapters: Sequence[Adapter], folder: Path) ->
 
 def usual_step(pipe: Any, photo: Path, phrase: str, pixels: int, rank: int) -> Callable[[], Any]:
     """A step as the usual training script takes it: everything is encoded anew, and LoRA is on q, k, v and out."""
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     learned = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4)

@@ -38,7 +38,7 @@ from speed_shared import Case, Shape
 import tara
 from tara.adapters.adapter import Adapter
 from tara.core.tokens import word_spans
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.training.settings import Targets
 
 STEP, BATCH, OPERATIONS = "denoising step", "batch of 8", "operations"
@@ -64,10 +64,10 @@ class Comparison:
         self.device, self.counts, self.folder, self.most_bytes = device, counts, folder, most_bytes
         self.pixels = shape.pixels if device == "cpu" else shape.own_pixels
         self.prompt = " ".join(speed.WORDS)
-        most = max(*counts.cross_kv, *counts.diffusers), max(*counts.attention, *counts.published)
+        most = max(*counts.text_kv, *counts.diffusers), max(*counts.attention, *counts.published)
         # a step is the same in every context, and this one is prepared soonest
-        self.cross_kv, self.attention = (
-            speed.random_adapters(Backbone(self.pipe), count, targets, "prompt")
+        self.text_kv, self.attention = (
+            speed.random_adapters(Base(self.pipe), count, targets, "prompt")
             for count, targets in zip(most, get_args(Targets), strict=True)
         )
 
@@ -123,7 +123,7 @@ class Comparison:
     def tara(self) -> list[Case]:
         """Ours, with each number of adapters of each kind."""
         kinds = (
-            ("cross_kv", self.cross_kv, self.counts.cross_kv),
+            ("cross_kv", self.text_kv, self.counts.text_kv),
             ("attention", self.attention, self.counts.attention),
         )
         return [
@@ -140,7 +140,7 @@ class Comparison:
     def diffusers(self) -> list[Case]:
         """The same files as diffusers loads and sums them."""
         pipe = baselines.twin(self.pipe)
-        names = baselines.load_into_diffusers(pipe, self.cross_kv[: max(self.counts.diffusers)], self.folder)
+        names = baselines.load_into_diffusers(pipe, self.text_kv[: max(self.counts.diffusers)], self.folder)
         call = self.stock_step(pipe, self.prompt, self.pixels)
 
         @contextmanager
@@ -155,7 +155,7 @@ class Comparison:
 
     def published(self) -> tuple[list[Case], list[dict[str, Any]]]:
         """The published form, and rows of what does not fit into memory."""
-        pipe, tokenized = baselines.twin(self.pipe), Backbone(self.pipe).tokenize(self.prompt)
+        pipe, tokenized = baselines.twin(self.pipe), Base(self.pipe).tokenize(self.prompt)
         dense: list[baselines.PublishedAdapter] = []
         cases: list[Case] = []
         left_out: list[dict[str, Any]] = []
@@ -186,7 +186,7 @@ class Comparison:
         none, flops_of_none = self.counted([])
         untouched = speed.counted(self.stock_step(self.stock, self.prompt, self.pixels))[1]
         rows: list[dict[str, Any]] = []
-        for targets, adapters in (("cross_kv", self.cross_kv), ("attention", self.attention)):
+        for targets, adapters in (("cross_kv", self.text_kv), ("attention", self.attention)):
             many, flops_of_many = self.counted(adapters)
             different = abs(len(none) - len(many)) + sum(a != b for a, b in zip(none, many, strict=False))
             rows.append(
@@ -245,7 +245,7 @@ class Comparison:
 
     def named(self, word: str) -> Adapter:
         """The adapter of a word."""
-        return self.cross_kv[speed.WORDS.index(word)]
+        return self.text_kv[speed.WORDS.index(word)]
 
 
 def _dense_bytes(adapter: Adapter, dtype: torch.dtype) -> int:

@@ -28,9 +28,9 @@ from rich.table import Table
 import toyland
 from tara.adapters.adapter import Adapter, Context
 from tara.demo import SETTINGS
-from tara.evaluation.statistics import interval, spelled
+from tara.evaluation.statistics import format_ci, interval
 from tara.families.loading import load_base
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from toyland.judge import Judge
 
 RESULTS = Path(__file__).parent / "results" / "context_toyland_cpu.json"
@@ -46,8 +46,8 @@ class Comparison:
     """The base, the judge and the cast; one row of figures after another."""
 
     def __init__(self, subjects_seed: int, folder: Path, seeds: int, progress: Progress) -> None:
-        self.backbone = load_base("toyland", device="cpu")
-        self.studio, self.judge = Studio(self.backbone), Judge.load(toyland.JUDGE)
+        self.base = load_base("toyland", device="cpu")
+        self.pipeline, self.judge = Pipeline(self.base), Judge.load(toyland.JUDGE)
         self.members = study.cast(subjects_seed, folder)
         self.seeds, self.progress = study.SEEDS[:seeds], progress
 
@@ -58,7 +58,7 @@ class Comparison:
         def tell(part: float) -> None:
             self.progress.update(task, completed=part)
 
-        return study.train(self.members, self.backbone, tell, **(SETTINGS | settings))
+        return study.train(self.members, self.base, tell, **(SETTINGS | settings))
 
     def figures(self, adapters: list[Adapter], context: Context) -> dict[str, Any]:
         """Every subject alone and every pair, drawn and judged."""
@@ -72,7 +72,7 @@ class Comparison:
 
             drawn.append(
                 study.draw(
-                    self.studio,
+                    self.pipeline,
                     self.judge,
                     self.members,
                     groups,
@@ -119,7 +119,7 @@ def show(result: dict[str, Any]) -> None:
     names = ("success", "identity", "success_alone", "identity_alone", "leakage")
     table = Table("targets", "captions", "context", *names)
     for row in result["rows"]:
-        table.add_row(row["targets"], row["captions"], row["context"], *(spelled(row[name]) for name in names))
+        table.add_row(row["targets"], row["captions"], row["context"], *(format_ci(row[name]) for name in names))
     Console().print(table)
 
 

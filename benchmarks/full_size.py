@@ -36,7 +36,7 @@ from rich.console import Console
 
 import tara
 from tara.adapters.adapter import Adapter
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.single_file import CONFIGS, ORIGINALS, clip_tokenizer
 from tara.training.loop import Training
 from tara.training.settings import ConceptSettings, concept_settings, train_settings
@@ -127,7 +127,7 @@ def measure(family: str, photos: Path, steps: int, threads: int) -> dict[str, An
     fit, journal = FITS[family], Journal()
     pipe = journal.take("load", lambda: random_pipeline(CONFIGS / fit.configs))
     pipe.set_progress_bar_config(disable=True)
-    backbone = Backbone.from_pipeline(pipe)
+    backbone = Base(pipe)
     settings = train_settings(
         base=family,
         steps=steps,

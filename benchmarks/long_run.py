@@ -32,8 +32,8 @@ from result_files import check, circumstances
 import tara
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
 from tara.training.data.captions import together
 
 ROOT = Path(__file__).parents[1]
@@ -75,30 +75,32 @@ def order(number: int) -> dict[str, Any]:
     return told
 
 
-def draw(studio: tara.Studio, adapters: dict[str, Adapter], told: dict[str, Any]) -> np.ndarray:
+def draw(pipeline: tara.Pipeline, adapters: dict[str, Adapter], told: dict[str, Any]) -> np.ndarray:
     """The picture of an order."""
     settings = dict(told)
     prompt, seed, named = settings.pop("prompt"), settings.pop("seed"), settings.pop("adapters")
-    uses = [AdapterUse(adapters[name], weight=float(weight)) for name, weight in (one.split(":") for one in named)]
-    (image,) = studio(prompt, uses, [seed], **settings)
+    active_adapters = [
+        ActiveAdapter(adapters[name], weight=float(weight)) for name, weight in (one.split(":") for one in named)
+    ]
+    (image,) = pipeline(prompt, active_adapters, [seed], **settings)
     return np.asarray(image)
 
 
-def given_up(studio: tara.Studio, adapters: dict[str, Adapter], told: dict[str, Any]) -> None:
+def given_up(pipeline: tara.Pipeline, adapters: dict[str, Adapter], told: dict[str, Any]) -> None:
     """The same, left in its midst."""
 
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
     try:
-        draw(studio, adapters, told | {"on_step": stop})
+        draw(pipeline, adapters, told | {"on_step": stop})
     except (KeyboardInterrupt, TaraError):
         return
 
 
-def world(folder: Path) -> tuple[tara.Studio, dict[str, Adapter]]:
+def world(folder: Path) -> tuple[tara.Pipeline, dict[str, Adapter]]:
     """The base, and adapters from files: of text keys and values, and of all attention."""
-    backbone = Backbone(tiny_bases.sd_pipeline())
+    backbone = Base(tiny_bases.sd_pipeline())
     names = {f"{word}{more}" for word, _ in WORDS for more in ("", "-all")}
     for index, (word, kind) in enumerate(WORDS):
         for more, targets in (("", None), ("-all", ATTENTION)):
@@ -106,7 +108,7 @@ def world(folder: Path) -> tuple[tara.Studio, dict[str, Adapter]]:
             if not path.exists():
                 chosen = {} if targets is None else {"targets": targets}
                 random_adapter(backbone, word, kind, seed=index, **chosen).save(path)
-    return tara.Studio(backbone), {name: load_adapter(folder / f"{name}.safetensors") for name in sorted(names)}
+    return tara.Pipeline(backbone), {name: load_adapter(folder / f"{name}.safetensors") for name in sorted(names)}
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -125,8 +127,8 @@ def resident() -> float:
 
 def run(count: int, folder: Path) -> dict[str, Any]:
     """All generations, and what they left."""
-    studio, adapters = world(folder)
-    before = fingerprint(studio.backbone.unet)
+    pipeline, adapters = world(folder)
+    before = fingerprint(pipeline.base.denoiser)
     outcomes = {"drawn": 0, "refused": 0, "given up": 0}
     memory: list[float] = []
     digests: dict[int, str] = {}
@@ -134,10 +136,10 @@ def run(count: int, folder: Path) -> dict[str, Any]:
     for number in range(count):
         told = order(number)
         if number % 20 == 7:
-            given_up(studio, adapters, told)
+            given_up(pipeline, adapters, told)
             outcomes["given up"] += 1
         try:
-            digests[number] = hashlib.sha256(draw(studio, adapters, told).tobytes()).hexdigest()
+            digests[number] = hashlib.sha256(draw(pipeline, adapters, told).tobytes()).hexdigest()
             outcomes["drawn"] += 1
         except TaraError:
             outcomes["refused"] += 1
@@ -155,7 +157,7 @@ def run(count: int, folder: Path) -> dict[str, Any]:
         "unexpected": unexpected[:5],
         "memory_mib": [round(one, 1) for one in memory],
         "growth_mib_per_100": round(growth(memory), 3),
-        "weights_unchanged": fingerprint(studio.backbone.unet) == before,
+        "weights_unchanged": fingerprint(pipeline.base.denoiser) == before,
         "twins": {number: twin(number, folder) == digests[number] for number in twins},
     }
 
@@ -197,8 +199,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if chosen.one is not None:
-        studio, adapters = world(chosen.folder)
-        print(hashlib.sha256(draw(studio, adapters, order(chosen.one)).tobytes()).hexdigest())
+        pipeline, adapters = world(chosen.folder)
+        print(hashlib.sha256(draw(pipeline, adapters, order(chosen.one)).tobytes()).hexdigest())
         return
     with tempfile.TemporaryDirectory() as folder:
         result = result_of(run(chosen.generations, Path(folder)))

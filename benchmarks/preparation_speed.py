@@ -38,7 +38,7 @@ from speed_shared import Shape
 
 import tara
 from tara.adapters.adapter import Adapter
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.loading import load_base
 
 PREPARING, LOADING, MEMORY, SWITCHING, STARTING = "preparing", "loading", "memory", "switching", "starting"
@@ -64,7 +64,7 @@ class Preparation:
 
     def __init__(self, shape: Shape, folder: Path, adapters: int) -> None:
         self.pipe, self.pixels = speed.build_pipeline(shape), shape.own_pixels
-        self.adapters = speed.random_adapters(Backbone(self.pipe), adapters)
+        self.adapters = speed.random_adapters(Base(self.pipe), adapters)
         self.files = [adapter.save(folder / adapter.name) for adapter in self.adapters]
 
     def rows(self, rounds: int) -> list[dict[str, Any]]:

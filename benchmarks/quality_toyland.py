@@ -32,10 +32,10 @@ from toyland_cast import Group, Member, Outcome, StyleMember
 import toyland
 from tara.adapters.adapter import Adapter
 from tara.demo import SETTINGS
-from tara.evaluation.statistics import interval, spelled
-from tara.families.base import Backbone
+from tara.evaluation.statistics import format_ci, interval
+from tara.families.base import Base
 from tara.families.loading import load_base
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from tara.training.settings import TrainSettings, train_settings
 from toyland.judge import Judge
 
@@ -54,7 +54,7 @@ class Training:
 
     @property
     def plain(self) -> bool:
-        return self.changes.get("tfm") is False
+        return self.changes.get("token_mask") is False
 
     @property
     def targets(self) -> str:
@@ -89,7 +89,7 @@ class Series:
 def trainings(targets: str, quick: bool) -> list[Training]:
     """TARA, and plain LoRA (no token mask, no alignment loss) of the same targets, steps and rank."""
     rate: float = SETTINGS["learning_rate"]
-    plain = {"targets": targets, "tfm": False, "tal": "off"}
+    plain = {"targets": targets, "token_mask": False, "alignment_loss": "off"}
     rates = (1.0,) if quick else PLAIN_RATES
     return [
         Training(changes={"targets": targets}),
@@ -101,8 +101,8 @@ class Study:
     """The base, the judge and the cast; trains and draws one series after another."""
 
     def __init__(self, subjects_seed: int, folder: Path, quick: bool, progress: Progress) -> None:
-        self.backbone: Backbone = load_base("toyland", device="cpu")
-        self.studio, self.judge = Studio(self.backbone), Judge.load(toyland.JUDGE)
+        self.backbone: Base = load_base("toyland", device="cpu")
+        self.pipeline, self.judge = Pipeline(self.backbone), Judge.load(toyland.JUDGE)
         self.members: list[Member] = study.cast(subjects_seed, folder)
         self.styles: list[StyleMember] = study.style_cast(subjects_seed, folder)
         self.seeds = study.SEEDS[:2] if quick else study.SEEDS
@@ -157,7 +157,7 @@ class Study:
         **more: Any,
     ) -> list[Outcome]:
         return study.draw(
-            self.studio,
+            self.pipeline,
             self.judge,
             self.members,
             groups,
@@ -194,9 +194,9 @@ def rows_of(series: Series, members: Sequence[Member], default: bool) -> list[di
             {
                 "training": "plain" if training.plain else "tara",
                 "targets": settings.targets,
-                "tfm": settings.tfm,
-                "tal": settings.tal,
-                "tal_weight": settings.tal_weight,
+                "token_mask": settings.token_mask,
+                "alignment_loss": settings.alignment_loss,
+                "alignment_weight": settings.alignment_weight,
                 "learning_rate": settings.peak_learning_rate,
                 "composer": series.composer,
                 "subjects": subjects,
@@ -268,7 +268,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table("training", "targets", "rate", "composer", "subjects", "success", "identity", "alone", "leakage")
     for row in result["rows"]:
         kind = f"{row['subjects']}{' of one class' if row['same_class'] else ''}"
-        cells = [spelled(row[name]) for name in FIGURES]
+        cells = [format_ci(row[name]) for name in FIGURES]
         style = "bold" if row["default"] else ""
         table.add_row(
             row["training"], row["targets"], f"{row['learning_rate']:g}", row["composer"], kind, *cells, style=style
@@ -276,7 +276,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for row in result["style"]:
         figures = ("style_right", "subject_present", "both", "identity")
-        told = ", ".join(f"{name} {spelled(row[name])}" for name in figures if row[name] is not None)
+        told = ", ".join(f"{name} {format_ci(row[name])}" for name in figures if row[name] is not None)
         console.print(f"{row['style']}, {row['training']}, {row['composer']}: {told}")
     for one in result["checks"]:
         console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")

@@ -38,16 +38,15 @@ from full_size import random_pipeline
 from result_files import check, circumstances
 from rich.console import Console
 from rich.table import Table
+from tara.inference.stock_pipelines import make_scheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tara.adapters.adapter import Adapter, AdapterCard, Context
-from tara.core.lora import LowRank, fresh
-from tara.families.base import Backbone
+from tara.core.lora import LowRank, initial
+from tara.families.base import Base
 from tara.families.single_file import CONFIGS
-from tara.inference.stock_pipelines import make_scheduler
-from tara.training.loop import target_layers
 from tara.training.settings import Targets
 
 RESULTS = Path(__file__).parent / "results"
@@ -114,20 +113,20 @@ def build_pipeline(shape: Shape, device: str = "cpu") -> Any:
         torch.set_default_dtype(before)
     pipe.scheduler = make_scheduler("ddim", pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    Backbone(pipe).freeze()
+    Base(pipe).freeze()
     return pipe.to(device)
 
 
 def random_adapters(
-    backbone: Backbone, count: int, targets: Targets = "cross_kv", context: Context = "delta"
+    backbone: Base, count: int, targets: Targets = "cross_kv", context: Context = "delta"
 ) -> list[Adapter]:
     """Adapters of rank 8 as training makes them, with random weights, each for another word."""
     found: list[Adapter] = []
     for number, word in enumerate(WORDS[:count]):
         generator = torch.Generator().manual_seed(number)
         layers: dict[str, LowRank] = {}
-        for path in target_layers(backbone, targets):
-            begun = fresh(*backbone.projection_sizes(path), rank=RANK, generator=generator)
+        for path in backbone.target_layers(targets):
+            begun = initial(*backbone.projection_sizes(path), rank=RANK, generator=generator)
             layers[path] = LowRank(begun.a, 0.01 * torch.randn(begun.b.shape, generator=generator), begun.scale)
         card = AdapterCard(
             rare_word=word,
@@ -388,7 +387,9 @@ def write(
     console, table = Console(highlight=False), Table("family", "part", "case", "N", "seconds", "ratio")
     for row in rows:
         figures = (
-            [row["skipped"], ""] if "skipped" in row else [_spelled(row.get(name)) for name in ("seconds", "ratio")]
+            [row["skipped"], ""]
+            if "skipped" in row
+            else [_format_ratio(row.get(name)) for name in ("seconds", "ratio")]
         )
         table.add_row(row.get("family", ""), row["part"], row["case"], str(row.get("adapters", "")), *figures)
     console.print(table)
@@ -396,5 +397,5 @@ def write(
         console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
 
 
-def _spelled(figure: Sequence[float] | None) -> str:
+def _format_ratio(figure: Sequence[float] | None) -> str:
     return "" if figure is None else f"{figure[0]:.4g} ({figure[1]:.4g} to {figure[2]:.4g})"

@@ -27,8 +27,8 @@ import toyland
 from tara.demo import SETTINGS
 from tara.errors import TaraWarning
 from tara.families.loading import load_base
-from tara.inference.binding import AdapterUse
-from tara.inference.pipeline import Studio
+from tara.inference.binding import ActiveAdapter
+from tara.inference.pipeline import Pipeline
 from tara.inference.strength import MOST, strengths
 from toyland.judge import Judge
 
@@ -47,19 +47,19 @@ def rows(
     weights: Sequence[float] = WEIGHTS, seeds: Sequence[int] = study.SEEDS[:6], **settings: Any
 ) -> list[dict[str, Any]]:
     """Train, draw and judge."""
-    backbone = load_base("toyland", device="cpu")
-    studio, judge = Studio(backbone), Judge.load(toyland.JUDGE)
+    base = load_base("toyland", device="cpu")
+    pipeline, judge = Pipeline(base), Judge.load(toyland.JUDGE)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         members = [member for member in study.cast(SUBJECTS_SEED, Path(folder)) if member.subject.kind in KINDS]
         for targets in TARGETS:
             chosen = {**SETTINGS, "targets": targets, **settings}
-            adapters = study.train(members, backbone, lambda _: None, **chosen)
+            adapters = study.train(members, base, lambda _: None, **chosen)
             for index, (member, adapter) in enumerate(zip(members, adapters, strict=True)):
-                largest = max(strengths(backbone, adapter.layers).values())
+                largest = max(strengths(base, adapter.layers).values())
                 for weight in weights:
-                    use = AdapterUse(adapter, weight=float(weight))
-                    outcomes = [_drawn(studio, judge, members, index, use, seed) for seed in seeds]
+                    active = ActiveAdapter(adapter, weight=float(weight))
+                    outcomes = [_drawn(pipeline, judge, members, index, active, seed) for seed in seeds]
                     row = {
                         "part": STRENGTH,
                         "case": targets,
@@ -76,13 +76,13 @@ def rows(
 
 
 def _drawn(
-    studio: Studio, judge: Judge, members: Sequence[study.Member], index: int, use: AdapterUse, seed: int
+    pipeline: Pipeline, judge: Judge, members: Sequence[study.Member], index: int, active: ActiveAdapter, seed: int
 ) -> tuple[bool, bool]:
     """Whether the subject's class, and the background, are seen in a picture of it."""
     place = study.place_of((index,), seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TaraWarning)  # that is what is measured here
-        images = studio(study.prompt(members, (index,), place), [use], [seed], steps=STEPS)
+        images = pipeline(study.prompt(members, (index,), place), [active], [seed], steps=STEPS)
     (verdict,) = judge(images)
     return any(thing.kind == members[index].subject.kind for thing in verdict.things), verdict.background == place
 

@@ -86,11 +86,11 @@ def causes_of(outcome: Outcome, members: Sequence[Member]) -> list[str | None]:
             found.append("swapped")
         else:
             thing = next(one for one in things if (one.x - one.size, one.y - one.size) == subject.box[:2])
-            found.append("blended" if _borrowed(thing, outcome.group, number, members) else "unlike itself")
+            found.append("blended" if _patched(thing, outcome.group, number, members) else "unlike itself")
     return found
 
 
-def _borrowed(thing: Finding, group: Group, number: int, members: Sequence[Member]) -> list[str]:
+def _patched(thing: Finding, group: Group, number: int, members: Sequence[Member]) -> list[str]:
     """The features that are another subject's and not its own."""
     own = features(thing, members[group[number]].subject)
     others = [features(thing, members[i].subject) for place, i in enumerate(group) if place != number]

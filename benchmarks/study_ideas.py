@@ -22,14 +22,14 @@ import tara
 from tara.analysis.attention import Subject, subjects_of
 from tara.demo import SAMPLING_STEPS
 from tara.evaluation.scores import Box
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import KEY, TextConditioning, TextKVProcessor
-from tara.inference.binding import AdapterUse
+from tara.inference.binding import ActiveAdapter
 from tara.inference.composers import Composer
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from tara.training.loop import Training
 from tara.training.settings import ConceptSettings, concept_settings
-from tara.training.text_batch import TextRows
+from tara.training.text_batch import TextBatch
 from toyland.render import SIZE
 
 Rows = Sequence[Sequence[Subject]]
@@ -44,9 +44,9 @@ GRID = 16
 
 
 def draw_edited(
-    backbone: Backbone,
+    backbone: Base,
     prompts: Sequence[str],
-    uses: Sequence[Sequence[AdapterUse]],
+    active_adapters: Sequence[Sequence[ActiveAdapter]],
     seed: int,
     *,
     edit: Edit | None = None,
@@ -55,8 +55,10 @@ def draw_edited(
 ) -> list[Image.Image]:
     """The pictures that :class:`tara.inference.pipeline.Studio` draws of these prompts, with another text or bound to places."""
     pipe = backbone.pipe
-    arguments = tara.prepare(pipe, list(prompts), [list(own) for own in uses], guidance_scale=backbone.guidance_scale)
-    rows = [subjects_of(backbone.tokenize(prompt), own) for prompt, own in zip(prompts, uses, strict=True)]
+    arguments = tara.prepare(
+        pipe, list(prompts), [list(own) for own in active_adapters], guidance_scale=backbone.guidance_scale
+    )
+    rows = [subjects_of(backbone.tokenize(prompt), own) for prompt, own in zip(prompts, active_adapters, strict=True)]
     conditioning: TextConditioning = arguments["cross_attention_kwargs"][KEY]
     if edit is not None:
         arguments["cross_attention_kwargs"] = {KEY: edit(conditioning, rows)}
@@ -83,8 +85,8 @@ def set_apart(conditioning: TextConditioning, rows: Rows, factor: float) -> Text
     """Keys of rare words of one class go ``factor`` times as far from their mean: ``k_i = mean + s (k_i - mean)``."""
 
     def apart(keys: Tensor, row: int, subjects: Sequence[Subject]) -> None:
-        for kind in {subject.use.class_word for subject in subjects}:
-            same = [subject for subject in subjects if subject.use.class_word == kind]
+        for kind in {subject.active.class_word for subject in subjects}:
+            same = [subject for subject in subjects if subject.active.class_word == kind]
             own = torch.stack([keys[row, list(subject.rare)].mean(0) for subject in same])
             for subject, shift in zip(same, (factor - 1) * (own - own.mean(0)), strict=True):
                 keys[row, list(subject.rare)] += shift
@@ -108,7 +110,7 @@ def delayed(steps: int) -> Composer:
     return Composer(
         meaning=f"no adapters in the first {steps} steps",
         everywhere=False,
-        members=lambda uses: ((), uses),
+        members=lambda active_adapters: ((), active_adapters),
         turn=lambda step, members: (0,) if step < steps else (1,),
     )
 
@@ -116,7 +118,7 @@ def delayed(steps: int) -> Composer:
 class TiedTraining(Training):
     """Values are learned alone: the keys of the rare word are its class word's, as :func:`tie_keys` makes them."""
 
-    def _conditioning(self, text: TextRows) -> TextConditioning:
+    def _conditioning(self, text: TextBatch) -> TextConditioning:
         learned = super()._conditioning(text)
         kv = {layer: (keys.clone(), values) for layer, (keys, values) in learned.kv.items()}
         for keys, _ in kv.values():
@@ -164,10 +166,10 @@ class RegionProcessor(TextKVProcessor):
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, tara=tara, **kwargs)
 
 
-def _bind_to_places(backbone: Backbone, bias: Tensor) -> None:
-    ours = backbone.unet.attn_processors
+def _bind_to_places(backbone: Base, bias: Tensor) -> None:
+    ours = backbone.denoiser.attn_processors
     bound = {name: RegionProcessor(one.layer, one.stock, bias) for name, one in ours.items()}
-    backbone.unet.set_attn_processor(bound)
+    backbone.denoiser.set_attn_processor(bound)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +183,11 @@ class Diptychs:
     same_class: bool
     partner_counts: bool
 
-    def __call__(self, members: Sequence[Member], backbone: Backbone, folder: Path) -> list[ConceptSettings]:
+    def __call__(self, members: Sequence[Member], backbone: Base, folder: Path) -> list[ConceptSettings]:
         """The members' photos and as many diptychs, with captions and, where only a half counts, masks."""
-        return [self._concept(member, Studio(backbone), members, folder / member.word) for member in members]
+        return [self._concept(member, Pipeline(backbone), members, folder / member.word) for member in members]
 
-    def _concept(self, member: Member, studio: Studio, members: Sequence[Member], folder: Path) -> ConceptSettings:
+    def _concept(self, member: Member, pipeline: Pipeline, members: Sequence[Member], folder: Path) -> ConceptSettings:
         photos, masks, kind = folder / "photos", folder / "masks", member.subject.kind
         for place in (photos, masks):
             place.mkdir(parents=True, exist_ok=True)
@@ -194,7 +196,7 @@ class Diptychs:
             with Image.open(path) as stored:
                 photo = stored.convert("RGB")
             partner = kind if self.same_class else kinds[number % len(kinds)]
-            (drawn,) = studio([f"a photo of a {partner}"], seeds=[number], steps=SAMPLING_STEPS)
+            (drawn,) = pipeline([f"a photo of a {partner}"], seeds=[number], steps=SAMPLING_STEPS)
             both = Image.new("RGB", (2 * SIZE, SIZE))
             both.paste(photo, (0, 0))
             both.paste(drawn, (SIZE, 0))

@@ -40,11 +40,11 @@ import toyland
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.analysis.attention import attend
 from tara.demo import SAMPLING_STEPS
-from tara.evaluation.statistics import interval, paired_difference, spelled
+from tara.evaluation.statistics import format_ci, interval, paired_difference
 from tara.families.loading import load_base
-from tara.inference.binding import AdapterUse
+from tara.inference.binding import ActiveAdapter
 from tara.inference.composers import Composer
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from tara.storage.files import atomic_write
 from tara.training.settings import ConceptSettings, train_settings
 from toyland.judge import Judge
@@ -65,10 +65,10 @@ class Study:
     """The base, the judge and the cast; makes what a variant lacks in the work folder."""
 
     def __init__(self, subjects_seed: int, seeds: Sequence[int], steps: int | None, work: Path) -> None:
-        self.backbone = load_base("toyland", device="cpu")
-        self.studio, self.judge = Studio(self.backbone), Judge.load(toyland.JUDGE)
+        self.base = load_base("toyland", device="cpu")
+        self.pipeline, self.judge = Pipeline(self.base), Judge.load(toyland.JUDGE)
         self.seeds, self.steps = seeds, steps
-        self.work = work / f"{subjects_seed}-{self.backbone.fingerprint[:8]}"
+        self.work = work / f"{subjects_seed}-{self.base.fingerprint[:8]}"
         self.members: list[Member] = study.cast(subjects_seed, self.work / "photos")
         self.groups: tuple[Group, ...] = (*((i,) for i in range(len(self.members))), *PAIRS, *study.TRIPLES)
         self._adapters: tuple[Way, list[Adapter]] | None = None
@@ -87,7 +87,7 @@ class Study:
         """The members' adapters, trained unless they are kept."""
         if self._adapters is not None and self._adapters[0] == way:
             return self._adapters[1]
-        concepts = partial(way.material, self.members, self.backbone, self.folder(way) / "material")
+        concepts = partial(way.material, self.members, self.base, self.folder(way) / "material")
         self._adapters = way, self._trained(way, [member.word for member in self.members], concepts, tell)
         return self._adapters[1]
 
@@ -96,7 +96,7 @@ class Study:
     ) -> list[Adapter]:
         files = [self.folder(way) / f"{word}.safetensors" for word in words]
         if not all(file.exists() for file in files):
-            training = way.training(concepts(), train_settings(**self.settings(way)), self.backbone)
+            training = way.training(concepts(), train_settings(**self.settings(way)), self.base)
             for record in training.steps():
                 tell(record.index / record.steps)
             for file, adapter in zip(files, training.adapters(), strict=True):
@@ -112,7 +112,7 @@ class Study:
         rows: list[dict[str, Any]] = []
         for style, adapter in zip(styles, adapters, strict=True):
             drawn = study.draw(
-                self.studio,
+                self.pipeline,
                 self.judge,
                 self.members,
                 singles,
@@ -157,16 +157,18 @@ class Study:
         adapters, seed = self.adapters(variant.way, lambda part: None), named[0][1]
         if variant.described:
             prompts = [study.description(self.members, group, study.place_of(group, seed)) for group, _ in named]
-            return self.studio(prompts, (), [seed], steps=SAMPLING_STEPS, batch_size=len(named))
+            return self.pipeline(prompts, (), [seed], steps=SAMPLING_STEPS, batch_size=len(named))
         prompts = [study.prompt(self.members, group, study.place_of(group, seed)) for group, _ in named]
-        uses = [[AdapterUse(adapters[i], weight=variant.weight) for i in group] for group, _ in named]
+        active_adapters = [[ActiveAdapter(adapters[i], weight=variant.weight) for i in group] for group, _ in named]
         if variant.edit is None and variant.places is None:
-            return self.studio(
-                prompts, uses, [seed], steps=SAMPLING_STEPS, batch_size=len(named), composer=variant.composer
+            return self.pipeline(
+                prompts, active_adapters, [seed], steps=SAMPLING_STEPS, batch_size=len(named), composer=variant.composer
             )
         regions = None if variant.places is None else [self._boxes(group, seed) for group, _ in named]
         strength = variant.places or 0.0
-        return draw_edited(self.backbone, prompts, uses, seed, edit=variant.edit, regions=regions, strength=strength)
+        return draw_edited(
+            self.base, prompts, active_adapters, seed, edit=variant.edit, regions=regions, strength=strength
+        )
 
     def _boxes(self, group: Group, seed: int) -> list[Any]:
         """Where the judge sees each subject in the default's picture of the same prompt and seed."""
@@ -182,8 +184,8 @@ class Study:
             found: list[tuple[Group, float]] = []
             for group in self.groups:
                 prompt = study.prompt(self.members, group, study.place_of(group, seed))
-                uses, how = [adapters[i] for i in group], variant.composer
-                (drawn,) = attend(self.studio, prompt, uses, [seed], steps=SAMPLING_STEPS, composer=how)
+                active_adapters, how = [adapters[i] for i in group], variant.composer
+                (drawn,) = attend(self.pipeline, prompt, active_adapters, [seed], steps=SAMPLING_STEPS, composer=how)
                 found += [(group, score.alignment) for score in drawn.scores]
             atomic_write(kept, json.dumps(found).encode())
         return [(tuple(group), value) for group, value in json.loads(kept.read_text(encoding="utf-8"))]
@@ -211,9 +213,9 @@ def rows_of(
                 "variant": variant.name,
                 "training": variant.way.name,
                 "targets": settings.targets,
-                "tfm": settings.tfm,
-                "tal": settings.tal,
-                "tal_weight": settings.tal_weight,
+                "token_mask": settings.token_mask,
+                "alignment_loss": settings.alignment_loss,
+                "alignment_weight": settings.alignment_weight,
                 "rank": settings.rank,
                 "composer": variant.composer.meaning if isinstance(variant.composer, Composer) else variant.composer,
                 "default": variant.name == DEFAULT,
@@ -326,16 +328,16 @@ def show(result: dict[str, Any]) -> None:
     table = Table("variant", "subjects", "success", "if independent", "identity", "leakage", "alignment")
     for row in result["rows"]:
         kind = f"{row['subjects']}{' of one class' if row['same_class'] else ''}"
-        figures = [spelled(row[name]) if row[name] else "" for name in ("identity", "leakage", "alignment")]
-        cells = [row["variant"], kind, spelled(row["success"]), f"{row['success_if_independent']:.2f}", *figures]
+        figures = [format_ci(row[name]) if row[name] else "" for name in ("identity", "leakage", "alignment")]
+        cells = [row["variant"], kind, format_ci(row["success"]), f"{row['success_if_independent']:.2f}", *figures]
         table.add_row(*cells, style="bold" if row["default"] else "")
     console.print(table)
     for row in result["gains"]:
-        told = ", ".join(f"{name} {spelled(row[name])}" for name in ("success", "identity_absent_zero", "leakage"))
+        told = ", ".join(f"{name} {format_ci(row[name])}" for name in ("success", "identity_absent_zero", "leakage"))
         console.print(f"{row['variant']}, minus the default: {told}")
     for row in result["styles"]:
         captions = "what is shown" if row["captions"] else "the phrase alone"
-        told = ", ".join(f"{name} {spelled(row[name])}" for name in ("style_right", "subject_present", "both"))
+        told = ", ".join(f"{name} {format_ci(row[name])}" for name in ("style_right", "subject_present", "both"))
         console.print(f"{row['style']}, {row['targets']}, captions of {captions}: {told}")
     console.print(result["failures"])
     for one in result["checks"]:

@@ -12,17 +12,17 @@ from study_ideas import Diptychs, Edit, TiedTraining
 from toyland_cast import Member
 
 from tara.demo import SAMPLING_STEPS, SETTINGS
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.inference.composers import COMPOSERS, Composer
 from tara.training.loop import Training
 from tara.training.settings import ConceptSettings, TrainSettings
 
 Part = Literal["masks and alignment", "one at a time", "composers", "ideas"]
-Material = Callable[[Sequence[Member], Backbone, Path], list[ConceptSettings]]
+Material = Callable[[Sequence[Member], Base, Path], list[ConceptSettings]]
 """Makes what the members are learned from, in a folder."""
 
 
-def own_photos(members: Sequence[Member], backbone: Backbone, folder: Path) -> list[ConceptSettings]:
+def own_photos(members: Sequence[Member], backbone: Base, folder: Path) -> list[ConceptSettings]:
     """The members' photos as they are."""
     return [member.concept() for member in members]
 
@@ -70,22 +70,25 @@ def _masks_and_alignment() -> list[Variant]:
     """TFM on/off x TAL on/off x targets. Without the mask in training there is none in drawing: adapters are summed."""
     found: list[Variant] = []
     for targets in ("cross_kv", "attention"):
-        for tfm in (True, False):
-            for tal in ("l1", "off"):
-                name = f"{targets}, {'masked' if tfm else 'unmasked'}, alignment {tal}"
+        for token_mask in (True, False):
+            for alignment_loss in ("l1", "off"):
+                name = f"{targets}, {'masked' if token_mask else 'unmasked'}, alignment {alignment_loss}"
                 way = DEFAULT_WAY
                 if name != DEFAULT:
-                    way = Way(name=name, changes={"targets": targets, "tfm": tfm, "tal": tal})
-                composer = "tara" if tfm else "sum"
+                    way = Way(
+                        name=name,
+                        changes={"targets": targets, "token_mask": token_mask, "alignment_loss": alignment_loss},
+                    )
+                composer = "tara" if token_mask else "sum"
                 found.append(Variant(part="masks and alignment", name=name, way=way, composer=composer))
     return found
 
 
 def _one_at_a_time() -> list[Variant]:
     changes: dict[str, dict[str, Any]] = {
-        "alignment squared": {"tal": "squared"},
-        "alignment weight 0.1": {"tal_weight": 0.1},
-        "alignment weight 10": {"tal_weight": 10.0},
+        "alignment squared": {"alignment_loss": "squared"},
+        "alignment weight 0.1": {"alignment_weight": 0.1},
+        "alignment weight 10": {"alignment_weight": 10.0},
         "rank 1": {"rank": 1},
         "rank 4": {"rank": 4},
         "rank 16": {"rank": 16},
@@ -116,7 +119,9 @@ def _ideas() -> list[Variant]:
         *(_idea(f"adapters at weight {weight:g}", weight=weight) for weight in (0.8, 1.2)),
         _idea("keys tied when drawn", edit=ideas.tie_keys),
         _idea(
-            "keys tied", way=Way(name="keys tied", changes={"tal": "off"}, training=TiedTraining), edit=ideas.tie_keys
+            "keys tied",
+            way=Way(name="keys tied", changes={"alignment_loss": "off"}, training=TiedTraining),
+            edit=ideas.tie_keys,
         ),
     ]
     for diptychs in (
@@ -137,9 +142,15 @@ def _idea(name: str, **how: Any) -> Variant:
 DEFAULT = "cross_kv, masked, alignment l1"
 DEFAULT_WAY = Way(name=DEFAULT)
 PLAIN = "cross_kv, unmasked, alignment off"
-PLAIN_WAY = Way(name=PLAIN, changes={"targets": "cross_kv", "tfm": False, "tal": "off"})
-_STANDARD = TrainSettings().model_dump(include={"targets", "tfm", "tal", "tal_weight", "rank"})
-assert _STANDARD == {"targets": "cross_kv", "tfm": True, "tal": "l1", "tal_weight": 1, "rank": 8}, "not the default"
+PLAIN_WAY = Way(name=PLAIN, changes={"targets": "cross_kv", "token_mask": False, "alignment_loss": "off"})
+_STANDARD = TrainSettings().model_dump(include={"targets", "token_mask", "alignment_loss", "alignment_weight", "rank"})
+assert _STANDARD == {
+    "targets": "cross_kv",
+    "token_mask": True,
+    "alignment_loss": "l1",
+    "alignment_weight": 1,
+    "rank": 8,
+}, "not the default"
 
 STYLE_RATE = 1e-3  # on all attention projections the demo's rate, chosen for `cross_kv`, breaks pictures
 STYLE_WAYS: tuple[tuple[Way, bool], ...] = tuple(

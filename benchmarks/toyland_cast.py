@@ -16,8 +16,8 @@ from tara.demo import SAMPLING_STEPS
 from tara.evaluation import statistics
 from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
-from tara.families.base import Backbone
-from tara.inference.pipeline import Studio
+from tara.families.base import Base
+from tara.inference.pipeline import Pipeline
 from tara.training.loop import train_concepts
 from tara.training.settings import ConceptSettings, concept_settings, train_settings
 from toyland.captions import PLACES, bare_caption, full_caption
@@ -118,7 +118,7 @@ def style_cast(seed: int, folder: Path, *, captions: bool = False) -> list[Style
 
 
 def train(
-    members: Sequence[Member | StyleMember], backbone: Backbone, tell: Callable[[float], object], **settings: Any
+    members: Sequence[Member | StyleMember], backbone: Base, tell: Callable[[float], object], **settings: Any
 ) -> list[Adapter]:
     """One adapter per member, all in one run: each comes out as if trained alone."""
     steps = train_concepts([member.concept() for member in members], train_settings(**settings), backbone)
@@ -149,7 +149,7 @@ def place_of(group: Group, seed: int) -> str:
 
 
 def draw(
-    studio: Studio,
+    pipeline: Pipeline,
     judge: Judge,
     members: Sequence[Member],
     groups: Sequence[Group],
@@ -170,7 +170,7 @@ def draw(
     for number, seed in enumerate(seeds):  # a prompt's background changes with the seed
         prompts = [prompt(members, group, place_of(group, seed)) + ending for group in groups]
         used = [[adapters[i] for i in group] + styled for group in groups]
-        images = studio(
+        images = pipeline(
             prompts,
             used,
             [seed],

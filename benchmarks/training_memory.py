@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_speed import concepts_in
 
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.training.loop import Training
 from tara.training.settings import train_settings
 
@@ -91,7 +91,7 @@ def measure(
     pipe = speed.build_pipeline(shape, device)
     settings = train_settings(steps=STEPS, resolution=pixels, flip=False, gradient_checkpointing=checkpointing)
     with tempfile.TemporaryDirectory() as folder, LiveBytes(device) as live:
-        training = Training(concepts_in(Path(folder), 1), settings, Backbone(pipe))
+        training = Training(concepts_in(Path(folder), 1), settings, Base(pipe))
         caching, kept = live.most, live.now
         live.forget_peak()
         after_forward: list[int] = []

@@ -33,7 +33,7 @@ import torch
 import toyland_cast as study
 from speed_shared import Shape
 
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
 from tara.training.loop import Training
@@ -64,10 +64,10 @@ def concepts_in(folder: Path, count: int) -> list[ConceptSettings]:
 
 
 def stepping(
-    backbone: Backbone, concepts: Sequence[ConceptSettings], pixels: int, targets: Targets = "cross_kv"
+    backbone: Base, concepts: Sequence[ConceptSettings], pixels: int, targets: Targets = "cross_kv"
 ) -> Callable[[], Any]:
     """A training that is under way; each call is one whole step."""
-    backbone.wake()  # on a GPU an earlier training lets parts of the base rest
+    backbone.onload()  # on a GPU an earlier training lets parts of the base rest
     settings = train_settings(targets=targets, steps=MORE_STEPS_THAN_TIMED, resolution=pixels, flip=False)
     steps = Training(concepts, settings, backbone).steps()
     next(steps)  # which also encodes the caption and makes the optimiser's averages
@@ -84,7 +84,7 @@ class Steps:
 
     def rows(self, rounds: int) -> list[dict[str, Any]]:
         """All rows of the family."""
-        backbone = Backbone(self.pipe)
+        backbone = Base(self.pipe)
         floor = self.floor(backbone)
         cases = [
             speed.case(FLOOR, floor),
@@ -95,7 +95,7 @@ class Steps:
         ]
         return speed.timed_rows(STEP, cases, rounds)
 
-    def floor(self, backbone: Backbone) -> Callable[[], Any]:
+    def floor(self, backbone: Base) -> Callable[[], Any]:
         """Forward, and the gradient of the loss with respect to keys and values."""
         side = self.pixels // backbone.vae_scale
         latents = torch.randn(1, backbone.latent_channels, side, side, dtype=backbone.dtype)

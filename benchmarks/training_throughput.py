@@ -31,7 +31,7 @@ from speed_shared import Case, Shape
 from torch.profiler import ProfilerActivity, profile
 from training_speed import concepts_in, stepping
 
-from tara.families.base import Backbone
+from tara.families.base import Base
 
 THROUGHPUT, PRODUCT = "throughput", "one large product"
 STEPS_OF_A_RUN = 1000
@@ -61,7 +61,7 @@ def measure(
         photos = concepts_in(Path(folder), max(concepts))
         for count in concepts:
             for name, chosen in (("as it is", pipe), ("compiled", compiled)):
-                step = stepping(Backbone(chosen), photos[:count], pixels)
+                step = stepping(Base(chosen), photos[:count], pixels)
                 cases.append(speed.case(name, step, concepts=count))
                 print(f"{family}: {count} concepts, {name}, ready", file=sys.stderr, flush=True)
                 # a compiled step does the same, where the counter cannot see it

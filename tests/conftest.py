@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     for kind, word, out in (("dog", "xlo", "rex"), ("cat", "szn", "tom")):
         photos = photo_folder(folder / kind, seed=len(word))
-        flags = ["--images", str(photos), "--word", word, "--kind", kind, "--base", str(base), *TINY]
+        flags = ["--images", str(photos), "--rare-word", word, "--class-word", kind, "--base", str(base), *TINY]
         assert main(["train", *flags, "--out", str(folder / f"{out}.safetensors")]) == 0
     return folder
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tiny_bases
-from tara.families.base import Backbone
-from tara.inference.pipeline import Studio
+from tara.families.base import Base
+from tara.inference.pipeline import Pipeline
 from tara.training.loop import train_concepts
 from training_fixtures import quick, two_concepts
 
@@ -20,14 +20,14 @@ RECORDED = Path(__file__).with_name("same_numbers.json")
 RUNS = {
     "sd cross_kv": (tiny_bases.sd_pipeline, {}),
     "sd attention": (tiny_bases.sd_pipeline, {"targets": "attention", "snr_gamma": 5.0, "captions": "varied"}),
-    "sdxl cross_kv": (tiny_bases.sdxl_pipeline, {"tal": "squared", "alpha": 8.0}),
-    "sdxl plain": (tiny_bases.sdxl_pipeline, {"tfm": False, "tal": "off", "targets": "attention"}),
+    "sdxl cross_kv": (tiny_bases.sdxl_pipeline, {"alignment_loss": "squared", "alpha": 8.0}),
+    "sdxl plain": (tiny_bases.sdxl_pipeline, {"token_mask": False, "alignment_loss": "off", "targets": "attention"}),
 }
 
 
 def measured(run: str, folder: Path) -> dict[str, list[str]]:
     build, changes = RUNS[run]
-    backbone = Backbone.from_pipeline(build())
+    backbone = Base(build())
     steps = train_concepts(two_concepts(folder), quick(**changes), backbone)
     losses: list[str] = []
     while True:
@@ -37,10 +37,10 @@ def measured(run: str, folder: Path) -> dict[str, list[str]]:
             adapters = end.value
             break
         losses += [value.hex() for part in record.concepts for value in (part.loss, part.denoising, part.alignment)]
-    studio = Studio(backbone)
+    pipeline = Pipeline(backbone)
     images = []
     for composer in ("tara", "sum"):
-        drawn = studio("a xlo dog and a szn cat", adapters, (3, 4), steps=3, composer=composer)
+        drawn = pipeline("a xlo dog and a szn cat", adapters, (3, 4), steps=3, composer=composer)
         images += [hashlib.sha256(np.asarray(image).tobytes()).hexdigest() for image in drawn]
     return {"losses": losses, "images": images}
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tara.adapters.adapter import Adapter
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.training.settings import ConceptSettings, TrainSettings
 
 
@@ -27,23 +27,27 @@ def two_concepts(folder: Path, **settings: Any) -> list[ConceptSettings]:
     dog = photo_folder(folder / "dog", 3, seed=1)
     cat = photo_folder(folder / "cat", 2, seed=2)
     return [
-        ConceptSettings(images=dog, word="xlo", kind="dog", out=folder / "out" / "rex.safetensors", **settings),
-        ConceptSettings(images=cat, word="szn", kind="cat", out=folder / "out" / "tom.safetensors", **settings),
+        ConceptSettings(
+            images=dog, rare_word="xlo", class_word="dog", out=folder / "out" / "rex.safetensors", **settings
+        ),
+        ConceptSettings(
+            images=cat, rare_word="szn", class_word="cat", out=folder / "out" / "tom.safetensors", **settings
+        ),
     ]
 
 
 def quick(**changes: Any) -> TrainSettings:
     """A training of a few steps that moves far enough to be seen."""
-    return TrainSettings(**({"steps": 4, "rank": 2, "learning_rate": 1e-2, "batch_size": 2} | changes))
+    return TrainSettings(**({"base": "tiny", "steps": 4, "rank": 2, "learning_rate": 1e-2, "batch_size": 2} | changes))
 
 
-def in_float64(pipe: Any) -> Backbone:
+def in_float64(pipe: Any) -> Base:
     """A backbone that computes in double precision."""
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         part = getattr(pipe, name, None)
         if part is not None:
             part.to(torch.float64)
-    return Backbone.from_pipeline(pipe)
+    return Base(pipe)
 
 
 def difference(one: Adapter, other: Adapter) -> float:

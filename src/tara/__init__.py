@@ -1,4 +1,4 @@
-"""Several personal subjects in one picture: token-aware low-rank adapters for diffusion models."""
+"""Several personal concepts in one image: token-aware low-rank adapters for diffusion models."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tara.adapters.adapter import Adapter, load_adapter
     from tara.errors import TaraError
-    from tara.inference.pipeline import Studio
+    from tara.inference.pipeline import Pipeline
     from tara.inference.prepare import prepare, prepared, release
     from tara.training.run.run import train
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
-    "Studio",
+    "Pipeline",
     "TaraError",
     "__version__",
     "load_adapter",
@@ -24,9 +24,9 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
+_MODULES = {
     "Adapter": "tara.adapters.adapter",
-    "Studio": "tara.inference.pipeline",
+    "Pipeline": "tara.inference.pipeline",
     "TaraError": "tara.errors",
     "load_adapter": "tara.adapters.adapter",
     "prepare": "tara.inference.prepare",
@@ -40,6 +40,10 @@ def __getattr__(name: str) -> Any:
     # torch and diffusers take seconds to import: `import tara` and `tara --help` do without until a name is used
     if name == "__version__":
         return import_module("importlib.metadata").version("tara")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tara' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,9 +17,9 @@ import toyland
 from tara.adapters.adapter import Adapter
 from tara.evaluation.judge import seen
 from tara.evaluation.scores import PictureScore, score
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.loading import load_base
-from tara.inference.pipeline import SamplingStep, Studio
+from tara.inference.pipeline import Pipeline, SamplingStep
 from tara.report.page import Grid, Row, Table, contact_sheet, page, png_bytes
 from tara.storage.files import atomic_write, writable_folder
 from tara.training.run.interrupts import TrainingInterrupted
@@ -112,7 +112,7 @@ COLUMNS = (
         meaning="plain LoRA of the same size and steps, added up",
     ),
 )
-TRAININGS: dict[str, dict[str, Any]] = {"tara": {}, "plain": {"tfm": False, "tal": "off"}}
+TRAININGS: dict[str, dict[str, Any]] = {"tara": {}, "plain": {"token_mask": False, "alignment_loss": "off"}}
 SETTINGS: dict[str, Any] = {
     "base": "toyland",
     "steps": 400,
@@ -185,7 +185,7 @@ def _write_photos(out: Path) -> list[list[Image.Image]]:
     return photos
 
 
-def _train(out: Path, backbone: Backbone, tell: Tell) -> tuple[dict[str, list[Adapter]], float]:
+def _train(out: Path, backbone: Base, tell: Tell) -> tuple[dict[str, list[Adapter]], float]:
     """Both subjects at once, first as TARA, then as plain LoRA; the adapters and the seconds that it took."""
     begun = time.perf_counter()
     adapters: dict[str, list[Adapter]] = {}
@@ -243,16 +243,16 @@ def _orders(adapters: dict[str, list[Adapter]]) -> list[Order]:
     return alone + together
 
 
-def _draw(backbone: Backbone, adapters: dict[str, list[Adapter]], tell: Callable[[float], object]) -> dict[str, Drawn]:
+def _draw(backbone: Base, adapters: dict[str, list[Adapter]], tell: Callable[[float], object]) -> dict[str, Drawn]:
     """Every order's pictures for the same seeds, judged."""
-    studio, judge, orders = Studio(backbone), Judge.load(toyland.JUDGE), _orders(adapters)
+    pipeline, judge, orders = Pipeline(backbone), Judge.load(toyland.JUDGE), _orders(adapters)
     drawn: dict[str, Drawn] = {}
     for number, order in enumerate(orders):
 
         def on_step(step: SamplingStep, number: int = number) -> None:
             tell((number + step.fraction) / len(orders))
 
-        images = studio(
+        images = pipeline(
             order.prompt,
             order.adapters,
             SEEDS,

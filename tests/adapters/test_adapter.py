@@ -12,12 +12,12 @@ from safetensors import safe_open
 import tiny_adapters
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
-from tara.families.base import Backbone
+from tara.families.base import Base
 
 
 @pytest.fixture
 def adapter(sd_pipe: StableDiffusionPipeline) -> Adapter:
-    return tiny_adapters.random_adapter(Backbone(sd_pipe), targets=tiny_adapters.ATTENTION, settings={"steps": 3})
+    return tiny_adapters.random_adapter(Base(sd_pipe), targets=tiny_adapters.ATTENTION, settings={"steps": 3})
 
 
 def test_a_file_gives_back_the_adapter(adapter: Adapter, tmp_path: Path) -> None:
@@ -32,9 +32,9 @@ def test_a_file_gives_back_the_adapter(adapter: Adapter, tmp_path: Path) -> None
 
 
 def test_the_parts_are_the_text_part_and_the_rest(adapter: Adapter) -> None:
-    assert {path.rpartition("attn")[2] for path in adapter.cross_kv} == {"2.to_k", "2.to_v"}
-    assert len(adapter.global_part) == 3 * len(adapter.cross_kv)
-    assert adapter.cross_kv.keys().isdisjoint(adapter.global_part)
+    assert {path.rpartition("attn")[2] for path in adapter.text_kv} == {"2.to_k", "2.to_v"}
+    assert len(adapter.global_part) == 3 * len(adapter.text_kv)
+    assert adapter.text_kv.keys().isdisjoint(adapter.global_part)
 
 
 def test_the_same_adapter_is_the_same_file(adapter: Adapter, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_header_holds_only_fields_of_pefts_lora_config(adapter: Adapter, tmp
 
 @pytest.mark.parametrize("targets", [tiny_adapters.CROSS_KV, tiny_adapters.ATTENTION])
 def test_stock_diffusers_loads_it_at_its_scale(any_pipe: Any, targets: tuple[str, ...], tmp_path: Path) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     adapter = tiny_adapters.random_adapter(backbone, targets=targets, scale=4.0)
     torch.manual_seed(0)
     latents, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([10, 600])

@@ -19,8 +19,8 @@ from PIL import Image
 import tiny_bases
 from tara.adapters.adapter import load_adapter
 from tara.adapters.card import FORMAT_VERSION
-from tara.families.base import Backbone
-from tara.inference.pipeline import Studio
+from tara.families.base import Base
+from tara.inference.pipeline import Pipeline
 from tiny_adapters import random_adapter
 
 FILES = Path(__file__).parent / "compatibility"
@@ -44,8 +44,8 @@ def base() -> StableDiffusionPipeline:
 
 
 def drawn(*adapters: Path) -> Image.Image:
-    studio = Studio(Backbone(base()))
-    (image,) = studio("a xlo dog on the beach", [load_adapter(path) for path in adapters], [3], steps=4)
+    pipeline = Pipeline(Base(base()))
+    (image,) = pipeline("a xlo dog on the beach", [load_adapter(path) for path in adapters], [3], steps=4)
     return image
 
 
@@ -71,7 +71,7 @@ def test_a_file_of_every_version_says_and_draws_what_it_did(version: int):
 
 def _write() -> None:
     path = FILES / f"v{FORMAT_VERSION}.safetensors"
-    random_adapter(Backbone(base()), context="delta").save(path)
+    random_adapter(Base(base()), context="delta").save(path)
     drawn(path).save(path.with_suffix(".png"))
     print(load_adapter(path).card.family, distance(drawn(path), drawn()))
 

@@ -18,7 +18,7 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.adapters.convert import WRITERS, convert
 from tara.adapters.formats.writing import Target
 from tara.errors import TaraError
-from tara.families.base import Backbone
+from tara.families.base import Base
 
 
 def _described(header: Mapping[str, str]) -> dict[str, str]:
@@ -61,7 +61,7 @@ def test_a_round_trip_changes_no_weight(to: Target, shape: str, tmp_path: Path) 
     layers = files.TRANSFORMERS if shape == "sdxl" else f"{files.TRANSFORMERS}|{files.CONVOLUTIONS}"
     dtype = torch.bfloat16 if shape == "bf16" else torch.float32
     foreign = load_adapter(_foreign(pipe, layers, tmp_path, dtype))
-    family = Backbone(pipe).family.name  # tiny widths do not tell it
+    family = Base(pipe).family.name  # tiny widths do not tell it
     named = Adapter(
         foreign.card.model_copy(update={"rare_word": "xlo", "class_word": "dog", "family": family}), foreign.layers
     )
@@ -73,7 +73,7 @@ def test_a_round_trip_changes_no_weight(to: Target, shape: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_an_adapter_of_ours_comes_back_with_its_card(to: Target, any_pipe: Any, tmp_path: Path) -> None:
-    adapter = tiny_adapters.random_adapter(Backbone(any_pipe), targets=tiny_adapters.ATTENTION, scale=4 / 3)
+    adapter = tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION, scale=4 / 3)
     back = load_adapter(convert(adapter, to, _out(tmp_path, to)))
     assert back.card == adapter.card
     assert _facts(back) == _facts(adapter)
@@ -99,14 +99,14 @@ def _keys(path: Path) -> set[str]:
 
 @torch.no_grad()
 def _predicted(pipe: Any) -> Tensor:
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     torch.manual_seed(0)
     return backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([400]), backbone.encode(["a xlo dog"]))
 
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_other_tools_read_what_is_written_at_its_scale(to: Target, any_pipe: Any, tmp_path: Path) -> None:
-    adapter = tiny_adapters.random_adapter(Backbone(any_pipe), targets=tiny_adapters.ATTENTION, scale=1.5)
+    adapter = tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION, scale=1.5)
     path = convert(adapter, to, _out(tmp_path, to))
     if to == "peft":
         unet = any_pipe.unet
@@ -128,7 +128,7 @@ def test_other_tools_read_what_is_written_at_its_scale(to: Target, any_pipe: Any
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_other_tools_are_told_what_the_card_says(to: Target, tmp_path: Path) -> None:
-    backbone = Backbone(tiny_bases.sd_pipeline())
+    backbone = Base(tiny_bases.sd_pipeline())
     adapter = tiny_adapters.random_adapter(
         backbone,
         family="sd1",
@@ -166,7 +166,7 @@ def test_other_tools_are_told_what_the_card_says(to: Target, tmp_path: Path) -> 
     ],
 )
 def test_both_kinds_of_sd2_are_told_apart(predicts: str, architecture: str, kohya: str, tmp_path: Path) -> None:
-    backbone = Backbone(tiny_bases.sd_pipeline())
+    backbone = Base(tiny_bases.sd_pipeline())
     adapter = tiny_adapters.random_adapter(backbone, family="sd2", settings={"predicts": predicts})
     told = _header(adapter.save(tmp_path / "rex.safetensors"))
     assert (told["modelspec.architecture"], told["ss_base_model_version"], told["ss_v2"]) == (
@@ -179,7 +179,7 @@ def test_both_kinds_of_sd2_are_told_apart(predicts: str, architecture: str, kohy
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     pipe = tiny_bases.sd_pipeline()
     foreign = load_adapter(_foreign(pipe, files.ATTENTIONS, tmp_path))
-    with pytest.raises(TaraError, match=r"--word xlo --kind dog"):
+    with pytest.raises(TaraError, match=r"--rare-word xlo --class-word dog"):
         convert(foreign, "tara", tmp_path / "a.safetensors")
     with pytest.raises(TaraError, match=r"does not end in \.safetensors"):
         convert(foreign, "kohya", tmp_path / "a.ckpt")

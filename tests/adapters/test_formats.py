@@ -20,9 +20,9 @@ import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.core.lora import LowRank
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse, bind, bind_everywhere, parse_use
-from tara.inference.prepare import borrowed
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter, bind, bind_everywhere, parse_adapter
+from tara.inference.prepare import patched
 from tara.inference.text_kv import check_fits, text_kv
 
 PROMPT = "a xlo dog on the beach"
@@ -38,18 +38,18 @@ def _inputs() -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _stock(pipe: Any) -> Tensor:
     """What the pipeline's U-Net predicts as it is."""
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     return backbone.predict(*_inputs(), backbone.encode([PROMPT]))
 
 
 @torch.no_grad()
-def _composed(pipe: Any, use: AdapterUse, everywhere: bool = True) -> Tensor:
+def _composed(pipe: Any, active: ActiveAdapter, everywhere: bool = True) -> Tensor:
     """What it predicts with an adapter as a plain LoRA (``everywhere``), or with its text part on the word's tokens."""
-    backbone = Backbone(pipe)
-    check_fits(backbone, use)
+    backbone = Base(pipe)
+    check_fits(backbone, active)
     encoding = backbone.encode([PROMPT])
-    bound = (bind_everywhere if everywhere else bind)(encoding.tokenized[0], [use])
-    with borrowed(backbone, [use]):
+    bound = (bind_everywhere if everywhere else bind)(encoding.tokenized[0], [active])
+    with patched(backbone, [active]):
         return backbone.predict(*_inputs(), encoding, text_kv(backbone, encoding, [bound]))
 
 
@@ -87,7 +87,7 @@ def test_a_file_acts_in_tara_as_in_stock_diffusers(name: str, tmp_path: Path) ->
     shape, build = STOCK_READS[name]
     pipe = tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline()
     path = files.saved(tmp_path / "lora.safetensors", build(pipe))
-    ours, without = _composed(pipe, AdapterUse(load_adapter(path))), _stock(pipe)
+    ours, without = _composed(pipe, ActiveAdapter(load_adapter(path))), _stock(pipe)
     pipe.load_lora_weights(path)
     theirs = _stock(pipe)
     assert _error(ours, theirs) < CLOSE
@@ -118,8 +118,8 @@ def test_what_diffusers_saves_acts_in_tara_as_there(metadata: bool, tmp_path: Pa
     pipe.unet.save_lora_adapter(tmp_path / "unet-only")
     pipe.unload_lora_weights()
     assert _error(theirs, without) > 0.01
-    assert _error(_composed(pipe, AdapterUse(load_adapter(tmp_path))), theirs) < CLOSE
-    assert _error(_composed(pipe, AdapterUse(load_adapter(tmp_path / "unet-only"))), theirs) < CLOSE
+    assert _error(_composed(pipe, ActiveAdapter(load_adapter(tmp_path))), theirs) < CLOSE
+    assert _error(_composed(pipe, ActiveAdapter(load_adapter(tmp_path / "unet-only"))), theirs) < CLOSE
 
 
 @pytest.mark.parametrize("shape", ["sd", "sdxl"])
@@ -144,7 +144,7 @@ def test_a_peft_folder_acts_in_tara_as_in_peft(shape: str, rslora: bool, tmp_pat
     adapter = load_adapter(tmp_path / "rex")
     assert adapter.name == "rex"
     assert _error(theirs, without) > 0.01
-    assert _error(_composed(pipe, AdapterUse(adapter)), theirs) < CLOSE
+    assert _error(_composed(pipe, ActiveAdapter(adapter)), theirs) < CLOSE
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def _masked_linear(attn: nn.Module, deltas: Mapping[str, Tensor]) -> Iterator[No
 def _published(pipe: Any, deltas: Mapping[str, files.Delta], weight: float, global_weight: float) -> Tensor:
     """The published composition in float64: cross-attention keys and values by token, everything else everywhere."""
     pipe = copy.copy(pipe)
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     unet = copy.deepcopy(pipe.unet).double()
     masked = {
         path: delta.dense() * weight for path, delta in deltas.items() if "attn2.to_k" in path or "attn2.to_v" in path
@@ -176,7 +176,7 @@ def _published(pipe: Any, deltas: Mapping[str, files.Delta], weight: float, glob
         for path in deltas.keys() - masked.keys():
             unet.get_submodule(path).weight += weight * global_weight * deltas[path].dense()
     encoding = backbone.encode([PROMPT])
-    backbone.unet = unet
+    backbone.denoiser = unet
     latents, timesteps = _inputs()
     with torch.no_grad(), _masked_linear(unet, masked):
         added: dict[str, Any] = {}
@@ -206,8 +206,8 @@ def test_a_published_file_composes_as_the_formula_in_float64(name: str, tmp_path
     # trained at scale 4, which these files have lost
     deltas = files.random_deltas(pipe.unet, files.ATTENTIONS, ranks=(8,), alphas=(32.0,))
     path = build(pipe, deltas, tmp_path)
-    use = parse_use(f"{path}:word=xlo,kind=dog,weight=0.5,global=0.6,alpha=32")
-    assert _error(_composed(pipe, use, everywhere=False), _published(pipe, deltas, 0.5, 0.6)) < CLOSE
+    active = parse_adapter(f"{path}:rare_word=xlo,class_word=dog,weight=0.5,global=0.6,alpha=32")
+    assert _error(_composed(pipe, active, everywhere=False), _published(pipe, deltas, 0.5, 0.6)) < CLOSE
 
 
 def test_only_the_lora_of_a_saved_unet_is_kept(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_lora_acts_on_its_own_words_tokens_and_its_global_part_by_its_weight(t
     deltas = _varied(pipe, files.ATTENTIONS)
     path = files.saved(tmp_path / "pixel.safetensors", files.kohya(deltas))
     for global_weight in (0.0, 0.6):
-        use = parse_use(f"{path}:word=xlo,kind=dog,global={global_weight}")
-        ours = _composed(pipe, use, everywhere=False)
+        active = parse_adapter(f"{path}:rare_word=xlo,class_word=dog,global={global_weight}")
+        ours = _composed(pipe, active, everywhere=False)
         assert _error(ours, _published(pipe, deltas, 1.0, global_weight)) < CLOSE
 
 
@@ -232,8 +232,8 @@ def test_every_layer_of_a_kohya_file_has_its_own_rank_and_alpha(shape: str, tmp_
     pipe = tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline()
     deltas = _varied(pipe, f"{files.TRANSFORMERS}|{files.CONVOLUTIONS}" if shape == "sd" else files.TRANSFORMERS)
     tensors = files.kohya(deltas, files.TINY_SGM if shape == "sdxl" else None)
-    use = parse_use(f"{files.saved(tmp_path / 'a.safetensors', tensors)}:word=xlo")
-    assert _error(_composed(pipe, use, everywhere=False), _published(pipe, deltas, 1.0, 1.0)) < CLOSE
+    active = parse_adapter(f"{files.saved(tmp_path / 'a.safetensors', tensors)}:rare_word=xlo")
+    assert _error(_composed(pipe, active, everywhere=False), _published(pipe, deltas, 1.0, 1.0)) < CLOSE
 
 
 COMFY: dict[str, Callable[[Mapping[str, files.Delta]], dict[str, Tensor]]] = {
@@ -252,9 +252,9 @@ def test_a_dotted_checkpoint_style_composes_as_the_formula_in_float64(name: str,
     pipe = tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline()
     deltas = _varied(pipe, files.TRANSFORMERS)
     path = files.saved(tmp_path / "lora.safetensors", COMFY[name](deltas))
-    use = parse_use(f"{path}:word=xlo")
-    assert use.adapter.card.source == name.split()[0]
-    assert _error(_composed(pipe, use, everywhere=False), _published(pipe, deltas, 1.0, 1.0)) < CLOSE
+    active = parse_adapter(f"{path}:rare_word=xlo")
+    assert active.adapter.card.source == name.split()[0]
+    assert _error(_composed(pipe, active, everywhere=False), _published(pipe, deltas, 1.0, 1.0)) < CLOSE
 
 
 def test_differences_that_comfyui_extracts_are_left_out_only_where_they_are_zero(tmp_path: Path) -> None:
@@ -278,15 +278,15 @@ def test_text_encoders_in_a_comfyui_file_are_those_of_a_kohya_file(tmp_path: Pat
             named[f"{name}.lora_down.weight"], named[f"{name}.lora_up.weight"] = delta.down, delta.up
     adapter = load_adapter(files.saved(tmp_path / "text.safetensors", named))
     assert 2 * len(adapter.text_layers) == len(named)
-    check_fits(Backbone(pipe), AdapterUse(adapter))
+    check_fits(Base(pipe), ActiveAdapter(adapter))
 
 
 def test_without_a_card_and_without_a_word_the_error_says_what_to_add(tmp_path: Path) -> None:
     pipe = tiny_bases.sd_pipeline()
     path = files.saved(tmp_path / "pixel.safetensors", files.kohya(_varied(pipe, files.ATTENTIONS)))
-    with pytest.raises(TaraError, match=r"pixel\.safetensors:word=xlo,kind=dog"):
-        _composed(pipe, parse_use(str(path)), everywhere=False)
-    _composed(pipe, parse_use(f"{path}:word=xlo"), everywhere=False)  # what it is matters only to namesakes
+    with pytest.raises(TaraError, match=r"pixel\.safetensors:rare_word=xlo,class_word=dog"):
+        _composed(pipe, parse_adapter(str(path)), everywhere=False)
+    _composed(pipe, parse_adapter(f"{path}:rare_word=xlo"), everywhere=False)  # what it is matters only to namesakes
 
 
 def test_the_card_of_a_card_less_file_has_what_the_weights_tell(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_scale_that_a_file_lost_can_be_supplied(sd_pipe: StableDiffusionPipeli
     deltas = files.random_deltas(sd_pipe.unet, files.ATTENTIONS, ranks=(8, 4), alphas=(8.0, 4.0))
     path = files.saved(tmp_path / "a.safetensors", files.old_diffusers(deltas))
     assert {delta.scale for delta in load_adapter(path).layers.values()} == {1.0}
-    supplied = parse_use(f"{path}:alpha=32").adapter
+    supplied = parse_adapter(f"{path}:alpha=32").adapter
     assert {(delta.rank, delta.scale) for delta in supplied.layers.values()} == {(8, 4.0), (4, 8.0)}
 
 
@@ -322,7 +322,7 @@ def test_weights_keep_their_precision(sd_pipe: StableDiffusionPipeline, tmp_path
     halved = {key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}
     adapter = load_adapter(files.saved(tmp_path / "a.safetensors", halved))
     assert {delta.a.dtype for delta in adapter.layers.values()} == {torch.bfloat16}
-    assert torch.isfinite(_composed(sd_pipe, AdapterUse(adapter))).all()
+    assert torch.isfinite(_composed(sd_pipe, ActiveAdapter(adapter))).all()
 
 
 def test_an_adapter_of_several_ranks_and_convolutions_survives_its_own_file(
@@ -333,7 +333,7 @@ def test_an_adapter_of_several_ranks_and_convolutions_survives_its_own_file(
     ours = load_adapter(foreign.save(tmp_path / "ours.safetensors"))
     assert ours.card == foreign.card
     _assert_same_layers(ours, foreign)
-    mine = _composed(sd_pipe, AdapterUse(ours))
+    mine = _composed(sd_pipe, ActiveAdapter(ours))
     sd_pipe.load_lora_weights(tmp_path / "ours.safetensors")  # here the alphas are in PEFT's config and not lost
     assert _error(mine, _stock(sd_pipe)) < CLOSE
 

@@ -15,8 +15,8 @@ import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import load_adapter
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
 from tara.inference.text_kv import check_fits
 
 Tensors = dict[str, Tensor]
@@ -165,7 +165,7 @@ def test_a_strange_peft_config_is_refused_by_name(name: str, place: str, tmp_pat
 
 
 def test_half_of_our_own_layers_are_not_taken_for_an_adapter(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    path = tiny_adapters.random_adapter(Backbone(sd_pipe)).save(tmp_path / "rex.safetensors")
+    path = tiny_adapters.random_adapter(Base(sd_pipe)).save(tmp_path / "rex.safetensors")
     with safetensors.safe_open(path, framework="pt") as file:
         header = file.metadata()
     tensors = sorted(safetensors.torch.load_file(path).items())
@@ -175,23 +175,23 @@ def test_half_of_our_own_layers_are_not_taken_for_an_adapter(sd_pipe: StableDiff
 
 
 def test_an_adapter_of_another_family_or_shape_is_refused_by_name(tmp_path: Path) -> None:
-    sdxl = Backbone(tiny_bases.sdxl_pipeline())
+    sdxl = Base(tiny_bases.sdxl_pipeline())
     deltas = files.random_deltas(tiny_bases.sd_pipeline().unet, files.ATTENTIONS)
-    use = AdapterUse(load_adapter(files.saved(tmp_path / "a.safetensors", files.kohya(deltas))))
+    active = ActiveAdapter(load_adapter(files.saved(tmp_path / "a.safetensors", files.kohya(deltas))))
     with pytest.raises(TaraError, match=r"changes a layer '.+' of \d+ x \d+, which this base does"):
-        check_fits(sdxl, use)
+        check_fits(sdxl, active)
     wide = {PATH: files.Delta(torch.ones(2, 768), torch.ones(5, 2), 2.0)}
-    use = AdapterUse(load_adapter(files.saved(tmp_path / "b.safetensors", files.kohya(wide))))
+    active = ActiveAdapter(load_adapter(files.saved(tmp_path / "b.safetensors", files.kohya(wide))))
     with pytest.raises(TaraError, match="family 'sd1', this base is 'sdxl-64'"):
-        check_fits(sdxl, use)
+        check_fits(sdxl, active)
 
 
 def test_text_encoder_deltas_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     sd, sdxl = tiny_bases.sd_pipeline(), tiny_bases.sdxl_pipeline()
-    use = AdapterUse(load_adapter(files.saved(tmp_path / "te.safetensors", files.kohya_text(sd))))
-    check_fits(Backbone(sd), use)
+    active = ActiveAdapter(load_adapter(files.saved(tmp_path / "te.safetensors", files.kohya_text(sd))))
+    check_fits(Base(sd), active)
     with pytest.raises(TaraError, match=r"changes a layer 'text_encoder\.text_model\..+' of 32 x"):
-        check_fits(Backbone(sdxl), use)
+        check_fits(Base(sdxl), active)
     second = files.saved(tmp_path / "te2.safetensors", files.kohya_text(sdxl, "text_encoder_2", "lora_te2_"))
     with pytest.raises(TaraError, match=r"changes a layer 'text_encoder_2\.text_model\."):
-        check_fits(Backbone(sd), AdapterUse(load_adapter(second)))
+        check_fits(Base(sd), ActiveAdapter(load_adapter(second)))

@@ -7,19 +7,19 @@ from PIL import Image
 import tiny_adapters
 from tara.adapters.adapter import Adapter
 from tara.analysis.comparison import SHOWN_SEEDS, Compared, compared, figures, grid, table
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
 from tara.inference.composers import COMPOSERS
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from tara.report.page import contact_sheet
 
 PROMPT = "a xlo dog and a szn cat"
 
 
-def _uses(pipe: StableDiffusionPipeline) -> tuple[AdapterUse, ...]:
+def _uses(pipe: StableDiffusionPipeline) -> tuple[ActiveAdapter, ...]:
     words = [("xlo", "dog"), ("szn", "cat")]
     return tuple(
-        AdapterUse(tiny_adapters.random_adapter(Backbone(pipe), *pair, seed=seed)) for seed, pair in enumerate(words)
+        ActiveAdapter(tiny_adapters.random_adapter(Base(pipe), *pair, seed=seed)) for seed, pair in enumerate(words)
     )
 
 
@@ -31,7 +31,7 @@ def _picture(composer: str, seed: int, seconds: float, side: int = 8) -> Compare
 def test_composers_take_turns_seed_by_seed_and_each_costs_its_evaluations(sd_pipe: StableDiffusionPipeline) -> None:
     hooks = len(sd_pipe.unet.conv_in._forward_hooks)
     names = tuple(COMPOSERS)
-    drawn = list(compared(Studio(sd_pipe), PROMPT, _uses(sd_pipe), [5, 3], names, steps=3))
+    drawn = list(compared(Pipeline(sd_pipe), PROMPT, _uses(sd_pipe), [5, 3], names, steps=3))
     assert [(one.seed, one.composer) for one in drawn] == [(seed, name) for seed in (5, 3) for name in names]
     assert [one.evaluations for one in drawn] == [6 if one.composer == "composite" else 3 for one in drawn]
     assert all(one.seconds > 0 for one in drawn)
@@ -40,9 +40,9 @@ def test_composers_take_turns_seed_by_seed_and_each_costs_its_evaluations(sd_pip
 
 
 def test_a_compared_picture_is_the_one_that_the_composer_draws_alone(sd_pipe: StableDiffusionPipeline) -> None:
-    studio, uses = Studio(sd_pipe), _uses(sd_pipe)
-    for one in compared(studio, PROMPT, uses, [0, 1], ["switch", "tara"], steps=2):
-        (alone,) = studio(PROMPT, uses, [one.seed], composer=one.composer, steps=2)
+    pipeline, active_adapters = Pipeline(sd_pipe), _uses(sd_pipe)
+    for one in compared(pipeline, PROMPT, active_adapters, [0, 1], ["switch", "tara"], steps=2):
+        (alone,) = pipeline(PROMPT, active_adapters, [one.seed], composer=one.composer, steps=2)
         assert one.image.tobytes() == alone.tobytes()
 
 
@@ -82,9 +82,11 @@ def test_the_sheet_has_a_row_for_each_composer_and_a_column_for_each_of_the_firs
 
 def test_a_reader_is_told_which_composers_the_adapters_were_not_made_for(sd_pipe: StableDiffusionPipeline) -> None:
     dog, cat = _uses(sd_pipe)
-    masked = Adapter(dog.adapter.card.model_copy(update={"settings": {"tfm": True}}), dog.adapter.layers, name="dog")
+    masked = Adapter(
+        dog.adapter.card.model_copy(update={"settings": {"token_mask": True}}), dog.adapter.layers, name="dog"
+    )
     pictures = {name: [_picture(name, 0, 1.0)] for name in ("tara", "sum", "switch", "none")}
-    note = grid(PROMPT, (AdapterUse(masked), cat), pictures).note
+    note = grid(PROMPT, (ActiveAdapter(masked), cat), pictures).note
     assert note.startswith("dog learned with token masks, each on its own word alone; sum, switch let")
     assert grid(PROMPT, (cat,), pictures).note == ""
-    assert grid(PROMPT, (AdapterUse(masked),), {"tara": pictures["tara"]}).note == ""
+    assert grid(PROMPT, (ActiveAdapter(masked),), {"tara": pictures["tara"]}).note == ""

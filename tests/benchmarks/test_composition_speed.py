@@ -30,7 +30,7 @@ def test_every_way_to_compose_has_its_rows_and_bounds(
     shape = benchmark.speed.Shape(configs="sd1", dtype=torch.float32, pixels=64, own_pixels=64)
     counts = benchmark.Counts(cross_kv=(0, 1, 4), attention=(1, 2), diffusers=(1, 2), published=(1, 2, 4))
     dense = 2 * benchmark._dense_bytes(
-        benchmark.speed.random_adapters(benchmark.Backbone(build()), 1, "attention")[0], torch.float32
+        benchmark.speed.random_adapters(benchmark.Base(build()), 1, "attention")[0], torch.float32
     )
     rows = benchmark.measure(family, shape, "cpu", rounds=1, counts=counts, most_bytes=dense)
     steps = [(row["case"], row.get("adapters"), "skipped" in row) for row in rows if row["part"] == benchmark.STEP]

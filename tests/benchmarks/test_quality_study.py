@@ -37,7 +37,16 @@ def test_the_study_reports_one_default_row_for_each_kind_of_prompt(study: Module
     defaults = [(row["subjects"], row["same_class"]) for row in result["rows"] if row["default"]]
     assert sorted(defaults) == [(2, False), (2, True), (3, False)]
     for row in result["rows"]:
-        assert {"learning_rate", "training", "targets", "tfm", "tal", "tal_weight", "composer", "images"} <= set(row)
+        assert {
+            "learning_rate",
+            "training",
+            "targets",
+            "token_mask",
+            "alignment_loss",
+            "alignment_weight",
+            "composer",
+            "images",
+        } <= set(row)
         for figure in ("success", "identity", "identity_alone", "leakage"):
             mean, low, high = row[figure]
             assert mean != mean or 0 <= low <= mean <= high <= 1  # nothing present: no likeness to be told

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tara import demo
 from tara.analysis.attention import Subject
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import TextConditioning
-from tara.inference.binding import AdapterUse
-from tara.inference.pipeline import Studio
+from tara.inference.binding import ActiveAdapter
+from tara.inference.pipeline import Pipeline
 from tara.training.data.examples import read_examples
 from tiny_adapters import random_adapter
 from tiny_bases import sd_pipeline
@@ -87,32 +87,32 @@ def test_every_part_of_the_issue_has_its_variants(study: ModuleType):
     assert set(sys.modules["study_variants"].QUICK) <= set(names)
 
 
-def two_uses(backbone: Backbone) -> list[AdapterUse]:
+def two_uses(backbone: Base) -> list[ActiveAdapter]:
     return [
-        AdapterUse(random_adapter(backbone, seed=seed, word=word, kind="cat"))
+        ActiveAdapter(random_adapter(backbone, seed=seed, word=word, kind="cat"))
         for seed, word in ((1, "xlo"), (2, "szn"))
     ]
 
 
 def test_without_a_change_edited_drawing_is_the_studios(ideas: ModuleType):
-    backbone = Backbone(sd_pipeline())
-    uses = two_uses(backbone)
-    prompts, adapters = [PROMPT, "a xlo cat"], [uses, uses[:1]]
+    backbone = Base(sd_pipeline())
+    active_adapters = two_uses(backbone)
+    prompts, adapters = [PROMPT, "a xlo cat"], [active_adapters, active_adapters[:1]]
     ours = ideas.draw_edited(backbone, prompts, adapters, 5)
     nowhere = ideas.draw_edited(backbone, prompts, adapters, 5, regions=[[None, None], [None]], strength=3.0)
-    studios = Studio(backbone)(prompts, adapters, [5], steps=2, batch_size=2)
+    studios = Pipeline(backbone)(prompts, adapters, [5], steps=2, batch_size=2)
     for one, two, three in zip(ours, nowhere, studios, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(three))
         np.testing.assert_allclose(np.asarray(two, float), np.asarray(three, float), atol=1)
-    bound = ideas.draw_edited(backbone, [PROMPT], [uses], 5, regions=[[(0, 0, 0.5, 1), None]], strength=9.0)
+    bound = ideas.draw_edited(backbone, [PROMPT], [active_adapters], 5, regions=[[(0, 0, 0.5, 1), None]], strength=9.0)
     assert bound[0].tobytes() != ours[0].tobytes()
 
 
 def test_tied_and_contrasted_keys_are_what_they_say_and_other_rows_stay(ideas: ModuleType):
     keys = torch.randn(2, 6, 4, dtype=torch.float64)
     before = TextConditioning({"attn2": (keys, keys.clone())})
-    uses = two_uses(Backbone(sd_pipeline()))
-    rows = [[Subject(uses[0], rare=(1,), kind=(2,)), Subject(uses[1], rare=(3, 4), kind=(5,))]]
+    active_adapters = two_uses(Base(sd_pipeline()))
+    rows = [[Subject(active_adapters[0], rare=(1,), kind=(2,)), Subject(active_adapters[1], rare=(3, 4), kind=(5,))]]
     tied = ideas.tie_keys(before, rows).kv["attn2"]
     torch.testing.assert_close(tied[0][1, [1, 3, 4]], keys[1, [2, 5, 5]])
     apart = ideas.set_apart(before, rows, 3.0).kv["attn2"]
@@ -126,8 +126,8 @@ def test_tied_and_contrasted_keys_are_what_they_say_and_other_rows_stay(ideas: M
 
 def test_delayed_adapters_leave_the_first_steps_to_the_base(ideas: ModuleType):
     delayed: Any = ideas.delayed(2)
-    uses = ("one", "two")
-    assert delayed.members(uses) == ((), uses)
+    active_adapters = ("one", "two")
+    assert delayed.members(active_adapters) == ((), active_adapters)
     assert [delayed.turn(step, 2) for step in range(4)] == [(0,), (0,), (1,), (1,)]
 
 

@@ -39,7 +39,7 @@ def test_folders_may_have_any_name(trained: Path, base: Path, here: Path):
     shutil.copytree(trained / "dog", place / "phötos of [rex]")
     shutil.copytree(base, place / "b a s e")
     out, pictures = place / "réx's.safetensors", place / 'drawn "here"'
-    told = ["--word", "xlo", "--kind", "dog", "--base", str(place / "b a s e")]
+    told = ["--rare-word", "xlo", "--class-word", "dog", "--base", str(place / "b a s e")]
     assert main(["train", "--images", str(place / "phötos of [rex]"), *told, "--out", str(out), *TINY]) == 0
     shutil.rmtree(place / "réx's.run")
     assert (
@@ -142,18 +142,18 @@ def test_a_lora_without_a_card_is_drawn_by_the_word_that_it_is_given(foreign: Pa
     flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
     pictures = []
     for part in ("global=0", "global=0.6"):
-        assert main(["generate", "a xlo dog", *flags, "-a", f"{foreign}:word=xlo,kind=dog,{part}"]) == 0
+        assert main(["generate", "a xlo dog", *flags, "-a", f"{foreign}:rare_word=xlo,class_word=dog,{part}"]) == 0
         pictures.append(Path("out/seed-0000.png").read_bytes())
     assert pictures[0] != pictures[1]
     said = refused("generate", "a xlo dog", *flags, "-a", foreign)
-    assert f"{foreign.name}:word=xlo,kind=dog" in said
+    assert f"{foreign.name}:rare_word=xlo,class_word=dog" in said
     assert main(["generate", "a dog", *flags, "-a", str(foreign), "--composer", "sum"]) == 0  # needs no word
 
 
 def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base: Path, refused: Any):
     assert main(["convert", str(foreign), "--to", "peft", "--out", "folder"]) == 0
     flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
-    assert main(["generate", "a xlo dog", *flags, "-a", "folder:word=xlo"]) == 0
+    assert main(["generate", "a xlo dog", *flags, "-a", "folder:rare_word=xlo"]) == 0
     assert main(["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]) == 0
     assert Path("again/seed-0000.png").read_bytes() == Path("out/seed-0000.png").read_bytes()
     config = Path("folder/adapter_config.json")
@@ -164,14 +164,14 @@ def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base:
 
 
 def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.CaptureFixture[str], refused: Any):
-    words = ["--word", "xlo", "--kind", "dog"]
+    words = ["--rare-word", "xlo", "--class-word", "dog"]
     assert main(["convert", str(foreign), "--to", "tara", "--out", "ours.safetensors", *words, "--alpha", "8"]) == 0
     assert main(["convert", "ours.safetensors", "--to", "peft", "--out", "folder"]) == 0
     assert main(["convert", "folder", "--to", "kohya", "--out", "back.safetensors"]) == 0
     assert f"back.safetensors: {len(load_adapter(foreign).layers)} layers" in capsys.readouterr().out
     card = load_adapter("back.safetensors").card
     assert (card.rare_word, card.class_word, card.alpha, card.rank) == ("xlo", "dog", 8.0, 2)
-    assert "--word xlo --kind dog" in refused("convert", foreign, "--to", "tara", "--out", "no.safetensors")
+    assert "--rare-word xlo --class-word dog" in refused("convert", foreign, "--to", "tara", "--out", "no.safetensors")
     assert "kohya" in refused("convert", foreign, "--to", "koya", "--out", "no.safetensors")
     assert "no number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
     assert "--out" in refused("convert", foreign, "--to", "kohya")
@@ -242,7 +242,18 @@ def test_a_picture_is_repeated_from_any_folder(
 def test_an_ordinary_rare_word_is_only_a_note(
     trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ):
-    flags = ["--images", trained / "dog", "--word", "car", "--kind", "dog", "--base", base, "--out", "a.safetensors"]
+    flags = [
+        "--images",
+        trained / "dog",
+        "--rare-word",
+        "car",
+        "--class-word",
+        "dog",
+        "--base",
+        base,
+        "--out",
+        "a.safetensors",
+    ]
     assert main(["train", *map(str, flags), *TINY]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
     assert len(notes) == 1
@@ -278,10 +289,10 @@ def bad_photos(folder: Path, kind: str) -> Path:
     return photos
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut"])
+@pytest.mark.parametrize("class_word", ["missing", "empty", "text", "cut"])
 def test_bad_photos_are_refused_by_name(kind: str, base: Path, here: Path, refused: Any):
     photos = bad_photos(here, kind)
-    said = refused("train", "--images", photos, "--word", "xlo", "--kind", "dog", "--base", base, *TINY)
+    said = refused("train", "--images", photos, "--rare-word", "xlo", "--class-word", "dog", "--base", base, *TINY)
     assert ("1.png" if kind in {"text", "cut"} else str(photos)) in said
     assert list(here.rglob("*.safetensors")) == []
 
@@ -295,10 +306,10 @@ def test_bad_photos_are_refused_by_name(kind: str, base: Path, here: Path, refus
         (["--steps", "0"], "steps"),
         (["--steps", "many"], "whole number"),
         (["--learning-rate", "nan"], "not a number"),
-        (["--tal", "l3"], '"l1"'),
+        (["--alignment-loss", "l3"], '"l1"'),
         (["--rnak", "4"], "--rank"),
-        (["--prompt", "a photo of a {kind}"], "xlo"),
-        (["--caption", "a photo of a {kind}"], "xlo"),
+        (["--prompt", "a photo of a {class_word}"], "xlo"),
+        (["--caption", "a photo of a {class_word}"], "xlo"),
         (["--out", "rex.png"], "safetensors"),
         (["--steps"], "--steps"),
     ],
@@ -306,7 +317,7 @@ def test_bad_photos_are_refused_by_name(kind: str, base: Path, here: Path, refus
 def test_bad_settings_are_refused_by_name(
     flags: list[str], part: str, trained: Path, base: Path, here: Path, refused: Any
 ):
-    concept = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base]
+    concept = ["--images", trained / "dog", "--rare-word", "xlo", "--class-word", "dog", "--base", base]
     assert part in refused("train", *concept, *flags)
     assert list(here.rglob("*.safetensors")) == []
 
@@ -318,7 +329,7 @@ def test_bad_settings_are_refused_by_name(
         ("[setings]\n", "settings"),
         ("[settings]\n", "no concept"),
         ("[settings\n", "not a TOML file"),
-        ("[[concept]]\nimages='a'\nword='xlo'\n", "kind"),
+        ("[[concept]]\nimages='a'\nword='xlo'\n", "class_word"),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(toml: str, part: str, here: Path, refused: Any):
@@ -338,7 +349,7 @@ def test_an_adapter_in_a_recipes_place_is_told_what_a_recipe_is(trained: Path, h
 
 
 def test_a_recipe_and_flags_of_a_concept_exclude_each_other(here: Path, refused: Any):
-    assert "--word" in refused("train", "recipe.toml", "--word", "xlo")
+    assert "--rare-word" in refused("train", "recipe.toml", "--rare-word", "xlo")
     assert "recipe.toml" in refused("train", "recipe.toml")
 
 

@@ -16,7 +16,7 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.analysis.attention import attend
 from tara.analysis.attention_page import short_name
 from tara.cli import main
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 
 PROMPT = "a xlo dog and a szn cat"
 SCORES = {"alignment", "overlap", "astray"}
@@ -60,16 +60,16 @@ def test_the_scores_are_there_for_the_whole_each_layer_and_each_step(trained: Pa
     assert len(dog["layers"]) == 7
     for scores in (dog, *dog["layers"].values(), *dog["steps"]):
         assert all(-1 <= scores[name] <= 1 for name in SCORES)
-    studio = Studio(base, device="cpu")
+    pipeline = Pipeline(base, device="cpu")
     adapters = [trained / f"{name}.safetensors" for name in ("rex", "tom")]
-    (again,) = attend(studio, PROMPT, adapters, steps=3)
+    (again,) = attend(pipeline, PROMPT, adapters, steps=3)
     assert dog["alignment"] == pytest.approx(again.scores[0].alignment, abs=1e-6)
 
 
 def test_adapters_of_the_same_words_are_rows_of_one_page(trained: Path, base: Path, here: Path):
     rex = load_adapter(trained / "rex.safetensors")
     evil = "<script>.safetensors"
-    saved(rex, evil, settings={**rex.card.settings, "tal": "off"})
+    saved(rex, evil, settings={**rex.card.settings, "alignment_loss": "off"})
     assert main(["attention", *flags(trained, base, "-a", evil, "--out", "<b>")]) == 0
     facts = json.loads(Path("<b>/attention.json").read_text(encoding="utf-8"))
     assert [[one["adapter"] for one in row["subjects"]] for row in facts["rows"]] == [
@@ -131,9 +131,9 @@ def test_a_layer_is_named_by_its_place():
 
 
 def test_the_embedded_base_draws_the_same_picture_while_it_is_watched():
-    studio = Studio("toyland", device="cpu")
-    adapter = tiny_adapters.random_adapter(studio.backbone, kind="cat")
-    (plain,) = studio("a xlo cat in the snow", [adapter], seeds=[3], steps=2)
-    (attended,) = attend(studio, "a xlo cat in the snow", [adapter], seeds=[3], steps=2)
+    pipeline = Pipeline("toyland", device="cpu")
+    adapter = tiny_adapters.random_adapter(pipeline.base, class_word="cat")
+    (plain,) = pipeline("a xlo cat in the snow", [adapter], seeds=[3], steps=2)
+    (attended,) = attend(pipeline, "a xlo cat in the snow", [adapter], seeds=[3], steps=2)
     assert attended.picture.image.tobytes() == plain.tobytes()
     assert attended.picture.settings.guidance_scale == toyland.GUIDANCE_SCALE

@@ -20,17 +20,17 @@ def test_what_needs_no_base_is_refused_before_the_base(trained: Path, here: Path
     rex, base = trained / "rex.safetensors", ["--base", "no-such-folder"]
     (here / "no.png").write_bytes(b"no picture")
     assert "'xlo' is not in the prompt" in refused("generate", "a dog", "-a", rex, *base)
-    assert "'szn' is not in the prompt" in refused("generate", "a xlo dog", "-a", f"{rex}:word=szn", *base)
+    assert "'szn' is not in the prompt" in refused("generate", "a xlo dog", "-a", f"{rex}:rare_word=szn", *base)
     assert "no.png is not a whole image" in refused("generate", "a xlo dog", "-a", rex, "--image", "no.png", *base)
     # plain addition listens to no word, and a rebound adapter to another one: only the base is missing then
-    for spec, more in ((rex, ["--composer", "sum"]), (f"{rex}:word=dog", [])):
+    for spec, more in ((rex, ["--composer", "sum"]), (f"{rex}:rare_word=dog", [])):
         assert "no-such-folder" in refused("generate", "a dog", "-a", spec, *more, *base)
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused(trained: Path, base: Path, here: Path, refused: Any):
     (here / "file").write_text("in the way")
     photos = trained / "dog"
-    flags = ["--images", photos, "--word", "xlo", "--kind", "dog", "--base", base, *TINY]
+    flags = ["--images", photos, "--rare-word", "xlo", "--class-word", "dog", "--base", base, *TINY]
     assert "file" in refused("train", *flags, "--out", here / "file" / "rex.safetensors")
     assert "file" in refused("generate", "a dog", "--base", base, "--out", here / "file")
 
@@ -42,7 +42,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("tara.storage.files.os.fsync", full)
-    flags = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base, *TINY]
+    flags = ["--images", trained / "dog", "--rare-word", "xlo", "--class-word", "dog", "--base", base, *TINY]
     assert "disk is full" in refused("train", *flags, "--out", "rex.safetensors")
     assert "disk is full" in refused("generate", "a dog", "--base", base, "--steps", "1", "--seeds", "0")
     assert list(here.iterdir()) == []
@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_no_bar_stands_above_the_sentence_of_a_refused_command(
     trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ):
-    flags = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--device", "cpu"]
+    flags = ["--images", str(trained / "dog"), "--rare-word", "xlo", "--class-word", "dog", "--device", "cpu"]
     assert main(["train", *flags, "--base", "no-such-folder"]) == 2
     assert generate(trained, base, "--negative", "a", prompt="a car and " * 30 + "a xlo dog", adapters=1) == 2
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["Error", "Note", "Error"]
@@ -61,7 +61,18 @@ def test_no_bar_stands_above_the_sentence_of_a_refused_command(
 def test_ctrl_c_keeps_a_checkpoint_and_tells_how_to_go_on(
     trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    flags = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--base", str(base), "--rank", "2"]
+    flags = [
+        "--images",
+        str(trained / "dog"),
+        "--rare-word",
+        "xlo",
+        "--class-word",
+        "dog",
+        "--base",
+        str(base),
+        "--rank",
+        "2",
+    ]
     flags += ["--steps", "8", "--device", "cpu"]
     assert main(["train", *flags, "--out", "whole.safetensors"]) == 0
 

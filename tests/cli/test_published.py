@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     for kind, word in (("dog", "xlo"), ("cat", "szn")):
         replaced = {
             "stabilityai/stable-diffusion-v1-5": base,
-            "path/to/your/images": photo_folder(folder / f"{kind}-photos", seed=len(kind)),
+            "path/to/your/images": photo_folder(folder / f"{class_word}-photos", seed=len(kind)),
             "path/to/save/lora": folder / kind,
             "<rare_token>": word,
             "<class_word>": kind,
@@ -78,9 +78,9 @@ def test_the_sd_command_writes_one_file_that_says_what_the_paper_does(trained: P
         (file,) = [path for path in (trained / kind).iterdir() if path.is_file()]
         assert file.name == "pytorch_lora_weights.safetensors"
         card = load_adapter(file).card
-        assert (card.rare_word, card.class_word, card.phrase) == (word, kind, f"a photo of {word} {kind}")
+        assert (card.rare_word, card.class_word, card.phrase) == (word, kind, f"a photo of {rare_word} {class_word}")
         assert (card.rank, card.scale, card.targets) == (8, 4.0, "attention")
-        assert [card.settings[name] for name in ("tfm", "tal", "flip")] == [True, "l1", False]
+        assert [card.settings[name] for name in ("token_mask", "alignment_loss", "flip")] == [True, "l1", False]
 
 
 def test_the_inference_command_draws_two_adapters_for_the_seeds_from_0_on(trained: Path, base: Path, here: Path):
@@ -134,7 +134,7 @@ def test_the_sdxl_command_trains_on_a_cpu_with_one_note_for_the_machine_and_one_
 )
 def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on: bool):
     given = read_flags(SD_TRAINING, [*needed(SD_TRAINING), *flags])
-    assert recipe_of(given).settings.tfm is on
+    assert recipe_of(given).settings.token_mask is on
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_a_file_without_a_card_gets_its_words_from_the_list_and_the_prompt(
     }
     order_of(read_flags(INFERENCE, needed(INFERENCE, **lists, prompt="an xlo dog, a tok, and a szn cat")))
     assert asked == [
-        "plain.safetensors:word=xlo,kind=dog",
-        "plain.safetensors:0.5,word=tok",
+        "plain.safetensors:rare_word=xlo,class_word=dog",
+        "plain.safetensors:0.5,rare_word=tok",
         str(trained / "cat"),
     ]
 
@@ -281,8 +281,8 @@ def test_an_adapter_on_the_hub_is_fetched_and_keeps_its_options(
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: ["pytorch_lora_weights.safetensors"])
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
     lists = {"lora_list": '["someone/rex:0.5"]', "rare_token_list": '["xlo"]'}
-    (use,) = order_of(read_flags(INFERENCE, needed(INFERENCE, **lists, prompt="an xlo dog"))).uses
-    assert (use.name, use.weight, use.rare_word) == ("someone/rex", 0.5, "xlo")
+    (active,) = order_of(read_flags(INFERENCE, needed(INFERENCE, **lists, prompt="an xlo dog"))).active_adapters
+    assert (active.name, active.weight, active.rare_word) == ("someone/rex", 0.5, "xlo")
     assert set(asked) == {"someone/rex/pytorch_lora_weights.safetensors"}
 
 

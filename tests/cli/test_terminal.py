@@ -73,9 +73,9 @@ def test_no_name_leads_out_of_its_folder(text: str):
     assert len(name.encode()) <= 120
 
 
-@pytest.mark.parametrize("word", ["../../etc/xlo", "..", "/tmp/xlo", "a\\b", ".hidden", "犬", "x" * 500, "🐶"])
+@pytest.mark.parametrize("rare_word", ["../../etc/xlo", "..", "/tmp/xlo", "a\\b", ".hidden", "犬", "x" * 500, "🐶"])
 def test_an_adapter_is_written_into_the_current_folder_whatever_its_word(word: str):
-    file = ConceptSettings(images=Path("a"), word=word, kind="dog").file
+    file = ConceptSettings(images=Path("a"), rare_word=word, class_word="dog").file
     assert file.parent == Path()
     assert file.name.endswith("dog.safetensors") or len(word) > 100
     assert not file.name.startswith(".")

@@ -15,9 +15,9 @@ from tara.analysis.attention import Attended, attend, side_by_side, subjects_of
 from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, map_size, overlap, region, word_maps
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse, bind
-from tara.inference.pipeline import SamplingStep, Studio
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter, bind
+from tara.inference.pipeline import Pipeline, SamplingStep
 from tara.inference.text_kv import text_kv
 from tara.report.heat import heat_over
 
@@ -26,7 +26,7 @@ PROMPT = "a xlo dog and a szn cat on the beach"
 
 def subjects(pipe: Any, **options: Any) -> list[Adapter]:
     """A dog and a cat for a tiny base."""
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     words = (("xlo", "dog"), ("szn", "cat"))
     return [tiny_adapters.random_adapter(backbone, *pair, seed=seed, **options) for seed, pair in enumerate(words)]
 
@@ -89,9 +89,9 @@ def test_overlap_compares_the_halves_over_half_of_each_range():
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_picture_is_the_same_to_the_last_bit(any_pipe: Any, guidance: float):
-    studio, adapters = Studio(any_pipe), subjects(any_pipe, targets=tiny_adapters.ATTENTION)
-    plain = studio(PROMPT, adapters, seeds=[5, 6], steps=2, guidance_scale=guidance)
-    watched = attend(studio, PROMPT, adapters, seeds=[5, 6], steps=2, guidance_scale=guidance)
+    pipeline, adapters = Pipeline(any_pipe), subjects(any_pipe, targets=tiny_adapters.ATTENTION)
+    plain = pipeline(PROMPT, adapters, seeds=[5, 6], steps=2, guidance_scale=guidance)
+    watched = attend(pipeline, PROMPT, adapters, seeds=[5, 6], steps=2, guidance_scale=guidance)
     assert pixels([one.picture.image for one in watched]) == pixels(plain)
 
 
@@ -100,7 +100,7 @@ def test_the_picture_is_the_same_to_the_last_bit(any_pipe: Any, guidance: float)
 def test_the_unet_is_left_as_it_was_found(any_pipe: Any, stopped: bool, prepared: bool):
     unet = any_pipe.unet
     if prepared:
-        Backbone(any_pipe).install()
+        Base(any_pipe).install()
     before, hooks = unet.attn_processors, len(unet._forward_pre_hooks)
 
     def stop(step: SamplingStep) -> None:
@@ -108,7 +108,7 @@ def test_the_unet_is_left_as_it_was_found(any_pipe: Any, stopped: bool, prepared
             raise KeyboardInterrupt
 
     try:
-        attend(Studio(any_pipe), PROMPT, subjects(any_pipe), steps=2, on_step=stop)
+        attend(Pipeline(any_pipe), PROMPT, subjects(any_pipe), steps=2, on_step=stop)
     except KeyboardInterrupt:
         assert stopped
     assert all(unet.attn_processors[name] is processor for name, processor in before.items())
@@ -117,12 +117,12 @@ def test_the_unet_is_left_as_it_was_found(any_pipe: Any, stopped: bool, prepared
 
 
 def recorded(pipe: Any, guidance: float, seeds: tuple[int, ...] = (5,), **settings: Any) -> list[Attended]:
-    return attend(Studio(pipe), PROMPT, subjects(pipe), seeds, steps=3, guidance_scale=guidance, **settings)
+    return attend(Pipeline(pipe), PROMPT, subjects(pipe), seeds, steps=3, guidance_scale=guidance, **settings)
 
 
 def test_maps_of_a_layer_have_its_shape_and_all_words(any_pipe: Any):
     (attended,) = recorded(any_pipe, 3.0, width=48, height=32)
-    assert {*attended.maps.layers} == {*Backbone(any_pipe).cross_layers}
+    assert {*attended.maps.layers} == {*Base(any_pipe).text_layers}
     assert {tuple(maps.shape) for maps in attended.maps.layers.values()} == {(4, 16, 24), (4, 8, 12)}
     assert attended.maps.steps.shape == (3, 4, 16, 24)
     assert attended.maps.timesteps == tuple(sorted(attended.maps.timesteps, reverse=True))
@@ -131,8 +131,8 @@ def test_maps_of_a_layer_have_its_shape_and_all_words(any_pipe: Any):
 
 @torch.no_grad()
 def test_only_the_rows_that_read_the_prompt_are_recorded(any_pipe: Any):
-    backbone, prompt = Backbone(any_pipe), "a xlo dog"
-    bound = bind(backbone.tokenize(prompt), [AdapterUse(subjects(any_pipe)[0])])
+    backbone, prompt = Base(any_pipe), "a xlo dog"
+    bound = bind(backbone.tokenize(prompt), [ActiveAdapter(subjects(any_pipe)[0])])
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     found: list[WordMaps] = []
     for texts, bindings in (([prompt], [bound]), (["", prompt], [[], bound])):
@@ -179,34 +179,38 @@ def test_what_is_kept_grows_with_layers_and_steps_alone():
 
 
 def test_a_class_word_is_the_one_behind_its_own_rare_word(sd_pipe: Any):
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     twins = [tiny_adapters.random_adapter(backbone, word, "dog") for word in ("xlo", "rex")]
     prompt = backbone.tokenize("a dog, a rex dog and a xlo big dog")
-    found = subjects_of(prompt, [AdapterUse(twin) for twin in twins])
+    found = subjects_of(prompt, [ActiveAdapter(twin) for twin in twins])
     texts = [
         [prompt.text[slice(*prompt.offsets[position])] for position in positions]
         for one in found
-        for positions in (one.rare, one.kind)
+        for positions in (one.rare, one.class_word)
     ]
     assert texts == [["x", "lo"], ["dog"], ["rex"], ["dog"]]
-    assert found[0].kind[0] > found[0].rare[-1] > found[1].kind[0] > found[1].rare[-1]
+    assert found[0].class_word[0] > found[0].rare[-1] > found[1].class_word[0] > found[1].rare[-1]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "kind", "part"),
-    [("a dog", "dog", "'xlo' is not in the prompt"), ("a xlo", "dog", "Write 'xlo dog'"), ("a xlo", "", ":kind=dog")],
+    ("prompt", "class_word", "part"),
+    [
+        ("a dog", "dog", "'xlo' is not in the prompt"),
+        ("a xlo", "dog", "Write 'xlo dog'"),
+        ("a xlo", "", ":class_word=dog"),
+    ],
 )
 def test_a_missing_word_is_refused_by_name(sd_pipe: Any, prompt: str, kind: str, part: str):
-    backbone = Backbone(sd_pipe)
-    use = AdapterUse(tiny_adapters.random_adapter(backbone, kind=kind))
+    backbone = Base(sd_pipe)
+    active = ActiveAdapter(tiny_adapters.random_adapter(backbone, class_word=kind))
     with pytest.raises(TaraError, match=part):
-        subjects_of(backbone.tokenize(prompt), [use])
+        subjects_of(backbone.tokenize(prompt), [active])
 
 
 def test_adapters_of_the_same_words_are_drawn_beside_each_other(sd_pipe: Any):
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     words = [("xlo", "dog"), ("szn", "cat"), ("XLO", "dog"), ("xlo", "cat")]
-    dog, cat, other_dog, kitten = (AdapterUse(tiny_adapters.random_adapter(backbone, *pair)) for pair in words)
+    dog, cat, other_dog, kitten = (ActiveAdapter(tiny_adapters.random_adapter(backbone, *pair)) for pair in words)
     assert side_by_side([dog, cat]) == [(dog, cat)]
     assert side_by_side([dog, kitten]) == [(dog, kitten)]  # told apart by their class words
     assert side_by_side([dog, cat, other_dog]) == [(dog, cat), (other_dog, cat)]

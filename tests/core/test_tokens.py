@@ -9,7 +9,7 @@ from tara.core.tokens import Tokenized, find_word, replace_spans, word_spans
 
 
 @pytest.mark.parametrize(
-    ("text", "word", "found"),
+    ("text", "rare_word", "found"),
     [
         ("a xlo dog", "xlo", ["xlo"]),
         ("a xlo dog", "lo", []),

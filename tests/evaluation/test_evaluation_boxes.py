@@ -3,14 +3,14 @@
 import numpy as np
 from PIL import Image
 
-from tara.evaluation.boxes import NEUTRAL, crop, surest
+from tara.evaluation.boxes import NEUTRAL, crop, non_maximum_suppression
 
 DOG, CAT = 0, 1
 WHOLE = [0.1, 0.1, 0.9, 0.9, 0.8]
 
 
 def kept(*boxes: list[float], kinds: list[int] | None = None) -> list[int]:
-    return surest(np.array(boxes), np.array(kinds or [DOG] * len(boxes)))
+    return non_maximum_suppression(np.array(boxes), np.array(kinds or [DOG] * len(boxes)))
 
 
 def test_the_surest_comes_first_and_a_double_goes():
@@ -29,7 +29,7 @@ def test_one_thing_is_of_the_class_that_it_is_surest_of():
 
 
 def test_no_boxes_are_none():
-    assert surest(np.zeros((0, 5)), np.zeros(0, dtype=int)) == []
+    assert non_maximum_suppression(np.zeros((0, 5)), np.zeros(0, dtype=int)) == []
 
 
 def test_a_crop_is_a_square_with_the_whole_thing_and_nothing_of_its_neighbours():

@@ -15,7 +15,7 @@ from tara.errors import TaraError
 from tara.evaluation import drawn
 from tara.evaluation.protocols import Role, groups, together
 from tara.evaluation.subjects import OTHER_CLASSES, SAME_CLASS, Subject
-from tara.inference.binding import AdapterUse
+from tara.inference.binding import ActiveAdapter
 from tara.inference.provenance import PictureSettings, UsedFile, read_origin
 from tara.training.data.dreambooth import TABLE
 
@@ -109,8 +109,8 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(
 
 
 def role(word: str, kind: str) -> Role:
-    subject = Subject(word=word, kind=kind, photos=Path())
-    return Role(subject=subject, use=AdapterUse(None), file=UsedFile(given="", path="", sha256=""))  # type: ignore[arg-type]
+    subject = Subject(rare_word=word, class_word=kind, photos=Path())
+    return Role(subject=subject, active=ActiveAdapter(None), file=UsedFile(given="", path="", sha256=""))  # type: ignore[arg-type]
 
 
 def test_no_more_merges_are_held_than_pictures_are_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

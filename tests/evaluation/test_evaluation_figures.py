@@ -7,11 +7,11 @@ from PIL import Image
 
 from tara.evaluation.figures import Scored, differences, figures
 from tara.evaluation.page import evaluation_page
-from tara.evaluation.results import Circumstances
+from tara.evaluation.results import RunInfo
 from tara.evaluation.scores import PictureScore, SubjectScore
 from tara.evaluation.subjects import Picture, Subject
 
-REX, TOM, MAX = (Subject(word=word, kind="dog", photos=Path()) for word in ("xlo", "szn", "qev"))
+REX, TOM, MAX = (Subject(rare_word=word, class_word="dog", photos=Path()) for word in ("xlo", "szn", "qev"))
 
 
 def scored(identity: dict[Subject, float], seed: int = 0, series: str = "one", path: Path = Path("x.png")) -> Scored:
@@ -47,7 +47,7 @@ def test_groups_of_one_class_have_rows_of_their_own_on_the_page(tmp_path: Path) 
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     pictures = [scored({REX: 0.9, other: 0.8}, series=name, path=path) for name in ("a", "b") for other in (TOM, MAX)]
-    how = Circumstances(protocol="pairs", command="", models={}, thresholds={})
+    how = RunInfo(protocol="pairs", command="", models={}, thresholds={})
     html = evaluation_page(pictures, how)
     assert html.count("<img") == 4
     assert "Frames, in the order of a prompt&#39;s subjects: blue, orange." in html
@@ -58,7 +58,7 @@ def test_a_page_says_how_many_rows_it_leaves_out(count: int, told: bool, tmp_pat
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     pictures = [scored({REX: 0.9}, seed, name, path) for name in ("a", "b") for seed in range(count)]
-    html = evaluation_page(pictures, Circumstances(protocol="folder", command="", models={}, thresholds={}))
+    html = evaluation_page(pictures, RunInfo(protocol="folder", command="", models={}, thresholds={}))
     assert ("The first 24 of 25 prompts and seeds." in html) == told
 
 
@@ -66,7 +66,7 @@ def test_all_differences_stand_in_one_table(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     pictures = [scored({REX: value}, series=name, path=path) for name, value in (("a", 0.9), ("b", 0.5), ("c", 0.4))]
-    html = evaluation_page(pictures, Circumstances(protocol="folder", command="", models={}, thresholds={}))
+    html = evaluation_page(pictures, RunInfo(protocol="folder", command="", models={}, thresholds={}))
     assert html.count("<h2>Differences</h2>") == 1
     for row in ("<td>a minus b</td>", "<td>a minus c</td>", "<td>b minus c</td>"):
         assert row in html

@@ -40,7 +40,7 @@ def photos(here: Path) -> list[str]:
         folder.mkdir(parents=True)
         for index, picture in enumerate(reference_pictures(subject, number, 3)):
             picture.save(folder / f"{index}.png")
-        flags += ["-r", f"{word} {subject.kind}=photos/{word}"]
+        flags += ["-r", f"{rare_word} {subject.class_word}=photos/{rare_word}"]
     return flags
 
 
@@ -49,7 +49,7 @@ def results(folder: str = "evaluation") -> dict[str, Any]:
 
 
 def test_right_pictures_succeed_and_swapped_ones_do_not(photos: list[str], here: Path, capsys: Any):
-    swapped = world.Subject(kind="cat", look=CAR.look), world.Subject(kind="car", look=CAT.look)
+    swapped = world.Subject(class_word="cat", look=CAR.look), world.Subject(class_word="car", look=CAT.look)
     for seed in range(3):
         save(here / "right" / f"{seed}.png", scene(CAT, CAR, seed=seed), PROMPT, seed)
         save(here / "wrong" / f"{seed}.png", scene(*swapped, seed=seed, background="snow"), PROMPT, seed)
@@ -149,7 +149,8 @@ def test_what_cannot_be_scored_is_refused_with_what_to_do(photos: list[str], her
 
 def test_a_prompt_asks_for_whom_it_names():
     rex, tom, max_ = (
-        Subject(word=word, kind=kind, photos=Path()) for word, kind in (("sks", "dog"), ("sks", "cat"), ("xlo", "dog"))
+        Subject(rare_word=word, class_word=kind, photos=Path())
+        for word, kind in (("sks", "dog"), ("sks", "cat"), ("xlo", "dog"))
     )
     everybody = (rex, tom, max_)
     assert asked_for("a sks dog on a beach", everybody) == (rex,)
@@ -163,13 +164,13 @@ def test_a_class_word_comes_from_the_text_the_adapter_or_the_data_sets_table(tmp
     said, known, table = read_subjects(
         [f"a toy dog={tmp_path}", f"b={tmp_path}", f"c={tmp_path / 'dog6'}"], [("b", "robot")]
     )
-    assert (said.kind, known.kind, table.kind) == ("toy dog", "robot", "dog")
+    assert (said.class_word, known.class_word, table.class_word) == ("toy dog", "robot", "dog")
     with pytest.raises(TaraError, match="does not say what d is"):
         read_subjects([f"d={tmp_path}"], [("b", "robot")])
 
 
 def test_a_plain_prompt_names_classes_where_rare_words_stood():
-    dog, cat = (Subject(word="sks", kind=kind, photos=Path()) for kind in ("dog", "cat"))
+    dog, cat = (Subject(rare_word="sks", class_word=kind, photos=Path()) for kind in ("dog", "cat"))
     for prompt, plain in (
         ("a sks dog and a sks cat", "a dog and a cat"),
         ("a sks cat beside sks", "a cat beside dog"),

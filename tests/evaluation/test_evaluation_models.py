@@ -22,7 +22,7 @@ from tara.evaluation.detectors import Detector
 from tara.evaluation.encoders import ClipEncoder, VisionEncoder
 from tara.evaluation.features import FeatureCache
 from tara.evaluation.models import Models
-from tara.evaluation.open_vocabulary import DetectorSight, thresholds
+from tara.evaluation.open_vocabulary import DetectorScorer, thresholds
 from tara.evaluation.scores import score
 from tara.evaluation.subjects import Picture, Subject
 from tara.inference.provenance import Origin, png_with_origin
@@ -82,7 +82,7 @@ def test_the_first_dino_is_read_without_its_pooler(tiny: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("class_word", "name", "said"),
     [
         (VisionEncoder, "facebook/dinov2-base", "`hf download facebook/dinov2-base`"),
         (VisionEncoder, "clip", "is of the type clip. Give a model of one of these: dinov2"),
@@ -170,7 +170,7 @@ class Colours:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def sight(tmp_path: Path, *subjects: tuple[str, str, tuple[int, int, int]], **options: Any) -> DetectorSight:
+def scorer(tmp_path: Path, *subjects: tuple[str, str, tuple[int, int, int]], **options: Any) -> DetectorScorer:
     models = Models(detector=Halves(), dino=Colours(), names={})  # type: ignore[arg-type]
     made: list[Subject] = []
     for word, kind, colour in subjects:
@@ -178,8 +178,8 @@ def sight(tmp_path: Path, *subjects: tuple[str, str, tuple[int, int, int]], **op
         photos.mkdir()
         for number in range(2):
             Image.new("RGB", (64, 32), colour).save(photos / f"{number}.png")
-        made.append(Subject(word=word, kind=kind, photos=photos))
-    return DetectorSight(models, made, FeatureCache(tmp_path / "cache", 4), **options)
+        made.append(Subject(rare_word=word, class_word=kind, photos=photos))
+    return DetectorScorer(models, made, FeatureCache(tmp_path / "cache", 4), **options)
 
 
 def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> Image.Image:
@@ -188,14 +188,14 @@ def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> Image.Ima
     return image
 
 
-def looked(seeing: DetectorSight, image: Image.Image) -> Any:
+def looked(seeing: DetectorScorer, image: Image.Image) -> Any:
     asked = Picture(path=Path("x"), series="", prompt="", seed=0, subjects=tuple(seeing.thresholds))
     (seen,) = seeing.look([asked], [image])
     return score(seen)
 
 
 def test_subjects_are_found_by_class_and_told_by_their_photos(tmp_path: Path):
-    seeing = sight(tmp_path, ("xlo", "dog", RED), ("szn", "cat", BLUE))
+    seeing = scorer(tmp_path, ("xlo", "dog", RED), ("szn", "cat", BLUE))
     right, swapped = looked(seeing, halves(RED, BLUE)), looked(seeing, halves(BLUE, RED))
     assert right.success
     assert right.values()["identity"] == {0: pytest.approx(1), 1: pytest.approx(1)}
@@ -206,7 +206,7 @@ def test_subjects_are_found_by_class_and_told_by_their_photos(tmp_path: Path):
 
 
 def test_two_of_one_class_are_told_apart_wherever_they_stand(tmp_path: Path):
-    seeing = sight(tmp_path, ("xlo", "toy", RED), ("szn", "toy", BLUE))
+    seeing = scorer(tmp_path, ("xlo", "toy", RED), ("szn", "toy", BLUE))
     found = looked(seeing, halves(BLUE, RED))
     assert found.success
     assert [one.box[0] for one in found.subjects if one.box] == [0.5, 0.0]
@@ -214,7 +214,7 @@ def test_two_of_one_class_are_told_apart_wherever_they_stand(tmp_path: Path):
 
 
 def test_what_the_detector_does_not_find_is_absent(tmp_path: Path):
-    found = looked(sight(tmp_path, ("xlo", "dog", RED), ("kib", "house", BLUE)), halves(RED, BLUE))
+    found = looked(scorer(tmp_path, ("xlo", "dog", RED), ("kib", "house", BLUE)), halves(RED, BLUE))
     assert [one.present for one in found.subjects] == [True, False]
 
 
@@ -226,7 +226,7 @@ def test_the_threshold_is_half_way_between_own_and_other_photos(tmp_path: Path):
     others = [np.mean([float(np.dot(a, b)) for a in photos[0] for b in photos[n]]) for n in (1, 2)]
     assert thresholds(photos)[0] == pytest.approx((np.mean(own) + max(others)) / 2)
     assert thresholds(photos[2:]) == [0.5]
-    given = sight(tmp_path, ("xlo", "dog", RED), same_subject=0.25)
+    given = scorer(tmp_path, ("xlo", "dog", RED), same_subject=0.25)
     assert list(given.thresholds.values()) == [0.25]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tara.evaluation.scores import WHOLE, PictureScore, Seen, assign, leakage, score
+from tara.evaluation.scores import WHOLE, Detections, PictureScore, assign, leakage, score
 
 
 def seen(
@@ -16,9 +16,9 @@ def seen(
     fits: list[list[int]] | None = None,
     threshold: float = 0.5,
     **further: list[list[float]],
-) -> Seen:
+) -> Detections:
     array = np.array(likeness, dtype=float)
-    return Seen(
+    return Detections(
         boxes=tuple((0.1 * n, 0.0, 0.1 * n + 0.1, 1.0) for n in range(array.shape[1])),
         fits=np.ones_like(array, dtype=bool) if fits is None else np.array(fits, dtype=bool),
         likeness={"judge": array, **{name: np.array(values) for name, values in further.items()}},

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tara.evaluation.statistics import interval, paired_difference, spelled
+from tara.evaluation.statistics import format_ci, interval, paired_difference
 
 
 def test_the_mean_is_over_values_and_the_interval_over_units():
@@ -42,4 +42,4 @@ def test_a_shared_rise_and_fall_does_not_widen_a_paired_difference():
 
 
 def test_an_interval_is_spelled_for_a_table():
-    assert spelled([0.5, 0.25, 1.0]) == "0.50 [0.25, 1.00]"
+    assert format_ci([0.5, 0.25, 1.0]) == "0.50 [0.25, 1.00]"

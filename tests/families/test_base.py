@@ -8,13 +8,13 @@ from torch import nn
 
 import tiny_bases
 from tara.errors import TaraError
-from tara.families.base import Backbone, TextEncoding
+from tara.families.base import Base, TextEncoding
 from tara.families.family import FAMILIES, family_of
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])
 def test_texts_are_encoded_as_the_stock_pipeline_does(any_pipe: Any, clip_skip: int | None) -> None:
-    backbone = Backbone.from_pipeline(any_pipe)
+    backbone = Base(any_pipe)
     if clip_skip and not backbone.family.size_conditioning:
         pytest.skip("diffusers 0.42 cannot do this with transformers 5; see the test below")
     found = any_pipe.encode_prompt(
@@ -31,21 +31,21 @@ def test_texts_are_encoded_as_the_stock_pipeline_does(any_pipe: Any, clip_skip: 
 
 
 def test_clip_skip_leaves_the_encoders_last_layers_out(sd_pipe: StableDiffusionPipeline) -> None:
-    encoding = Backbone(sd_pipe).encode(["a xlo dog"], clip_skip=1)
+    encoding = Base(sd_pipe).encode(["a xlo dog"], clip_skip=1)
     assert torch.equal(
-        Backbone(sd_pipe).encode(["a xlo dog"], clip_skip=0).embeddings,
-        Backbone(sd_pipe).encode(["a xlo dog"]).embeddings,
+        Base(sd_pipe).encode(["a xlo dog"], clip_skip=0).embeddings,
+        Base(sd_pipe).encode(["a xlo dog"]).embeddings,
     )
     model: Any = sd_pipe.text_encoder
     encoder: Any = getattr(model, "text_model", model)  # as older versions of transformers nest it
     encoder.encoder.layers = encoder.encoder.layers[:-1]
-    assert torch.equal(Backbone(sd_pipe).encode(["a xlo dog"]).embeddings, encoding.embeddings)
+    assert torch.equal(Base(sd_pipe).encode(["a xlo dog"]).embeddings, encoding.embeddings)
     with pytest.raises(TaraError, match="clip_skip is 2"):
-        Backbone(sd_pipe).encode(["a xlo dog"], clip_skip=2)
+        Base(sd_pipe).encode(["a xlo dog"], clip_skip=2)
 
 
 def test_a_texts_encoding_does_not_depend_on_its_neighbours(any_pipe: Any) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     together, alone = backbone.encode(["a cat", "a xlo dog"]), backbone.encode(["a xlo dog"])
     assert torch.equal(together.take([1]).embeddings, alone.embeddings)
     assert together.take([1]).tokenized == alone.tokenized
@@ -53,7 +53,7 @@ def test_a_texts_encoding_does_not_depend_on_its_neighbours(any_pipe: Any) -> No
 
 
 def test_tokens_know_their_characters_and_what_was_lost(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     short = backbone.tokenize("A XLO dog")
     assert short.positions((2, 5)) == (2, 3)
     assert short.lost == ""
@@ -65,7 +65,7 @@ def test_tokens_know_their_characters_and_what_was_lost(sd_pipe: StableDiffusion
 
 
 def test_latents_are_scaled_as_diffusers_scales_them(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, deviation = backbone.encode_images(pixels)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_families_are_read_from_the_models_config(
     assert family_of(sd_pipe.unet.config).name == "sd-32"
     assert family_of(sdxl_pipe.unet.config).name == "sdxl-64"
     assert len({family.name for family in FAMILIES}) == 3
-    assert Backbone(tiny_bases.sd_pipeline("v_prediction")).prediction_type == "v_prediction"
+    assert Base(tiny_bases.sd_pipeline("v_prediction")).prediction_type == "v_prediction"
 
 
 def test_a_base_with_texts_of_several_widths_is_refused_by_name() -> None:
@@ -116,34 +116,34 @@ def _double_cross(pipe: Any) -> None:
 def test_an_unsuited_base_is_refused_by_the_layers_name(
     sd_pipe: StableDiffusionPipeline, change: Any, named: str
 ) -> None:
-    Backbone.from_pipeline(sd_pipe)
+    Base(sd_pipe)
     change(sd_pipe)
     with pytest.raises(TaraError, match=rf"'(mid_block\.attentions\.0\.transformer_blocks\.0\.)?{named}' is unsuited"):
-        Backbone.from_pipeline(sd_pipe)
+        Base(sd_pipe)
 
 
 def test_a_loaded_ip_adapter_is_named(sd_pipe: StableDiffusionPipeline) -> None:
     _projected(sd_pipe)
     sd_pipe.unet.config.encoder_hid_dim_type = "ip_image_proj"  # as load_ip_adapter does
     with pytest.raises(TaraError, match="An IP-Adapter is loaded"):
-        Backbone.from_pipeline(sd_pipe)
+        Base(sd_pipe)
 
 
 def test_a_base_with_only_cross_attention_is_refused() -> None:
     with pytest.raises(TaraError, match="attn1' is unsuited"):
-        Backbone.from_pipeline(tiny_bases.sd_pipeline(only_cross_attention=True))
+        Base(tiny_bases.sd_pipeline(only_cross_attention=True))
 
 
 def test_something_without_a_unet_is_refused() -> None:
     with pytest.raises(TaraError, match="has no unet"):
-        Backbone.from_pipeline(object())
+        Base(object())
 
 
 def test_parts_that_rest_are_woken_where_the_unet_is(sd_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch):
-    backbone = Backbone(sd_pipe)
-    backbone.wake()
+    backbone = Base(sd_pipe)
+    backbone.onload()
     assert backbone.vae.device.type == "cpu"
-    monkeypatch.setattr(Backbone, "device", torch.device("meta"))  # not the CPU, and on every machine
+    monkeypatch.setattr(Base, "device", torch.device("meta"))  # not the CPU, and on every machine
     backbone.text_encoders[0]._hf_hook = object()  # accelerate moves it by itself
-    backbone.wake()
+    backbone.onload()
     assert (backbone.vae.device.type, backbone.text_encoders[0].device.type) == ("meta", "cpu")

@@ -19,7 +19,7 @@ import tiny_bases
 from original_layout import original_vae, original_weights
 from tara.cli import main
 from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.loading import NEEDED_FILES, OTHER_PRECISIONS, load_base, resolve_base
 from tara.families.prediction import observed_prediction
 from tara.families.single_file import (
@@ -31,7 +31,7 @@ from tara.families.single_file import (
     read_contents,
     tell,
 )
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from training_fixtures import photo_folder
 
 PUBLISHED_SIZES = {
@@ -79,7 +79,7 @@ def test_a_pipeline_in_a_folder_of_a_short_name_wins_and_any_other_folder_does_n
 def test_a_saved_base_is_loaded_like_any_pipeline_folder(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     sd_pipe.save_pretrained(tmp_path / "base")
     backbone = load_base(tmp_path / "base", device="cpu")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Backbone(sd_pipe).encode(["a cat"]).embeddings)
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
 
 
 def test_a_variant_of_a_folders_files_is_loaded_in_the_precision_asked_for(
@@ -87,7 +87,7 @@ def test_a_variant_of_a_folders_files_is_loaded_in_the_precision_asked_for(
 ) -> None:
     sd_pipe.to(torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
     assert load_base(tmp_path, device="cpu", variant="bf16").dtype == torch.float32
-    assert Studio(tmp_path, device="cpu", variant="bf16", dtype=torch.bfloat16).backbone.dtype == torch.bfloat16
+    assert Pipeline(tmp_path, device="cpu", variant="bf16", dtype=torch.bfloat16).backbone.dtype == torch.bfloat16
     with pytest.raises(TaraError, match=f"'{tmp_path}' cannot be loaded"):
         load_base(tmp_path, device="cpu")
 
@@ -151,7 +151,7 @@ def test_a_single_file_of_the_original_layout_holds_the_same_weights(family: str
             ours, theirs = getattr(loaded, name).state_dict(), getattr(pipe, name).state_dict()
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    backbone = Backbone.from_pipeline(loaded)
+    backbone = Base(loaded)
     assert backbone.prediction_type == "v_prediction"
     assert backbone.tokenize("a xlo dog").positions((2, 5))
 
@@ -322,7 +322,7 @@ def test_a_base_of_the_hub_is_loaded_without_the_parts_that_draw_nothing(
     (files / "safety_checker").mkdir()
     (files / "safety_checker" / "pytorch_model.bin").write_bytes(b"never opened")
     backbone = load_base("stabilityai/stable-diffusion-v1-5", device="cpu")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Backbone(sd_pipe).encode(["a cat"]).embeddings)
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
     assert backbone.pipe.safety_checker is None
     assert load_base(files, device="cpu").pipe.safety_checker is None
 
@@ -334,7 +334,7 @@ def test_sdxl_of_the_hub_is_loaded_in_its_variant(
     for weights in files.rglob("*.safetensors"):
         weights.rename(weights.with_suffix(".fp16.safetensors"))
     backbone = load_base("sdxl", device="cpu", variant="fp16")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Backbone(sdxl_pipe).encode(["a cat"]).embeddings)
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sdxl_pipe).encode(["a cat"]).embeddings)
     with pytest.raises(TaraError, match=r"`hf download stabilityai/stable-diffusion-xl-base-1\.0 --include"):
         load_base("sdxl", device="cpu")
 
@@ -438,9 +438,9 @@ def test_the_packages_tokenizer_is_clips() -> None:
 
 def test_an_autoencoder_in_half_precision_is_widened_while_it_works(sdxl_pipe: Any) -> None:
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    wide = Backbone(sdxl_pipe).encode_images(pixels)[0]
+    wide = Base(sdxl_pipe).encode_images(pixels)[0]
     sdxl_pipe.vae.to(torch.float16)
-    backbone = Backbone(sdxl_pipe)
+    backbone = Base(sdxl_pipe)
     latents = backbone.encode_images(pixels)[0]
     torch.testing.assert_close(latents, wide, atol=2e-3, rtol=2e-3)
     assert backbone.decode(latents * 1e5).isfinite().all()
@@ -456,18 +456,18 @@ def test_an_autoencoder_that_overflows_in_half_precision_neither_trains_nor_draw
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert not sdxl_pipe.vae.encode(pixels.half()).latent_dist.mean.isfinite().all()
     assert not sdxl_pipe.vae.decode(torch.ones(1, 4, 16, 16).half()).sample.isfinite().all()
-    mean, deviation = Backbone(sdxl_pipe).encode_images(pixels)
+    mean, deviation = Base(sdxl_pipe).encode_images(pixels)
     assert mean.isfinite().all()
     assert deviation.isfinite().all()
-    (drawn,) = Studio(sdxl_pipe)("a dog", steps=1)
-    (redrawn,) = Studio(sdxl_pipe)("a dog", steps=2, image=drawn, strength=0.5)
+    (drawn,) = Pipeline(sdxl_pipe)("a dog", steps=1)
+    (redrawn,) = Pipeline(sdxl_pipe)("a dog", steps=2, image=drawn, strength=0.5)
     assert all(np.ptp(np.asarray(picture)) > 0 for picture in (drawn, redrawn))  # what is not finite is drawn black
 
 
 def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 
-    def remembered(name: str, device: str | None, dtype: torch.dtype, **options: Any) -> Backbone:
+    def remembered(name: str, device: str | None, dtype: torch.dtype, **options: Any) -> Base:
         asked.append({"name": name, "dtype": dtype, **options})
         raise TaraError("Enough.")
 
@@ -477,7 +477,19 @@ def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch,
     base += ["--prediction-type", "epsilon"]
     photos = str(photo_folder(tmp_path / "photos"))
     out = str(tmp_path / "rex.safetensors")
-    train = ["train", "--images", photos, "--word", "xlo", "--kind", "dog", "--out", out, "--mixed-precision", "bf16"]
+    train = [
+        "train",
+        "--images",
+        photos,
+        "--rare-word",
+        "xlo",
+        "--class-word",
+        "dog",
+        "--out",
+        out,
+        "--precision",
+        "bf16",
+    ]
     assert main([*train, *base]) == 2
     assert main(["generate", "a dog", "--out", str(tmp_path), "--precision", "bf16", *base]) == 2
     wanted = {"name": "someone/base", "revision": "main", "variant": "fp16", "vae": "someone/vae"}

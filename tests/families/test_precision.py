@@ -10,9 +10,9 @@ import torch
 
 import tiny_bases
 from tara.adapters.adapter import Adapter
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.loading import best_precision
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from tara.training.run import run as training_run
 from tara.training.run.checkpoints import load_checkpoint
 from tara.training.settings import Recipe
@@ -22,12 +22,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Backbone]:
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Base]:
     """The bases that trainings of this test have loaded."""
-    bases: list[Backbone] = []
+    bases: list[Base] = []
     load_base = training_run.load_base
 
-    def remember(*arguments: Any, **options: Any) -> Backbone:
+    def remember(*arguments: Any, **options: Any) -> Base:
         bases.append(load_base(*arguments, **options))
         return bases[-1]
 
@@ -65,23 +65,23 @@ def test_a_device_has_a_precision_of_its_own(
 
 
 def test_training_and_drawing_leave_the_precision_to_the_device(
-    tmp_path: Path, loaded: list[Backbone], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, loaded: list[Base], monkeypatch: pytest.MonkeyPatch
 ):
     for chooser in ("tara.families.loading", "tara.inference.pipeline"):
         monkeypatch.setattr(f"{chooser}.best_precision", lambda _: torch.bfloat16)
     recipe = recipe_on_disk(tmp_path, device="cpu", steps=1)
-    assert recipe.settings.mixed_precision == "auto"
+    assert recipe.settings.precision == "auto"
     (rex, _) = training_run.train_recipe(recipe)
     assert [base.dtype for base in loaded] == [torch.bfloat16]
-    assert rex.card.settings["mixed_precision"] == "bf16"  # what was used, not who chose it
-    assert Studio(recipe.settings.base, device="cpu").backbone.dtype == torch.bfloat16
+    assert rex.card.settings["precision"] == "bf16"  # what was used, not who chose it
+    assert Pipeline(recipe.settings.base, device="cpu").backbone.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_base_is_loaded_in_the_settings_precision_and_adapters_learn_in_float32(
-    tmp_path: Path, loaded: list[Backbone], name: str, dtype: torch.dtype
+    tmp_path: Path, loaded: list[Base], name: str, dtype: torch.dtype
 ):
-    recipe = recipe_on_disk(tmp_path, mixed_precision=name, device="cpu", steps=2)
+    recipe = recipe_on_disk(tmp_path, precision=name, device="cpu", steps=2)
     adapters = training_run.train_recipe(recipe)
     assert [base.dtype for base in loaded] == [dtype]
     assert all(map(learned, adapters))
@@ -89,8 +89,8 @@ def test_the_base_is_loaded_in_the_settings_precision_and_adapters_learn_in_floa
 
 @pytest.mark.gpu
 @needs_cuda
-def test_training_in_float16_scales_the_losses_and_the_adapters_draw_in_float16(tmp_path: Path, loaded: list[Backbone]):
-    recipe = recipe_on_disk(tmp_path, mixed_precision="fp16", device="cuda", steps=20)
+def test_training_in_float16_scales_the_losses_and_the_adapters_draw_in_float16(tmp_path: Path, loaded: list[Base]):
+    recipe = recipe_on_disk(tmp_path, precision="fp16", device="cuda", steps=20)
     adapters = training_run.train_recipe(recipe)
     assert [base.dtype for base in loaded] == [torch.float16]
     assert all(map(learned, adapters))
@@ -99,10 +99,10 @@ def test_training_in_float16_scales_the_losses_and_the_adapters_draw_in_float16(
     rows = [json.loads(line) for line in (recipe.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert not any(part["skipped"] for part in rows[-1]["concepts"].values())
 
-    studio = Studio(recipe.settings.base, device="cuda", dtype=torch.float16)
+    pipeline = Pipeline(recipe.settings.base, device="cuda", dtype=torch.float16)
     prompt = "a xlo dog and a szn cat on the beach"
     with_adapters, again, without = (
-        np.asarray(studio(prompt, used, steps=4)[0], dtype=np.int64) for used in (adapters, adapters, [])
+        np.asarray(pipeline(prompt, used, steps=4)[0], dtype=np.int64) for used in (adapters, adapters, [])
     )
     assert np.abs(with_adapters - again).max() <= 1
     assert not np.array_equal(with_adapters, without)

@@ -10,13 +10,13 @@ from torch import Tensor
 import tiny_bases
 from tara.core.lora import RowLowRank
 from tara.errors import TaraError
-from tara.families.base import Backbone, TextEncoding
+from tara.families.base import Base, TextEncoding
 from tara.families.processors import TextConditioning, TextKVProcessor, install, installed, uninstall
 
 Call = tuple[Tensor, Tensor, TextEncoding]
 
 
-def _call(backbone: Backbone) -> Call:
+def _call(backbone: Base) -> Call:
     torch.manual_seed(0)
     return torch.randn(2, 4, 16, 16), torch.tensor([10, 600]), backbone.encode(["a xlo dog", "a cat"])
 
@@ -26,7 +26,7 @@ def _call(backbone: Backbone) -> Call:
 def test_installed_processors_equal_stock_ones_when_nothing_is_prepared(
     any_pipe: Any, stock: Callable[[], Any]
 ) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     any_pipe.unet.set_attn_processor(stock())
     call = _call(backbone)
     before = backbone.predict(*call)
@@ -36,7 +36,7 @@ def test_installed_processors_equal_stock_ones_when_nothing_is_prepared(
 
 @torch.no_grad()
 def test_the_texts_own_keys_and_values_change_nothing(any_pipe: Any) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     call = _call(backbone)
     before = backbone.predict(*call)
     backbone.install()
@@ -59,12 +59,12 @@ def test_release_puts_the_very_same_processors_back(any_pipe: Any) -> None:
 
 @torch.no_grad()
 def test_a_rows_delta_equals_a_changed_weight(any_pipe: Any) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     backbone.install()
     latents, timesteps, encoding = _call(backbone)
     kv = backbone.kv(encoding.embeddings)
     names = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
-    paths = [f"{layer.removesuffix('attn2')}{name}" for layer in backbone.cross_layers for name in names]
+    paths = [f"{layer.removesuffix('attn2')}{name}" for layer in backbone.text_layers for name in names]
     scale = torch.tensor([0.0, 2.0])
     deltas: dict[str, RowLowRank] = {}
     for path in paths:
@@ -81,7 +81,7 @@ def test_a_rows_delta_equals_a_changed_weight(any_pipe: Any) -> None:
 
 
 def test_gradients_reach_keys_values_and_deltas_also_with_checkpointing(any_pipe: Any) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     backbone.install()
     latents, timesteps, encoding = _call(backbone)
     kv = {layer: (k.requires_grad_(), v.requires_grad_()) for layer, (k, v) in backbone.kv(encoding.embeddings).items()}
@@ -103,7 +103,7 @@ def test_gradients_reach_keys_values_and_deltas_also_with_checkpointing(any_pipe
 
 @torch.no_grad()
 def test_a_wrong_number_of_rows_is_refused() -> None:
-    backbone = Backbone(tiny_bases.sd_pipeline())
+    backbone = Base(tiny_bases.sd_pipeline())
     backbone.install()
     latents, timesteps, encoding = _call(backbone)
     conditioning = TextConditioning(backbone.kv(encoding.embeddings[:1]))
@@ -115,7 +115,7 @@ def test_a_wrong_number_of_rows_is_refused() -> None:
 @torch.no_grad()
 def test_replaced_processors_are_noticed(replace: str) -> None:
     pipe = tiny_bases.sd_pipeline()
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     backbone.install()
     call = _call(backbone)
     conditioning = TextConditioning(backbone.kv(call[2].embeddings))
@@ -137,7 +137,7 @@ def test_replaced_processors_are_noticed(replace: str) -> None:
 
 @torch.no_grad()
 def test_slicing_before_installing_changes_no_prepared_picture(any_pipe: Any) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     call = _call(backbone)
     conditioning = TextConditioning(backbone.kv(call[2].embeddings + 1))
     backbone.install()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft.utils.merge_utils import dare_linear, ties
+from tara.inference.composers.switch import switch_every
 from torch import Tensor
 
 import tara
@@ -18,12 +19,11 @@ import tiny_bases
 from tara.adapters.adapter import Adapter
 from tara.core.lora import LowRank
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
 from tara.inference.composers import COMPOSERS, Composer
 from tara.inference.composers.none import class_words
-from tara.inference.composers.switch import switch_every
-from tara.inference.pipeline import SamplingStep, Studio
+from tara.inference.pipeline import Pipeline, SamplingStep
 from tiny_adapters import ATTENTION, CROSS_KV
 
 PROMPT = "a xlo dog and a szn cat"
@@ -32,18 +32,18 @@ PREDICTIONS = {"sd": "epsilon", "v": "v_prediction"}
 Deltas = Mapping[str, Tensor]
 
 
-def _two(pipe: Any, targets: tuple[str, ...] = ATTENTION) -> list[AdapterUse]:
+def _two(pipe: Any, targets: tuple[str, ...] = ATTENTION) -> list[ActiveAdapter]:
     words = [("xlo", "dog", 1.0), ("szn", "cat", 0.7)]
     return [
-        AdapterUse(
-            tiny_adapters.random_adapter(Backbone(pipe), word, kind, targets=targets, strength=0.1, seed=seed), weight
+        ActiveAdapter(
+            tiny_adapters.random_adapter(Base(pipe), word, kind, targets=targets, strength=0.1, seed=seed), weight
         )
         for seed, (word, kind, weight) in enumerate(words)
     ]
 
 
 @pytest.fixture(params=[("sd", CROSS_KV), ("v", ATTENTION), ("sdxl", ATTENTION)], ids=lambda case: case[0])
-def case(request: pytest.FixtureRequest) -> tuple[Any, list[AdapterUse]]:
+def case(request: pytest.FixtureRequest) -> tuple[Any, list[ActiveAdapter]]:
     """A base of each shape, and two adapters for it: on text keys and values, or on all attention projections too."""
     shape, targets = request.param
     pipe = tiny_bases.sdxl_pipeline() if shape == "sdxl" else tiny_bases.sd_pipeline(PREDICTIONS[shape])
@@ -51,17 +51,17 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, list[AdapterUse]]:
 
 
 @pytest.fixture
-def pipe(case: tuple[Any, list[AdapterUse]]) -> Any:
+def pipe(case: tuple[Any, list[ActiveAdapter]]) -> Any:
     return case[0]
 
 
 @pytest.fixture
-def uses(case: tuple[Any, list[AdapterUse]]) -> list[AdapterUse]:
+def active_adapters(case: tuple[Any, list[ActiveAdapter]]) -> list[ActiveAdapter]:
     return case[1]
 
 
-def _dense(use: AdapterUse) -> dict[str, Tensor]:
-    return {path: use.weight * delta.dense() for path, delta in use.adapter.layers.items()}
+def _dense(active: ActiveAdapter) -> dict[str, Tensor]:
+    return {path: active.weight * delta.dense() for path, delta in active.adapter.layers.items()}
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def _noise() -> Tensor:
 @torch.no_grad()
 def _denoised(pipe: Any, prompt: str, deltas_of: Callable[[int], Sequence[Deltas]]) -> Tensor:
     """Latents: at each step the mean of the guided scores of stock U-Nets that have these deltas in their weights."""
-    backbone, latents = Backbone(pipe), _noise()
+    backbone, latents = Base(pipe), _noise()
     empty, text = backbone.encode_negative(None), backbone.encode([prompt])
     pipe.scheduler.set_timesteps(STEPS)
     for step, timestep in enumerate(pipe.scheduler.timesteps):
@@ -94,8 +94,8 @@ def _denoised(pipe: Any, prompt: str, deltas_of: Callable[[int], Sequence[Deltas
     return latents
 
 
-def _drawn(pipe: Any, uses: Sequence[AdapterUse], composer: str | Composer, times: int = 1) -> Tensor:
-    with tara.prepared(pipe, PROMPT, uses, composer=composer, guidance_scale=GUIDANCE) as arguments:
+def _drawn(pipe: Any, active_adapters: Sequence[ActiveAdapter], composer: str | Composer, times: int = 1) -> Tensor:
+    with tara.prepared(pipe, PROMPT, active_adapters, composer=composer, guidance_scale=GUIDANCE) as arguments:
         for _ in range(times):
             found = pipe(**arguments, num_inference_steps=STEPS, latents=_noise(), output_type="latent").images
     return found
@@ -110,41 +110,52 @@ def _base(pipe: Any) -> Tensor:
     return _denoised(pipe, PROMPT, lambda _: [{}])
 
 
-def test_sum_is_the_u_net_with_all_dense_deltas_added_to_its_weights(pipe: Any, uses: list[AdapterUse]) -> None:
-    one, other = map(_dense, uses)
+def test_sum_is_the_u_net_with_all_dense_deltas_added_to_its_weights(
+    pipe: Any, active_adapters: list[ActiveAdapter]
+) -> None:
+    one, other = map(_dense, active_adapters)
     theirs = _denoised(pipe, PROMPT, lambda _: [{path: one[path] + other[path] for path in one}])
-    _close(_drawn(pipe, uses, "sum"), theirs, _base(pipe))
+    _close(_drawn(pipe, active_adapters, "sum"), theirs, _base(pipe))
 
 
 def test_switch_takes_one_adapter_per_step_in_turn_and_begins_anew_with_each_picture(
-    pipe: Any, uses: list[AdapterUse]
+    pipe: Any, active_adapters: list[ActiveAdapter]
 ) -> None:
-    deltas = [_dense(use) for use in uses]
+    deltas = [_dense(active) for active in active_adapters]
     theirs = _denoised(pipe, PROMPT, lambda step: [deltas[step % 2]])
-    _close(_drawn(pipe, uses, "switch"), theirs, _base(pipe))
-    torch.testing.assert_close(_drawn(pipe, uses, "switch", times=2), theirs, rtol=1e-3, atol=1e-3)
+    _close(_drawn(pipe, active_adapters, "switch"), theirs, _base(pipe))
+    torch.testing.assert_close(_drawn(pipe, active_adapters, "switch", times=2), theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_switch_can_leave_each_adapter_several_steps_as_its_authors_do(sd_pipe: StableDiffusionPipeline) -> None:
-    uses = _two(sd_pipe)
-    deltas = [_dense(use) for use in uses]
+    active_adapters = _two(sd_pipe)
+    deltas = [_dense(active) for active in active_adapters]
     theirs = _denoised(sd_pipe, PROMPT, lambda step: [deltas[step // 2 % 2]])
-    _close(_drawn(sd_pipe, uses, switch_every(2)), theirs, _denoised(sd_pipe, PROMPT, lambda step: [deltas[step % 2]]))
+    _close(
+        _drawn(sd_pipe, active_adapters, switch_every(2)),
+        theirs,
+        _denoised(sd_pipe, PROMPT, lambda step: [deltas[step % 2]]),
+    )
 
 
-def test_composites_score_is_the_mean_of_separately_guided_ones(pipe: Any, uses: list[AdapterUse]) -> None:
-    deltas = [_dense(use) for use in uses]
-    _close(_drawn(pipe, uses, "composite"), _denoised(pipe, PROMPT, lambda _: deltas), _base(pipe))
+def test_composites_score_is_the_mean_of_separately_guided_ones(
+    pipe: Any, active_adapters: list[ActiveAdapter]
+) -> None:
+    deltas = [_dense(active) for active in active_adapters]
+    _close(_drawn(pipe, active_adapters, "composite"), _denoised(pipe, PROMPT, lambda _: deltas), _base(pipe))
 
 
-def test_ties_adds_pefts_merge_of_the_dense_deltas(pipe: Any, uses: list[AdapterUse]) -> None:
-    layers, weights = [use.adapter.layers for use in uses], torch.tensor([use.weight for use in uses])
+def test_ties_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
+    layers, weights = (
+        [active.adapter.layers for active in active_adapters],
+        torch.tensor([active.weight for active in active_adapters]),
+    )
     merged = {path: ties([each[path].dense() for each in layers], weights, 0.2) for path in layers[0]}
-    _close(_drawn(pipe, uses, "ties"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
+    _close(_drawn(pipe, active_adapters, "ties"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
 
 
-def test_dare_adds_pefts_merge_of_the_dense_deltas(pipe: Any, uses: list[AdapterUse]) -> None:
-    xlo, szn = uses
+def test_dare_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
+    xlo, szn = active_adapters
     layers, weights = (szn.adapter.layers, xlo.adapter.layers), torch.tensor([szn.weight, xlo.weight])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # one chance for all layers, in the order of their names
@@ -154,8 +165,8 @@ def test_dare_adds_pefts_merge_of_the_dense_deltas(pipe: Any, uses: list[Adapter
     _close(_drawn(pipe, [xlo, szn], "dare"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
 
 
-def test_none_is_the_stock_picture_of_the_class_words(pipe: Any, uses: list[AdapterUse]) -> None:
-    ours = _drawn(pipe, uses, "none")
+def test_none_is_the_stock_picture_of_the_class_words(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
+    ours = _drawn(pipe, active_adapters, "none")
     torch.testing.assert_close(ours, _denoised(pipe, "a dog and a cat", lambda _: [{}]), rtol=1e-4, atol=1e-4)
 
 
@@ -173,7 +184,7 @@ def test_class_words_stand_where_rare_words_stood(prompt: str, drawn: str, sd_pi
 
 
 def test_an_unnamed_lora_leaves_nothing_where_its_word_stood(sd_pipe: StableDiffusionPipeline) -> None:
-    plain = AdapterUse(tiny_adapters.random_adapter(Backbone(sd_pipe), "", ""), word="pxl")
+    plain = ActiveAdapter(tiny_adapters.random_adapter(Base(sd_pipe), "", ""), rare_word="pxl")
     assert class_words("a house in pxl style", (plain,)) == "a house in style"
     with pytest.raises(TaraError, match="'pxl' is not in the prompt"):
         class_words("a house", (plain,))
@@ -183,15 +194,15 @@ def test_an_unnamed_lora_leaves_nothing_where_its_word_stood(sd_pipe: StableDiff
 def test_the_order_of_the_adapters_changes_nothing_to_the_last_bit(
     composer: str, sd_pipe: StableDiffusionPipeline
 ) -> None:
-    uses = _two(sd_pipe)
-    assert torch.equal(_drawn(sd_pipe, uses, composer), _drawn(sd_pipe, uses[::-1], composer))
+    active_adapters = _two(sd_pipe)
+    assert torch.equal(_drawn(sd_pipe, active_adapters, composer), _drawn(sd_pipe, active_adapters[::-1], composer))
 
 
 def test_switch_begins_with_the_adapter_that_is_given_first(sd_pipe: StableDiffusionPipeline) -> None:
-    uses, studio = _two(sd_pipe), Studio(sd_pipe)
-    for first, second in (uses, uses[::-1]):
+    active_adapters, pipeline = _two(sd_pipe), Pipeline(sd_pipe)
+    for first, second in (active_adapters, active_adapters[::-1]):
         one_step, alone = (
-            np.asarray(studio(PROMPT, adapters, steps=1, composer=composer)[0], dtype=int)
+            np.asarray(pipeline(PROMPT, adapters, steps=1, composer=composer)[0], dtype=int)
             for adapters, composer in (([first, second], "switch"), ([first], "sum"))
         )
         assert np.abs(one_step - alone).max() <= 1
@@ -217,35 +228,35 @@ def test_the_u_net_is_as_it_was_after_every_composer_also_after_an_exception(
     if offloaded:  # accelerate's hooks put a forward of their own on the module
         own = sdxl_pipe.unet.forward
         sdxl_pipe.unet.forward = lambda *args, **kwargs: own(*args, **kwargs)
-    uses, before = _two(sdxl_pipe), _state(sdxl_pipe.unet)
+    active_adapters, before = _two(sdxl_pipe), _state(sdxl_pipe.unet)
 
     def on_step(step: SamplingStep) -> None:
         if stopped and step.step == 2:
             raise KeyboardInterrupt
 
     try:
-        Studio(sdxl_pipe)(PROMPT, uses, steps=STEPS, composer=composer, on_step=on_step)
+        Pipeline(sdxl_pipe)(PROMPT, active_adapters, steps=STEPS, composer=composer, on_step=on_step)
     except KeyboardInterrupt:
         assert stopped
     assert _state(sdxl_pipe.unet) == before
 
 
 def test_an_exception_inside_an_evaluation_leaves_the_weights_alone(sd_pipe: StableDiffusionPipeline) -> None:
-    uses, before = _two(sd_pipe), _state(sd_pipe.unet)
+    active_adapters, before = _two(sd_pipe), _state(sd_pipe.unet)
 
     def fail(*_: object) -> None:
         raise RuntimeError("inside")
 
     hook = sd_pipe.unet.mid_block.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="inside"):
-        _drawn(sd_pipe, uses, "composite")
+        _drawn(sd_pipe, active_adapters, "composite")
     hook.remove()
     assert _state(sd_pipe.unet) == before
 
 
 @torch.no_grad()
 def test_a_call_without_prepared_text_is_left_alone(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     call = _noise(), torch.tensor([500]), backbone.encode([PROMPT])
     stock = backbone.predict(*call)
     with tara.prepared(sd_pipe, PROMPT, _two(sd_pipe), composer="composite"):
@@ -253,7 +264,7 @@ def test_a_call_without_prepared_text_is_left_alone(sd_pipe: StableDiffusionPipe
 
 
 def _with_text(pipe: Any, word: str, kind: str, seed: int) -> Adapter:
-    adapter = tiny_adapters.random_adapter(Backbone(pipe), word, kind, targets=ATTENTION, strength=0.1, seed=seed)
+    adapter = tiny_adapters.random_adapter(Base(pipe), word, kind, targets=ATTENTION, strength=0.1, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, LowRank] = {}
     for name in ("text_encoder", "text_encoder_2"):
@@ -294,7 +305,7 @@ def test_each_evaluation_has_its_own_text_encoders_also_in_the_pooled_vector(any
 
 def test_text_encoders_deltas_are_merged_too(sd_pipe: StableDiffusionPipeline) -> None:
     adapters = [_with_text(sd_pipe, "xlo", "dog", 1), _with_text(sd_pipe, "szn", "cat", 2)]
-    ((merged,),) = COMPOSERS["ties"].members(tuple(map(AdapterUse, adapters)))
+    ((merged,),) = COMPOSERS["ties"].members(tuple(map(ActiveAdapter, adapters)))
     ((path, delta),) = merged.adapter.text_layers.items()
     expected = ties([adapter.text_layers[path].dense() for adapter in adapters], torch.ones(2), 0.2)
     torch.testing.assert_close(delta.dense(), expected, rtol=0, atol=0)
@@ -302,34 +313,41 @@ def test_text_encoders_deltas_are_merged_too(sd_pipe: StableDiffusionPipeline) -
 
 def test_an_adapter_of_weight_zero_has_no_vote_in_a_merge(sd_pipe: StableDiffusionPipeline) -> None:
     xlo, szn = _two(sd_pipe)
-    off = AdapterUse(szn.adapter, weight=0.0)
+    off = ActiveAdapter(szn.adapter, weight=0.0)
     assert torch.equal(_drawn(sd_pipe, [xlo, off], "ties"), _drawn(sd_pipe, [xlo], "ties"))
 
 
 @pytest.mark.parametrize("composer", ["switch", "composite", "ties"])
 def test_prompts_with_other_adapters_are_drawn_as_if_alone(composer: str, sd_pipe: StableDiffusionPipeline) -> None:
-    studio, uses = Studio(sd_pipe), _two(sd_pipe)
-    prompts, lists = [PROMPT, "a xlo dog", PROMPT, "a house"], [uses, uses[:1], uses[::-1], []]
-    together = studio(prompts, lists, steps=STEPS, composer=composer)
+    pipeline, active_adapters = Pipeline(sd_pipe), _two(sd_pipe)
+    prompts, lists = (
+        [PROMPT, "a xlo dog", PROMPT, "a house"],
+        [active_adapters, active_adapters[:1], active_adapters[::-1], []],
+    )
+    together = pipeline(prompts, lists, steps=STEPS, composer=composer)
     for picture, prompt, own in zip(together, prompts, lists, strict=True):
-        (alone,) = studio(prompt, own, steps=STEPS, composer=composer)
+        (alone,) = pipeline(prompt, own, steps=STEPS, composer=composer)
         assert np.abs(np.asarray(picture, dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
 
 
 def test_a_composer_of_ones_own_needs_no_name(sd_pipe: StableDiffusionPipeline) -> None:
-    uses = _two(sd_pipe)
-    own = Composer(meaning="the last adapter on its own word", everywhere=False, members=lambda uses: (uses[-1:],))
-    assert torch.equal(_drawn(sd_pipe, uses, own), _drawn(sd_pipe, uses[-1:], "tara"))
+    active_adapters = _two(sd_pipe)
+    own = Composer(
+        meaning="the last adapter on its own word",
+        everywhere=False,
+        members=lambda active_adapters: (active_adapters[-1:],),
+    )
+    assert torch.equal(_drawn(sd_pipe, active_adapters, own), _drawn(sd_pipe, active_adapters[-1:], "tara"))
 
 
 def test_what_a_plain_call_cannot_do_is_refused_with_the_way_to_do_it(sd_pipe: StableDiffusionPipeline) -> None:
-    uses = _two(sd_pipe, CROSS_KV)
-    assert tara.prepare(sd_pipe, PROMPT, uses, composer="ties")["prompt_embeds"].shape[0] == 1
+    active_adapters = _two(sd_pipe, CROSS_KV)
+    assert tara.prepare(sd_pipe, PROMPT, active_adapters, composer="ties")["prompt_embeds"].shape[0] == 1
     for composer in ("switch", "composite"):
         with pytest.raises(TaraError, match=r"one adapter after the other. Use `with tara\.prepared"):
-            tara.prepare(sd_pipe, PROMPT, uses, composer=composer)
+            tara.prepare(sd_pipe, PROMPT, active_adapters, composer=composer)
     with pytest.raises(TaraError, match="Did you mean 'switch'"):
-        tara.prepare(sd_pipe, PROMPT, uses, composer="swich")
+        tara.prepare(sd_pipe, PROMPT, active_adapters, composer="swich")
 
 
 def test_every_composer_is_a_file_of_its_own_name_and_explained_in_the_docs() -> None:

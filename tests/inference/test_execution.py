@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tara.inference.stock_pipelines import make_scheduler
 
 import tara
 from tara.cli import main
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.pipeline import Studio
-from tara.inference.stock_pipelines import make_scheduler
+from tara.families.base import Base
+from tara.inference.pipeline import Pipeline
 from tiny_adapters import ATTENTION, random_adapter
 
 PROMPT = "a xlo dog on the beach"
 
 
-def drawn(studio: Studio, adapters: Sequence[Any], **settings: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+def drawn(pipeline: Pipeline, adapters: Sequence[Any], **settings: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Two pictures' pixels."""
-    return np.stack([np.asarray(one, dtype=np.int64) for one in studio(PROMPT, adapters, (0, 1), steps=2, **settings)])
+    return np.stack(
+        [np.asarray(one, dtype=np.int64) for one in pipeline(PROMPT, adapters, (0, 1), steps=2, **settings)]
+    )
 
 
 def compiled_by(pipe: Any, monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Any]) -> None:
@@ -34,18 +36,18 @@ def compiled_by(pipe: Any, monkeypatch: pytest.MonkeyPatch, backend: Callable[..
 def test_a_compiled_base_draws_the_same_with_any_adapters_and_compiles_once(
     any_pipe: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    backbone, graphs = Backbone(any_pipe), []
+    backbone, graphs = Base(any_pipe), []
     adapters = [random_adapter(backbone, seed=seed) for seed in (0, 1)]
-    before = [drawn(Studio(any_pipe), [adapter]) for adapter in adapters]
+    before = [drawn(Pipeline(any_pipe), [adapter]) for adapter in adapters]
 
     def counting(graph: Any, _: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
     compiled_by(any_pipe, monkeypatch, counting)
-    studio = Studio(any_pipe, compile=True)
+    pipeline = Pipeline(any_pipe, compile=True)
     assert all(
-        np.array_equal(drawn(studio, [adapter]), picture) for adapter, picture in zip(adapters, before, strict=True)
+        np.array_equal(drawn(pipeline, [adapter]), picture) for adapter, picture in zip(adapters, before, strict=True)
     )
     assert len(graphs) == 1
 
@@ -56,20 +58,20 @@ def test_a_compiler_that_fails_is_one_sentence(sd_pipe: StableDiffusionPipeline,
 
     compiled_by(sd_pipe, monkeypatch, failing)
     with pytest.raises(TaraError, match=r"cannot be compiled here .*Leave compile out"):
-        drawn(Studio(sd_pipe, compile=True), [])
+        drawn(Pipeline(sd_pipe, compile=True), [])
 
 
 def test_attention_in_slices_draws_the_same_pictures(any_pipe: Any):
-    adapter = random_adapter(Backbone(any_pipe), targets=ATTENTION)
-    whole = drawn(Studio(any_pipe), [adapter])
-    sliced = drawn(Studio(any_pipe, attention_slicing=True), [adapter])
+    adapter = random_adapter(Base(any_pipe), targets=ATTENTION)
+    whole = drawn(Pipeline(any_pipe), [adapter])
+    sliced = drawn(Pipeline(any_pipe, attention_slicing=True), [adapter])
     assert np.abs(whole - sliced).max() <= 1
 
 
 def test_slicing_between_prepare_and_release_is_refused(sd_pipe: StableDiffusionPipeline):
-    tara.prepare(sd_pipe, PROMPT, [random_adapter(Backbone(sd_pipe))])
+    tara.prepare(sd_pipe, PROMPT, [random_adapter(Base(sd_pipe))])
     with pytest.raises(TaraError, match=r"Call tara\.release first"):
-        Studio(sd_pipe, attention_slicing=True)
+        Pipeline(sd_pipe, attention_slicing=True)
 
 
 def test_a_cpu_has_nothing_to_offload(base: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -79,12 +81,12 @@ def test_a_cpu_has_nothing_to_offload(base: Path, capsys: pytest.CaptureFixture[
 
 def test_an_unknown_way_to_run_is_named_with_the_nearest_one(sd_pipe: StableDiffusionPipeline):
     with pytest.raises(TaraError, match="Did you mean 'offload'"):
-        Studio(sd_pipe, ofload=True)
+        Pipeline(sd_pipe, ofload=True)
 
 
 @pytest.mark.gpu
 def test_an_offloaded_base_draws_the_same_pictures(base: Path):
-    whole, parted = (Studio(base, device="cuda", dtype=torch.float32, offload=offload) for offload in (False, True))
+    whole, parted = (Pipeline(base, device="cuda", dtype=torch.float32, offload=offload) for offload in (False, True))
     adapter = random_adapter(whole.backbone, targets=ATTENTION)
     assert np.abs(drawn(whole, [adapter]) - drawn(parted, [adapter])).max() <= 1
 
@@ -96,4 +98,4 @@ def test_latents_are_never_clipped_as_pixels_are():
 
 def test_a_few_step_sampler_refuses_many_steps(sd_pipe: StableDiffusionPipeline):
     with pytest.raises(TaraError, match="'lcm' takes at most 50"):
-        Studio(sd_pipe)(PROMPT, steps=60, scheduler="lcm")
+        Pipeline(sd_pipe)(PROMPT, steps=60, scheduler="lcm")

@@ -12,6 +12,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from tara.inference.stock_pipelines import SCHEDULERS
 
 import tara
 import tiny_adapters
@@ -20,16 +21,15 @@ import toyland
 from tara.adapters.adapter import Adapter
 from tara.cli.terminal import one_line
 from tara.errors import TaraError
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import TextKVProcessor
-from tara.inference.pipeline import SamplingStep, Studio
-from tara.inference.stock_pipelines import SCHEDULERS
+from tara.inference.pipeline import Pipeline, SamplingStep
 
 PROMPT = "a xlo dog on the beach"
 
 
 def _rex(pipe: Any, **options: Any) -> Adapter:
-    return tiny_adapters.random_adapter(Backbone(pipe), **options)
+    return tiny_adapters.random_adapter(Base(pipe), **options)
 
 
 def _pixels(images: list[Image.Image]) -> NDArray[np.int64]:
@@ -37,29 +37,29 @@ def _pixels(images: list[Image.Image]) -> NDArray[np.int64]:
 
 
 def test_the_same_call_gives_the_same_pictures_to_the_last_bit(any_pipe: Any) -> None:
-    studio, rex = Studio(any_pipe), _rex(any_pipe)
-    one, other = (_pixels(studio(PROMPT, [rex], seeds=range(3), steps=2)) for _ in range(2))
+    pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
+    one, other = (_pixels(pipeline(PROMPT, [rex], seeds=range(3), steps=2)) for _ in range(2))
     assert np.array_equal(one, other)
     assert len({picture.tobytes() for picture in one}) == 3
 
 
 def test_a_picture_does_not_depend_on_the_batch_it_was_drawn_in(any_pipe: Any) -> None:
-    studio, rex = Studio(any_pipe), _rex(any_pipe)
-    together = _pixels(studio([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=4))
-    alone = _pixels(studio([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=1))
+    pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
+    together = _pixels(pipeline([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=4))
+    alone = _pixels(pipeline([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=1))
     assert np.abs(together - alone).max() <= 1
 
 
 def test_a_controlnet_pipeline_is_refused_with_the_way_to_use_it(sd_pipe: StableDiffusionPipeline) -> None:
     pipe = StableDiffusionControlNetPipeline(**sd_pipe.components, controlnet=tiny_bases.controlnet())
     with pytest.raises(TaraError, match=r"needs a control picture.*tara\.prepared\(pipe"):
-        Studio(pipe)
+        Pipeline(pipe)
 
 
 def test_the_embedded_base_is_drawn_with_the_guidance_that_suits_it() -> None:
-    studio = Studio("toyland", device="cpu")
+    pipeline = Pipeline("toyland", device="cpu")
     own, same, stock = (
-        _pixels(studio("a cat in the snow", steps=2, **given))
+        _pixels(pipeline("a cat in the snow", steps=2, **given))
         for given in ({}, {"guidance_scale": toyland.GUIDANCE_SCALE}, {"guidance_scale": 7.5})
     )
     assert np.array_equal(own, same)
@@ -69,7 +69,7 @@ def test_the_embedded_base_is_drawn_with_the_guidance_that_suits_it() -> None:
 def test_without_adapters_it_is_the_stock_pipelines_picture(any_pipe: Any) -> None:
     generator = torch.Generator().manual_seed(5)
     stock = any_pipe(PROMPT, num_inference_steps=2, generator=generator, guidance_scale=3.0).images
-    assert np.array_equal(_pixels(Studio(any_pipe)(PROMPT, seeds=[5], steps=2, guidance_scale=3.0)), _pixels(stock))
+    assert np.array_equal(_pixels(Pipeline(any_pipe)(PROMPT, seeds=[5], steps=2, guidance_scale=3.0)), _pixels(stock))
 
 
 def test_records_say_what_made_each_picture_and_steps_count_up(sd_pipe: StableDiffusionPipeline) -> None:
@@ -77,7 +77,7 @@ def test_records_say_what_made_each_picture_and_steps_count_up(sd_pipe: StableDi
     rex = _rex(sd_pipe)
     prompts = [PROMPT, "a cat"]
     drawn = list(
-        Studio(sd_pipe).stream(prompts, [[rex], []], seeds=[7, 8], steps=2, batch_size=3, on_step=steps.append)
+        Pipeline(sd_pipe).stream(prompts, [[rex], []], seeds=[7, 8], steps=2, batch_size=3, on_step=steps.append)
     )
     assert [(one.index, one.prompt, one.seed) for one in drawn] == [
         (0, PROMPT, 7),
@@ -91,15 +91,15 @@ def test_records_say_what_made_each_picture_and_steps_count_up(sd_pipe: StableDi
 
 
 def test_batches_are_split_where_global_parts_differ_and_nowhere_else(sd_pipe: StableDiffusionPipeline) -> None:
-    rex, tom = _rex(sd_pipe, targets=tiny_adapters.ATTENTION), _rex(sd_pipe, word="szn", kind="cat")
+    rex, tom = _rex(sd_pipe, targets=tiny_adapters.ATTENTION), _rex(sd_pipe, rare_word="szn", class_word="cat")
     prompts = ["a xlo dog", "a szn cat", "a red house"]
     adapters = [[rex], [tom], []]
     steps: list[SamplingStep] = []
-    studio = Studio(sd_pipe)
+    pipeline = Pipeline(sd_pipe)
     weights = {name: weight.clone() for name, weight in sd_pipe.unet.state_dict().items()}
-    together = _pixels(studio(prompts, adapters, seeds=[0], steps=1, on_step=steps.append))
+    together = _pixels(pipeline(prompts, adapters, seeds=[0], steps=1, on_step=steps.append))
     assert [step.batch for step in steps] == [1, 2]
-    alone = [studio(prompt, used, seeds=[0], steps=1)[0] for prompt, used in zip(prompts, adapters, strict=True)]
+    alone = [pipeline(prompt, used, seeds=[0], steps=1)[0] for prompt, used in zip(prompts, adapters, strict=True)]
     assert np.abs(together - _pixels(alone)).max() <= 1
     assert all(torch.equal(weight, weights[name]) for name, weight in sd_pipe.unet.state_dict().items())
 
@@ -116,7 +116,7 @@ def test_the_pipeline_is_left_as_it_was_found(sd_pipe: StableDiffusionPipeline, 
 
     rex = _rex(sd_pipe, targets=tiny_adapters.ATTENTION)
     try:
-        Studio(sd_pipe)(PROMPT, [rex], steps=2, scheduler="euler", on_step=stop)
+        Pipeline(sd_pipe)(PROMPT, [rex], steps=2, scheduler="euler", on_step=stop)
     except KeyboardInterrupt:
         assert stopped
     assert all(sd_pipe.unet.attn_processors[name] is processor for name, processor in before.items())
@@ -126,11 +126,11 @@ def test_the_pipeline_is_left_as_it_was_found(sd_pipe: StableDiffusionPipeline, 
 
 
 def test_pictures_start_from_a_picture_or_repaint_a_part_of_it(any_pipe: Any, tmp_path: Path) -> None:
-    studio, rex = Studio(any_pipe), _rex(any_pipe)
+    pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
     start = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8))
     start.save(tmp_path / "start.png")
     little, much = (
-        _pixels(studio(PROMPT, [rex], steps=4, image=tmp_path / "start.png", strength=strength))
+        _pixels(pipeline(PROMPT, [rex], steps=4, image=tmp_path / "start.png", strength=strength))
         for strength in (0.25, 1.0)
     )
     assert little.shape == (1, 32, 40, 3)  # its own shape, 32 pixels on the short side
@@ -139,7 +139,7 @@ def test_pictures_start_from_a_picture_or_repaint_a_part_of_it(any_pipe: Any, tm
     mask.paste(255, (0, 0, 32, 48))
     whole = Image.new("L", (64, 48), 255)
     left, everything = (
-        _pixels(studio(PROMPT, [rex], steps=2, image=start, mask=each, strength=1.0, width=64, height=48))
+        _pixels(pipeline(PROMPT, [rex], steps=2, image=start, mask=each, strength=1.0, width=64, height=48))
         for each in (mask, whole)
     )
     assert left.shape == (1, 48, 64, 3)
@@ -150,20 +150,20 @@ def test_pictures_start_from_a_picture_or_repaint_a_part_of_it(any_pipe: Any, tm
 def test_a_base_of_other_channels_than_diffusers_repaints_keeps_what_the_mask_leaves(
     scheduler: str | None, strength: float
 ) -> None:
-    studio = Studio("toyland", device="cpu")
+    pipeline = Pipeline("toyland", device="cpu")
     if scheduler in ("heun", "pndm"):  # which do not know the base's own noise schedule
-        pipe = studio.backbone.pipe
+        pipe = pipeline.base.pipe
         other = {"rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
         pipe.scheduler = DDIMScheduler.from_config({**pipe.scheduler.config, **other})
-        studio = Studio(pipe)
-    (start,) = studio("a cat in the snow", steps=4)
+        pipeline = Pipeline(pipe)
+    (start,) = pipeline("a cat in the snow", steps=4)
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
     how: dict[str, Any] = {"image": start, "steps": 6, "strength": strength, "scheduler": scheduler}
     repainted, all_new = (
-        _pixels(studio("a red car at night", **how, mask=each)) for each in (mask, Image.new("L", (64, 64), 255))
+        _pixels(pipeline("a red car at night", **how, mask=each)) for each in (mask, Image.new("L", (64, 64), 255))
     )
-    plain = _pixels(studio("a red car at night", **how))
+    plain = _pixels(pipeline("a red car at night", **how))
     before = _pixels([start])
     changed = np.abs(repainted.astype(int) - before).mean((0, 1, 3))  # by column
     assert changed[40:].mean() < 12  # an autoencoder's round trip, and what the seam does to it
@@ -175,14 +175,14 @@ def test_a_base_of_other_channels_than_diffusers_repaints_keeps_what_the_mask_le
 def test_a_scheduler_that_would_leave_out_a_part_of_the_noise_schedule_is_refused(sd_pipe: Any, scheduler: str) -> None:
     sd_pipe.scheduler = DDIMScheduler.from_config(sd_pipe.scheduler.config, rescale_betas_zero_snr=True)
     with pytest.raises(TaraError, match=f"'{scheduler}' cannot begin with nothing but noise"):
-        Studio(sd_pipe)("a dog", scheduler=scheduler, steps=2)
+        Pipeline(sd_pipe)("a dog", scheduler=scheduler, steps=2)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_draws(sd_pipe: StableDiffusionPipeline, scheduler: str) -> None:
     steps: list[SamplingStep] = []
     one, other = (
-        _pixels(Studio(sd_pipe)("a cat", seeds=[1], steps=3, scheduler=scheduler, on_step=steps.append))
+        _pixels(Pipeline(sd_pipe)("a cat", seeds=[1], steps=3, scheduler=scheduler, on_step=steps.append))
         for _ in range(2)
     )
     assert np.array_equal(one, other)
@@ -191,13 +191,13 @@ def test_every_scheduler_draws(sd_pipe: StableDiffusionPipeline, scheduler: str)
 
 
 def test_size_is_the_bases_own_or_the_users(sd_pipe: StableDiffusionPipeline) -> None:
-    studio = Studio(sd_pipe)
-    assert studio("a cat", steps=1)[0].size == (32, 32)
-    assert studio("a cat", steps=1, width=48, height=24)[0].size == (48, 24)
+    pipeline = Pipeline(sd_pipe)
+    assert pipeline("a cat", steps=1)[0].size == (32, 32)
+    assert pipeline("a cat", steps=1, width=48, height=24)[0].size == (48, 24)
 
 
 def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
-    studio = Studio(sd_pipe)
+    pipeline = Pipeline(sd_pipe)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     Image.new("RGB", (32, 32)).save(tmp_path / "half.png")
     whole = (tmp_path / "half.png").read_bytes()
@@ -219,7 +219,7 @@ def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipe
     ]
     for settings, message in cases:
         with pytest.raises(TaraError, match=message):
-            studio("a cat", **settings)
+            pipeline("a cat", **settings)
 
 
 def test_the_package_offers_its_names_without_importing_torch() -> None:
@@ -254,13 +254,13 @@ TRICKY = st.sampled_from(
 def test_words_and_prompts_of_any_script_are_drawn_or_refused_in_a_sentence(word: str, others: str) -> None:
     pipe = tiny_bases.sd_pipeline()
     try:
-        rex = _rex(pipe, word=word)
-        (image,) = Studio(pipe)(f"a {word} dog {others}", [rex], seeds=[0], steps=1)
+        rex = _rex(pipe, rare_word=word)
+        (image,) = Pipeline(pipe)(f"a {rare_word} dog {others}", [rex], seeds=[0], steps=1)
     except TaraError as failure:
         image, refusal = None, str(failure)
     else:
         refusal = "none"
     assert len(one_line(refusal).splitlines()) == 1
     if image is not None:
-        (without,) = Studio(pipe)(f"a {word} dog {others}", [], seeds=[0], steps=1)
+        (without,) = Pipeline(pipe)(f"a {rare_word} dog {others}", [], seeds=[0], steps=1)
         assert not np.array_equal(_pixels([image]), _pixels([without]))  # the word was found

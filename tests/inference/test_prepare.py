@@ -18,15 +18,15 @@ import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter
 from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import TextKVProcessor
-from tara.inference.binding import AdapterUse
+from tara.inference.binding import ActiveAdapter
 
 PROMPT = "a xlo dog on the beach"
 
 
 def _rex(pipe: Any, **options: Any) -> Adapter:
-    return tiny_adapters.random_adapter(Backbone(pipe), **options)
+    return tiny_adapters.random_adapter(Base(pipe), **options)
 
 
 def _run(pipe: Any, seeds: int = 1, **arguments: Any) -> NDArray[np.float32]:
@@ -132,7 +132,7 @@ def test_unconditional_and_negative_rows_are_closed_even_to_the_rare_word(any_pi
 def test_summed_adapters_are_diffusers_own_lora(any_pipe: Any, tmp_path: Any) -> None:
     adapters = [
         tiny_adapters.random_adapter(
-            Backbone(any_pipe), word, kind, seed=seed, targets=tiny_adapters.ATTENTION, strength=0.1
+            Base(any_pipe), word, kind, seed=seed, targets=tiny_adapters.ATTENTION, strength=0.1
         )
         for seed, (word, kind) in enumerate([("xlo", "dog"), ("szn", "cat")])
     ]
@@ -175,14 +175,14 @@ def test_a_global_part_is_there_for_the_block_only(any_pipe: Any, fails: bool) -
     assert all(torch.equal(after[name], weight) for name, weight in weights.items())
     assert all(any_pipe.unet.attn_processors[name] is processor for name, processor in processors.items())
     assert np.array_equal(_run(any_pipe, prompt=PROMPT), stock)
-    without = _run(any_pipe, **tara.prepare(any_pipe, PROMPT, [AdapterUse(adapter, global_weight=0.0)]))
+    without = _run(any_pipe, **tara.prepare(any_pipe, PROMPT, [ActiveAdapter(adapter, global_weight=0.0)]))
     assert np.abs(without - inside).max() > 1e-3
 
 
 def test_the_number_of_adapters_does_not_change_what_a_step_runs(sd_pipe: StableDiffusionPipeline) -> None:
     words = [("xlo", "dog"), ("szn", "cat"), ("rex", "toy"), ("tom", "robot")]
-    adapters = [_rex(sd_pipe, word=word, kind=kind) for word, kind in words]
-    prompt = " and ".join(f"a {word} {kind}" for word, kind in words)
+    adapters = [_rex(sd_pipe, rare_word=word, class_word=kind) for word, kind in words]
+    prompt = " and ".join(f"a {rare_word} {class_word}" for word, kind in words)
     operations: list[list[str]] = []
     for used in ([], adapters):
         arguments = tara.prepare(sd_pipe, prompt, used)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tara.errors import TaraWarning
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse
-from tara.inference.pipeline import Studio
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
+from tara.inference.pipeline import Pipeline
 from tara.inference.strength import MOST, check_strength, strengths
 from tiny_adapters import random_adapter
 
@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_strength_is_the_deltas_norm_over_its_weights(any_pipe: Any):
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     layers = random_adapter(backbone).layers
     for path, strength in strengths(backbone, layers).items():
         weight = backbone.layer(path).weight.double()
@@ -27,30 +27,30 @@ def test_a_strength_is_the_deltas_norm_over_its_weights(any_pipe: Any):
 
 
 def test_only_a_weight_that_drowns_the_base_is_warned_of(sd_pipe: Any):
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     adapter = random_adapter(backbone)
     largest = max(strengths(backbone, adapter.layers).values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for weight in (0.9 * MOST / largest, -0.9 * MOST / largest, 0):
-            check_strength(backbone, AdapterUse(adapter, weight=weight))
+            check_strength(backbone, ActiveAdapter(adapter, weight=weight))
     for weight in (1.1 * MOST / largest, -1.1 * MOST / largest):
         with pytest.warns(
             TaraWarning, match=r"xlo-dog\.safetensors at weight .* changes '.*' by 1\.[67] times its own size"
         ):
-            check_strength(backbone, AdapterUse(adapter, weight=weight))
+            check_strength(backbone, ActiveAdapter(adapter, weight=weight))
 
 
 def test_the_weight_that_the_warning_names_is_low_enough(sd_pipe: Any):
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     adapter = random_adapter(backbone)
     with pytest.warns(TaraWarning) as heard:
-        check_strength(backbone, AdapterUse(adapter, weight=1000))
+        check_strength(backbone, ActiveAdapter(adapter, weight=1000))
     named = float(str(heard[0].message).split("below ")[1].removesuffix("."))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_strength(backbone, AdapterUse(adapter, weight=named))
-        Studio(sd_pipe)("a xlo dog", [AdapterUse(adapter, weight=named)], [0], steps=1)
+        check_strength(backbone, ActiveAdapter(adapter, weight=named))
+        Pipeline(sd_pipe)("a xlo dog", [ActiveAdapter(adapter, weight=named)], [0], steps=1)
 
 
 def test_the_study_has_a_row_for_every_weight(monkeypatch: pytest.MonkeyPatch):

@@ -14,9 +14,9 @@ import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.adapters.convert import convert
 from tara.errors import TaraError
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import KEY, TextConditioning
-from tara.inference.binding import AdapterUse, bind
+from tara.inference.binding import ActiveAdapter, bind
 from tara.inference.text_kv import check_fits, text_kv
 
 PROMPT = "a xlo dog and a szn cat"
@@ -48,10 +48,10 @@ def _changed(pipe: Any, adapter: Adapter, weight: float = 1.0) -> Any:
     return pipe
 
 
-def _kv(pipe: Any, uses: list[AdapterUse]) -> TextConditioning:
-    backbone = Backbone(pipe)
+def _kv(pipe: Any, active_adapters: list[ActiveAdapter]) -> TextConditioning:
+    backbone = Base(pipe)
     encoding = backbone.encode([PROMPT])
-    return text_kv(backbone, encoding, [bind(encoding.tokenized[0], uses)])
+    return text_kv(backbone, encoding, [bind(encoding.tokenized[0], active_adapters)])
 
 
 @pytest.mark.parametrize("with_unet", [True, False])
@@ -60,8 +60,8 @@ def test_a_words_rows_are_those_of_its_adapters_own_encoder(
     with_unet: bool, weight: float, any_pipe: Any, tmp_path: Path
 ) -> None:
     adapter = _text_adapter(any_pipe, tmp_path, with_unet)
-    ours = _kv(any_pipe, [AdapterUse(adapter, word="xlo", weight=weight)])
-    theirs = Backbone(_changed(any_pipe, adapter, weight)).encode([PROMPT]).embeddings[0, list(XLO)]
+    ours = _kv(any_pipe, [ActiveAdapter(adapter, rare_word="xlo", weight=weight)])
+    theirs = Base(_changed(any_pipe, adapter, weight)).encode([PROMPT]).embeddings[0, list(XLO)]
     for layer in ours.kv:
         for part, name in enumerate(("to_k", "to_v")):
             expected = any_pipe.unet.get_submodule(f"{layer}.{name}")(theirs)
@@ -71,8 +71,8 @@ def test_a_words_rows_are_those_of_its_adapters_own_encoder(
 
 
 def test_nobody_elses_rows_change(any_pipe: Any, tmp_path: Path) -> None:
-    theirs = AdapterUse(_text_adapter(any_pipe, tmp_path), word="xlo")
-    tom = AdapterUse(tiny_adapters.random_adapter(Backbone(any_pipe), "szn", "cat"))
+    theirs = ActiveAdapter(_text_adapter(any_pipe, tmp_path), rare_word="xlo")
+    tom = ActiveAdapter(tiny_adapters.random_adapter(Base(any_pipe), "szn", "cat"))
     both, alone = _kv(any_pipe, [theirs, tom]), _kv(any_pipe, [tom])
     for layer in both.kv:
         for part in (0, 1):
@@ -82,22 +82,22 @@ def test_nobody_elses_rows_change(any_pipe: Any, tmp_path: Path) -> None:
 
 def test_the_text_encoders_are_left_as_they_were_found(any_pipe: Any, tmp_path: Path) -> None:
     adapter = _text_adapter(any_pipe, tmp_path)
-    before = Backbone(any_pipe).encode([PROMPT])
-    tara.prepare(any_pipe, PROMPT, [AdapterUse(adapter, word="xlo")])
-    after = Backbone(any_pipe).encode([PROMPT])
+    before = Base(any_pipe).encode([PROMPT])
+    tara.prepare(any_pipe, PROMPT, [ActiveAdapter(adapter, rare_word="xlo")])
+    after = Base(any_pipe).encode([PROMPT])
     assert torch.equal(before.embeddings, after.embeddings)
 
 
-@pytest.mark.parametrize("kind", ["deltas", "inversion"])
+@pytest.mark.parametrize("class_word", ["deltas", "inversion"])
 def test_a_prompts_rows_are_the_same_in_any_batch(kind: str, any_pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "te.safetensors" if kind == "deltas" else _inversion(any_pipe, tmp_path, 3)[0]
     adapter = _text_adapter(any_pipe, tmp_path) if kind == "deltas" else load_adapter(path)
-    use, other = AdapterUse(adapter, word="xlo", weight=0.7), "on the beach xlo and xlo"
-    before = Backbone(any_pipe).encode([PROMPT]).embeddings
+    active, other = ActiveAdapter(adapter, rare_word="xlo", weight=0.7), "on the beach xlo and xlo"
+    before = Base(any_pipe).encode([PROMPT]).embeddings
     options: dict[str, Any] = {"guidance_scale": 1.0}
-    batch = tara.prepare(any_pipe, [PROMPT, other], [use], num_images_per_prompt=2, **options)
-    alone = [tara.prepare(any_pipe, prompt, [use], **options) for prompt in (PROMPT, PROMPT, other, other)]
-    assert torch.equal(Backbone(any_pipe).encode([PROMPT]).embeddings, before)
+    batch = tara.prepare(any_pipe, [PROMPT, other], [active], num_images_per_prompt=2, **options)
+    alone = [tara.prepare(any_pipe, prompt, [active], **options) for prompt in (PROMPT, PROMPT, other, other)]
+    assert torch.equal(Base(any_pipe).encode([PROMPT]).embeddings, before)
     for layer, parts in batch["cross_attention_kwargs"][KEY].kv.items():
         for part in (0, 1):
             rows = [one["cross_attention_kwargs"][KEY].kv[layer][part] for one in alone]
@@ -107,7 +107,7 @@ def test_a_prompts_rows_are_the_same_in_any_batch(kind: str, any_pipe: Any, tmp_
 def test_summed_plain_loras_encode_all_of_the_text(any_pipe: Any, tmp_path: Path) -> None:
     adapter = _text_adapter(any_pipe, tmp_path)
     ours = tara.prepare(any_pipe, PROMPT, [adapter], negative_prompt="a car", composer="sum")
-    changed = Backbone(_changed(any_pipe, adapter))
+    changed = Base(_changed(any_pipe, adapter))
     positive, negative = changed.encode([PROMPT]), changed.encode_negative("a car")
     torch.testing.assert_close(ours["prompt_embeds"], positive.embeddings, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours["negative_prompt_embeds"], negative.embeddings, rtol=1e-4, atol=1e-5)
@@ -132,9 +132,9 @@ def test_stock_diffusers_encodes_a_kohya_files_text_the_same(tmp_path: Path) -> 
     pipe = tiny_bases.sd_pipeline()
     adapter = _text_adapter(pipe, tmp_path)
     ours = tara.prepare(pipe, PROMPT, [adapter], composer="sum")["prompt_embeds"]
-    without = Backbone(pipe).encode([PROMPT]).embeddings
+    without = Base(pipe).encode([PROMPT]).embeddings
     pipe.load_lora_weights(tmp_path / "te.safetensors")
-    theirs = Backbone(pipe).encode([PROMPT]).embeddings
+    theirs = Base(pipe).encode([PROMPT]).embeddings
     assert float((theirs - without).norm() / without.norm()) > 0.01
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
 
@@ -148,7 +148,7 @@ def _inversion(pipe: Any, folder: Path, vectors: int) -> tuple[Path, dict[str, t
     return files.saved(folder / "ti.safetensors", dict(zip(names, own.values(), strict=True))), own
 
 
-def _spelled(pipe: Any, own: dict[str, torch.Tensor], word: str) -> torch.Tensor:
+def _format_ratio(pipe: Any, own: dict[str, torch.Tensor], word: str) -> torch.Tensor:
     """Embeddings of a prompt whose ``word``, one token per vector, has the vectors in the encoders' own tables."""
     pipe = copy.deepcopy(pipe)
     for name, vectors in own.items():
@@ -156,20 +156,20 @@ def _spelled(pipe: Any, own: dict[str, torch.Tensor], word: str) -> torch.Tensor
         assert len(ids) == len(vectors)
         with torch.no_grad():
             getattr(pipe, name).get_input_embeddings().weight[ids] = vectors
-    return Backbone(pipe).encode([f"a {word} dog on the beach"]).embeddings[0]
+    return Base(pipe).encode([f"a {rare_word} dog on the beach"]).embeddings[0]
 
 
-@pytest.mark.parametrize(("word", "rows"), [("rex", [2, 2]), ("xlo", [2, 3]), ("szn", [3, 4])])
+@pytest.mark.parametrize(("rare_word", "rows"), [("rex", [2, 2]), ("xlo", [2, 3]), ("szn", [3, 4])])
 def test_a_textual_inversion_is_its_words_rows_whatever_its_length(
     word: str, rows: list[int], any_pipe: Any, tmp_path: Path
 ) -> None:
     path, own = _inversion(any_pipe, tmp_path, {"rex": 1, "xlo": 2, "szn": 3}[word])
-    use = AdapterUse(load_adapter(path), word="xlo")
-    backbone = Backbone(any_pipe)
-    check_fits(backbone, use)
+    active = ActiveAdapter(load_adapter(path), rare_word="xlo")
+    backbone = Base(any_pipe)
+    check_fits(backbone, active)
     encoding = backbone.encode(["a xlo dog on the beach"])
-    ours, base = (text_kv(backbone, encoding, [b]).kv for b in (bind(encoding.tokenized[0], [use]), []))
-    theirs = _spelled(any_pipe, own, word)[rows]
+    ours, base = (text_kv(backbone, encoding, [b]).kv for b in (bind(encoding.tokenized[0], [active]), []))
+    theirs = _format_ratio(any_pipe, own, word)[rows]
     for layer in ours:
         expected = any_pipe.unet.get_submodule(f"{layer}.to_k")(theirs)
         torch.testing.assert_close(ours[layer][0][0, list(XLO)], expected, rtol=1e-4, atol=1e-5)
@@ -182,12 +182,12 @@ def test_an_embedding_that_diffusers_saved_brings_its_word(tmp_path: Path) -> No
     path = files.saved(tmp_path / "learned_embeds.safetensors", {"<xlo>": torch.randn(32)})
     adapter = load_adapter(path)
     assert (adapter.card.rare_word, adapter.card.source) == ("<xlo>", "textual inversion")
-    backbone = Backbone(pipe)
+    backbone = Base(pipe)
     encoding = backbone.encode(["a <xlo> dog"])
-    (binding,) = bind(encoding.tokenized[0], [AdapterUse(adapter)])
+    (binding,) = bind(encoding.tokenized[0], [ActiveAdapter(adapter)])
     ours = text_kv(backbone, encoding, [[binding]]).kv
     pipe.load_textual_inversion(path)
-    theirs = Backbone(pipe).encode(["a <xlo> dog"]).embeddings[0, 2]
+    theirs = Base(pipe).encode(["a <xlo> dog"]).embeddings[0, 2]
     for layer, (keys, _) in ours.items():
         expected = pipe.unet.get_submodule(f"{layer}.to_k")(theirs)
         for position in binding.occurrences[0]:
@@ -200,7 +200,7 @@ def test_what_a_textual_inversion_cannot_do_is_refused_by_name(tmp_path: Path) -
     with pytest.raises(TaraError, match="acts on its word alone"):
         tara.prepare(sd, PROMPT, [adapter], composer="sum")
     with pytest.raises(TaraError, match="text encoders of width 32, this base's are 24, 40 wide"):
-        check_fits(Backbone(sdxl), AdapterUse(adapter))
+        check_fits(Base(sdxl), ActiveAdapter(adapter))
     with pytest.raises(TaraError, match="has no alpha"):
         load_adapter(tmp_path / "ti.safetensors", alpha=8)
     for write in (adapter.save, lambda path: convert(adapter, "kohya", path)):
@@ -208,4 +208,4 @@ def test_what_a_textual_inversion_cannot_do_is_refused_by_name(tmp_path: Path) -
             write(tmp_path / "out.safetensors")
     long = load_adapter(_inversion(sd, tmp_path, 75)[0])
     with pytest.raises(TaraError, match="75 tokens, which do not fit"):
-        tara.prepare(sd, PROMPT, [AdapterUse(long, word="xlo")])
+        tara.prepare(sd, PROMPT, [ActiveAdapter(long, rare_word="xlo")])

@@ -8,24 +8,24 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 import tiny_adapters
 from tara.adapters.adapter import Context
 from tara.errors import TaraError
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import KeysValues, TextConditioning
-from tara.inference.binding import AdapterUse, bind, bind_everywhere
+from tara.inference.binding import ActiveAdapter, bind, bind_everywhere
 from tara.inference.text_kv import check_fits, fused, global_part, text_kv
 
 PROMPT = "on the beach a xlo dog and a szn cat"
 
 
-def _compose(backbone: Backbone, uses: list[AdapterUse], context: Context | None = None) -> TextConditioning:
+def _compose(backbone: Base, active_adapters: list[ActiveAdapter], context: Context | None = None) -> TextConditioning:
     """Rows: a negative one, the prompt with its adapters, another prompt without."""
     encoding = backbone.encode(["", PROMPT, "a red house"])
-    return text_kv(backbone, encoding, [[], bind(encoding.tokenized[1], uses), []], context)
+    return text_kv(backbone, encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context)
 
 
-def _uses(backbone: Backbone, **options: Any) -> list[AdapterUse]:
+def _uses(backbone: Base, **options: Any) -> list[ActiveAdapter]:
     rex = tiny_adapters.random_adapter(backbone, "xlo", "dog", seed=1)
     tom = tiny_adapters.random_adapter(backbone, "szn", "cat", seed=2)
-    return [AdapterUse(rex, **options), AdapterUse(tom, **options)]
+    return [ActiveAdapter(rex, **options), ActiveAdapter(tom, **options)]
 
 
 def _equal(one: TextConditioning, other: TextConditioning) -> bool:
@@ -41,51 +41,52 @@ def _changed(one: KeysValues, other: KeysValues) -> list[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("context", ["prompt", "delta"])
 def test_a_fresh_adapter_changes_nothing(any_pipe: Any, context: Context) -> None:
-    backbone = Backbone(any_pipe)
-    fresh = AdapterUse(tiny_adapters.random_adapter(backbone, strength=0.0))
+    backbone = Base(any_pipe)
+    fresh = ActiveAdapter(tiny_adapters.random_adapter(backbone, strength=0.0))
     assert _equal(_compose(backbone, [fresh], context), _compose(backbone, []))
 
 
 @pytest.mark.parametrize("context", ["prompt", "bank", "delta"])
 def test_only_the_rare_words_rows_change(any_pipe: Any, context: Context) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     rex = _uses(backbone)[0]
     base, composed = _compose(backbone, []), _compose(backbone, [rex], context)
     (binding,) = bind(backbone.tokenize(PROMPT), [rex])
     assert [len(word) for word in binding.occurrences] == [2]
     expected = [(1, position) for position in binding.occurrences[0]]
-    for layer in backbone.cross_layers:
+    for layer in backbone.text_layers:
         assert _changed(base.kv[layer], composed.kv[layer]) == [expected, expected]
 
 
 @pytest.mark.parametrize("context", ["prompt", "bank", "delta"])
 def test_two_adapters_commute_to_the_last_bit(any_pipe: Any, context: Context) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     rex, tom = _uses(backbone)
     assert _equal(_compose(backbone, [rex, tom], context), _compose(backbone, [tom, rex], context))
 
 
 def test_summed_adapters_commute_to_the_last_bit(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     rex, tom = _uses(backbone)
     encoding = backbone.encode([PROMPT])
     one, other = (
-        text_kv(backbone, encoding, [bind_everywhere(encoding.tokenized[0], uses)]) for uses in ([rex, tom], [tom, rex])
+        text_kv(backbone, encoding, [bind_everywhere(encoding.tokenized[0], active_adapters)])
+        for active_adapters in ([rex, tom], [tom, rex])
     )
     assert _equal(one, other)
 
 
 def test_keys_and_values_are_the_papers_formula_in_float64(any_pipe: Any) -> None:
     any_pipe.to(torch.float64)
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     rex, tom = _uses(backbone, weight=0.7)
     composed = _compose(backbone, [rex, tom], "prompt")
     x = backbone.encode([PROMPT]).embeddings[0].numpy()
-    for layer in backbone.cross_layers:
+    for layer in backbone.text_layers:
         for part, name in enumerate(("to_k", "to_v")):
             expected = x @ any_pipe.unet.get_submodule(f"{layer}.{name}").weight.numpy().T
-            for use, positions in ((rex, (5, 6)), (tom, (10, 11, 12))):
-                delta = use.adapter.layers[f"{layer}.{name}"]
+            for active, positions in ((rex, (5, 6)), (tom, (10, 11, 12))):
+                delta = active.adapter.layers[f"{layer}.{name}"]
                 mask = np.isin(np.arange(77), positions)[:, None]
                 expected = expected + mask * (0.7 * 4.0 * x @ delta.a.double().numpy().T @ delta.b.double().numpy().T)
             np.testing.assert_allclose(composed.kv[layer][part][1].numpy(), expected, rtol=1e-9, atol=1e-12)
@@ -94,12 +95,12 @@ def test_keys_and_values_are_the_papers_formula_in_float64(any_pipe: Any) -> Non
 @pytest.mark.parametrize("context", ["bank", "delta"])
 def test_the_bank_is_the_words_rows_in_the_training_phrase(any_pipe: Any, context: Context) -> None:
     any_pipe.to(torch.float64)
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     rex = _uses(backbone)[0]
     composed = _compose(backbone, [rex], context)
     phrase = backbone.encode(["a photo of a xlo dog"]).embeddings[0, 5:7]  # after the start token and four words
     here = backbone.encode([PROMPT]).embeddings[0, 5:7]
-    for layer in backbone.cross_layers:
+    for layer in backbone.text_layers:
         projection = any_pipe.unet.get_submodule(f"{layer}.to_v")
         delta = rex.adapter.layers[f"{layer}.to_v"].to(dtype=torch.float64).delta(phrase)
         expected = projection(phrase if context == "bank" else here) + delta
@@ -108,31 +109,31 @@ def test_the_bank_is_the_words_rows_in_the_training_phrase(any_pipe: Any, contex
 
 def test_in_its_own_training_phrase_the_bank_is_the_prompt(any_pipe: Any) -> None:
     any_pipe.to(torch.float64)
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     rex = _uses(backbone)[0]
     encoding = backbone.encode([rex.adapter.card.phrase])
     found = [text_kv(backbone, encoding, [bind(encoding.tokenized[0], [rex])], c) for c in ("prompt", "bank")]
-    for layer in backbone.cross_layers:
+    for layer in backbone.text_layers:
         torch.testing.assert_close(found[0].kv[layer], found[1].kv[layer])
 
 
 def test_the_card_chooses_the_context_unless_told_otherwise(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Backbone(sd_pipe)
-    banked = AdapterUse(tiny_adapters.random_adapter(backbone, context="bank"))
+    backbone = Base(sd_pipe)
+    banked = ActiveAdapter(tiny_adapters.random_adapter(backbone, context="bank"))
     assert _equal(_compose(backbone, [banked]), _compose(backbone, [banked], "bank"))
     assert not _equal(_compose(backbone, [banked]), _compose(backbone, [banked], "prompt"))
 
 
-@pytest.mark.parametrize("word", ["rex", "szn"])  # one token and three, where the card's word has two
+@pytest.mark.parametrize("rare_word", ["rex", "szn"])  # one token and three, where the card's word has two
 def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableDiffusionPipeline, word: str) -> None:
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     adapter = tiny_adapters.random_adapter(backbone)
-    encoding = backbone.encode([f"a {word} dog"])
-    bindings = bind(encoding.tokenized[0], [AdapterUse(adapter, word=word)])
+    encoding = backbone.encode([f"a {rare_word} dog"])
+    bindings = bind(encoding.tokenized[0], [ActiveAdapter(adapter, rare_word=word)])
     composed = text_kv(backbone, encoding, [bindings], "bank")
     phrase = backbone.encode([adapter.card.phrase]).embeddings[0, 5:7]
     expected = phrase[[1]] if word == "rex" else phrase[[0, 0, 1]]
-    layer = backbone.cross_layers[0]
+    layer = backbone.text_layers[0]
     attn = sd_pipe.unet.get_submodule(layer)
     delta = adapter.layers[f"{layer}.to_k"].delta(expected)
     torch.testing.assert_close(composed.kv[layer][0][0, 2 : 2 + len(expected)], attn.to_k(expected) + delta)
@@ -140,16 +141,16 @@ def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableD
 
 @pytest.mark.parametrize("context", ["prompt", "bank", "delta"])
 def test_an_adapter_of_weight_zero_is_not_there(sd_pipe: StableDiffusionPipeline, context: Context) -> None:
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     assert _equal(_compose(backbone, _uses(backbone, weight=0.0), context), _compose(backbone, []))
 
 
 def test_a_phrase_without_its_word_and_a_row_wanted_twice_are_refused(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Backbone(sd_pipe)
-    lost = AdapterUse(tiny_adapters.random_adapter(backbone, phrase="a photo of a dog"))
+    backbone = Base(sd_pipe)
+    lost = ActiveAdapter(tiny_adapters.random_adapter(backbone, phrase="a photo of a dog"))
     with pytest.raises(TaraError, match="lacks its rare word 'xlo'"):
         _compose(backbone, [lost], "bank")
-    twice = [AdapterUse(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("a xlo", "xlo dog")]
+    twice = [ActiveAdapter(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("a xlo", "xlo dog")]
     with pytest.raises(TaraError, match="listen to the same tokens"):
         _compose(backbone, twice, "bank")
     _compose(backbone, twice, "prompt")
@@ -158,20 +159,22 @@ def test_a_phrase_without_its_word_and_a_row_wanted_twice_are_refused(sd_pipe: S
 def test_an_adapter_of_another_base_is_refused(
     sd_pipe: StableDiffusionPipeline, sdxl_pipe: StableDiffusionXLPipeline
 ) -> None:
-    sd, sdxl = Backbone(sd_pipe), Backbone(sdxl_pipe)
+    sd, sdxl = Base(sd_pipe), Base(sdxl_pipe)
     adapter = tiny_adapters.random_adapter(sdxl)
-    check_fits(sdxl, AdapterUse(adapter))
+    check_fits(sdxl, ActiveAdapter(adapter))
     with pytest.raises(TaraError, match="family 'sdxl-64', this base is 'sd-32'"):
-        check_fits(sd, AdapterUse(adapter))
+        check_fits(sd, ActiveAdapter(adapter))
     with pytest.raises(TaraError, match=r"changes a layer '.*to_k' of 64 x"):
-        check_fits(sd, AdapterUse(tiny_adapters.random_adapter(sdxl, family="sd-32")))
+        check_fits(sd, ActiveAdapter(tiny_adapters.random_adapter(sdxl, family="sd-32")))
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_unets_weights_are_left_as_they_were_found(any_pipe: Any, fails: bool) -> None:
-    backbone = Backbone(any_pipe)
+    backbone = Base(any_pipe)
     adapter = tiny_adapters.random_adapter(backbone, targets=tiny_adapters.ATTENTION)
-    parts = global_part([AdapterUse(adapter, weight=0.5, global_weight=0.5), AdapterUse(adapter, global_weight=0.0)])
+    parts = global_part(
+        [ActiveAdapter(adapter, weight=0.5, global_weight=0.5), ActiveAdapter(adapter, global_weight=0.0)]
+    )
     before = {name: weight.clone() for name, weight in any_pipe.unet.state_dict().items()}
     try:
         with fused(any_pipe.unet, parts):

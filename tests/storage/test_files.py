@@ -66,5 +66,5 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_nearest_name_is_offered_or_none() -> None:
-    assert nearest("wieght", ["weight", "word"]) == " Did you mean 'weight'?"
-    assert nearest("zzz", ["weight", "word"]) == ""
+    assert nearest("wieght", ["weight", "rare_word"]) == " Did you mean 'weight'?"
+    assert nearest("zzz", ["weight", "rare_word"]) == ""

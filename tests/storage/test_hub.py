@@ -15,8 +15,8 @@ from tara.adapters.adapter import load_adapter
 from tara.adapters.formats.reading import lora_file
 from tara.cli import main
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.inference.binding import parse_use
+from tara.families.base import Base
+from tara.inference.binding import parse_adapter
 from tara.inference.provenance import read_origin
 from tara.storage.hub import is_repository, not_fetched, repository_name, upload, with_owner
 
@@ -155,9 +155,9 @@ def test_an_adapter_on_the_hub_is_drawn_and_remembered_by_its_name_there(
     hub: Hub, base: Path, here: Path, refused: Any
 ):
     file = hub.folder / "me" / "rex" / "pytorch_lora_weights.safetensors"
-    tiny_adapters.random_adapter(Backbone(tiny_bases.sd_pipeline())).save(file)
+    tiny_adapters.random_adapter(Base(tiny_bases.sd_pipeline())).save(file)
     assert load_adapter("me/rex").name == "me/rex"
-    assert parse_use("me/rex:0.5,word=abc").name == "me/rex"
+    assert parse_adapter("me/rex:0.5,rare_word=abc").name == "me/rex"
     flags = ["--base", str(base), "--steps", "1", "--seeds", "0", "--device", "cpu"]
     assert main(["generate", "a xlo dog", "-a", "me/rex:0.5", *flags]) == 0
     (used,) = read_origin(here / "out" / "seed-0000.png").adapters
@@ -165,7 +165,7 @@ def test_an_adapter_on_the_hub_is_drawn_and_remembered_by_its_name_there(
     again = ["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]
     assert main(again) == 0
     assert (here / "again" / "seed-0000.png").read_bytes() == (here / "out" / "seed-0000.png").read_bytes()
-    tiny_adapters.random_adapter(Backbone(tiny_bases.sd_pipeline()), seed=1).save(file)
+    tiny_adapters.random_adapter(Base(tiny_bases.sd_pipeline()), seed=1).save(file)
     assert "'me/rex' has changed since" in refused(*again)
 
 
@@ -231,7 +231,18 @@ def test_training_is_kept_where_nothing_can_be_uploaded(
     trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    flags = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base, "--out", "rex.safetensors"]
+    flags = [
+        "--images",
+        trained / "dog",
+        "--rare-word",
+        "xlo",
+        "--class-word",
+        "dog",
+        "--base",
+        base,
+        "--out",
+        "rex.safetensors",
+    ]
     assert main(["train", *map(str, flags), *TINY, "--push-to-hub"]) == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
     assert note.endswith("then: `hf upload rex rex.run/hub .`.")
@@ -254,7 +265,18 @@ def test_a_finished_training_can_be_uploaded_afterwards(
         return "https://hub/me/dog"
 
     monkeypatch.setattr("tara.training.run.run.upload", uploaded)
-    flags = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--base", base, "--out", "rex.safetensors"]
+    flags = [
+        "--images",
+        trained / "dog",
+        "--rare-word",
+        "xlo",
+        "--class-word",
+        "dog",
+        "--base",
+        base,
+        "--out",
+        "rex.safetensors",
+    ]
     assert main(["train", *map(str, flags), *TINY]) == 0
     assert not (here / "rex.run" / "hub").exists()
     assert main(["train", "rex.run", "--resume", "--push-to-hub", "--hub-model-id", "me/dog"]) == 0
@@ -264,6 +286,6 @@ def test_a_finished_training_can_be_uploaded_afterwards(
 
 
 def test_a_repositorys_bad_name_is_refused_before_anything_is_trained(trained: Path, here: Path, refused: Any):
-    flags = ["--images", trained / "dog", "--word", "xlo", "--kind", "dog", "--hub-model-id", "my dog"]
+    flags = ["--images", trained / "dog", "--rare-word", "xlo", "--class-word", "dog", "--hub-model-id", "my dog"]
     assert "hub_model_id is 'my dog', which no repository can be called" in refused("train", *flags)
     assert list(here.iterdir()) == []

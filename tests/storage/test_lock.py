@@ -56,7 +56,7 @@ def test_every_command_is_refused_where_another_process_is_at_work(
 ):
     out = tmp_path / "rex.run"
     drawn = ["a xlo dog", "-a", str(trained / "rex.safetensors"), "--base", str(base), "--device", "cpu"]
-    photos = ["--images", str(trained / "dog"), "--word", "xlo", "--kind", "dog", "--base", str(base), *TINY]
+    photos = ["--images", str(trained / "dog"), "--rare-word", "xlo", "--class-word", "dog", "--base", str(base), *TINY]
     told = {"demo": [], "train": photos}.get(command, [*drawn, "--steps", "1"])
     where = out.with_suffix(".safetensors") if command == "train" else out
     process = held_by_another(out)

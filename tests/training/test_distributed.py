@@ -108,7 +108,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_calls_in_each_step(
 ):
     recipe, finished = together
     assert [process.code for process in finished] == [0, 0], finished
-    recipe_alone = recipe_of(tmp_path, gradient_accumulation=2)
+    recipe_alone = recipe_of(tmp_path, gradient_accumulation_steps=2)
     alone = train_recipe(recipe_alone, in_float64(sd_pipe))
     for concept, adapter in zip(recipe.concepts, alone, strict=True):
         shared = load_adapter(concept.file)
@@ -148,7 +148,7 @@ def test_what_one_process_refuses_ends_all_of_them_with_one_sentence(base: Path,
     main, other = tmp_path / "main", tmp_path / "other"
     photo_folder(main / "photos")
     other.mkdir()  # as on a machine that does not have the photos
-    concept = ["--images", "photos", "--word", "xlo", "--kind", "dog", "--out", "rex.safetensors"]
+    concept = ["--images", "photos", "--rare-word", "xlo", "--class-word", "dog", "--out", "rex.safetensors"]
     finished = launched(["-m", "tara", "train", *concept, "--base", base, "--device", "cpu"], [main, other])
     assert [process.code for process in finished] == [2, 2], finished
     assert finished[0].err.splitlines() == [
@@ -194,7 +194,7 @@ def test_accelerate_launch_trains_by_the_published_script_in_two_processes(base:
         "device": "cpu",
     }
     launcher = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    launcher += ["--precision=no", "--dynamo_backend=no"]
     script = [str(HERE.parent / "train_dreambooth_tara_sd.py"), "--use_lora", "--focus", "--with_align_loss"]
     ran = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *launcher, *script]
@@ -211,8 +211,8 @@ def test_accelerate_launch_trains_by_the_published_script_in_two_processes(base:
 
 
 def test_the_processes_share_the_calls_that_one_with_as_many_would_make():
-    shared = [Processes(count=3, number=number).own_calls(step, 2) for step in range(4) for number in range(3)]
-    alone = [Processes().own_calls(step, 6) for step in range(4)]
+    shared = [Processes(count=3, number=number).shard(step, 2) for step in range(4) for number in range(3)]
+    alone = [Processes().shard(step, 6) for step in range(4)]
     assert [call for part in shared for call in part] == [call for part in alone for call in part] == list(range(24))
 
 

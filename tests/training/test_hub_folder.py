@@ -14,25 +14,31 @@ import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.cli import app
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.training.run.folder import RunFolder
 from tara.training.run.hub_folder import write_hub_folder
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import ConceptSettings, TrainSettings
 
-SETTINGS = TrainSettings(base="sd15", steps=7, rank=4, preview_prompt='the {word} {kind} on "grass"')
+SETTINGS = TrainSettings(base="sd15", steps=7, rank=4, preview_prompt='the {rare_word} {class_word} on "grass"')
 
 
 def published(folder: Path, *words: str, repository: str = "me/dogs", **concept: Any) -> Path:
     """The hub folder of a run that has learned a dog for each rare word, with two pictures of the first."""
     run = RunFolder(folder / "run")
     concepts = [
-        ConceptSettings(images=folder / "secret", word=word, kind="dog", out=folder / f"{word}.safetensors", **concept)
+        ConceptSettings(
+            images=folder / "secret",
+            rare_word=word,
+            class_word="dog",
+            out=folder / f"{rare_word}.safetensors",
+            **concept,
+        )
         for word in words
     ]
     told = SETTINGS.model_dump(mode="json") | {"learning_rate": 1e-4}
     card = {"family": "sd1", "base": SETTINGS.base, "settings": told}
-    backbone = Backbone(tiny_bases.sd_pipeline())
+    backbone = Base(tiny_bases.sd_pipeline())
     adapters: list[Adapter] = [tiny_adapters.random_adapter(backbone, word, **card) for word in words]
     for one, adapter in zip(concepts, adapters, strict=True):
         adapter.save(one.file)
@@ -85,7 +91,7 @@ def test_what_the_card_tells_to_type_can_be_typed(words: tuple[str, ...], adapte
     (command,) = blocks(hub, "bash")
     tokens = shlex.split(command)
     app.parse_args(tokens[1:], exit_on_error=False, print_error=False)
-    assert tokens[2] == " and ".join(f"a {word} dog" for word in words)
+    assert tokens[2] == " and ".join(f"a {rare_word} dog" for word in words)
     assert [tokens[place + 1] for place, token in enumerate(tokens) if token == "--adapter"] == adapters
     (program,) = blocks(hub, "python")
     ast.parse(program)
@@ -93,13 +99,15 @@ def test_what_the_card_tells_to_type_can_be_typed(words: tuple[str, ...], adapte
 
 
 def test_the_recipe_of_the_card_trains_the_same(tmp_path: Path):
-    hub = published(tmp_path, "xlo", "szn", is_style=True, captions=("a {word} {kind}", 'in "{word}" {kind}'))
+    hub = published(
+        tmp_path, "xlo", "szn", is_style=True, captions=("a {rare_word} {class_word}", 'in "{rare_word}" {class_word}')
+    )
     (text,) = blocks(hub, "toml")
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
     recipe = read_recipe(tmp_path / "recipe.toml")
     assert recipe.settings == SETTINGS.model_copy(update={"learning_rate": 1e-4})
-    assert [concept.word for concept in recipe.concepts] == ["xlo", "szn"]
-    assert recipe.concepts[0].captions == ("a {word} {kind}", 'in "{word}" {kind}')
+    assert [concept.rare_word for concept in recipe.concepts] == ["xlo", "szn"]
+    assert recipe.concepts[0].captions == ("a {rare_word} {class_word}", 'in "{rare_word}" {class_word}')
     assert recipe.concepts[0].is_style
 
 
@@ -140,15 +148,15 @@ def test_an_owner_whom_nobody_knows_is_left_to_be_filled_in(tmp_path: Path):
 
 
 def test_adapters_of_one_file_name_in_different_folders_stay_apart(tmp_path: Path):
-    backbone, run = Backbone(tiny_bases.sd_pipeline()), RunFolder(tmp_path / "run")
+    backbone, run = Base(tiny_bases.sd_pipeline()), RunFolder(tmp_path / "run")
     concepts = [
-        ConceptSettings(images=tmp_path, word=word, kind="dog", out=tmp_path / word / "mine.safetensors")
+        ConceptSettings(images=tmp_path, rare_word=word, class_word="dog", out=tmp_path / word / "mine.safetensors")
         for word in ("xlo", "szn")
     ]
     card = {"base": "sd15", "settings": SETTINGS.model_dump(mode="json")}
-    adapters = [tiny_adapters.random_adapter(backbone, concept.word, **card) for concept in concepts]
+    adapters = [tiny_adapters.random_adapter(backbone, concept.rare_word, **card) for concept in concepts]
     for concept, adapter in zip(concepts, adapters, strict=True):
         adapter.save(concept.file)
     write_hub_folder(run, concepts, SETTINGS, adapters, "me/dogs")
     for word in ("xlo", "szn"):
-        assert load_adapter(run.hub / f"{word}-dog.safetensors").card.rare_word == word
+        assert load_adapter(run.hub / f"{rare_word}-dog.safetensors").card.rare_word == word

@@ -13,10 +13,10 @@ from diffusers.optimization import get_scheduler
 import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.families.processors import installed
-from tara.inference.pipeline import Studio
-from tara.training.image_batch import picture_rows
+from tara.inference.pipeline import Pipeline
+from tara.training.image_batch import image_batch
 from tara.training.loop import StepRecord, Training, train_concepts
 from tara.training.optimizers import learning_rate_schedule
 from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
@@ -34,7 +34,7 @@ def run(training: Training, steps: int | None = None) -> list[StepRecord]:
     return records
 
 
-def trained(concepts: Sequence[ConceptSettings], settings: TrainSettings, backbone: Backbone) -> list[Adapter]:
+def trained(concepts: Sequence[ConceptSettings], settings: TrainSettings, backbone: Base) -> list[Adapter]:
     training = Training(concepts, settings, backbone)
     run(training)
     return training.adapters()
@@ -52,7 +52,16 @@ def same(one: Adapter, other: Adapter) -> bool:
     ("shape", "changes"),
     [
         ("sd", {}),
-        ("sd", {"tfm": False, "tal": "off", "captions": "varied", "batch_size": 1, "gradient_accumulation": 2}),
+        (
+            "sd",
+            {
+                "token_mask": False,
+                "alignment_loss": "off",
+                "captions": "varied",
+                "batch_size": 1,
+                "gradient_accumulation_steps": 2,
+            },
+        ),
         ("sdxl", {"targets": "attention", "max_grad_norm": 1e-3, "snr_gamma": 5.0}),
     ],
     ids=["cross_kv", "plain", "attention"],
@@ -70,7 +79,7 @@ def test_training_two_concepts_together_equals_training_each_alone(tmp_path: Pat
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_cause(sd_pipe: Any, tmp_path: Path, number: float):
-    training = Training(two_concepts(tmp_path), quick(), Backbone(sd_pipe))
+    training = Training(two_concepts(tmp_path), quick(), Base(sd_pipe))
     steps = training.steps()
     next(steps)
     before = training.adapters()
@@ -84,7 +93,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_cause(sd_pipe:
 def test_gradients_and_weights_that_are_no_numbers_stop_the_run(
     sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    training = Training(two_concepts(tmp_path), quick(batch_size=1), Backbone(sd_pipe))
+    training = Training(two_concepts(tmp_path), quick(batch_size=1), Base(sd_pipe))
     with monkeypatch.context() as patch:
         # the gradients of two concepts, and not the four losses
         patch.setattr(type(training.processes), "mean", lambda _, mean: mean / 0 if len(mean) == 2 else mean)
@@ -92,13 +101,13 @@ def test_gradients_and_weights_that_are_no_numbers_stop_the_run(
             next(training.steps())
     # settings allow no such rate; it stands for a run that blows up
     settings = quick(batch_size=1).model_copy(update={"learning_rate": 1e30})
-    training = Training(two_concepts(tmp_path / "b"), settings, Backbone(sd_pipe))
+    training = Training(two_concepts(tmp_path / "b"), settings, Base(sd_pipe))
     with pytest.raises(TaraError, match=r"Step \d: the (loss|adapter) of .* is not finite\. The learning rate"):
         run(training)
 
 
 def test_resuming_equals_never_having_stopped_bit_for_bit(any_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(any_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(any_pipe), two_concepts(tmp_path)
     settings = quick(steps=6, captions="varied", lr_scheduler="cosine", targets="attention")
     whole = trained(concepts, settings, backbone)
     first = Training(concepts, settings, backbone)
@@ -111,7 +120,7 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(any_pipe: Any, tmp_pat
 
 
 def test_resuming_prodigy_equals_never_having_stopped(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     settings = quick(steps=6, optimizer="prodigy", learning_rate=None)
     whole = trained(concepts, settings, backbone)
     first = Training(concepts, settings, backbone)
@@ -123,15 +132,15 @@ def test_resuming_prodigy_equals_never_having_stopped(sd_pipe: Any, tmp_path: Pa
 
 
 def test_a_checkpoint_of_other_concepts_is_refused(sd_pipe: Any, tmp_path: Path):
-    backbone, (dog, cat) = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, (dog, cat) = Base(sd_pipe), two_concepts(tmp_path)
     state = Training([dog], quick(), backbone).state()
     with pytest.raises(TaraError, match="checkpoint is of other concepts"):
         Training([cat], quick(), backbone).load(state)
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"tfm": False}, {"alpha": 3.0}, {"optimizer": "prodigy"}])
+@pytest.mark.parametrize("change", [{"seed": 8}, {"token_mask": False}, {"alpha": 3.0}, {"optimizer": "prodigy"}])
 def test_a_checkpoint_of_other_settings_is_refused_by_name(sd_pipe: Any, tmp_path: Path, change: dict[str, Any]):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     state = Training(concepts, quick(), backbone).state()
     other = quick(**change) if "optimizer" not in change else quick(**change, learning_rate=None)
     with pytest.raises(TaraError, match=f"checkpoint was written with {next(iter(change))} = .*Resume with the"):
@@ -140,13 +149,13 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(sd_pipe: Any, tmp_pat
 
 def test_a_checkpoint_of_another_base_of_the_same_shape_is_refused(tmp_path: Path):
     concepts = two_concepts(tmp_path)
-    state = Training(concepts, quick(), Backbone.from_pipeline(tiny_bases.sd_pipeline())).state()
+    state = Training(concepts, quick(), Base(tiny_bases.sd_pipeline())).state()
     with pytest.raises(TaraError, match="written with base = "):
-        Training(concepts, quick(), Backbone.from_pipeline(tiny_bases.sd_pipeline(seed=5))).load(state)
+        Training(concepts, quick(), Base(tiny_bases.sd_pipeline(seed=5))).load(state)
 
 
 def test_only_the_last_checkpoints_are_kept_and_a_damaged_one_is_refused(sd_pipe: Any, tmp_path: Path):
-    training = Training(two_concepts(tmp_path), quick(), Backbone.from_pipeline(sd_pipe))
+    training = Training(two_concepts(tmp_path), quick(), Base(sd_pipe))
     folder = tmp_path / "checkpoints"
     for _ in training.steps():
         last = save_checkpoint(folder, training.state())
@@ -159,7 +168,7 @@ def test_only_the_last_checkpoints_are_kept_and_a_damaged_one_is_refused(sd_pipe
 def test_neither_text_encoder_nor_autoencoder_runs_in_a_step(
     any_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    training = Training(two_concepts(tmp_path), quick(captions="varied"), Backbone.from_pipeline(any_pipe))
+    training = Training(two_concepts(tmp_path), quick(captions="varied"), Base(any_pipe))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a step ran a frozen encoder")
@@ -176,7 +185,7 @@ def test_the_unet_is_left_as_it_was_found_also_after_an_error(
     sd_pipe.unet.requires_grad_(True).train()
     before = {name: value.clone() for name, value in sd_pipe.unet.state_dict().items()}
     stock = sd_pipe.unet.attn_processors
-    backbone = Backbone.from_pipeline(sd_pipe)
+    backbone = Base(sd_pipe)
     training = Training(two_concepts(tmp_path), quick(gradient_checkpointing=True), backbone)
     monkeypatch.setattr(training, "_watch", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
@@ -202,7 +211,7 @@ def test_only_the_rare_words_keys_and_values_change(sd_pipe: Any, tmp_path: Path
     backbone, concepts = in_float64(sd_pipe), two_concepts(tmp_path)
     training = Training(concepts, quick(captions="varied", batch_size=3), backbone)
     run(training)
-    pictures = picture_rows(training._materials, training._schedule, seed=0, call=9, batch_size=3)
+    pictures = image_batch(training._materials, training._schedule, seed=0, call=9, batch_size=3)
     text = training._text(pictures)
     learned = conditioning(text, training._weights, backbone.dtype)
     adapters = training.adapters()
@@ -219,19 +228,19 @@ def test_only_the_rare_words_keys_and_values_change(sd_pipe: Any, tmp_path: Path
 
 def test_the_reported_losses_equal_plain_float64_formulas(v_pipe: Any, tmp_path: Path):
     backbone, concepts = in_float64(v_pipe), two_concepts(tmp_path)
-    training = Training(concepts, quick(tal_weight=0.5, tal="squared", captions="varied"), backbone)
+    training = Training(concepts, quick(alignment_weight=0.5, alignment_loss="squared", captions="varied"), backbone)
     run(training, steps=3)
-    pictures = picture_rows(training._materials, training._schedule, seed=0, call=3, batch_size=2)
+    pictures = image_batch(training._materials, training._schedule, seed=0, call=3, batch_size=2)
     expected: list[float] = []
     for adapter, captions in zip(training.adapters(), (pictures.captions[:2], pictures.captions[2:]), strict=True):
         distances: list[float] = []
         for caption in captions:
             x = caption.encoding.embeddings[0]
-            for layer in backbone.cross_layers:
+            for layer in backbone.text_layers:
                 weight, low_rank = v_pipe.unet.get_submodule(layer).to_k.weight, adapter.layers[f"{layer}.to_k"]
                 rare = sum(weight @ x[p] + low_rank.scale * low_rank.b @ low_rank.a @ x[p] for p in caption.first_rare)
-                kind = sum(weight @ x[p] for p in caption.kind)
-                gap = rare / len(caption.first_rare) - kind / len(caption.kind)
+                kind = sum(weight @ x[p] for p in caption.class_word)
+                gap = rare / len(caption.first_rare) - kind / len(caption.class_word)
                 distances.append(float((gap**2).mean()))
         expected.append(sum(distances) / len(distances))
     record = next(iter(training.steps()))
@@ -241,20 +250,20 @@ def test_the_reported_losses_equal_plain_float64_formulas(v_pipe: Any, tmp_path:
 
 
 def test_training_lowers_the_denoising_loss_on_its_own_photos(v_pipe: Any, tmp_path: Path):
-    records = run(Training(two_concepts(tmp_path), quick(steps=40, targets="attention"), Backbone(v_pipe)))
+    records = run(Training(two_concepts(tmp_path), quick(steps=40, targets="attention"), Base(v_pipe)))
     first, last = (sum(record.loss for record in part) for part in (records[:10], records[-10:]))
     assert last < first
 
 
 def test_the_alignment_loss_falls_when_it_is_all_that_counts(sd_pipe: Any, tmp_path: Path):
-    records = run(Training(two_concepts(tmp_path), quick(steps=15, tal_weight=100.0), Backbone(sd_pipe)))
+    records = run(Training(two_concepts(tmp_path), quick(steps=15, alignment_weight=100.0), Base(sd_pipe)))
     assert records[-1].concepts[0].alignment < 0.5 * records[0].concepts[0].alignment
 
 
 def test_the_adapter_says_what_it_is_and_survives_the_disk(sd_pipe: Any, tmp_path: Path):
     settings = quick(alpha=0.9, rank=3)
     assert settings.scale * 3 != 0.9  # rounded: the card keeps what was asked for
-    generator = train_concepts(two_concepts(tmp_path), settings, Backbone.from_pipeline(sd_pipe))
+    generator = train_concepts(two_concepts(tmp_path), settings, Base(sd_pipe))
     adapters: list[Adapter] = []
     try:
         while True:
@@ -266,11 +275,11 @@ def test_the_adapter_says_what_it_is_and_survives_the_disk(sd_pipe: Any, tmp_pat
     assert (card.rank, card.alpha, card.targets) == (3, 0.9, "cross_kv")
     assert card.settings["steps"] == 4
     assert json.loads(card.model_dump_json())["settings"]["trained_steps"] == 4
-    assert len(adapters[0].layers) == 2 * len(Backbone.from_pipeline(sd_pipe).cross_layers)
+    assert len(adapters[0].layers) == 2 * len(Base(sd_pipe).text_layers)
 
 
 def test_previews_between_steps_change_nothing(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     whole = trained(concepts, quick(), backbone)
     training = Training(concepts, quick(), backbone)
     for _ in training.steps():
@@ -280,16 +289,16 @@ def test_previews_between_steps_change_nothing(sd_pipe: Any, tmp_path: Path):
 
 
 def test_prior_preservation_without_any_effect_is_said_and_left_out(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     with pytest.warns(TaraWarning, match="Prior preservation has no effect here"):
         adapters = trained(concepts, quick(prior_preservation=True), backbone)
     assert all(same(one, other) for one, other in zip(adapters, trained(concepts, quick(), backbone), strict=True))
 
 
 def test_prior_preservation_adds_the_class_pictures_loss_and_leaves_the_photos_loss_alone(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     folders = {"dog": photo_folder(tmp_path / "dogs", 5, seed=8), "cat": photo_folder(tmp_path / "cats", 4, seed=9)}
-    settings = quick(targets="attention", prior_preservation=True, prior_weight=0.5)
+    settings = quick(targets="attention", prior_preservation=True, prior_loss_weight=0.5)
     (record, *_) = run(Training(concepts, settings, backbone, folders))
     (plain, *_) = run(Training(concepts, quick(targets="attention"), backbone))
     for part, without in zip(record.concepts, plain.concepts, strict=True):
@@ -301,29 +310,29 @@ def test_prior_preservation_adds_the_class_pictures_loss_and_leaves_the_photos_l
 def test_prior_preservation_without_class_pictures_is_refused(sd_pipe: Any, tmp_path: Path):
     settings = quick(targets="attention", prior_preservation=True)
     with pytest.raises(TaraError, match="needs pictures of the class 'dog'"):
-        Training(two_concepts(tmp_path), settings, Backbone(sd_pipe))
+        Training(two_concepts(tmp_path), settings, Base(sd_pipe))
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"prompt": "a photo of a dog"}, "training phrase, 'a photo of a dog', lacks the rare word 'xlo'"),
-        ({"prompt": "a photo of a {word}"}, "lacks the class word 'dog'.* tal = 'off'"),
-        ({"captions": ("the {kind}",)}, r"caption of .*0\.png, 'the dog', lacks the rare word"),
-        ({"prompt": "a photo of " * 40 + "{word} {kind}"}, "'xlo' lies behind the end"),
-        ({"kind": "xlo dog"}, "rare word 'xlo' is in the class word"),
+        ({"prompt": "a photo of a {rare_word}"}, "lacks the class word 'dog'.* alignment_loss = 'off'"),
+        ({"captions": ("the {class_word}",)}, r"caption of .*0\.png, 'the dog', lacks the rare word"),
+        ({"prompt": "a photo of " * 40 + "{rare_word} {class_word}"}, "'xlo' lies behind the end"),
+        ({"class_word": "xlo dog"}, "rare word 'xlo' is in the class word"),
     ],
 )
 def test_captions_without_their_words_are_refused(sd_pipe: Any, tmp_path: Path, changes: dict[str, Any], sentence: str):
     dog = two_concepts(tmp_path)[0].model_copy(update=changes)
     with pytest.raises(TaraError, match=sentence):
-        Training([dog], quick(), Backbone(sd_pipe))
+        Training([dog], quick(), Base(sd_pipe))
 
 
 def test_lost_text_of_a_long_caption_is_named_once(sd_pipe: Any, tmp_path: Path):
-    dog = two_concepts(tmp_path)[0].model_copy(update={"prompt": "a {word} {kind}" + " on the beach" * 30})
+    dog = two_concepts(tmp_path)[0].model_copy(update={"prompt": "a {rare_word} {class_word}" + " on the beach" * 30})
     with pytest.warns(TaraWarning) as notes:  # three photos share it
-        Training([dog], quick(), Backbone(sd_pipe))
+        Training([dog], quick(), Base(sd_pipe))
     (note,) = (str(note.message) for note in notes)
     assert "is too long" in note
     assert note.endswith("beach on the beach'.")
@@ -331,46 +340,46 @@ def test_lost_text_of_a_long_caption_is_named_once(sd_pipe: Any, tmp_path: Path)
 
 
 def test_a_caption_needs_no_class_word_when_nothing_is_aligned(sd_pipe: Any, tmp_path: Path):
-    dog = two_concepts(tmp_path)[0].model_copy(update={"prompt": "a photo of a {word}"})
-    assert len(run(Training([dog], quick(tal="off"), Backbone(sd_pipe)))) == 4
+    dog = two_concepts(tmp_path)[0].model_copy(update={"prompt": "a photo of a {rare_word}"})
+    assert len(run(Training([dog], quick(alignment_loss="off"), Base(sd_pipe)))) == 4
 
 
 def test_an_ordinary_rare_word_is_warned_of(sd_pipe: Any, tmp_path: Path):
-    dog = two_concepts(tmp_path)[0].model_copy(update={"word": "Beach"})
+    dog = two_concepts(tmp_path)[0].model_copy(update={"rare_word": "Beach"})
     with pytest.warns(TaraWarning, match="'Beach' is an ordinary English word"):
-        Training([dog], quick(), Backbone(sd_pipe))
+        Training([dog], quick(), Base(sd_pipe))
 
 
 def test_who_trains_a_style_is_told_what_helps(sd_pipe: Any, tmp_path: Path):
-    style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "kind": "style"})
+    style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "class_word": "style"})
     with pytest.warns(TaraWarning, match="learned better with targets attention and a text beside each picture"):
-        Training([style], quick(), Backbone(sd_pipe))
+        Training([style], quick(), Base(sd_pipe))
     for number, photo in enumerate(sorted(style.images.iterdir())):
-        photo.with_suffix(".txt").write_text(f"thing {number} in {style.word} style", encoding="utf-8")
+        photo.with_suffix(".txt").write_text(f"thing {number} in {style.rare_word} style", encoding="utf-8")
     with pytest.warns(TaraWarning) as told:
-        Training([style], quick(), Backbone(sd_pipe))
+        Training([style], quick(), Base(sd_pipe))
     (note,) = [str(one.message) for one in told]
     assert note.endswith("learned better with targets attention.")
     with warnings.catch_warnings():
         warnings.simplefilter("error", TaraWarning)
-        Training([style], quick(targets="attention"), Backbone(sd_pipe))
+        Training([style], quick(targets="attention"), Base(sd_pipe))
 
 
 def test_two_concepts_of_one_name_are_refused(sd_pipe: Any, tmp_path: Path):
     concepts = [concept.model_copy(update={"name": "pet"}) for concept in two_concepts(tmp_path)]
-    files = [concept.model_copy(update={"out": tmp_path / f"{concept.word}.safetensors"}) for concept in concepts]
+    files = [concept.model_copy(update={"out": tmp_path / f"{concept.rare_word}.safetensors"}) for concept in concepts]
     with pytest.raises(TaraError, match="Two concepts are called 'pet'"):
-        Training(files, quick(), Backbone(sd_pipe))
+        Training(files, quick(), Base(sd_pipe))
 
 
 def test_two_concepts_with_one_output_file_are_refused(sd_pipe: Any, tmp_path: Path):
     dog, cat = two_concepts(tmp_path)
     with pytest.raises(TaraError, match="Two concepts would write"):
-        Training([dog, cat.model_copy(update={"out": dog.out})], quick(), Backbone(sd_pipe))
+        Training([dog, cat.model_copy(update={"out": dog.out})], quick(), Base(sd_pipe))
 
 
 def test_a_resolution_that_the_base_cannot_take_is_refused(sd_pipe: Any, tmp_path: Path):
-    backbone = Backbone(sd_pipe)
+    backbone = Base(sd_pipe)
     with pytest.raises(TaraError, match="resolution = 33 is refused"):
         Training(two_concepts(tmp_path), quick().model_copy(update={"resolution": 33}), backbone)
 
@@ -378,16 +387,16 @@ def test_a_resolution_that_the_base_cannot_take_is_refused(sd_pipe: Any, tmp_pat
 def test_bases_that_draw_but_cannot_be_trained_on_are_refused(sd_pipe: Any, tmp_path: Path):
     concepts = two_concepts(tmp_path)
     with pytest.raises(TaraError, match="takes 9 channels where latents have 4"):
-        Training(concepts, quick(), Backbone.from_pipeline(tiny_bases.sd_pipeline(in_channels=9)))
+        Training(concepts, quick(), Base(tiny_bases.sd_pipeline(in_channels=9)))
     sd_pipe.scheduler.register_to_config(prediction_type="flow_prediction")
     with pytest.raises(TaraError, match="prediction type 'flow_prediction'"):
-        Training(concepts, quick(), Backbone.from_pipeline(sd_pipe))
+        Training(concepts, quick(), Base(sd_pipe))
 
 
 def test_a_missing_optimiser_package_is_named(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
     with pytest.raises(TaraError, match=r"needs the package bitsandbytes.*tara\[8bit\]"):
-        Training(two_concepts(tmp_path), quick(optimizer="adamw8bit"), Backbone(sd_pipe))
+        Training(two_concepts(tmp_path), quick(optimizer="adamw8bit"), Base(sd_pipe))
 
 
 @pytest.mark.parametrize(("precision", "scales"), [(torch.float16, [2.0**16] * 2), (torch.bfloat16, [1.0] * 2)])
@@ -395,7 +404,7 @@ def test_half_precision_bases_train_with_a_loss_scale_for_each_concept(
     sd_pipe: Any, tmp_path: Path, precision: torch.dtype, scales: list[float]
 ):
     sd_pipe.to(precision)
-    training = Training(two_concepts(tmp_path), quick(tal_weight=4.0), Backbone(sd_pipe))
+    training = Training(two_concepts(tmp_path), quick(alignment_weight=4.0), Base(sd_pipe))
     assert all(not part.skipped for record in run(training) for part in record.concepts)
     assert training._optimizers.loss_scales == scales
     assert {low_rank.a.dtype for low_rank in training.adapters()[0].layers.values()} == {torch.float32}
@@ -423,11 +432,11 @@ def test_a_constant_learning_rate_warms_up_when_told_to():
 
 @pytest.mark.gpu
 def test_text_encoder_and_autoencoder_rest_in_the_cpus_memory_while_steps_are_taken(tmp_path: Path):
-    backbone = Backbone(tiny_bases.sd_pipeline().to("cuda"))
+    backbone = Base(tiny_bases.sd_pipeline().to("cuda"))
     steps = Training(two_concepts(tmp_path), quick(resolution=32), backbone).steps()
     next(steps)
     assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cpu"}
-    Studio(backbone)("a dog", steps=1)  # a preview needs them, and the next step lets them rest again
+    Pipeline(backbone)("a dog", steps=1)  # a preview needs them, and the next step lets them rest again
     for _ in steps:
         assert backbone.vae.device.type == "cpu"
     assert {part.device.type for part in (backbone.vae, *backbone.text_encoders)} == {"cuda"}

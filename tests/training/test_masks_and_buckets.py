@@ -14,10 +14,10 @@ import tiny_bases
 from tara.adapters.adapter import Adapter
 from tara.core.losses import denoising_loss, subject_weights
 from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.storage.images import read_image
 from tara.training.concepts import check_concepts
-from tara.training.image_batch import picture_rows
+from tara.training.image_batch import image_batch
 from tara.training.loop import Training
 from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
 from tara.training.settings import ConceptSettings, TrainSettings
@@ -45,7 +45,7 @@ def mixed(folder: Path) -> list[ConceptSettings]:
     return [dog, cat]
 
 
-def trained(concepts: Sequence[ConceptSettings], settings: TrainSettings, backbone: Backbone) -> list[Adapter]:
+def trained(concepts: Sequence[ConceptSettings], settings: TrainSettings, backbone: Base) -> list[Adapter]:
     training = Training(concepts, settings, backbone)
     for _ in training.steps():
         pass
@@ -85,9 +85,9 @@ def test_a_crop_without_its_subject_teaches_nothing_when_the_background_weighs_n
 
 def test_the_masked_loss_equals_a_plain_float64_formula(v_pipe: Any, tmp_path: Path):
     backbone, dog = in_float64(v_pipe), masked(two_concepts(tmp_path)[0])
-    settings = quick(masked_loss=True, background_weight=0.25, flip=False, tal="off", snr_gamma=5.0)
+    settings = quick(masked_loss=True, background_weight=0.25, flip=False, alignment_loss="off", snr_gamma=5.0)
     (material,) = (training := Training([dog], settings, backbone))._materials
-    (rows,) = picture_rows([material], training._schedule, seed=0, call=0, batch_size=2).alike
+    (rows,) = image_batch([material], training._schedule, seed=0, call=0, batch_size=2).alike
     backbone.install()
     encoding = backbone.encode([dog.phrase] * 2)
     predicted = v_pipe.unet(rows.noisy, rows.timesteps, encoding.embeddings).sample  # a fresh adapter changes nothing
@@ -101,7 +101,7 @@ def test_the_masked_loss_equals_a_plain_float64_formula(v_pipe: Any, tmp_path: P
 
 def test_a_mask_is_mirrored_with_its_photo(sd_pipe: Any, tmp_path: Path):
     dog = masked(two_concepts(tmp_path)[0])
-    (material,) = Training([dog], quick(masked_loss=True, crops=2), Backbone.from_pipeline(sd_pipe))._materials
+    (material,) = Training([dog], quick(masked_loss=True, crops=2), Base(sd_pipe))._materials
     for photo in material.latents:
         assert photo.focus is not None
         plain, mirrored = photo.focus[::2], photo.focus[1::2]
@@ -110,7 +110,7 @@ def test_a_mask_is_mirrored_with_its_photo(sd_pipe: Any, tmp_path: Path):
 
 
 def test_masks_that_are_white_all_over_change_no_bit(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     white = [masked(concept, (0, 0, 32, 32)) for concept in concepts]
     plain = trained(concepts, quick(), backbone)
     assert all(
@@ -121,7 +121,7 @@ def test_masks_that_are_white_all_over_change_no_bit(sd_pipe: Any, tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:The masked loss has no effect on 'xlo dog'")
 @pytest.mark.parametrize(
     ("shape", "changes"),
-    [("sdxl", {"targets": "attention"}), ("sd", {"gradient_accumulation": 2, "crops": 2})],
+    [("sdxl", {"targets": "attention"}), ("sd", {"gradient_accumulation_steps": 2, "crops": 2})],
     ids=["attention", "cross_kv"],
 )
 def test_a_masked_concept_of_mixed_shapes_trains_beside_another_as_it_would_alone(
@@ -139,7 +139,7 @@ def test_a_masked_concept_of_mixed_shapes_trains_beside_another_as_it_would_alon
 
 
 def test_resuming_with_masks_and_buckets_equals_never_having_stopped_bit_for_bit(sdxl_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sdxl_pipe), [masked(concept) for concept in mixed(tmp_path)]
+    backbone, concepts = Base(sdxl_pipe), [masked(concept) for concept in mixed(tmp_path)]
     settings = quick(steps=6, masked_loss=True, buckets=True, batch_size=3, targets="attention")
     whole = trained(concepts, settings, backbone)
     first = Training(concepts, settings, backbone)
@@ -155,16 +155,16 @@ def test_resuming_with_masks_and_buckets_equals_never_having_stopped_bit_for_bit
 
 
 def test_buckets_change_no_bit_for_square_photos(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     plain = trained(concepts, quick(crops=2), backbone)
     bucketed = trained(concepts, quick(crops=2, buckets=True), backbone)
     assert all(same(one, other) for one, other in zip(plain, bucketed, strict=True))
 
 
 def test_every_row_of_a_bucket_is_its_own_photo_and_says_its_size(sdxl_pipe: Any, tmp_path: Path):
-    backbone = Backbone.from_pipeline(sdxl_pipe)
+    backbone = Base(sdxl_pipe)
     training = Training(mixed(tmp_path), quick(buckets=True, flip=False, batch_size=3), backbone)
-    pictures = picture_rows(training._materials, training._schedule, seed=0, call=0, batch_size=3)
+    pictures = image_batch(training._materials, training._schedule, seed=0, call=0, batch_size=3)
     assert sorted(row for part in pictures.alike for row in part.rows) == list(range(6))
     assert len(pictures.alike) > 1
     known = {(60, 40): (40, 28), (40, 60): (28, 40), (32, 32): (32, 32), (60, 34): (44, 24)}
@@ -179,9 +179,9 @@ def test_every_row_of_a_bucket_is_its_own_photo_and_says_its_size(sdxl_pipe: Any
 
 def test_the_loss_of_a_batch_of_mixed_shapes_is_the_mean_of_its_pictures_losses(v_pipe: Any, tmp_path: Path):
     backbone = in_float64(v_pipe)
-    settings = quick(buckets=True, captions="varied", batch_size=3, tal="off")
+    settings = quick(buckets=True, captions="varied", batch_size=3, alignment_loss="off")
     training = Training(mixed(tmp_path), settings, backbone)
-    pictures = picture_rows(training._materials, training._schedule, seed=0, call=0, batch_size=3)
+    pictures = image_batch(training._materials, training._schedule, seed=0, call=0, batch_size=3)
     assert len(pictures.alike) > 1
     losses: dict[int, float] = {}
     for part in pictures.alike:
@@ -198,7 +198,7 @@ def test_the_loss_of_a_batch_of_mixed_shapes_is_the_mean_of_its_pictures_losses(
 def test_a_resolution_without_a_square_bucket_is_refused(sd_pipe: Any, tmp_path: Path):
     settings = quick(buckets=True).model_copy(update={"resolution": 34})
     with pytest.raises(TaraError, match="resolution = 34 is refused: with buckets this base needs a multiple of 4"):
-        Training(two_concepts(tmp_path), settings, Backbone(sd_pipe))
+        Training(two_concepts(tmp_path), settings, Base(sd_pipe))
 
 
 def test_masks_without_the_masked_loss_are_said_to_be_idle(tmp_path: Path):
@@ -220,7 +220,7 @@ def test_transparent_photos_need_no_mask_folder(sd_pipe: Any, tmp_path: Path):
         image = read_image(path)
         image.putalpha(alpha)
         image.save(path)
-    dog = ConceptSettings(images=folder, word="xlo", kind="dog")
-    backbone = Backbone.from_pipeline(sd_pipe)
+    dog = ConceptSettings(images=folder, rare_word="xlo", class_word="dog")
+    backbone = Base(sd_pipe)
     plain, focused = (trained([dog], quick(masked_loss=on), backbone)[0] for on in (False, True))
     assert not same(plain, focused)

@@ -54,7 +54,7 @@ def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, tmp_path: 
     photos, out = photo_folder(tmp_path / "rex"), tmp_path / "out" / "rex.safetensors"
     seen: list[StepRecord] = []
     adapter = tara.train(
-        images=photos, word="xlo", kind="dog", base=sd_pipe, out=out, steps=4, rank=2, on_step=seen.append
+        images=photos, rare_word="xlo", class_word="dog", base=sd_pipe, out=out, steps=4, rank=2, on_step=seen.append
     )
     assert [record.index for record in seen] == [1, 2, 3, 4]
     assert load_adapter(out).card == adapter.card
@@ -80,7 +80,7 @@ def test_a_run_folder_holds_nothing_but_safetensors_json_pictures_and_a_page(sd_
 
 
 def test_previews_show_every_concept_and_change_no_weight(sd_pipe: Any, tmp_path: Path):
-    recipe = recipe_of(tmp_path / "a", preview_every=2, preview_prompt="the {word} {kind} on grass", steps=3)
+    recipe = recipe_of(tmp_path / "a", preview_every=2, preview_prompt="the {rare_word} {class_word} on grass", steps=3)
     train_recipe(recipe, sd_pipe)
     assert previews(recipe) == ["rex/step-000002.png", "tom/step-000002.png"]
     without = recipe_of(tmp_path / "b", steps=3)
@@ -233,7 +233,7 @@ def test_class_pictures_are_drawn_once_and_the_users_own_count(sd_pipe: Any, tmp
         tmp_path,
         targets="attention",
         prior_preservation=True,
-        class_images=3,
+        num_class_images=3,
         class_folder=tmp_path / "class",
         steps=1,
     )
@@ -252,9 +252,9 @@ def test_a_folder_of_one_class_may_hold_its_pictures_itself(sd_pipe: Any, tmp_pa
     settings = quick(
         targets="attention",
         prior_preservation=True,
-        class_images=2,
+        num_class_images=2,
         class_folder=own,
-        class_prompt="a picture of a {kind}",
+        class_prompt="a picture of a {class_word}",
         steps=1,
     )
     train_recipe(Recipe(settings=settings, concepts=(dog,)), sd_pipe)
@@ -271,7 +271,7 @@ def test_a_preview_may_have_several_pictures(sd_pipe: Any, tmp_path: Path):
 
 def test_concepts_whose_files_have_one_name_keep_their_pictures_and_early_adapters_apart(sd_pipe: Any, tmp_path: Path):
     concepts = [
-        concept.model_copy(update={"out": tmp_path / concept.kind / "mine.safetensors"})
+        concept.model_copy(update={"out": tmp_path / concept.class_word / "mine.safetensors"})
         for concept in two_concepts(tmp_path)
     ]
     settings = quick(steps=2, preview_every=1, checkpoint_every=1)
@@ -279,7 +279,7 @@ def test_concepts_whose_files_have_one_name_keep_their_pictures_and_early_adapte
     train_recipe(recipe, sd_pipe)
     assert previews(recipe) == [f"{name}/step-00000{step}.png" for name in ("szn-cat", "xlo-dog") for step in (1, 2)]
     for word, kind in (("xlo", "dog"), ("szn", "cat")):
-        early = load_adapter(recipe.run_folder / "checkpoints" / f"step-000001-{word}-{kind}.safetensors")
+        early = load_adapter(recipe.run_folder / "checkpoints" / f"step-000001-{rare_word}-{class_word}.safetensors")
         assert early.card.rare_word == load_adapter(tmp_path / kind / "mine.safetensors").card.rare_word == word
 
 
@@ -370,7 +370,7 @@ def test_an_output_that_is_a_folder_is_refused(tmp_path: Path):
 
 def test_an_adapter_has_the_suffix_of_its_format(sd_pipe: Any, tmp_path: Path):
     with pytest.raises(TaraError, match=r"call it rex\.safetensors"):
-        tara.train(images=tmp_path, word="xlo", kind="dog", base=sd_pipe, out=tmp_path / "rex.bin")
+        tara.train(images=tmp_path, rare_word="xlo", class_word="dog", base=sd_pipe, out=tmp_path / "rex.bin")
 
 
 def test_a_full_disk_leaves_nothing_half_written(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -395,12 +395,12 @@ def test_a_preview_prompt_without_the_rare_word_is_refused_at_once(tmp_path: Pat
 
 def test_a_wrong_setting_is_named_with_the_nearest_one(sd_pipe: Any, tmp_path: Path):
     with pytest.raises(TaraError, match=r"no setting 'learnig_rate'\. Did you mean 'learning_rate'"):
-        tara.train(images=tmp_path, word="xlo", kind="dog", base=sd_pipe, learnig_rate=1e-3)
+        tara.train(images=tmp_path, rare_word="xlo", class_word="dog", base=sd_pipe, learnig_rate=1e-3)
 
 
 def test_half_precision_is_refused_on_a_cpu(tmp_path: Path):
     with pytest.raises(TaraError, match="'fp16' needs a GPU"):
-        train_recipe(recipe_of(tmp_path, mixed_precision="fp16", device="cpu"))
+        train_recipe(recipe_of(tmp_path, precision="fp16", device="cpu"))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):

@@ -33,7 +33,9 @@ def shown(html: str) -> list[tuple[int, int]]:
 
 
 def test_a_run_leaves_a_page_of_previews_photos_losses_settings_and_its_command(sd_pipe: Any, tmp_path: Path):
-    settings = quick(preview_every=2, preview_images=2, preview_prompt="the {word} {kind} on grass", base="mine")
+    settings = quick(
+        preview_every=2, preview_images=2, preview_prompt="the {rare_word} {class_word} on grass", base="mine"
+    )
     recipe = Recipe(settings=settings, concepts=tuple(two_concepts(tmp_path)))
     train_recipe(recipe, sd_pipe)
     html = RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
@@ -66,9 +68,14 @@ def test_no_text_of_a_run_becomes_a_part_of_its_page(sd_pipe: Any, tmp_path: Pat
     photos = photo_folder(tmp_path / "dog")
     (photos / "0.png").rename(photos / "<b onclick=alert(1)>.png")
     concept = ConceptSettings(
-        images=photos, word="xlo", kind=EVIL, name=EVIL, prompt="a xlo {kind}", out=tmp_path / "rex.safetensors"
+        images=photos,
+        rare_word="xlo",
+        class_word=EVIL,
+        name=EVIL,
+        prompt="a xlo {class_word}",
+        out=tmp_path / "rex.safetensors",
     )
-    settings = quick(steps=1, tal="off", preview_every=1, preview_prompt=f"{{word}} {EVIL}", base=EVIL)
+    settings = quick(steps=1, alignment_loss="off", preview_every=1, preview_prompt=f"{{rare_word}} {EVIL}", base=EVIL)
     recipe = Recipe(settings=settings, concepts=(concept,))
     train_recipe(recipe, sd_pipe)
     html = RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
@@ -86,13 +93,15 @@ def test_a_page_shows_few_columns_and_always_the_last_step():
 
 def test_the_command_of_one_concept_gives_its_settings_again(tmp_path: Path):
     recipe = Recipe(
-        settings=TrainSettings(steps=7, tfm=False, flip=False, masked_loss=True, tal="off", snr_gamma=5.0),
+        settings=TrainSettings(
+            steps=7, token_mask=False, flip=False, masked_loss=True, alignment_loss="off", snr_gamma=5.0
+        ),
         concepts=(
             ConceptSettings(
                 images=tmp_path / "my photos",
-                word="xlo",
-                kind="toy dog",
-                captions=("a {word} {kind}", "-- {word}, a {kind}'s"),
+                rare_word="xlo",
+                class_word="toy dog",
+                captions=("a {rare_word} {class_word}", "-- {rare_word}, a {class_word}'s"),
                 out=tmp_path / "rex.safetensors",
             ),
         ),
@@ -109,7 +118,7 @@ def test_flags_are_those_that_differ_from_a_default():
 
 def test_the_command_line_says_where_the_page_is(base: Path, here: Path, capsys: pytest.CaptureFixture[str]):
     photos = photo_folder(here / "dog")
-    told = ["--images", str(photos), "--word", "xlo", "--kind", "dog", "--base", str(base), *TINY]
+    told = ["--images", str(photos), "--rare-word", "xlo", "--class-word", "dog", "--base", str(base), *TINY]
     assert main(["train", *told, "--out", "rex.safetensors"]) == 0
     assert str(Path("rex.run/index.html")) in capsys.readouterr().out
     html = Path("rex.run/index.html").read_text(encoding="utf-8")

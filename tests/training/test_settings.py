@@ -25,7 +25,7 @@ out = "rex.safetensors"
 images = "photos/tom"
 word = "szn"
 kind = "cat"
-captions = ["a {word} {kind}", "the {word} {kind}"]
+captions = ["a {rare_word} {class_word}", "the {rare_word} {class_word}"]
 """
 
 
@@ -39,7 +39,7 @@ def test_a_toml_file_gives_the_same_settings_as_python(tmp_path: Path):
     recipe = read_recipe(write(tmp_path, RECIPE))
     assert recipe.settings == TrainSettings(base="toyland", rank=4)
     assert recipe.concepts[0] == ConceptSettings(
-        images=tmp_path / "photos/rex", word="xlo", kind="dog", out=tmp_path / "rex.safetensors"
+        images=tmp_path / "photos/rex", rare_word="xlo", class_word="dog", out=tmp_path / "rex.safetensors"
     )
     assert recipe.concepts[1].templates("fixed") == ("a szn cat", "the szn cat")
 
@@ -57,7 +57,10 @@ def test_flags_win_over_the_toml_file(tmp_path: Path):
         (RECIPE.replace("rank = 4", "rnak = 4"), "no setting 'rnak'.*rank"),
         (RECIPE.replace("rank = 4", "rank = 0"), r"\[settings\]: rank = 0 is refused"),
         (RECIPE.replace('kind = "cat"\n', ""), r"\[\[concept\]\] 2: 'kind' is missing"),
-        (RECIPE.replace('["a {word} {kind}", "the {word} {kind}"]', "[]"), "captions is an empty list"),
+        (
+            RECIPE.replace('["a {rare_word} {class_word}", "the {rare_word} {class_word}"]', "[]"),
+            "captions is an empty list",
+        ),
         (RECIPE.replace('"photos/rex"', "['photos/rex']"), r"\[\[concept\]\] 1: images = "),
         ("settings = 3\n" + RECIPE.partition("[[")[1] + RECIPE.partition("[[")[2], "settings is no table"),
         ("concept = [1, 2]\n", "names no concept"),
@@ -89,7 +92,7 @@ def test_damaged_settings_of_a_run_are_refused_in_one_sentence(tmp_path: Path):
 
 
 def test_a_runs_base_whose_name_is_too_long_for_a_file_is_a_name(tmp_path: Path):
-    concept = {"images": "photos", "word": "xlo", "kind": "dog"}
+    concept = {"images": "photos", "rare_word": "xlo", "class_word": "dog"}
     told = {"settings": {"base": "a." * 5000}, "concepts": [concept]}
     folder = tmp_path / "xlo-dog.run"
     folder.mkdir()
@@ -104,7 +107,15 @@ def test_a_missing_toml_file_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rank", 0), ("rank", 257), ("steps", 0), ("steps", 10**7), ("tal", "l2"), ("seed", -1), ("resolution", 63)],
+    [
+        ("rank", 0),
+        ("rank", 257),
+        ("steps", 0),
+        ("steps", 10**7),
+        ("alignment_loss", "l2"),
+        ("seed", -1),
+        ("resolution", 63),
+    ],
 )
 def test_a_value_out_of_range_is_named(name: str, value: object):
     with pytest.raises(TaraError, match=f"^{name} = "):
@@ -118,7 +129,7 @@ def test_a_warm_up_longer_than_the_training_is_refused():
 
 def test_an_empty_rare_word_is_refused():
     with pytest.raises(TaraError, match="word is empty"):
-        concept_settings(images="photos", word="  ", kind="dog")
+        concept_settings(images="photos", rare_word="  ", class_word="dog")
 
 
 def test_every_setting_says_what_it_does():
@@ -127,16 +138,16 @@ def test_every_setting_says_what_it_does():
 
 
 def test_the_training_phrase_holds_both_words():
-    dog = ConceptSettings(images=Path("rex"), word="xlo", kind="dog")
+    dog = ConceptSettings(images=Path("rex"), rare_word="xlo", class_word="dog")
     assert dog.phrase == "a photo of a xlo dog"
-    ink = ConceptSettings(images=Path("ink"), word="xlo", kind="style", is_style=True)
+    ink = ConceptSettings(images=Path("ink"), rare_word="xlo", class_word="style", is_style=True)
     assert ink.phrase == "a picture in xlo style"
 
 
 def test_varied_captions_all_hold_both_words_and_begin_with_the_training_phrase():
     for template in VARIED_SUBJECT_CAPTIONS + VARIED_STYLE_CAPTIONS:
-        assert "{word} {kind}" in template
-    dog = ConceptSettings(images=Path("rex"), word="xlo", kind="dog", prompt="my {word} {kind}")
+        assert "{rare_word} {class_word}" in template
+    dog = ConceptSettings(images=Path("rex"), rare_word="xlo", class_word="dog", prompt="my {rare_word} {class_word}")
     assert dog.templates("varied")[0] == "my xlo dog"
     assert len(dog.templates("varied")) > 10
 
@@ -147,7 +158,7 @@ def test_alpha_is_the_rank_if_left_out():
 
 
 def test_the_run_folder_lies_beside_the_first_adapter():
-    rex = ConceptSettings(images=Path("a"), word="xlo", kind="dog", out=Path("out/rex.safetensors"))
-    tom = ConceptSettings(images=Path("b"), word="szn", kind="cat", out=Path("out/tom.safetensors"))
+    rex = ConceptSettings(images=Path("a"), rare_word="xlo", class_word="dog", out=Path("out/rex.safetensors"))
+    tom = ConceptSettings(images=Path("b"), rare_word="szn", class_word="cat", out=Path("out/tom.safetensors"))
     assert Recipe(concepts=(rex,)).run_folder == Path("out/rex.run")
     assert Recipe(concepts=(rex, tom)).run_folder == Path("out/rex+tom.run")

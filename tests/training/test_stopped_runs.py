@@ -14,7 +14,7 @@ import torch
 
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
-from tara.inference.pipeline import Studio
+from tara.inference.pipeline import Pipeline
 from tara.training.loop import StepRecord
 from tara.training.run.checkpoints import load_checkpoint
 from tara.training.run.interrupts import TrainingInterrupted
@@ -47,7 +47,7 @@ def no_8bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
 
 
-TOO_LONG = {"prompt": "a photo of " * 40 + "{word} {kind}"}
+TOO_LONG = {"prompt": "a photo of " * 40 + "{rare_word} {class_word}"}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_rerun_that_begins_forgets_the_earlier_one(sd_pipe: Any, tmp_path: Pat
 
 
 def test_a_refused_run_leaves_no_run_folder_and_draws_no_class_pictures(sd_pipe: Any, tmp_path: Path, no_8bit: None):
-    settings = {"targets": "attention", "prior_preservation": True, "class_images": 1}
+    settings = {"targets": "attention", "prior_preservation": True, "num_class_images": 1}
     recipe = recipe_of(tmp_path, **settings)
     long = [concept.model_copy(update=TOO_LONG) for concept in recipe.concepts]
     with pytest.raises(TaraError, match="lies behind the end"):
@@ -125,9 +125,9 @@ def test_a_second_ctrl_c_before_the_first_checkpoint_keeps_the_last_whole_step(
 
 
 def test_ctrl_c_drops_a_preview_that_is_being_drawn(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stream, steps = Studio.stream, list[int]()
+    stream, steps = Pipeline.stream, list[int]()
 
-    def pressed(self: Studio, *arguments: Any, on_step: Any, **settings: Any) -> Iterator[Any]:
+    def pressed(self: Pipeline, *arguments: Any, on_step: Any, **settings: Any) -> Iterator[Any]:
         def on_first_step(step: Any) -> None:
             steps.append(step.step)
             press_ctrl_c()
@@ -135,7 +135,7 @@ def test_ctrl_c_drops_a_preview_that_is_being_drawn(sd_pipe: Any, tmp_path: Path
 
         return stream(self, *arguments, on_step=on_first_step, **settings)
 
-    monkeypatch.setattr(Studio, "stream", pressed)
+    monkeypatch.setattr(Pipeline, "stream", pressed)
     recipe = recipe_of(tmp_path, preview_every=2)
     with pytest.raises(TrainingInterrupted, match="step 2 is kept"):
         train_recipe(recipe, sd_pipe)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tara.errors import TaraError
-from tara.families.base import Backbone
+from tara.families.base import Base
 from tara.training.loop import Training
 from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
 from tara.training.weights import ConceptWeights
@@ -54,7 +54,7 @@ def test_gradients_reach_what_learns_and_nothing_else(freeze_down: bool):
 
 
 def test_a_training_with_frozen_down_matrices_moves_the_others_alone_and_can_be_resumed(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Backbone.from_pipeline(sd_pipe), two_concepts(tmp_path)
+    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
     settings = quick(freeze_down=True, weight_decay=1.0)
     whole = Training(concepts, settings, backbone)
     before = whole.adapters()

@@ -6,74 +6,64 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
-
 from tara.adapters.card import CARD_KEY, AdapterCard, Context, parse_card
 from tara.adapters.formats.modelspec import described
 from tara.adapters.formats.reading import LoraFile, Pair, read_lora
+from tara.adapters.formats.styles import UNET
 from tara.adapters.formats.writing import write_diffusers
 from tara.core.lora import LowRank
 from tara.errors import TaraError
-from tara.families.family import UNET, family_of_layers
+from tara.families.registry import family_of_widths
 
 __all__ = ["Adapter", "AdapterCard", "Context", "load_adapter"]
-
-CROSS_KV = ("attn2.to_k", "attn2.to_v")
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A card and its low-rank deltas, keyed by the path of the layer inside the U-Net.
+    """A card and its low-rank deltas, keyed by the path of the layer inside the denoiser.
 
     For instance ``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k``. ``name`` is what messages call it.
     ``text_layers`` are those of the text encoders: ``text_encoder.text_model...``, ``text_encoder_2.text_model...``.
-    A textual inversion has no layers but ``embeddings``: the vectors (n, d) that stand for its word, by text encoder.
     """
 
     card: AdapterCard
     layers: Mapping[str, LowRank]
     name: str = "adapter"
     text_layers: Mapping[str, LowRank] = field(default_factory=dict[str, LowRank])
-    embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @cached_property
-    def cross_kv(self) -> dict[str, LowRank]:
+    def text_kv(self) -> dict[str, LowRank]:
         """The part on the text's keys and values: masked by token, computed once per prompt."""
-        return {path: low_rank for path, low_rank in self.layers.items() if path.endswith(CROSS_KV)}
+        return {path: low_rank for path, low_rank in self.layers.items() if path.endswith(self.card.text_kv)}
 
     @cached_property
     def global_part(self) -> dict[str, LowRank]:
         """The rest: it acts on everything, whether the rare word is in the prompt or not."""
-        return {path: low_rank for path, low_rank in self.layers.items() if path not in self.cross_kv}
+        return {path: low_rank for path, low_rank in self.layers.items() if path not in self.text_kv}
+
+    @cached_property
+    def all_layers(self) -> dict[str, LowRank]:
+        """The deltas of the denoiser and the text encoders, as files hold them."""
+        return {**self.layers, **self.text_layers}
 
     def save(self, path: str | Path) -> Path:
         """Write the adapter as one ``.safetensors`` file, whole or not at all; diffusers and PEFT read it too.
 
         Raises:
-            TaraError: when the folder is not writable, the disk is full, or it is a textual inversion.
+            TaraError: when the folder is not writable or the disk is full.
         """
         path = Path(path)
         # called by its words, not by the path: the same adapter is the same file
         title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
-        write_diffusers(path, self.all_layers(), self.card, described(self.card, title))
+        write_diffusers(path, self.all_layers, self.card, described(self.card, title))
         return path
-
-    def all_layers(self) -> dict[str, LowRank]:
-        """The deltas of the U-Net and the text encoders, as files hold them.
-
-        Raises:
-            TaraError: for a textual inversion, which has none.
-        """
-        if self.embeddings:
-            raise TaraError(f"{self.name} is a textual inversion, which has no layers to write. Use its file as it is.")
-        return {**self.layers, **self.text_layers}
 
 
 def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     """Read an adapter onto the CPU: our own file, or a plain LoRA or textual inversion of another tool.
 
     Another tool's file has no card: the adapter's card then holds what the weights tell, and no rare word; give it one
-    where it is used (``FILE:word=xlo,kind=dog``).
+    where it is used (``FILE:rare_word=xlo,class_word=dog``).
 
     Args:
         path: a ``.safetensors`` file, a folder of PEFT, of diffusers or with a saved U-Net, or one of these on the hub,
@@ -89,10 +79,6 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
         raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
     file = read_lora(path)
     pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
-    if file.embeddings:
-        if alpha is not None:
-            raise TaraError(f"'{path}' is a textual inversion, which has no alpha. Leave alpha out.")
-        return Adapter(_card(file), {}, name=name, embeddings=file.embeddings)
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
     if told is not None:
         _check_ranks(path, told, pairs)
@@ -129,16 +115,16 @@ def _check_ranks(path: Path, card: AdapterCard, pairs: Mapping[str, Pair]) -> No
 def _card(file: LoraFile) -> AdapterCard:
     """What the weights of another tool's file tell about it."""
     widths = {layer: pair.a.shape[1] for (model, layer), pair in file.pairs.items() if model == UNET}
-    masked = all(layer.endswith(CROSS_KV) for layer in widths)
-    family = family_of_layers({layer: width for layer, width in widths.items() if layer.endswith(CROSS_KV)})
+    endings = AdapterCard.model_fields["text_kv"].default
+    text_kv = {layer: width for layer, width in widths.items() if layer.endswith(endings)}
     return AdapterCard(
-        rare_word=file.word,
+        rare_word="",
         class_word="",
         phrase="",
         context="prompt",  # there is no training phrase to take an embedding from
-        family=family,
+        family=family_of_widths(text_kv),
         rank=1,
         alpha=1,
-        targets="cross_kv" if masked else "everything",
+        targets="cross_kv" if len(text_kv) == len(widths) else "everything",
         source=file.style,
     )

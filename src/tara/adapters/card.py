@@ -15,13 +15,12 @@ CARD_KEY = "tara"  # the header entry of the file
 
 Number = TypeVar("Number", int, float)
 
-Context = Literal["prompt", "bank", "delta"]
+Context = Literal["prompt", "delta"]
 """Where the embedding of a rare word is taken from when an adapter is composed.
 
 - ``prompt``: from the prompt itself, as published.
-- ``bank``: from the adapter's training phrase, key and value row as a whole.
-- ``delta``: the frozen part from the prompt, the input of the low-rank delta from the training phrase. The word keeps
-  its place among its neighbours and brings what was learned; ``benchmarks/context_toyland.py`` compares the three.
+- ``delta``: the frozen keys and values from the prompt, the input of the low-rank delta from the training phrase. The
+  word keeps its place among its neighbours and adds what was learned; ``benchmarks/context_toyland.py`` compares both.
 """
 
 
@@ -51,7 +50,11 @@ class AdapterCard(BaseModel, frozen=True):
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     alpha_pattern: dict[str, FiniteFloat] = Field(default_factory=dict)
     targets: str = Field(default="cross_kv", description="Which layers were trained: cross_kv or attention")
-    phrase: str = Field(description="The fixed training phrase; its rare word's rows are the bank")
+    text_kv: tuple[str, ...] = Field(
+        default=("attn2.to_k", "attn2.to_v"),
+        description="Endings of the layers that make the text's keys and values, which are masked",
+    )
+    phrase: str = Field(description="The fixed training phrase")
     context: Context = Field(default="delta", description="The context that composition uses unless told otherwise")
     is_style: bool = False
     settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")

@@ -37,7 +37,7 @@ def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
         raise TaraError(f"'{out}' does not end in .safetensors. Name the file so.")
     if to == "tara" and not (adapter.card.rare_word and adapter.card.class_word):
         raise TaraError(
-            f"{adapter.name} does not tell its words, and a tara file does. Add them: --word xlo --kind dog."
+            f"{adapter.name} does not tell its words, and a tara file does. Add them: --rare-word xlo --class-word dog."
         )
-    WRITERS[to](out, adapter.all_layers(), adapter.card, described(adapter.card, out.stem))
+    WRITERS[to](out, adapter.all_layers, adapter.card, described(adapter.card, out.stem))
     return out

@@ -12,16 +12,16 @@ from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, overlap
 from tara.core.tokens import Span, Tokenized, word_spans
 from tara.errors import TaraError
-from tara.inference.binding import AdapterLike, AdapterUse, Binding, as_use, bind
+from tara.inference.binding import ActiveAdapter, AdapterLike, Binding, as_active_adapter, bind
 from tara.inference.composers import Composer, composer_named
-from tara.inference.pipeline import Generated, SamplingStep, Studio
+from tara.inference.pipeline import Generated, Pipeline, SamplingStep
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """An adapter in a prompt: the tokens of its rare word and of the class words that belong to it."""
 
-    use: AdapterUse
+    active: ActiveAdapter
     rare: tuple[int, ...]
     kind: tuple[int, ...]
 
@@ -36,7 +36,7 @@ class Scores:
 
     alignment: float
     overlap: float
-    astray: float | None
+    leakage_score: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Attended:
 
 
 def attend(
-    studio: Studio,
+    pipeline: Pipeline,
     prompt: str,
     adapters: Sequence[AdapterLike],
     seeds: Iterable[int] = (0,),
@@ -87,62 +87,66 @@ def attend(
     Raises:
         TaraError: as :meth:`Studio.stream`, and when a rare or class word is not in the prompt or is not drawn.
     """
-    uses, seeds = [as_use(adapter) for adapter in adapters], tuple(seeds)
-    check_rare_words_are_drawn(prompt, uses, settings.get("composer", "tara"))
-    subjects = subjects_of(studio.backbone.tokenize(prompt), uses)
-    recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.kind)], len(seeds))
-    with recording(studio.backbone.unet, recorder):
-        drawn = list(studio.stream(prompt, uses, seeds, batch_size=len(seeds), on_step=on_step, **settings))
+    active_adapters, seeds = [as_active_adapter(adapter) for adapter in adapters], tuple(seeds)
+    check_rare_words_are_drawn(prompt, active_adapters, settings.get("composer", "tara"))
+    subjects = subjects_of(pipeline.base.tokenize(prompt), active_adapters)
+    recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.class_word)], len(seeds))
+    with recording(pipeline.base.unet, recorder):
+        drawn = list(
+            pipeline.stream(prompt, active_adapters, seeds, batch_size=len(seeds), on_step=on_step, **settings)
+        )
     return [Attended(picture, subjects, maps) for picture, maps in zip(drawn, recorder.maps(), strict=True)]
 
 
-def subjects_of(prompt: Tokenized, uses: Sequence[AdapterUse]) -> tuple[Subject, ...]:
+def subjects_of(prompt: Tokenized, active_adapters: Sequence[ActiveAdapter]) -> tuple[Subject, ...]:
     """Find each adapter's rare word and, for each time that it stands there, the class word that follows it.
 
     Raises:
         TaraError: when there is no adapter, or a word is missing, ambiguous or cut off.
     """
-    if not uses:
+    if not active_adapters:
         raise TaraError("There is no adapter whose words could be looked at. Give at least one.")
     return tuple(
         Subject(
-            binding.use,
+            binding.active,
             rare=tuple(position for occurrence in binding.occurrences for position in occurrence),
-            kind=_class_tokens(prompt, binding),
+            class_word=_class_tokens(prompt, binding),
         )
-        for binding in bind(prompt, uses)
+        for binding in bind(prompt, active_adapters)
     )
 
 
-def check_rare_words_are_drawn(prompt: str, uses: Sequence[AdapterUse], composer: str | Composer) -> None:
+def check_rare_words_are_drawn(prompt: str, active_adapters: Sequence[ActiveAdapter], composer: str | Composer) -> None:
     """Refuse a composer that changes the prompt: where a rare word would be, another stands.
 
     Raises:
         TaraError: for such a composer, as ``none``.
     """
-    if composer_named(composer).prompt(prompt, tuple(uses)) != prompt:
+    if composer_named(composer).prompt(prompt, tuple(active_adapters)) != prompt:
         raise TaraError(f"The composer '{composer}' draws no rare words that could be looked at. Choose another one.")
 
 
-def class_spans(prompt: str, use: AdapterUse) -> list[Span]:
+def class_spans(prompt: str, active: ActiveAdapter) -> list[Span]:
     """Where an adapter's class word stands in a prompt, which needs no tokenizer and so no base.
 
     Raises:
         TaraError: when it is unknown or missing.
     """
-    if not use.class_word:
-        raise TaraError(f"{use.name} does not know what it is, so there is no class word to look at. Add :kind=dog.")
-    spans = word_spans(prompt, use.class_word)
+    if not active.class_word:
+        raise TaraError(
+            f"{active.name} does not know what it is, so there is no class word to look at. Add :class_word=dog."
+        )
+    spans = word_spans(prompt, active.class_word)
     if not spans:
         raise TaraError(
-            f"'{use.class_word}' is not in the prompt '{prompt}', but a rare word is compared with its class word. "
-            f"Write '{use.rare_word} {use.class_word}'."
+            f"'{active.class_word}' is not in the prompt '{prompt}', but a rare word is compared with its class word. "
+            f"Write '{active.rare_word} {active.class_word}'."
         )
     return spans
 
 
 def _class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
-    spans = class_spans(prompt.text, binding.use)
+    spans = class_spans(prompt.text, binding.active)
     found: list[int] = []
     for occurrence in binding.occurrences:
         end = prompt.offsets[occurrence[-1]][1]
@@ -151,7 +155,7 @@ def _class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def side_by_side(uses: Sequence[AdapterUse]) -> list[tuple[AdapterUse, ...]]:
+def side_by_side(active_adapters: Sequence[ActiveAdapter]) -> list[tuple[ActiveAdapter, ...]]:
     """What is drawn together and what beside it: adapters of the same two words are alternatives.
 
     Each alternative is in a row of its own; an adapter that has none is in every row.
@@ -159,13 +163,13 @@ def side_by_side(uses: Sequence[AdapterUse]) -> list[tuple[AdapterUse, ...]]:
     Raises:
         TaraError: when two words have different numbers of alternatives.
     """
-    groups: dict[tuple[str, str], list[AdapterUse]] = {}
-    for use in uses:
-        groups.setdefault((use.rare_word.casefold(), use.class_word.casefold()), []).append(use)
+    groups: dict[tuple[str, str], list[ActiveAdapter]] = {}
+    for active in active_adapters:
+        groups.setdefault((active.rare_word.casefold(), active.class_word.casefold()), []).append(active)
     rows = max((len(group) for group in groups.values()), default=0)
     for group in groups.values():
         if len(group) not in (1, rows):
-            names = ", ".join(use.name for use in group)
+            names = ", ".join(active.name for active in group)
             raise TaraError(
                 f"'{group[0].rare_word} {group[0].class_word}' has {len(group)} adapters ({names}), another subject "
                 f"has {rows}. Give one adapter for each subject, or as many for each."
@@ -181,6 +185,6 @@ def score(maps: Float[Tensor, "words height width"]) -> list[Scores]:
         others = [alignment(own, kind) for other, kind in enumerate(kinds) if other != subject]
         kind = kinds[subject]
         found.append(
-            Scores(alignment=alignment(own, kind), overlap=overlap(own, kind), astray=max(others, default=None))
+            Scores(alignment=alignment(own, kind), overlap=overlap(own, kind), leakage_score=max(others, default=None))
         )
     return found

@@ -31,7 +31,7 @@ NOTE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class AttentionRow:
     """One row of the page: some adapters, what they drew, the file of that, and where their words attend."""
 
     label: str
@@ -41,17 +41,23 @@ class Looked:
 
 def label_of(attended: Attended) -> str:
     """The adapters of a picture by file, weight and how they were aligned in training, as far as they tell."""
-    uses = [subject.use for subject in attended.subjects]
-    names = ", ".join(Path(use.name).stem + ("" if use.weight == 1 else f" at {use.weight:g}") for use in uses)
-    told = [use.adapter.card.settings for use in uses]
-    forms = {"off" if not one.get("tal_weight", 1) else str(one["tal"]) for one in told if "tal" in one}
+    active_adapters = [subject.active for subject in attended.subjects]
+    names = ", ".join(
+        Path(active.name).stem + ("" if active.weight == 1 else f" at {active.weight:g}") for active in active_adapters
+    )
+    told = [active.adapter.card.settings for active in active_adapters]
+    forms = {
+        "off" if not one.get("alignment_weight", 1) else str(one["alignment_loss"])
+        for one in told
+        if "alignment_loss" in one
+    }
     if len(forms) != 1:
         return names
     form = forms.pop()
     return f"{names}: trained without TAL" if form == "off" else f"{names}: trained with TAL ({form})"
 
 
-def write_attention(out: Path, rows: Sequence[Looked], *, seed: int, command: str) -> None:
+def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, command: str) -> None:
     """Write ``index.html``, ``sheet.png`` and ``attention.json`` into a folder.
 
     Raises:
@@ -75,7 +81,7 @@ def write_attention(out: Path, rows: Sequence[Looked], *, seed: int, command: st
 
 def _words(attended: Attended) -> tuple[str, ...]:
     """The headings over the maps: rare, class, rare, class, ..."""
-    return tuple(word for one in attended.subjects for word in (one.use.rare_word, one.use.class_word))
+    return tuple(word for one in attended.subjects for word in (one.active.rare_word, one.active.class_word))
 
 
 def _overlays(image: Image.Image, maps: Tensor) -> tuple[Image.Image, ...]:
@@ -87,7 +93,7 @@ def _captions(scores: Sequence[Scores]) -> tuple[str, ...]:
     return tuple(text for one in scores for text in (f"alignment {one.alignment:.2f}", ""))
 
 
-def _grid(rows: Sequence[Looked], prompt: str) -> Grid:
+def _grid(rows: Sequence[AttentionRow], prompt: str) -> Grid:
     """A row of pictures for each set of adapters: what was drawn, then the maps over it."""
     found: list[Row] = []
     for row in rows:
@@ -97,7 +103,7 @@ def _grid(rows: Sequence[Looked], prompt: str) -> Grid:
     return Grid(rows=tuple(found), columns=("", *_words(rows[0].attended)), title=prompt, note=NOTE)
 
 
-def _by_layer(row: Looked) -> Grid:
+def _by_layer(row: AttentionRow) -> Grid:
     small, attended = shrunk(row.attended.picture.image, SMALL), row.attended
     rows = tuple(
         Row(
@@ -110,7 +116,7 @@ def _by_layer(row: Looked) -> Grid:
     return Grid(rows=rows, columns=_words(attended), title=f"By layer: {row.label}", folded=True)
 
 
-def _by_step(row: Looked) -> Grid:
+def _by_step(row: AttentionRow) -> Grid:
     small, attended = shrunk(row.attended.picture.image, SMALL), row.attended
     count = len(attended.maps.steps)
     shown = sorted({round(place * (count - 1) / (MOST_STEPS - 1)) for place in range(MOST_STEPS)})
@@ -131,42 +137,42 @@ def short_name(layer: str) -> str:
     return f"{layer.partition('_')[0]} {'.'.join(numbers)}"
 
 
-def _course(rows: Sequence[Looked]) -> Figure:
+def _course(rows: Sequence[AttentionRow]) -> Figure:
     """Every subject's alignment from step to step."""
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for index, subject in enumerate(row.attended.subjects):
             course = [(step + 1, of[index].alignment) for step, of in enumerate(row.attended.step_scores)]
-            name = f"{subject.use.rare_word} on {subject.use.class_word}, {row.label}"
+            name = f"{subject.active.rare_word} on {subject.active.class_word}, {row.label}"
             series[name if name not in series else f"{name} ({row.file})"] = course
     curve = Image.open(io.BytesIO(loss_curve(series, title="Alignment by step", unit="alignment")))
     return Figure(image=curve)
 
 
-def _table(rows: Sequence[Looked]) -> Table:
+def _table(rows: Sequence[AttentionRow]) -> Table:
     found: list[tuple[str, ...]] = []
     for row in rows:
         for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
-            astray = "-" if scores.astray is None else f"{scores.astray:.3f}"
-            words = subject.use.rare_word, subject.use.class_word
-            found.append((row.label, *words, f"{scores.alignment:.3f}", f"{scores.overlap:.3f}", astray))
+            leakage_score = "-" if scores.leakage_score is None else f"{scores.leakage_score:.3f}"
+            words = subject.active.rare_word, subject.active.class_word
+            found.append((row.label, *words, f"{scores.alignment:.3f}", f"{scores.overlap:.3f}", leakage_score))
     note = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEASURES.items())
     return Table(
         headings=("adapters", "rare word", "class word", *MEASURES), rows=tuple(found), title="Scores", note=note
     )
 
 
-def _facts(row: Looked) -> dict[str, Any]:
+def _facts(row: AttentionRow) -> dict[str, Any]:
     """A row for programs."""
     attended = row.attended
     subjects: list[dict[str, Any]] = []
     for index, subject in enumerate(attended.subjects):
         subjects.append(
             {
-                "adapter": subject.use.name,
-                "rare_word": subject.use.rare_word,
-                "class_word": subject.use.class_word,
-                "tokens": {"rare_word": subject.rare, "class_word": subject.kind},
+                "adapter": subject.active.name,
+                "rare_word": subject.active.rare_word,
+                "class_word": subject.active.class_word,
+                "tokens": {"rare_word": subject.rare, "class_word": subject.class_word},
                 **_rounded(attended.scores[index]),
                 "layers": {layer: _rounded(of[index]) for layer, of in attended.layer_scores.items()},
                 "steps": [

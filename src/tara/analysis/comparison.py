@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tara.inference.composers import COMPOSERS, Uses
-from tara.inference.pipeline import SamplingStep, Studio
+from tara.inference.composers import COMPOSERS, ActiveAdapters
+from tara.inference.pipeline import Pipeline, SamplingStep
 from tara.report.page import Grid, Row, Table, shrunk
 
 REFERENCE = "none"
@@ -44,9 +44,9 @@ class Compared:
 
 
 def compared(
-    studio: Studio,
+    pipeline: Pipeline,
     prompt: str,
-    uses: Uses,
+    active_adapters: ActiveAdapters,
     seeds: Sequence[int],
     composers: Sequence[str],
     *,
@@ -65,15 +65,15 @@ def compared(
     Raises:
         TaraError: as :meth:`Studio.stream`.
     """
-    _, clock = clock_of(studio.backbone.device)
+    _, clock = clock_of(pipeline.base.device)
     # a stream gives the U-Net back after each picture, so that several can take turns on one base
     streams = {
-        name: studio.stream(prompt, uses, seeds, composer=name, batch_size=1, on_step=on_step, **settings)
+        name: pipeline.stream(prompt, active_adapters, seeds, composer=name, batch_size=1, on_step=on_step, **settings)
         for name in composers
     }
     for seed in seeds:
         for name, stream in streams.items():
-            with _counted(studio.backbone.unet) as evaluations:
+            with _counted(pipeline.base.unet) as evaluations:
                 begun = clock()
                 image = next(stream).image
                 seconds = clock() - begun
@@ -100,7 +100,9 @@ def _counted(unet: Any) -> Generator[list[None]]:
         hook.remove()
 
 
-def figures(prompt: str, uses: Uses, pictures: Mapping[str, Sequence[Compared]]) -> dict[str, dict[str, Any]]:
+def figures(
+    prompt: str, active_adapters: ActiveAdapters, pictures: Mapping[str, Sequence[Compared]]
+) -> dict[str, dict[str, Any]]:
     """What ``results.json`` says of each composer.
 
     ``time_ratio`` is None where :data:`REFERENCE` was not drawn, and with a single seed, whose time is mostly of what
@@ -109,7 +111,7 @@ def figures(prompt: str, uses: Uses, pictures: Mapping[str, Sequence[Compared]])
     return {
         name: {
             "meaning": COMPOSERS[name].meaning,
-            "prompt": COMPOSERS[name].prompt(prompt, uses),
+            "prompt": COMPOSERS[name].prompt(prompt, active_adapters),
             "unet_evaluations": drawn[0].evaluations,
             "time_ratio": _time_ratio(drawn, pictures.get(REFERENCE, ())),
             "seconds": [round(one.seconds, 4) for one in drawn],
@@ -126,7 +128,7 @@ def _time_ratio(drawn: Sequence[Compared], reference: Sequence[Compared]) -> flo
     return round(median(ratios[1:]), 3)
 
 
-def grid(prompt: str, uses: Uses, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
+def grid(prompt: str, active_adapters: ActiveAdapters, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
     """One row per composer, one column per seed, of the first :data:`SHOWN_SEEDS`."""
     shown = {name: drawn[:SHOWN_SEEDS] for name, drawn in pictures.items()}
     return Grid(
@@ -136,7 +138,7 @@ def grid(prompt: str, uses: Uses, pictures: Mapping[str, Sequence[Compared]]) ->
             Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in drawn))
             for name, drawn in shown.items()
         ),
-        note=" ".join(filter(None, (_left_out(pictures), _caution(uses, list(pictures))))),
+        note=" ".join(filter(None, (_left_out(pictures), _caution(active_adapters, list(pictures))))),
     )
 
 
@@ -145,15 +147,15 @@ def _left_out(pictures: Mapping[str, Sequence[Compared]]) -> str:
     return f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
 
 
-def _caution(uses: Uses, composers: Sequence[str]) -> str:
+def _caution(active_adapters: ActiveAdapters, composers: Sequence[str]) -> str:
     """What a reader must know before blaming a composer for adapters that were not made for it."""
-    masked = [use.name for use in uses if use.adapter.card.settings.get("tfm")]
+    masked = [active.name for active in active_adapters if active.adapter.card.settings.get("token_mask")]
     plain = [name for name in composers if COMPOSERS[name].everywhere]
     if not masked or not plain:
         return ""
     return (
         f"{', '.join(masked)} learned with token masks, each on its own word alone; {', '.join(plain)} let adapters "
-        "act everywhere. To be fair to them, compare with plain LoRAs too: tara train --no-tfm --tal off."
+        "act everywhere. To be fair to them, compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
     )
 
 
@@ -162,12 +164,13 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(
         headings=("composer", "U-Net evaluations", "time ratio", "what it does"),
         rows=tuple(
-            (name, str(of["unet_evaluations"]), _spelled(of["time_ratio"]), of["meaning"]) for name, of in found.items()
+            (name, str(of["unet_evaluations"]), _format_ratio(of["time_ratio"]), of["meaning"])
+            for name, of in found.items()
         ),
         title="What a picture costs",
         note=NOTE,
     )
 
 
-def _spelled(ratio: float | None) -> str:
+def _format_ratio(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"

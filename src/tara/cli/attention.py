@@ -39,20 +39,20 @@ def _attention(
     Adapters of the same two words, such as one trained with the alignment loss and one without, are drawn one above the
     other. The pictures are those of `tara generate` with that seed.
     """
-    from tara.analysis.attention_page import Looked, label_of, write_attention
+    from tara.analysis.attention_page import AttentionRow, label_of, write_attention
 
     orders = _orders(prompt, adapter, seed, given(PictureSettings, values, FLAGS))
     check_writable(out)
     with claimed(out):
-        rows: list[Looked] = []
+        rows: list[AttentionRow] = []
         for number, (order, attended) in enumerate(zip(orders, _attended(orders, device), strict=True), 1):
-            rows.append(Looked(label_of(attended), f"picture-{number}.png", attended))
+            rows.append(AttentionRow(label_of(attended), f"picture-{number}.png", attended))
             atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
         write_attention(out, rows, seed=seed, command=typed)
     for row in rows:
         say(row.label)
         for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
-            words = f"{subject.use.rare_word} on {subject.use.class_word}"
+            words = f"{subject.active.rare_word} on {subject.active.class_word}"
             say(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
     say(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")
 
@@ -67,26 +67,26 @@ def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, 
 
     if not adapters:
         raise TaraError("There is no adapter whose words could be looked at. Give --adapter rex.safetensors.")
-    uses, _ = loaded(adapters)
-    check_named(uses)
-    named = {id(use): spec for use, spec in zip(uses, adapters, strict=True)}
-    rows = [tuple(named[id(use)] for use in row) for row in side_by_side(uses)]
+    active_adapters, _ = loaded(adapters)
+    check_named(active_adapters)
+    named = {id(active): spec for active, spec in zip(active_adapters, adapters, strict=True)}
+    rows = [tuple(named[id(active)] for active in row) for row in side_by_side(active_adapters)]
     orders = [order_of(prompt, row, str(seed), None, changed) for row in rows]
-    for use in uses:
-        class_spans(prompt, use)
+    for active in active_adapters:
+        class_spans(prompt, active)
     for order in orders:
-        check_rare_words_are_drawn(prompt, order.uses, order.settings.composer)
+        check_rare_words_are_drawn(prompt, order.active_adapters, order.settings.composer)
     return orders
 
 
 def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
     """Draw the orders behind a progress bar."""
     from tara.analysis.attention import attend
-    from tara.inference.drawing import studio_of
+    from tara.inference.drawing import pipeline_of
 
     settings = sampling_values(orders[0])
     only_our_bars()
-    studio = studio_of(orders[0].settings, device)
+    pipeline = pipeline_of(orders[0].settings, device)
     found: list[Attended] = []
     with progress("Drawing", len(orders)) as advance:
 
@@ -94,5 +94,5 @@ def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
             advance(len(found) + step.fraction, "")
 
         for order in orders:
-            found += attend(studio, order.prompt, order.uses, order.seeds, on_step=on_step, **settings)
+            found += attend(pipeline, order.prompt, order.active_adapters, order.seeds, on_step=on_step, **settings)
     return found

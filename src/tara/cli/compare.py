@@ -35,7 +35,7 @@ from tara.storage.lock import claimed
 
 if TYPE_CHECKING:
     from tara.analysis.comparison import Compared
-    from tara.inference.pipeline import Studio
+    from tara.inference.pipeline import Pipeline
     from tara.report.page import Table
 
 ALL = ",".join(COMPOSERS)
@@ -58,26 +58,26 @@ def _compare(
 
     `tara compare "a xlo dog and a szn cat on a beach" -a rex.safetensors -a tom.safetensors`
     """
-    from tara.inference.drawing import studio_of
+    from tara.inference.drawing import pipeline_of
 
     order = order_of(prompt, adapter, seeds, None, given(DrawingSettings, values, FLAGS))
     names = parse_composers(composers)
-    if not order.uses:
+    if not order.active_adapters:
         raise TaraError("There is nothing to compose. Name each adapter: --adapter rex.safetensors.")
     check_before_the_base(order, names)
     sampling_values(order)
     check_writable(out)
     only_our_bars()
     with claimed(out):  # before the base, which may take minutes to load
-        studio = studio_of(order.settings, device)
-        pictures = _drawn(studio, order, names, out)
-        _write(out, studio, order, pictures, typed)
+        pipeline = pipeline_of(order.settings, device)
+        pictures = _drawn(pipeline, order, names, out)
+        _write(out, pipeline, order, pictures, typed)
 
 
 compare = with_flags(_compare, {DrawingSettings: FLAGS}, ["Pictures"])
 
 
-def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dict[str, list[Compared]]:
+def _drawn(pipeline: Pipeline, order: Order, names: Sequence[str], out: Path) -> dict[str, list[Compared]]:
     """Draw behind a progress bar; each picture is written as soon as it is there."""
     from tara.analysis.comparison import compared
 
@@ -89,28 +89,33 @@ def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dic
         def on_step(step: Any) -> None:
             advance(sum(map(len, pictures.values())) + step.step / step.steps, "")
 
-        for picture in compared(studio, order.prompt, order.uses, order.seeds, names, on_step=on_step, **settings):
+        for picture in compared(
+            pipeline, order.prompt, order.active_adapters, order.seeds, names, on_step=on_step, **settings
+        ):
             drawn = order.settings.model_copy(update={"composer": picture.composer})
             atomic_write(out / picture.path, remembering_png(picture, replace(order, settings=drawn)))
             pictures[picture.composer].append(picture)
     return pictures
 
 
-def _write(out: Path, studio: Studio, order: Order, pictures: Pictures, typed: str) -> None:
+def _write(out: Path, pipeline: Pipeline, order: Order, pictures: Pictures, typed: str) -> None:
     """Write the sheet, the page and the figures, and print the table."""
     from tara.analysis.comparison import clock_of, figures, grid, table
     from tara.report.page import contact_sheet, page, png_bytes
     from tara.training.run.folder import versions
 
-    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, order.uses, pictures)
+    found, shown = (
+        figures(order.prompt, order.active_adapters, pictures),
+        grid(order.prompt, order.active_adapters, pictures),
+    )
     results = {
         "prompt": order.prompt,
         "seeds": order.seeds,
         "adapters": [file.model_dump() for file in order.used],
         "settings": order.settings.model_dump(mode="json", exclude={"composer"}),
-        "clock": clock_of(studio.backbone.device)[0],
+        "clock": clock_of(pipeline.backbone.device)[0],
         "composers": found,
-        "versions": versions(studio.backbone.device),
+        "versions": versions(pipeline.backbone.device),
         "command": typed,
     }
     html = page(

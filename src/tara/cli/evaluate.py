@@ -22,7 +22,7 @@ from tara.storage.validation import build
 
 if TYPE_CHECKING:
     from tara.evaluation.protocols import Role, Scene
-    from tara.evaluation.sight import Sight
+    from tara.evaluation.scorer import SubjectScorer
     from tara.evaluation.subjects import Picture, Subject
 
 SHOWN = ("success", "presence", "identity", "identity_absent_zero", "leakage")
@@ -88,8 +88,8 @@ def _folder(
     pictures = asked_pictures(found, subjects)
     check_writable(out)
     with claimed(out):
-        sight = _sight(settings, subjects, [one.base for one in found], out)
-        _score("folder", pictures, sight, settings, out, typed)
+        scorer = _scorer(settings, subjects, [one.base for one in found], out)
+        _score("folder", pictures, scorer, settings, out, typed)
 
 
 def _pairs(
@@ -155,37 +155,44 @@ def _drawn(protocol: str, scenes_of: Callable[[list[Role]], list[Scene]], order:
     settings = build(EvaluationSettings, given(EvaluationSettings, order.values, {}), WHERE)
     composed = order.composed()
     seeds = DEFAULT_SEEDS if order.seeds is None else parse_seeds(order.seeds)
-    uses, files = loaded(order.adapters)
-    subjects = read_subjects(order.references, [(use.rare_word, use.class_word) for use in uses])
-    shots = plan(scenes_of(cast(uses, files, subjects)), composed, seeds, order.out)
+    active_adapters, files = loaded(order.adapters)
+    subjects = read_subjects(order.references, [(active.rare_word, active.class_word) for active in active_adapters])
+    shots = plan(scenes_of(cast(active_adapters, files, subjects)), composed, seeds, order.out)
     check_writable(order.out)
     missing = unfinished(shots)
     with claimed(order.out):
         # first, because a model that is not here should not be found out after an hour of drawing
-        sight = _sight(settings, subjects, [composed[0].base], order.out)
+        scorer = _scorer(settings, subjects, [composed[0].base], order.out)
         if missing:
             with progress("Drawing", len(missing)) as advance:
                 draw(missing, settings.device, settings.batch_size, advance)
-        _score(protocol, pictures_of(shots), sight, settings, order.out, typed)
+        _score(protocol, pictures_of(shots), scorer, settings, order.out, typed)
 
 
-def _sight(settings: EvaluationSettings, subjects: Sequence[Subject], bases: Iterable[str | None], out: Path) -> Sight:
-    from tara.evaluation.sight import open_sight
+def _scorer(
+    settings: EvaluationSettings, subjects: Sequence[Subject], bases: Iterable[str | None], out: Path
+) -> SubjectScorer:
+    from tara.evaluation.scorer import load_scorer
 
     only_our_bars()
-    return open_sight(settings, subjects, bases, out / "cache")
+    return load_scorer(settings, subjects, bases, out / "cache")
 
 
 def _score(
-    protocol: str, pictures: Sequence[Picture], sight: Sight, settings: EvaluationSettings, out: Path, typed: str
+    protocol: str,
+    pictures: Sequence[Picture],
+    scorer: SubjectScorer,
+    settings: EvaluationSettings,
+    out: Path,
+    typed: str,
 ) -> None:
     """Look, write, and print what a person wants to know first."""
-    from tara.evaluation.results import Circumstances
+    from tara.evaluation.results import RunInfo
     from tara.evaluation.run import evaluate as score
 
-    how = Circumstances(protocol=protocol, command=typed, models=sight.models, thresholds=sight.thresholds)
+    how = RunInfo(protocol=protocol, command=typed, models=scorer.models, thresholds=scorer.thresholds)
     with progress("Looking", len(pictures)) as advance:
-        found = score(pictures, sight, out, how, batch_size=settings.batch_size, tell=advance)
+        found = score(pictures, scorer, out, how, batch_size=settings.batch_size, tell=advance)
     for series in found["series"]:
         figures = {name: series["figures"].get(name) for name in SHOWN}
         told = ", ".join(f"{name} {figure[0]:.2f}" for name, figure in figures.items() if figure)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tara.cli.terminal import one_line, say
 from tara.errors import TaraError, TaraWarning
-from tara.training.distributed import AnotherProcessEnded, Ending, alone, joined, one_voice
+from tara.training.distributed import Ending, OtherProcessEnded, alone, joined, main_process_only
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -23,7 +23,7 @@ def outcome(command: Callable[[], object], again: str = "", *, shared: bool = Fa
     # libraries that load models log and draw bars of their own; ours say what a person needs
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    with warnings.catch_warnings(), one_voice():
+    with warnings.catch_warnings(), main_process_only():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", TaraWarning)
         warnings.showwarning = _one_line_each()
@@ -33,7 +33,7 @@ def outcome(command: Callable[[], object], again: str = "", *, shared: bool = Fa
             ending = _ending(command, again)
             if ending is not None:
                 ending = joined().end(ending)
-        except AnotherProcessEnded as other:
+        except OtherProcessEnded as other:
             ending = other.ending
         joined().leave()
         if ending is None:

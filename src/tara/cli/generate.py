@@ -30,7 +30,7 @@ from tara.storage.validation import build
 
 if TYPE_CHECKING:
     from tara.analysis.comparison import Compared
-    from tara.inference.binding import AdapterUse
+    from tara.inference.binding import ActiveAdapter
     from tara.inference.pipeline import Generated
 
 FLAGS = {"negative_prompt": "negative", "guidance_scale": "guidance"}
@@ -57,7 +57,7 @@ class Order:
     """What is to be drawn."""
 
     prompt: str
-    uses: tuple[AdapterUse, ...]
+    active_adapters: tuple[ActiveAdapter, ...]
     used: tuple[UsedFile, ...]
     inputs: tuple[UsedFile, ...]
     seeds: tuple[int, ...]
@@ -155,7 +155,7 @@ def order_of(
             raise TaraError(f"--{name} says what to do with a start picture. Give that as --image, too.")
     if origin and not adapters:
         adapters = tuple(file.given for file in origin.adapters)
-    uses, used = loaded(adapters)
+    active_adapters, used = loaded(adapters)
     scales = [config_beside(Path(file.path)) for file in used]  # a PEFT folder keeps them in a file of their own
     inputs = tuple(used_file(path) for path in (settings.image, settings.mask, *scales) if path)
     if origin:
@@ -166,14 +166,16 @@ def order_of(
         chosen = (origin.seed,)
     else:
         chosen = DEFAULT_SEEDS
-    return Order(prompt=text, uses=uses, used=used, inputs=inputs, seeds=chosen, settings=settings)
+    return Order(
+        prompt=text, active_adapters=active_adapters, used=used, inputs=inputs, seeds=chosen, settings=settings
+    )
 
 
-def loaded(specs: Sequence[str]) -> tuple[tuple[AdapterUse, ...], tuple[UsedFile, ...]]:
+def loaded(specs: Sequence[str]) -> tuple[tuple[ActiveAdapter, ...], tuple[UsedFile, ...]]:
     """Adapters as `FILE[:key=value,...]` names them, and what a picture remembers of their files."""
-    from tara.inference.binding import parse_use
+    from tara.inference.binding import parse_adapter
 
-    return tuple(parse_use(spec) for spec in specs), tuple(_used(spec) for spec in specs)
+    return tuple(parse_adapter(spec) for spec in specs), tuple(_used(spec) for spec in specs)
 
 
 def _used(spec: str) -> UsedFile:
@@ -196,9 +198,9 @@ def check_before_the_base(order: Order, composers: Sequence[str]) -> None:
         if picture is not None:
             read_image(picture)
     for composer in map(composer_named, composers):
-        check_composable(composer, order.uses)
+        check_composable(composer, order.active_adapters)
         if not composer.everywhere:
-            find_words(order.prompt, order.uses)
+            find_words(order.prompt, order.active_adapters)
 
 
 def _check_unchanged(origin: Origin, now: Sequence[UsedFile]) -> None:
@@ -216,15 +218,15 @@ def drawn(
     order: Order, batch_size: int, device: str | None, execution: ExecutionSettings | None = None
 ) -> Iterator[Generated]:
     """Draw an order behind a progress bar."""
-    from tara.inference.drawing import studio_of
+    from tara.inference.drawing import pipeline_of
 
     settings = sampling_values(order) | {"batch_size": batch_size}
     only_our_bars()
-    studio = studio_of(order.settings, device, execution)
+    pipeline = pipeline_of(order.settings, device, execution)
     with progress("Drawing", len(order.seeds)) as advance:
-        yield from studio.stream(
+        yield from pipeline.stream(
             order.prompt,
-            order.uses,
+            order.active_adapters,
             order.seeds,
             on_step=lambda step: advance(step.fraction * step.images, ""),
             **settings,
@@ -232,7 +234,7 @@ def drawn(
 
 
 def sampling_values(order: Order) -> dict[str, Any]:
-    """The settings of an order as `tara.Studio` takes them, refused where they can be before the base is loaded."""
+    """The settings of an order as `tara.Pipeline` takes them, refused where they can be before the base is loaded."""
     from tara.inference.drawing import drawing_settings
     from tara.inference.stock_pipelines import sampling_settings
 

@@ -68,14 +68,14 @@ def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
     """How large the deltas are beside a base's own weights."""
     from tara.cli.progress import only_our_bars
     from tara.families.loading import load_base
-    from tara.inference.binding import AdapterUse
+    from tara.inference.binding import ActiveAdapter
     from tara.inference.strength import check_strength, strengths
     from tara.inference.text_kv import check_fits
 
     only_our_bars()
-    backbone, use = load_base(base, "cpu"), AdapterUse(adapter)
-    check_fits(backbone, use)
-    check_strength(backbone, use)
+    backbone, active = load_base(base, "cpu"), ActiveAdapter(adapter)
+    check_fits(backbone, active)
+    check_strength(backbone, active)
     found = strengths(backbone, adapter.layers)
     return {"delta_beside_the_base": f"{min(found.values()):.3g} to {max(found.values()):.3g}" if found else ""}
 

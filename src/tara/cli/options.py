@@ -27,7 +27,7 @@ def with_flags(
         titles: heading over each model's flags in the help.
     """
     signature = inspect.signature(command)
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters = [p for p in signature.parameters.values() if p.class_word is not p.VAR_KEYWORD]
     for order, ((model, renamed), title) in enumerate(zip(flags.items(), titles, strict=True)):
         group = Group(title, sort_key=order)
         for name, field in model.model_fields.items():

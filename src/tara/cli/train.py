@@ -40,7 +40,7 @@ def _train(
 ) -> None:
     """Learn one or several subjects or styles from photos: one adapter file for each.
 
-    `tara train --images photos/rex --word xlo --kind dog --out rex.safetensors`, or `tara train concepts.toml`.
+    `tara train --images photos/rex --rare-word xlo --class-word dog --out rex.safetensors`, or `tara train concepts.toml`.
     """
     chosen = recipe_of(recipe, values)
     only_our_bars()
@@ -68,7 +68,7 @@ def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
 
 def _next_command(recipe: Recipe) -> list[str]:
     """The `tara generate` command that shows what was learned."""
-    prompt = together((f"{concept.word} {concept.kind}", concept.is_style) for concept in recipe.concepts)
+    prompt = together((f"{concept.rare_word} {concept.class_word}", concept.is_style) for concept in recipe.concepts)
     adapters = [part for concept in recipe.concepts for part in ("-a", str(concept.file))]
     return ["tara", "generate", prompt, *adapters, "--base", recipe.settings.base]
 

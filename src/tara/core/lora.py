@@ -10,32 +10,33 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The delta of one layer, ``scale * B A``.
+    """The delta of one layer, ``scale * B A`` (Hu et al., LoRA, arXiv 2106.09685).
 
-    ``a`` is (rank, d_in), ``b`` is (d_out, rank), ``scale`` is alpha / rank (Hu et al., LoRA, arXiv 2106.09685).
-    ``kernel`` is a convolution's (height, width), None for a linear layer; ``d_in`` is then channels x height x width.
+    ``a`` is (rank, d_in), ``b`` is (d_out, rank), ``scale`` is alpha / rank. A leading axis holds one delta for each of
+    several concepts, or for each row of a batch. ``kernel`` is a convolution's (height, width), None for a linear
+    layer; ``d_in`` is then channels x height x width.
     """
 
-    a: Float[Tensor, "rank d_in"]
-    b: Float[Tensor, "d_out rank"]
+    a: Float[Tensor, "*concepts rank d_in"]
+    b: Float[Tensor, "*concepts d_out rank"]
     scale: float
     kernel: tuple[int, int] | None = None
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return self.a.shape[-2]
 
     @property
     def d_in(self) -> int:
-        return self.a.shape[1]
+        return self.a.shape[-1]
 
     @property
     def d_out(self) -> int:
-        return self.b.shape[0]
+        return self.b.shape[-2]
 
     def delta(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        """What the layer's output gains for the input ``x``: ``scale * x A^T B^T``."""
-        return self.scale * (x @ self.a.T @ self.b.T)
+        """What the layer's output gains for the input ``x``: ``scale * x A^T B^T``, each concept's own for its rows."""
+        return self.scale * (x @ self.a.mT @ self.b.mT)
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         """What the layer's weight gains: ``scale * B A``, with a convolution's kernel still flat."""
@@ -50,6 +51,10 @@ class LowRank:
         """The same delta on another device or in another precision."""
         return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
 
+    def take(self, concepts: Int[Tensor, " taken"]) -> "LowRank":
+        """The deltas of some concepts (or rows), repeated as often as they are named."""
+        return replace(self, a=self.a[concepts], b=self.b[concepts])
+
 
 def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
     """A whole matrix in the form of factors, one of them the identity: exactly that matrix."""
@@ -58,7 +63,7 @@ def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None
     return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
 
 
-def fresh(
+def initial(
     d_in: int,
     d_out: int,
     *,
@@ -67,37 +72,10 @@ def fresh(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LowRank:
-    """A delta that changes nothing yet: ``A`` uniform in +-1/sqrt(d_in) as PEFT draws it, ``B`` zero.
+    """A delta that changes nothing yet: ``A`` uniform in +-1/sqrt(d_in) as PEFT initialises it, ``B`` zero.
 
-    Drawn on the CPU in float32 and then cast, so that the numbers do not depend on device or precision.
+    The numbers are made on the CPU in float32 and then cast, so that they do not depend on device or precision.
     """
     bound = 1 / math.sqrt(d_in)
     a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * bound
     return LowRank(a.to(dtype), torch.zeros(d_out, rank, dtype=dtype), scale)
-
-
-def row_delta(
-    x: Float[Tensor, "rows tokens d_in"],
-    a: Float[Tensor, "rows rank d_in"],
-    b: Float[Tensor, "rows d_out rank"],
-    scale: Float[Tensor, " rows"],
-) -> Float[Tensor, "rows tokens d_out"]:
-    """Each row's own delta: ``scale_i * x_i A_i^T B_i^T`` for row i."""
-    return torch.bmm(torch.bmm(x, a.mT), b.mT) * scale[:, None, None]
-
-
-@dataclass(frozen=True, eq=False)
-class RowLowRank:
-    """One linear layer's delta for each row of a batch: ``a`` (rows, rank, d_in), ``b`` (rows, d_out, rank)."""
-
-    a: Float[Tensor, "rows rank d_in"]
-    b: Float[Tensor, "rows d_out rank"]
-    scale: Float[Tensor, " rows"]
-
-    def delta(self, x: Float[Tensor, "rows tokens d_in"]) -> Float[Tensor, "rows tokens d_out"]:
-        """What the layer's output gains, in the precision of ``x``."""
-        return row_delta(x, self.a.to(x.dtype), self.b.to(x.dtype), self.scale.to(x.dtype))
-
-    def take(self, rows: Int[Tensor, " taken"]) -> "RowLowRank":
-        """The deltas of the given rows."""
-        return RowLowRank(self.a[rows], self.b[rows], self.scale[rows])

@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Draw:
+class StepRandomness:
     """What chance decides for a concept's rows of one U-Net call; everything lies on the CPU, noise in float32."""
 
     photos: tuple[int, ...]
@@ -36,7 +36,7 @@ def generator_for(seed: int, *parts: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def draw(
+def step_randomness(
     seed: int,
     key: str,
     call: int,
@@ -45,7 +45,7 @@ def draw(
     shapes: Sequence[Shape],
     variants: int,
     timesteps: int,
-) -> Draw:
+) -> StepRandomness:
     """Draw the rows of one U-Net call.
 
     Args:
@@ -60,7 +60,7 @@ def draw(
     generator = generator_for(seed, key, "call", call)
     photos = tuple(_photo(seed, key, call * rows + row, len(shapes)) for row in range(rows))
     chosen = [shapes[photo] for photo in photos]
-    return Draw(
+    return StepRandomness(
         photos=photos,
         variants=tuple(torch.randint(variants, (rows,), generator=generator).tolist()),
         captions=tuple(torch.rand(rows, generator=generator, dtype=torch.float64).tolist()),

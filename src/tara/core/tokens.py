@@ -28,17 +28,11 @@ def _goes_on(following: str) -> bool:
     return following == "\u200d" or unicodedata.category(following or " ").startswith("M")
 
 
-def replace_spans(text: str, spans: Sequence[Span], replacement: str) -> tuple[str, list[Span]]:
-    """The text with every span (in order, apart) replaced, and where the replacements are."""
-    pieces: list[str] = []
-    places: list[Span] = []
-    done = length = 0
-    for first, end in spans:
-        pieces += [text[done:first], replacement]
-        length += first - done + len(replacement)
-        places.append((length - len(replacement), length))
-        done = end
-    return "".join([*pieces, text[done:]]), places
+def class_word_of(text: str, rare: Span, class_word: str) -> Span | None:
+    """The class word that belongs to a rare word: the first one behind it, else the last one before it."""
+    spans = word_spans(text, class_word)
+    following = [span for span in spans if span[0] >= rare[1]]
+    return next(iter(following), spans[-1] if spans else None)
 
 
 def with_class_words(text: str, named: Iterable[tuple[Span, str]]) -> str:
@@ -49,20 +43,20 @@ def with_class_words(text: str, named: Iterable[tuple[Span, str]]) -> str:
         named: where each rare word stands, from :func:`word_spans`, and its class word. Where one rare word has several
             class words, the one that follows it counts.
     """
-    kinds: dict[Span, list[str]] = {}
-    for span, kind in named:
-        kinds.setdefault(span, []).append(kind)
-    for (first, end), some in sorted(kinds.items(), reverse=True):  # from the end, so that places before it stay
+    class_words: dict[Span, list[str]] = {}
+    for span, class_word in named:
+        class_words.setdefault(span, []).append(class_word)
+    for (first, end), some in sorted(class_words.items(), reverse=True):  # from the end, so that places before it stay
         rest = text[end:]
-        followed = any(_begins_with(kind, rest) for kind in some)
+        followed = any(_begins_with(class_word, rest) for class_word in some)
         text = text[:first] + (rest.lstrip() if followed else some[0] + rest)
     return text
 
 
-def _begins_with(kind: str, text: str) -> bool:
+def _begins_with(class_word: str, text: str) -> bool:
     """Also with its plural; nothing is the beginning of everything."""
-    kind, text = (" ".join(part.split()).casefold() for part in (kind, text))
-    return text.startswith(kind)
+    class_word, text = (" ".join(part.split()).casefold() for part in (class_word, text))
+    return text.startswith(class_word)
 
 
 def find_word(offsets: Sequence[Span], span: Span) -> list[int]:

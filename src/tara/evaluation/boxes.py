@@ -17,7 +17,7 @@ NEUTRAL = (124, 116, 104)
 """The mean of ImageNet's pixels, which encoders see as 0."""
 
 
-def surest(boxes: Float[np.ndarray, "boxes 5"], kinds: Int[np.ndarray, " boxes"]) -> list[int]:
+def non_maximum_suppression(boxes: Float[np.ndarray, "boxes 5"], kinds: Int[np.ndarray, " boxes"]) -> list[int]:
     """The boxes without doubles, the surest first.
 
     Args:

@@ -24,8 +24,8 @@ class Family:
     needs_scipy: bool = False
 
 
-OWL = Family(query="a photo of a {kind}", confidence=0.2, needs_scipy=True)
-FAMILIES = {"owlv2": OWL, "owlvit": OWL, "grounding-dino": Family(query="a {kind}", confidence=0.3)}
+OWL = Family(query="a photo of a {class_word}", confidence=0.2, needs_scipy=True)
+FAMILIES = {"owlv2": OWL, "owlvit": OWL, "grounding-dino": Family(query="a {class_word}", confidence=0.3)}
 """By the model type of transformers."""
 
 
@@ -56,7 +56,7 @@ class Detector:
         Returns:
             an array (boxes, 5): left, top, right, bottom as fractions of the picture, and the confidence.
         """
-        query = self._family.query.format(kind=kind)
+        query = self._family.query.format(class_word=kind)
         inputs = self._processor(images=[image], text=[[query]], return_tensors="pt")
         outputs = self._model(**inputs.to(self._model.device))
         (found,) = self._processor.post_process_grounded_object_detection(

@@ -10,7 +10,7 @@ from tara.evaluation.protocols import Scene
 from tara.evaluation.subjects import Picture
 from tara.inference.binding import find_words
 from tara.inference.composers import composer_named
-from tara.inference.drawing import drawing_settings, studio_of
+from tara.inference.drawing import drawing_settings, pipeline_of
 from tara.inference.provenance import Origin, PictureSettings, png_with_origin, read_origin, used_file
 from tara.inference.stock_pipelines import sampling_settings
 from tara.storage.file_names import file_name
@@ -44,7 +44,7 @@ def plan(scenes: Sequence[Scene], composers: Sequence[PictureSettings], seeds: S
         sampling_settings(drawing_settings(settings))  # before the base is loaded, which takes long
         for scene in scenes:
             if not composer_named(settings.composer).everywhere:
-                find_words(scene.prompt, [role.use for role in scene.roles])
+                find_words(scene.prompt, [role.active for role in scene.roles])
     return [
         Shot(
             scene=scene,
@@ -78,12 +78,12 @@ def draw(shots: Sequence[Shot], device: str | None, batch_size: int, tell: Calla
     Raises:
         TaraError: when the base cannot be loaded, or an adapter does not fit it.
     """
-    studio = studio_of(shots[0].origin.settings, device)
+    pipeline = pipeline_of(shots[0].origin.settings, device)
     done = 0
     for settings, seed, some in _calls(shots, batch_size):
-        stream = studio.stream(
+        stream = pipeline.stream(
             [shot.origin.prompt for shot in some],
-            [[role.use for role in shot.scene.roles] for shot in some],
+            [[role.active for role in shot.scene.roles] for shot in some],
             [seed],
             on_step=lambda step, done=done: tell(done + step.fraction * step.images, ""),
             batch_size=batch_size,

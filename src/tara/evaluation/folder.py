@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Picture, Subject, asked_for, part_of
-from tara.inference.binding import parse_use
+from tara.inference.binding import parse_adapter
 from tara.inference.provenance import Origin, read_origin, relocated
 from tara.storage.files import LARGE, is_there, small_text
 from tara.storage.validation import build
@@ -67,10 +67,10 @@ def adapter_words(found: Sequence[Found]) -> list[tuple[str, str]]:
     words: list[tuple[str, str]] = []
     for spec in dict.fromkeys(specs):
         try:
-            use = parse_use(spec)
+            active = parse_adapter(spec)
         except TaraError:  # somebody else's pictures, say; then the class words must be given
             continue
-        words.append((use.rare_word, use.class_word))
+        words.append((active.rare_word, active.class_word))
     return [(word, kind) for word, kind in dict.fromkeys(words) if word and kind]
 
 

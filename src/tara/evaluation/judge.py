@@ -7,7 +7,7 @@ from PIL import Image
 
 import toyland
 from tara.errors import TaraError, nearest
-from tara.evaluation.scores import Box, Seen
+from tara.evaluation.scores import Box, Detections
 from tara.evaluation.settings import JUDGE
 from tara.evaluation.subjects import Picture, Subject
 from tara.training.data.examples import read_examples
@@ -41,7 +41,7 @@ class JudgeSight:
         """One for all, see :data:`toyland.subjects.SAME_SUBJECT`."""
         return dict.fromkeys(self._looks, SAME_SUBJECT)
 
-    def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Seen]:
+    def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Detections]:
         """See :class:`tara.evaluation.sight.Sight`."""
         return [
             seen(verdict, [self._looks[subject] for subject in picture.subjects], picture.prompt)
@@ -58,14 +58,14 @@ class JudgeSight:
         return subject_from(found)
 
 
-def seen(verdict: Verdict, subjects: Sequence[world.Subject], prompt: str = "") -> Seen:
+def seen(verdict: Verdict, subjects: Sequence[world.Subject], prompt: str = "") -> Detections:
     """What a verdict says of these subjects; with a prompt that names a place, also whether that is the background."""
     things = verdict.things
     shape = len(subjects), len(things)
     likes = np.array([[likeness(thing, subject) for thing in things] for subject in subjects]).reshape(shape)
     fits = np.array([[thing.kind == subject.kind for thing in things] for subject in subjects], bool).reshape(shape)
     named = [background for background, place in PLACES.items() if place in prompt]
-    return Seen(
+    return Detections(
         boxes=tuple(_box(thing) for thing in things),
         fits=fits,
         likeness={MEASURE: likes},

@@ -34,5 +34,5 @@ def load_models(settings: EvaluationSettings, detector: str) -> Models:
         dino=VisionEncoder(settings.dino, device),
         clip=None if settings.clip == NOTHING else ClipEncoder(settings.clip, device),
         plain_dino=None if settings.plain_dino == NOTHING else VisionEncoder(settings.plain_dino, device),
-        names={use: name for use, name in names.items() if name != NOTHING},
+        names={active: name for active, name in names.items() if name != NOTHING},
     )

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 
-from tara.evaluation.boxes import WHOLE_PICTURE, crop, surest
+from tara.evaluation.boxes import WHOLE_PICTURE, crop, non_maximum_suppression
 from tara.evaluation.features import FeatureCache
 from tara.evaluation.models import Models
-from tara.evaluation.scores import Box, Seen
+from tara.evaluation.scores import Box, Detections
 from tara.evaluation.subjects import Picture, Subject
 from tara.evaluation.whole import WholePictures, mean_cosine
 from tara.training.data.examples import read_examples
@@ -21,7 +21,7 @@ Finding = tuple[Box, str]
 """Where something is, and its class word."""
 
 
-class DetectorSight:
+class DetectorScorer:
     """Finds each class by its word, crops what it finds, and compares the crops with crops of the subjects' photos.
 
     Args:
@@ -42,7 +42,7 @@ class DetectorSight:
         self._encoders = {"dino": models.dino} | ({"clip_i": models.clip} if models.clip else {})
         photos = {one: [example.image for example in read_examples(one.photos, ("",))] for one in subjects}
         self._whole = WholePictures(models.clip, models.plain_dino, photos, features)
-        crops = {one: self._subject_crops(one.kind, images) for one, images in photos.items()}
+        crops = {one: self._subject_crops(one.class_word, images) for one, images in photos.items()}
         self._references = {
             measure: {one: features.vectors(encoder, some) for one, some in crops.items()}
             for measure, encoder in self._encoders.items()
@@ -56,13 +56,15 @@ class DetectorSight:
         """The least likeness that counts as each subject."""
         return self._thresholds
 
-    def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Seen]:
+    def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Detections]:
         """See :class:`tara.evaluation.sight.Sight`."""
-        kinds = [tuple(dict.fromkeys(subject.kind for subject in picture.subjects)) for picture in pictures]
+        kinds = [tuple(dict.fromkeys(subject.class_word for subject in picture.subjects)) for picture in pictures]
         found, whole = self._find(images, kinds), self._whole.scores(pictures, images)
         return [self._seen(*one) for one in zip(pictures, images, found, whole, strict=True)]
 
-    def _seen(self, picture: Picture, image: Image.Image, found: Sequence[Finding], whole: Mapping[str, float]) -> Seen:
+    def _seen(
+        self, picture: Picture, image: Image.Image, found: Sequence[Finding], whole: Mapping[str, float]
+    ) -> Detections:
         shape = len(picture.subjects), len(found)
         crops = [crop(image, box) for box, _ in found]
         likeness: dict[str, NDArray[np.float64]] = {}
@@ -75,8 +77,8 @@ class DetectorSight:
                 ],
                 dtype=float,
             ).reshape(shape)
-        fits = [[kind == subject.kind for _, kind in found] for subject in picture.subjects]
-        return Seen(
+        fits = [[kind == subject.class_word for _, kind in found] for subject in picture.subjects]
+        return Detections(
             boxes=tuple(box for box, _ in found),
             fits=np.array(fits, dtype=bool).reshape(shape),
             likeness=likeness,
@@ -90,9 +92,11 @@ class DetectorSight:
         numbers: list[list[int]] = [[] for _ in images]
         for kind in dict.fromkeys(kind for some in kinds for kind in some):
             asked = [number for number, some in enumerate(kinds) if kind in some]
-            find = partial(self._detector.find, kind=kind)
+            find = partial(self._detector.find, class_word=kind)
             answers = self._features(
-                f"{self._detector.key} {kind}", [images[n] for n in asked], lambda some, find=find: map(find, some)
+                f"{self._detector.key} {class_word}",
+                [images[n] for n in asked],
+                lambda some, find=find: map(find, some),
             )
             for number, answer in zip(asked, answers, strict=True):
                 boxes[number].append(answer)
@@ -124,7 +128,7 @@ def _findings(boxes: Sequence[Vectors], numbers: Sequence[int], kinds: Sequence[
     """The boxes of all kinds together, without doubles."""
     together = np.concatenate(boxes)
     found: list[Finding] = []
-    for index in surest(together, np.array(numbers, dtype=int)):
+    for index in non_maximum_suppression(together, np.array(numbers, dtype=int)):
         left, top, right, bottom = together[index, :4].tolist()
         found.append(((left, top, right, bottom), kinds[numbers[index]]))
     return found

@@ -7,8 +7,8 @@ from itertools import combinations
 from PIL import Image, ImageDraw
 
 from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures, shots
-from tara.evaluation.results import Circumstances
-from tara.evaluation.statistics import spelled
+from tara.evaluation.results import RunInfo
+from tara.evaluation.statistics import format_ci
 from tara.report.page import Grid, Row, Table, page, shrunk, wrapped
 from tara.report.plots import COLOURS
 from tara.storage.images import read_image
@@ -37,7 +37,7 @@ MEANINGS = {
 }
 
 
-def evaluation_page(scored: Sequence[Scored], how: Circumstances) -> str:
+def evaluation_page(scored: Sequence[Scored], how: RunInfo) -> str:
     """The page as HTML: what was scored, and how the figures came about."""
     names = list(by_series(scored))
     lead = f"{len(scored)} pictures of {len(how.thresholds)} subjects, scored subject by subject."
@@ -104,7 +104,7 @@ def _caption(one: Scored) -> str:
 def _marked(one: Scored) -> Image.Image:
     """The picture at the page's size, with a frame around every subject that was found in it."""
     image = shrunk(read_image(one.picture.path), SIDE)
-    draw, last = ImageDraw.Draw(image), (image.width - 1, image.height - 1)
+    draw, last = ImageDraw.StepRandomness(image), (image.width - 1, image.height - 1)
     for number, subject in enumerate(one.score.subjects):
         if subject.box is not None:
             corners = [round(min(max(0.0, part), 1.0) * side) for part, side in zip(subject.box, last * 2, strict=True)]
@@ -150,7 +150,7 @@ def _confusion_table(name: str, scored: Sequence[Scored]) -> Table:
     )
 
 
-def _subjects_table(how: Circumstances) -> Table:
+def _subjects_table(how: RunInfo) -> Table:
     rows = tuple((one.name, one.photos.as_posix(), f"{least:.2f}") for one, least in how.thresholds.items())
     return Table(
         headings=("subject", "photos", "least likeness"),
@@ -168,7 +168,7 @@ def _cells(found: Figures, shown: Sequence[str]) -> list[str]:
     cells: list[str] = []
     for name in shown:
         figure = found.get(name)
-        cells.append("" if figure is None else spelled(figure))
+        cells.append("" if figure is None else format_ci(figure))
     return cells
 
 

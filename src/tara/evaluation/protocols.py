@@ -6,7 +6,7 @@ from itertools import combinations
 
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Subject, part_of
-from tara.inference.binding import AdapterUse, check_named
+from tara.inference.binding import ActiveAdapter, check_named
 from tara.inference.provenance import UsedFile
 from tara.training.data.dreambooth import LIVE_CLASSES, TABLE, subject_of
 
@@ -21,7 +21,7 @@ class Role:
     """A subject and the adapter that has learned it."""
 
     subject: Subject
-    use: AdapterUse
+    active: ActiveAdapter
     file: UsedFile
 
 
@@ -40,22 +40,24 @@ class Scene:
         return tuple(role.subject for role in self.roles)
 
 
-def cast(uses: Sequence[AdapterUse], files: Sequence[UsedFile], subjects: Sequence[Subject]) -> list[Role]:
+def cast(
+    active_adapters: Sequence[ActiveAdapter], files: Sequence[UsedFile], subjects: Sequence[Subject]
+) -> list[Role]:
     """Every adapter with its subject.
 
     Raises:
         TaraError: when an adapter is a style, nobody has said what it listens to, or adapters and photos do not match.
     """
-    check_named(uses)
+    check_named(active_adapters)
     by_name = {subject.name.casefold(): subject for subject in subjects}
     roles: list[Role] = []
-    for use, file in zip(uses, files, strict=True):
-        name = f"{use.rare_word} {use.class_word}"
-        if use.adapter.card.is_style:
-            raise TaraError(f"{use.name} is a style, which no part of a picture shows by itself. Leave it out.")
+    for active, file in zip(active_adapters, files, strict=True):
+        name = f"{active.rare_word} {active.class_word}"
+        if active.adapter.card.is_style:
+            raise TaraError(f"{active.name} is a style, which no part of a picture shows by itself. Leave it out.")
         if name.casefold() not in by_name:
             raise TaraError(f"Nobody has said where the photos of '{name}' are. Add --references '{name}=FOLDER'.")
-        roles.append(Role(subject=by_name.pop(name.casefold()), use=use, file=file))
+        roles.append(Role(subject=by_name.pop(name.casefold()), active=active, file=file))
     if by_name:
         known = ", ".join(role.subject.name for role in roles) or "none"
         raise TaraError(f"There is no adapter of '{next(iter(by_name))}', only of: {known}. Add it with --adapter.")
@@ -106,8 +108,8 @@ def dreambooth(roles: Sequence[Role]) -> list[Scene]:
             raise TaraError(
                 f"There is no {TABLE} with prompts beside {role.subject.photos}. Put the data set's table there."
             )
-        part = LIVING if table.kind in LIVE_CLASSES else OBJECTS
-        words = {"{word}": role.use.rare_word, "{kind}": role.use.class_word}
+        part = LIVING if table.class_word in LIVE_CLASSES else OBJECTS
+        words = {"{rare_word}": role.active.rare_word, "{class_word}": role.active.class_word}
         for number, prompt in enumerate(table.prompts):
             for place, word in words.items():
                 prompt = prompt.replace(place, word)
@@ -122,7 +124,7 @@ def together(subjects: Sequence[Subject]) -> str:
 
 
 def _group(text: str, roles: Sequence[Role]) -> tuple[Role, ...]:
-    names = {role.subject.word.casefold(): role for role in roles}
+    names = {role.subject.rare_word.casefold(): role for role in roles}
     names |= {role.subject.name.casefold(): role for role in roles}
     found: list[Role] = []
     for part in text.split("+"):

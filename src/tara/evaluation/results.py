@@ -17,7 +17,7 @@ from tara.training.run.folder import versions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
+class RunInfo:
     """How the figures came about."""
 
     protocol: str
@@ -27,7 +27,7 @@ class Circumstances:
     """The least likeness that counts as each subject."""
 
 
-def results(scored: Sequence[Scored], how: Circumstances, out: Path) -> dict[str, Any]:
+def results(scored: Sequence[Scored], how: RunInfo, out: Path) -> dict[str, Any]:
     """Everything that ``results.json`` holds; pictures are named as seen from the folder ``out``."""
     series = by_series(scored)
     return {
@@ -36,7 +36,12 @@ def results(scored: Sequence[Scored], how: Circumstances, out: Path) -> dict[str
         "models": dict(how.models),
         "versions": versions(),
         "subjects": [
-            {"word": one.word, "kind": one.kind, "photos": one.photos.as_posix(), "threshold": round(threshold, DIGITS)}
+            {
+                "rare_word": one.rare_word,
+                "class_word": one.class_word,
+                "photos": one.photos.as_posix(),
+                "threshold": round(threshold, DIGITS),
+            }
             for one, threshold in how.thresholds.items()
         ],
         "series": [_series(name, pictures) for name, pictures in series.items()],

@@ -6,9 +6,9 @@ from typing import Any
 
 from tara.evaluation.figures import Scored
 from tara.evaluation.page import evaluation_page
-from tara.evaluation.results import Circumstances, csv_bytes, json_bytes, results
+from tara.evaluation.results import RunInfo, csv_bytes, json_bytes, results
+from tara.evaluation.scorer import SubjectScorer
 from tara.evaluation.scores import score
-from tara.evaluation.sight import Sight
 from tara.evaluation.subjects import Picture
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
@@ -19,9 +19,9 @@ Tell = Callable[[float, str], object]
 
 def evaluate(
     pictures: Sequence[Picture],
-    sight: Sight,
+    scorer: SubjectScorer,
     out: Path,
-    how: Circumstances,
+    how: RunInfo,
     *,
     batch_size: int = 8,
     tell: Tell = lambda done, what: None,
@@ -45,7 +45,7 @@ def evaluate(
     scored: list[Scored] = []
     for start in range(0, len(pictures), batch_size):
         some = pictures[start : start + batch_size]
-        seen = sight.look(some, [read_image(picture.path) for picture in some])
+        seen = scorer.look(some, [read_image(picture.path) for picture in some])
         scored += [Scored(picture=picture, score=score(one)) for picture, one in zip(some, seen, strict=True)]
         tell(len(scored), "")
     found = results(scored, how, out)

@@ -17,7 +17,7 @@ Way = tuple[int, float, tuple[int | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
+class Detections:
     """What was seen in one picture, set against the subjects that should be in it."""
 
     boxes: tuple[Box, ...]
@@ -90,7 +90,7 @@ class PictureScore:
         return found | {name: {WHOLE: value} for name, value in self.whole.items()}
 
 
-def score(seen: Seen) -> PictureScore:
+def score(seen: Detections) -> PictureScore:
     """Say which finding is which subject, and how well each one came out.
 
     With L (subjects, findings) the likeness by one measure and f the finding of subject s: identity is L[s, f], leakage

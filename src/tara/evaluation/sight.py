@@ -7,7 +7,7 @@ from typing import Protocol
 from PIL import Image
 
 from tara.errors import TaraError
-from tara.evaluation.scores import Seen
+from tara.evaluation.scores import Detections
 from tara.evaluation.settings import DETECTOR, JUDGE, EvaluationSettings
 from tara.evaluation.subjects import Picture, Subject
 
@@ -15,7 +15,7 @@ BY_ITSELF = ("dino", "clip", "plain_dino", "confidence", "same_subject")
 """Settings of the encoders and of a detector, which the judge does without."""
 
 
-class Sight(Protocol):
+class SubjectScorer(Protocol):
     """Looks at pictures; knows the subjects' photos since it was made."""
 
     @property
@@ -28,7 +28,7 @@ class Sight(Protocol):
         """The least likeness that counts as each subject."""
         ...
 
-    def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Seen]:
+    def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Detections]:
         """What is seen in each picture of its own subjects.
 
         Args:
@@ -38,9 +38,9 @@ class Sight(Protocol):
         ...
 
 
-def open_sight(
+def load_scorer(
     settings: EvaluationSettings, subjects: Sequence[Subject], bases: Iterable[str | None], cache: Path
-) -> Sight:
+) -> SubjectScorer:
     """What the settings ask for: the judge when it is named, or for pictures that only toyland's base drew.
 
     Args:
@@ -64,7 +64,7 @@ def open_sight(
         return JudgeSight(subjects)
     from tara.evaluation.features import FeatureCache
     from tara.evaluation.models import load_models
-    from tara.evaluation.open_vocabulary import DetectorSight
+    from tara.evaluation.open_vocabulary import DetectorScorer
 
     features = FeatureCache(cache, settings.batch_size)
-    return DetectorSight(load_models(settings, detector), subjects, features, settings.same_subject)
+    return DetectorScorer(load_models(settings, detector), subjects, features, settings.same_subject)

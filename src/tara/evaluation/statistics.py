@@ -42,7 +42,7 @@ def paired_difference(
     return interval((unit(key), value - second[key]) for key, value in first.items() if key in second)
 
 
-def spelled(figure: tuple[float, ...] | list[float]) -> str:
+def format_ci(figure: tuple[float, ...] | list[float]) -> str:
     """A mean with its interval, for a table."""
     mean, low, high = figure
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"

@@ -23,7 +23,7 @@ class Subject:
     @property
     def name(self) -> str:
         """How a prompt calls it."""
-        return f"{self.word} {self.kind}"
+        return f"{self.rare_word} {self.class_word}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Picture:
     @property
     def plain_prompt(self) -> str:
         """The prompt with class words in place of rare words, which mean nothing to a text encoder."""
-        named = ((span, one.kind) for one in self.subjects for span in word_spans(self.prompt, one.word))
+        named = ((span, one.class_word) for one in self.subjects for span in word_spans(self.prompt, one.rare_word))
         return with_class_words(self.prompt, named)
 
 
@@ -55,7 +55,7 @@ def part_of(subjects: Sequence[Subject]) -> str:
     """Whether some of several subjects share a class, the hardest case; empty for one alone."""
     if len(subjects) < 2:
         return ""
-    same = any(one.kind.casefold() == other.kind.casefold() for one, other in combinations(subjects, 2))
+    same = any(one.class_word.casefold() == other.class_word.casefold() for one, other in combinations(subjects, 2))
     return SAME_CLASS if same else OTHER_CLASSES
 
 
@@ -66,11 +66,13 @@ def asked_for(prompt: str, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
     """
 
     def named(subject: Subject) -> bool:
-        shared = sum(other.word.casefold() == subject.word.casefold() for other in subjects) > 1
-        return bool(word_spans(prompt, subject.word)) and (not shared or bool(word_spans(prompt, subject.kind)))
+        shared = sum(other.rare_word.casefold() == subject.rare_word.casefold() for other in subjects) > 1
+        return bool(word_spans(prompt, subject.rare_word)) and (
+            not shared or bool(word_spans(prompt, subject.class_word))
+        )
 
     by_word = tuple(subject for subject in subjects if named(subject))
-    return by_word or tuple(subject for subject in subjects if word_spans(prompt, subject.kind))
+    return by_word or tuple(subject for subject in subjects if word_spans(prompt, subject.class_word))
 
 
 def read_subjects(references: Sequence[str], known: Sequence[tuple[str, str]] = ()) -> tuple[Subject, ...]:
@@ -98,15 +100,15 @@ def _subject(text: str, known: Sequence[tuple[str, str]]) -> Subject:
         raise TaraError(f"--references '{text}' is not WORD=FOLDER. Write it like 'xlo=photos/rex'.")
     photos = Path(folder)
     for word, kind in known:
-        if name.casefold() in (word.casefold(), f"{word} {kind}".casefold()):
-            return Subject(word=word, kind=kind, photos=photos)
+        if name.casefold() in (word.casefold(), f"{rare_word} {class_word}".casefold()):
+            return Subject(rare_word=word, class_word=kind, photos=photos)
     word, _, kind = name.partition(" ")
     if not kind:
         table = subject_of(photos)
-        kind = table.kind if table else ""
+        kind = table.class_word if table else ""
     if not kind:
         raise TaraError(
-            f"--references '{text}' does not say what {word} is. Write the class word behind it, like "
-            f"'{word} dog={folder}'."
+            f"--references '{text}' does not say what {rare_word} is. Write the class word behind it, like "
+            f"'{rare_word} dog={folder}'."
         )
-    return Subject(word=word, kind=" ".join(kind.split()), photos=photos)
+    return Subject(rare_word=word, class_word=" ".join(kind.split()), photos=photos)

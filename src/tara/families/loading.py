@@ -1,20 +1,21 @@
-"""Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded backbone."""
+"""Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded base."""
 
 import json
 import tempfile
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-import toyland
-from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
+from tara.errors import TaraError, TaraWarning, nearest
+from tara.families.base import Base
+from tara.families.family import Defaults
 from tara.families.prediction import observed_prediction
-from tara.families.settings import Prediction
+from tara.families.settings import Precision, Prediction
 from tara.families.single_file import CONFIGS, check_whole, load_single_file, read_contents, tell
+from tara.storage.files import small_text
 from tara.storage.hub import base_here, is_hub_id, not_fetched
 
 ALIASES = {
@@ -24,25 +25,22 @@ ALIASES = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-PRECISIONS = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What settings call the precisions; ``auto``, which is none of them, leaves it to :func:`best_precision`."""
-BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs only imitate it, slowly
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""``auto``, which is none of them, leaves it to :func:`best_precision`."""
+BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs only emulate it, slowly
 INDEX = "model_index.json"
+DEFAULTS = "defaults.json"  # in a base's folder: settings that suit it, by the names of `Defaults`
 NO_SAFETENSORS = "Could not find the necessary `safetensors` weights"  # as diffusers says of a repository
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 # what `hf download` is told, because a base's repository also holds its weights in half a dozen other forms
 NEEDED_FILES = ("--include", "*.json", "--include", "*.txt", "--include", "*/*.safetensors")
 OTHER_PRECISIONS = ("--exclude", "*.fp16.*", "--exclude", "*.non_ema.*")
-WANTED = "Give toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
+WANTED = "Give sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
 
 
 def resolve_base(name: str | Path) -> str:
-    """The folder, file or hub id behind a base's name: of ``toyland``, ``sd15``, ``sdxl``, or the name as it is."""
-    if base_here(name):
-        return str(name)
-    if str(name) == "toyland":
-        return str(toyland.BASE)
-    return ALIASES.get(str(name), str(name))
+    """The folder, file or hub id behind a base's name: of ``sd15`` or ``sdxl``, or the name as it is."""
+    return str(name) if base_here(name) else ALIASES.get(str(name), str(name))
 
 
 def public_name(name: str) -> str:
@@ -52,47 +50,63 @@ def public_name(name: str) -> str:
 
 def load_base(
     name: str | Path,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
     *,
+    device: str | None = None,
+    precision: Precision = "auto",
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
     prediction_type: Prediction | None = None,
-) -> Backbone:
-    """Load a base: every part frozen, in ``dtype`` on ``device`` (the best ones found).
+) -> Base:
+    """Load a base: every part in one precision on one device.
 
     Args:
         name: see :func:`resolve_base`.
-        device: cuda, mps or cpu.
-        dtype: precision of all parts, see :func:`best_precision`; an autoencoder that overflows in float16 is widened
-            where it is used.
+        device: cuda, mps or cpu; the best one found when None.
+        precision: auto is the best one for the device; a VAE that overflows in fp16 is upcast where it is used.
         revision: branch, tag or commit, of a hub id.
         variant: of the files of a folder or hub id, such as ``fp16``.
-        vae: autoencoder in place of the base's own: a folder, a ``.safetensors`` file or a hub id.
-        prediction_type: what the U-Net predicts; where neither this nor the file tells, it is tried, with a warning.
+        vae: VAE to use instead of the base's own: a folder, a ``.safetensors`` file or a hub id.
+        prediction_type: what the network predicts; where neither this nor the file tells, it is tried, with a warning.
 
     Raises:
         TaraError: when there is no such base or device, or the base is of a kind that adapters cannot work on.
     """
     where, place = resolve_base(name), device_named(device)
-    precision = dtype or best_precision(place)
+    if precision not in get_args(Precision):
+        hint = nearest(precision, get_args(Precision))
+        raise TaraError(f"precision is '{precision}'.{hint} Choose one of {', '.join(get_args(Precision))}.")
+    dtype = PRECISIONS.get(precision) or best_precision(place)
     for one in (where, vae):
         if one is not None:
             _refuse_pickle(one)
     if Path(where).is_file():
-        pipe = _from_file(Path(where), precision, vae, prediction_type, place)
+        pipe = _from_file(Path(where), dtype, vae, prediction_type, place)
     else:
-        pipe = _from_folder_or_hub(str(name), where, precision, revision, variant)
+        pipe = _from_folder_or_hub(str(name), where, dtype, revision, variant)
         if vae is not None:
-            _replace_vae(pipe, vae, precision)
+            _replace_vae(pipe, vae, dtype)
         if prediction_type is not None:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=prediction_type)
-    backbone = Backbone.from_pipeline(pipe)
-    if where == str(toyland.BASE):
-        backbone.guidance_scale = toyland.GUIDANCE_SCALE
+    base = Base(pipe)
+    base.defaults = _own_defaults(Path(where), base.defaults)
     pipe.to(place)
-    return backbone
+    return base
+
+
+def _own_defaults(folder: Path, defaults: Defaults) -> Defaults:
+    """The family's defaults with those in a base's own folder, where it has some."""
+    path = folder / DEFAULTS
+    if not path.is_file():
+        return defaults
+    try:
+        values: dict[str, Any] = dict(json.loads(small_text(path)))
+        unknown = values.keys() - {field.name for field in fields(Defaults)}
+        if unknown:
+            raise ValueError(f"there is no setting '{min(unknown)}'")
+        return replace(defaults, **values)
+    except (OSError, ValueError, TypeError) as failure:
+        raise TaraError(f"'{path}' cannot be used ({failure}). Correct it, or delete it.") from failure
 
 
 def load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:

@@ -1,22 +1,21 @@
-"""The attention processors that hand each row of a U-Net call its own text keys and values."""
+"""Attention processors that give each row of a network call its own text keys and values."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from torch import Tensor, nn
 
-from tara.core.lora import RowLowRank
+from tara.core.lora import LowRank
 from tara.errors import TaraError
 
 KEY = "tara"  # the entry of cross_attention_kwargs that the processors listen to
 STOCK = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor)
-INSTALLATION = "tara_installation"
+INSTALLED = "tara_processors"  # the attribute of a denoiser that holds its installed processors
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one cross-attention layer, (rows, tokens, inner) each."""
@@ -24,22 +23,22 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TextConditioning:
-    """Everything that text and adapters say to one U-Net call.
+    """The text and adapters of one network call, as its attention layers use them.
 
     ``kv`` holds keys and values by cross-attention layer (``....attn2``), complete with the adapters' deltas.
     ``deltas`` holds further low-rank deltas by projection (``....attn1.to_q``, ``....attn2.to_out.0``), one per row.
-    Rows are those of the U-Net's batch: ``[unconditional..., conditional...]`` in a guided stock pipeline.
+    Rows are those of the network's batch: ``[unconditional..., conditional...]`` in a guided stock pipeline.
     """
 
     kv: Mapping[str, KeysValues]
-    deltas: Mapping[str, RowLowRank] | None = None
+    deltas: Mapping[str, LowRank] | None = None
 
     @property
     def rows(self) -> int:
         return next(iter(self.kv.values()))[0].shape[0]
 
     def take(self, rows: Sequence[int]) -> "TextConditioning":
-        """What is said to the given rows alone."""
+        """The conditioning of the given rows."""
         index = torch.tensor(list(rows), device=next(iter(self.kv.values()))[0].device)
         kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
         deltas = self.deltas and {path: delta.take(index) for path, delta in self.deltas.items()}
@@ -47,7 +46,7 @@ class TextConditioning:
 
 
 class Watch(Protocol):
-    """Told what each text cross-attention compares; whatever it does with that, the picture stays the same."""
+    """Observes the queries and keys of each text cross-attention; the image does not depend on it."""
 
     def __call__(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
         """``query`` (rows, heads, positions, d), ``key`` (rows, heads, tokens, d), an additive ``mask`` if any."""
@@ -78,11 +77,11 @@ class TextKVProcessor:
         if tara is None or not ours:
             if tara is not None and encoder_hidden_states is not None:
                 raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
-            rest = () if temb is None and not args else (temb, *args)  # the sliced processor takes neither
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *rest, **kwargs)
+            extra = () if temb is None and not args else (temb, *args)  # the sliced processor takes neither
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *extra, **kwargs)
         if tara.rows != hidden_states.shape[0]:
             raise TaraError(
-                f"The U-Net got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give it the "
+                f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give it the "
                 "same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
             )
         return self._attend(attn, hidden_states, attention_mask, tara)
@@ -94,10 +93,10 @@ class TextKVProcessor:
 
     def _project(self, projection: str, linear: nn.Module, x: Tensor, tara: TextConditioning) -> Tensor:
         delta = None if tara.deltas is None else tara.deltas.get(f"{self.layer}.{projection}")
-        return linear(x) if delta is None else linear(x) + delta.delta(x)
+        return linear(x) if delta is None else linear(x) + delta.to(dtype=x.dtype).delta(x)
 
     def _attend(self, attn: Any, x: Tensor, mask: Tensor | None, tara: TextConditioning) -> Tensor:
-        # the operations of AttnProcessor2_0 in the same order, so that equal numbers give equal pictures
+        # the operations of AttnProcessor2_0 in the same order, so that equal numbers give equal images
         rows = x.shape[0]
         query = self._project("to_q", attn.to_q, x, tara)
         if self.layer in tara.kv:
@@ -122,92 +121,92 @@ class TextKVProcessor:
         return out / attn.rescale_output_factor
 
 
-class Installation:
-    """Our processors on one U-Net, and the guard that notices when someone else replaces them."""
+class AttentionProcessors:
+    """Our processors for every attention of one denoiser, and a hook that notices when someone else replaces them.
 
-    def __init__(self, unet: Any) -> None:
-        self.attentions = {
-            name.removesuffix(".processor"): unet.get_submodule(name.removesuffix(".processor"))
-            for name in unet.attn_processors
-        }
-        self.guard = unet.register_forward_pre_hook(self.check, with_kwargs=True)
+    They are made once: installing them again after a release puts the same objects back, so that a compiled denoiser is
+    not compiled anew.
+    """
 
-    def check(self, _unet: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each U-Net call: a processor that does not know our text would silently draw the base's picture."""
+    def __init__(self, denoiser: Any, make: Callable[[str, Any], TextKVProcessor] = TextKVProcessor) -> None:
+        self._denoiser, self._make = denoiser, make
+        self._ours: dict[str, TextKVProcessor] = {}
+        self._guard: Any = None
+
+    @staticmethod
+    def of(denoiser: Any, make: Callable[[str, Any], TextKVProcessor] = TextKVProcessor) -> "AttentionProcessors":
+        """Those that are installed on a denoiser, or new ones for it."""
+        return getattr(denoiser, INSTALLED, None) or AttentionProcessors(denoiser, make)
+
+    @property
+    def installed(self) -> bool:
+        """Whether :meth:`install` has been called and :meth:`release` has not."""
+        return getattr(self._denoiser, INSTALLED, None) is self
+
+    def install(self) -> None:
+        """Put our processors in place of the stock ones; doing it twice changes nothing.
+
+        Raises:
+            TaraError: when a processor is neither stock nor ours.
+        """
+        present: dict[str, Any] = self._denoiser.attn_processors
+        ours: dict[str, TextKVProcessor] = {}
+        for name, processor in present.items():
+            layer, known = name.removesuffix(".processor"), self._ours.get(name)
+            if isinstance(processor, TextKVProcessor):
+                ours[name] = processor
+            elif type(processor) not in STOCK:
+                raise _replaced(layer, processor)
+            else:
+                ours[name] = known if known is not None and known.stock is processor else self._make(layer, processor)
+        self._ours = ours
+        if ours != present:
+            self._denoiser.set_attn_processor(dict(ours))  # which it empties
+        if not self.installed:
+            setattr(self._denoiser, INSTALLED, self)
+            self._guard = self._denoiser.register_forward_pre_hook(self._check, with_kwargs=True)
+
+    def release(self) -> None:
+        """Put the stock processors back where ours still are."""
+        if not self.installed:
+            return
+        self._guard.remove()
+        delattr(self._denoiser, INSTALLED)
+        present: dict[str, Any] = self._denoiser.attn_processors
+        self._denoiser.set_attn_processor(
+            {name: p.stock if isinstance(p, TextKVProcessor) else p for name, p in present.items()}
+        )
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Generator[None]:
+        """Report every text cross-attention to ``watch`` for a ``with`` block; installed before if need be.
+
+        Raises:
+            TaraError: as :meth:`install`.
+        """
+        before = self.installed
+        self.install()
+        processors = list(self._ours.values())
+        earlier = [processor.watch for processor in processors]
+        try:
+            for processor in processors:
+                processor.watch = watch
+            yield
+        finally:
+            for processor, previous in zip(processors, earlier, strict=True):
+                processor.watch = previous
+            if not before:
+                self.release()
+
+    def _check(self, _denoiser: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each network call: a processor that does not know our text would silently ignore the adapters."""
         if KEY not in (kwargs.get("cross_attention_kwargs") or {}):
             return
-        for layer, attention in self.attentions.items():
-            if not isinstance(attention.processor, TextKVProcessor):
-                raise _replaced(layer, attention.processor)
-
-
-_INSTALLED_BEFORE: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
-"""The last processors of ours on each U-Net."""
-
-
-def install(unet: Any) -> None:
-    """Put our processors on every attention of a diffusers U-Net; doing it twice changes nothing.
-
-    Raises:
-        TaraError: when a processor is neither stock nor ours.
-    """
-    processors: dict[str, Any] = unet.attn_processors
-    # kept from one time to the next: a compiled U-Net is compiled anew for processors that it has not seen
-    kept = _INSTALLED_BEFORE.get(unet, {})
-    ours: dict[str, Any] = {}
-    for name, processor in processors.items():
-        layer = name.removesuffix(".processor")
-        if isinstance(processor, TextKVProcessor):
-            ours[name] = processor
-        elif type(processor) not in STOCK:
-            raise _replaced(layer, processor)
-        elif name in kept and kept[name].stock is processor:
-            ours[name] = kept[name]
-        else:
-            ours[name] = TextKVProcessor(layer, processor)
-    _INSTALLED_BEFORE[unet] = ours
-    if ours != processors:
-        unet.set_attn_processor(dict(ours))  # which it empties
-    if getattr(unet, INSTALLATION, None) is None:
-        setattr(unet, INSTALLATION, Installation(unet))
-
-
-def installed(unet: Any) -> bool:
-    """Whether :func:`install` has been called and :func:`uninstall` has not."""
-    return getattr(unet, INSTALLATION, None) is not None
-
-
-def uninstall(unet: Any) -> None:
-    """Put the stock processors back where ours still are."""
-    installation: Installation | None = getattr(unet, INSTALLATION, None)
-    if installation is None:
-        return
-    installation.guard.remove()
-    delattr(unet, INSTALLATION)
-    processors: dict[str, Any] = unet.attn_processors
-    unet.set_attn_processor({name: p.stock if isinstance(p, TextKVProcessor) else p for name, p in processors.items()})
-
-
-@contextmanager
-def watched(unet: Any, watch: Watch) -> Generator[None]:
-    """Tell ``watch`` of every text cross-attention for a ``with`` block; the U-Net is then given back as it was found.
-
-    Raises:
-        TaraError: as :func:`install`.
-    """
-    before = installed(unet)
-    install(unet)
-    processors: list[TextKVProcessor] = list(unet.attn_processors.values())
-    earlier = [processor.watch for processor in processors]
-    try:
-        for processor in processors:
-            processor.watch = watch
-        yield
-    finally:
-        for processor, previous in zip(processors, earlier, strict=True):
-            processor.watch = previous
-        if not before:
-            uninstall(unet)
+        for name in self._ours:
+            layer = name.removesuffix(".processor")
+            processor = self._denoiser.get_submodule(layer).processor
+            if not isinstance(processor, TextKVProcessor):
+                raise _replaced(layer, processor)
 
 
 def _replaced(layer: str, processor: object) -> TaraError:
@@ -216,9 +215,3 @@ def _replaced(layer: str, processor: object) -> TaraError:
         "off xFormers, fused QKV projections and IP-Adapters, turn attention slicing on or off now, then call "
         "tara.prepare again."
     )
-
-
-def no_grad_kv(attn: Any, embeddings: Tensor) -> KeysValues:
-    """Keys and values of text embeddings (rows, tokens, d) through a layer's current, frozen projections."""
-    with torch.no_grad():
-        return attn.to_k(embeddings), attn.to_v(embeddings)

@@ -1,32 +1,35 @@
-"""Which base is loaded, and how."""
+"""Which base is loaded, and how it runs: settings that training and generation share."""
 
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 Prediction = Literal["epsilon", "v_prediction"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
-BASE = "Base model: toyland, sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id"
-REVISION = "Branch, tag or commit of a base on the hub"
-VARIANT = "Variant of the base's files, such as fp16"
-VAE = "Autoencoder in place of the base's own: a folder, a .safetensors file or a hub id"
-PREDICTION = "What the base's U-Net predicts, where its checkpoint does not tell: epsilon or v_prediction"
+
+class BaseSettings(BaseModel, frozen=True, extra="forbid"):
+    """Which base is loaded, in which precision."""
+
+    base: str = Field(description="Base model: sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a base on the hub")
+    variant: str | None = Field(default=None, description="Variant of the base's files, such as fp16")
+    vae: str | None = Field(
+        default=None, description="VAE to use instead of the base's own: a folder, a .safetensors file or a hub id"
+    )
+    prediction_type: Prediction | None = Field(
+        default=None, description="What the network predicts, if the checkpoint does not say"
+    )
+    precision: Precision = Field(
+        default="auto", description="Precision of the base. auto: bf16 (or fp16 on older GPUs) on CUDA, fp32 elsewhere"
+    )
 
 
 class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
-    """How a base runs: time and memory; a picture stays the same but for rounding."""
+    """Speed and memory; the images stay the same but for rounding."""
 
-    compile: bool = Field(
-        default=False,
-        description="Compile the U-Net: the first step takes minutes, what the others gain depends on the device; "
-        "other adapters do not compile anew",
-    )
-    attention_slicing: bool = Field(
-        default=False,
-        description="Attention in slices: less memory and more time, of use where a device has no attention that saves "
-        "memory by itself, such as mps",
-    )
+    compile: bool = Field(default=False, description="Compile the denoising network (slow first step)")
+    attention_slicing: bool = Field(default=False, description="Compute attention in slices, to save memory")
     offload: bool = Field(
-        default=False,
-        description="Parts of the base wait in the CPU's memory until they are needed: less GPU memory, more time",
+        default=False, description="Keep idle parts of the base in CPU memory, to save GPU memory (slower)"
     )

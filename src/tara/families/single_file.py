@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from tara.errors import TaraError
-from tara.families.family import FAMILIES
 from tara.families.settings import Prediction
+from tara.families.stable_diffusion import SD1, SD2, SDXL
 from tara.storage.safetensors_file import opened
 
 CONFIGS = Path(__file__).parent / "original_configs"
@@ -87,8 +87,8 @@ def _contents(
             "folder, or take the text-to-image checkpoint that it was made from."
         )
     width, sized = shape(keys)[1], f"{UNET}label_emb.0.0.weight" in names
-    for family in FAMILIES:
-        if (family.text_width, family.size_conditioning) == (width, sized):
+    for family in (SD1, SD2, SDXL):
+        if (family.text_width, family is SDXL) == (width, sized):
             return Contents(
                 family=family.name,
                 prediction_type=_prediction_type(names, metadata),

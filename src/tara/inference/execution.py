@@ -7,16 +7,15 @@ from typing import Any
 import torch
 
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.families.processors import installed
+from tara.families.base import Base
 from tara.families.settings import ExecutionSettings
 
 
-def execute(backbone: Backbone, settings: ExecutionSettings, device: torch.device) -> None:
+def execute(base: Base, settings: ExecutionSettings, device: torch.device) -> None:
     """Make a base run so, from now on.
 
     Args:
-        backbone: where it is does not matter to ``offload``, which moves its parts to ``device`` and back.
+        base: where it is does not matter to ``offload``, which moves its parts to ``device`` and back.
         settings: how.
         device: where it computes.
 
@@ -26,13 +25,13 @@ def execute(backbone: Backbone, settings: ExecutionSettings, device: torch.devic
     if settings.offload and device.type == "cpu":
         raise TaraError("offload keeps parts of the base off a GPU, but it runs on the CPU here. Leave offload out.")
     if settings.attention_slicing:
-        if installed(backbone.unet):
+        if base.processors.installed:
             raise TaraError("attention_slicing comes before tara.prepare. Call tara.release first.")
-        backbone.unet.set_attention_slice("auto")
+        base.denoiser.set_attention_slice("auto")
     if settings.compile:
-        backbone.unet.compile()
+        base.denoiser.compile()
     if settings.offload:
-        offload(backbone.pipe, device)
+        offload(base.pipe, device)
 
 
 def offload(pipe: Any, device: torch.device) -> None:
@@ -50,4 +49,4 @@ def compiler_failures() -> Generator[None]:
         if not type(failure).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-        raise TaraError(f"The U-Net cannot be compiled here ({reason}). Leave compile out.") from failure
+        raise TaraError(f"The network cannot be compiled here ({reason}). Leave compile out.") from failure

@@ -1,8 +1,7 @@
-"""Prompts, adapters and seeds to pictures."""
+"""Requests to images: ``tara.Pipeline``."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,65 +9,75 @@ import torch
 from PIL import Image
 
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.families.loading import best_precision, device_named, load_base
-from tara.families.settings import ExecutionSettings, Prediction
-from tara.inference.binding import AdapterLists, AdapterUse
+from tara.families.base import Base
+from tara.families.family import Task
+from tara.families.loading import device_named, load_base
+from tara.families.settings import ExecutionSettings, Precision, Prediction
+from tara.inference.binding import ActiveAdapters, AdapterLists
 from tara.inference.execution import compiler_failures, execute, offload
-from tara.inference.prepare import Composed, EncodingCache, PromptRow, at_work, composed, prompt_rows
-from tara.inference.stock_pipelines import Drawer, SamplingSettings, drawer, sampling_settings
+from tara.inference.prepare import (
+    EncodingCache,
+    PreparedBatch,
+    PromptRow,
+    adapters_per_prompt,
+    applied,
+    prepared_batch,
+    prompt_rows,
+)
+from tara.inference.request import GenerationRequest
+from tara.inference.settings import GenerationSettings, make_scheduler
+from tara.storage.images import read_image
 from tara.storage.validation import build
+
+BATCH_SIZE = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Generated:
-    """One picture and what made it; ``index`` counts prompts first, then seeds."""
+class GeneratedImage:
+    """One image and what made it; ``index`` counts requests first, then seeds."""
 
     index: int
-    prompt: str
     seed: int
     image: Image.Image
-    uses: tuple[AdapterUse, ...]
-    settings: SamplingSettings
+    request: GenerationRequest
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters' files."""
-        return tuple(use.name for use in self.uses)
+    def prompt(self) -> str:
+        return self.request.prompt
+
+    @property
+    def adapters(self) -> ActiveAdapters:
+        return self.request.adapters
 
 
 @dataclass(frozen=True)
-class SamplingStep:
-    """One denoising step of one batch: ``step`` of ``steps``, ``drawn`` of ``images`` pictures finished before it."""
+class DenoisingStep:
+    """One denoising step of one batch: ``step`` of ``steps``, after ``done`` of ``images`` images were finished."""
 
     step: int
     steps: int
-    drawn: int
+    done: int
     batch: int
     images: int
 
     @property
     def fraction(self) -> float:
-        """How much of everything is done."""
-        return (self.drawn + self.batch * self.step / self.steps) / self.images
+        """How much of everything is done, 0 to 1."""
+        return (self.done + self.batch * self.step / self.steps) / self.images
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    index: int
-    seed: int
-    row: PromptRow
+OnStep = Callable[[DenoisingStep], object]
 
 
-class Studio:
-    """Draws pictures on one base with any adapters.
+class Pipeline:
+    """Generates images on one base with any adapters.
 
     Args:
-        base: ``toyland``, ``sd15``, ``sdxl``, a folder, a hub id, a :class:`Backbone` or a loaded diffusers pipeline.
+        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, a :class:`Base` or a loaded diffusers pipeline.
         device: the best one found when None; a loaded pipeline stays where it is.
-        dtype: the best one for the device when None, see :func:`tara.families.loading.best_precision`.
-        revision, variant, vae, prediction_type: of a base that is loaded by name, see :func:`tara.families.loading.load_base`.
-        execution: fields of :class:`tara.training.settings.ExecutionSettings`: compile, attention_slicing, offload.
+        precision: auto, fp32, fp16 or bf16; of a base that is loaded by name, as are the next four.
+        revision, variant, vae, prediction_type: see :func:`tara.families.loading.load_base`.
+        execution: fields of :class:`tara.families.settings.ExecutionSettings`: compile, attention_slicing, offload.
 
     Raises:
         TaraError: when the base cannot be loaded or used, or not run so.
@@ -76,10 +85,10 @@ class Studio:
 
     def __init__(
         self,
-        base: str | Path | Backbone | Any = "toyland",
+        base: str | Path | Base | Any,
         *,
         device: str | None = None,
-        dtype: torch.dtype | None = None,
+        precision: Precision = "auto",
         revision: str | None = None,
         variant: str | None = None,
         vae: str | Path | None = None,
@@ -88,15 +97,15 @@ class Studio:
     ) -> None:
         self._execution = build(ExecutionSettings, execution)
         place = None
-        if isinstance(base, Backbone):
-            self.backbone = base
+        if isinstance(base, Base):
+            self.base = base
         elif isinstance(base, (str, Path)):
             place = device_named(device)
-            self.backbone = load_base(
+            self.base = load_base(
                 base,
-                # parts that wait in the CPU's memory need not all have been on the GPU at once
-                "cpu" if self._execution.offload else device,
-                dtype or best_precision(place),
+                # parts that wait in CPU memory need not all have been on the GPU at once
+                device="cpu" if self._execution.offload else device,
+                precision=precision,
                 revision=revision,
                 variant=variant,
                 vae=vae,
@@ -104,12 +113,12 @@ class Studio:
             )
         elif getattr(base, "controlnet", None) is not None:
             raise TaraError(
-                f"A {type(base).__name__} needs a control picture, which Studio does not take. "
-                "Call it yourself: `with tara.prepared(pipe, prompt, adapters) as kwargs: pipe(image=..., **kwargs)`."
+                f"A {type(base).__name__} needs a control image, which tara.Pipeline does not take. Call it yourself: "
+                "`with tara.prepared(pipe, prompt, adapters) as kwargs: pipe(image=..., **kwargs)`."
             )
         else:
-            self.backbone = Backbone.from_pipeline(base)
-        execute(self.backbone, self._execution, place or self.backbone.device)
+            self.base = Base(base)
+        execute(self.base, self._execution, place or self.base.device)
         self._texts: EncodingCache = {}
 
     def __call__(
@@ -118,12 +127,13 @@ class Studio:
         adapters: AdapterLists = (),
         seeds: Iterable[int] = (0,),
         *,
-        on_step: Callable[[SamplingStep], object] | None = None,
+        batch_size: int = BATCH_SIZE,
+        on_step: OnStep | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
-        """The pictures of every prompt with every seed, prompts first; arguments as in :meth:`stream`."""
-        drawn = sorted(self.stream(prompt, adapters, seeds, on_step=on_step, **settings), key=lambda one: one.index)
-        return [one.image for one in drawn]
+        """The images of every prompt with every seed, prompts first; arguments as in :meth:`stream`."""
+        made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
+        return [one.image for one in sorted(made, key=lambda one: one.index)]
 
     def stream(
         self,
@@ -131,88 +141,158 @@ class Studio:
         adapters: AdapterLists = (),
         seeds: Iterable[int] = (0,),
         *,
-        on_step: Callable[[SamplingStep], object] | None = None,
+        batch_size: int = BATCH_SIZE,
+        on_step: OnStep | None = None,
         **settings: Any,
-    ) -> Iterator[Generated]:
-        """Draw every prompt with every seed and yield each picture as soon as its batch is done.
-
-        A picture is a function of its prompt, adapters and seed, whatever the batch it is drawn in. The U-Net is given
-        back as it was found after each batch.
+    ) -> Iterator[GeneratedImage]:
+        """Generate every prompt with every seed and yield each image as soon as its batch is done.
 
         Args:
             prompt: one prompt or several.
             adapters: for all prompts, or one list for each prompt.
-            seeds: one generator each.
+            seeds: one image each.
+            batch_size: images in one network call; changes a value by at most 1/255.
             on_step: called after each denoising step, for progress bars.
-            settings: fields of :class:`tara.inference.stock_pipelines.SamplingSettings`.
+            settings: fields of :class:`tara.inference.settings.GenerationSettings`.
 
         Raises:
             TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
         """
-        chosen = sampling_settings(settings)
-        if chosen.guidance_scale is None:
-            chosen = replace(chosen, guidance_scale=self.backbone.guidance_scale)
-        rows = prompt_rows(self.backbone, prompt, adapters, chosen.negative_prompt, chosen.text.composed_by)
-        jobs = [_Job(index, seed, row) for index, (row, seed) in enumerate(product(rows, seeds))]
-        self.backbone.wake()  # a training may have let parts rest
-        how = drawer(self.backbone, chosen)
-        if self._execution.offload:  # the pipeline that draws gives its parts back after each call
-            offload(how.pipe, self.backbone.device)
-        painter = Backbone(how.pipe)
-        drawn = 0
-        ready: tuple[list[PromptRow], Composed] | None = None
-        for batch in _batches(jobs, chosen.batch_size):
-            batch_rows = [job.row for job in batch]
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise TaraError("There is no prompt. Give at least one.")
+        chosen, seeds = build(GenerationSettings, settings), tuple(seeds)
+        requests = [
+            GenerationRequest(prompt=text, adapters=own, seeds=seeds, settings=chosen)
+            for text, own in zip(prompts, adapters_per_prompt(adapters, len(prompts)), strict=True)
+        ]
+        return self.generate(requests, batch_size=batch_size, on_step=on_step)
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, batch_size: int = BATCH_SIZE, on_step: OnStep | None = None
+    ) -> Iterator[GeneratedImage]:
+        """Generate requests of the same settings; each image is a function of its prompt, adapters and seed.
+
+        The base is given back as it was after each batch.
+
+        Raises:
+            TaraError: as :meth:`stream`.
+        """
+        if batch_size < 1:
+            raise TaraError(f"batch_size is {batch_size}. Give 1 or more.")
+        settings = self._with_defaults(requests[0].settings)
+        assert all(one.settings == requests[0].settings for one in requests), "one settings model for all requests"
+        rows = prompt_rows(
+            self.base,
+            [one.prompt for one in requests],
+            [one.adapters for one in requests],
+            settings.negative_prompt,
+            settings.composed_by,
+        )
+        jobs = [(request, row, seed) for request, row in zip(requests, rows, strict=True) for seed in request.seeds]
+        self.base.onload()  # training may have moved parts away
+        pipe, arguments = _task(self.base, settings)
+        if self._execution.offload:  # the pipeline that generates gives its parts back after each call
+            offload(pipe, self.base.device)
+        done = 0
+        ready: tuple[list[PromptRow], PreparedBatch] | None = None
+        for batch in _batches([row for _, row, _ in jobs], batch_size):
+            own = [jobs[number] for number in batch]
+            batch_rows = [row for _, row, _ in own]
             if ready is None or ready[0] != batch_rows:  # once per prompt, not once per batch
-                ready = batch_rows, composed(painter, batch_rows, chosen.text, self._texts)
-            report = None if on_step is None else _StepReport(on_step, drawn, len(batch), len(jobs))
-            with at_work(painter, ready[1]), compiler_failures():
-                images = _draw(how, [job.seed for job in batch], chosen.steps, report, ready[1].arguments)
-            drawn += len(batch)
-            for job, image in zip(batch, images, strict=True):
-                yield Generated(job.index, job.row.prompt, job.seed, image, job.row.uses, chosen)
+                ready = batch_rows, prepared_batch(self.base, pipe, batch_rows, settings, cache=self._texts)
+            progress = _Progress(on_step, done, len(batch), len(jobs))
+            with applied(self.base, ready[1]), compiler_failures():
+                images = _call(
+                    pipe, settings, [seed for *_, seed in own], progress, {**ready[1].arguments, **arguments}
+                )
+            done += len(batch)
+            for number, (request, _, seed), image in zip(batch, own, images, strict=True):
+                yield GeneratedImage(number, seed, image, request)
+
+    def _with_defaults(self, settings: GenerationSettings) -> GenerationSettings:
+        if settings.guidance_scale is not None:
+            return settings
+        return settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})
 
 
-def _draw(
-    how: Drawer, seeds: Sequence[int], steps: int, report: "_StepReport | None", text: Mapping[str, Any]
+def _task(base: Base, settings: GenerationSettings) -> tuple[Any, dict[str, Any]]:
+    """The stock pipeline for these settings, and the arguments that only it takes.
+
+    It shares every part with the base's, whose own settings stay as they are.
+    """
+    task: Task = "text-to-image"
+    arguments: dict[str, Any] = {
+        "width": settings.width or base.resolution,
+        "height": settings.height or base.resolution,
+    }
+    if settings.image is not None:
+        start = _fitted(_read(settings.image), settings, base.resolution)
+        task, arguments = "image-to-image", {"image": start, "strength": settings.strength}
+        if settings.mask is not None:
+            mask = _read(settings.mask).convert("L").resize(start.size, Image.Resampling.NEAREST)
+            task = "inpainting"
+            arguments |= {"mask_image": mask, "width": start.width, "height": start.height}
+    pipe = base.family.task_pipeline(base.pipe, task)
+    pipe.set_progress_bar_config(disable=True)
+    if settings.scheduler is not None:
+        pipe.scheduler = make_scheduler(settings.scheduler, base.scheduler.config, settings.steps)
+    most = base.noise_schedule.timesteps
+    if settings.steps > most:
+        raise TaraError(f"steps is {settings.steps}, but this base has {most} timesteps. Give at most that many.")
+    return pipe, arguments
+
+
+def _read(image: Image.Image | Path) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+
+
+def _fitted(image: Image.Image, settings: GenerationSettings, resolution: int) -> Image.Image:
+    """The start image at the asked size; without one, its shape with the base's resolution as the short side."""
+    scale = resolution / min(image.size)
+    width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
+    size = (settings.width or width, settings.height or height)
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _call(
+    pipe: Any, settings: GenerationSettings, seeds: Sequence[int], progress: "_Progress", arguments: Mapping[str, Any]
 ) -> list[Image.Image]:
-    # noise is drawn on the CPU, so that a seed means the same noise on every device
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    kept = how.kept and how.kept.wearing(seeds)
-
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if kept is not None:
-            tensors["latents"] = kept.put_back(pipe, index, tensors["latents"])
-        if report is not None:
-            report(int(pipe.num_timesteps))
+        progress.report(int(pipe.num_timesteps))
         return tensors
 
-    drawn = how.pipe(
-        **text, **how.arguments, num_inference_steps=steps, generator=generators, callback_on_step_end=after_step
+    output = pipe(
+        **arguments,
+        num_inference_steps=settings.steps,
+        # noise is made on the CPU, so that a seed means the same noise on every device
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        callback_on_step_end=after_step,
     )
-    return list(drawn.images)
+    return list(output.images)
 
 
 @dataclass
-class _StepReport:
-    """Tells a progress bar about each step of a batch."""
+class _Progress:
+    """Reports each step of a batch."""
 
-    tell: Callable[[SamplingStep], object]
-    drawn: int
+    on_step: OnStep | None
+    done: int
     batch: int
     images: int
-    done: int = 0
+    step: int = 0
 
-    def __call__(self, steps: int) -> None:
-        self.done += 1  # second-order schedulers take more steps than they were asked for
-        self.tell(SamplingStep(self.done, max(steps, self.done), self.drawn, self.batch, self.images))
+    def report(self, steps: int) -> None:
+        self.step += 1  # second-order schedulers take more steps than they were asked for
+        if self.on_step is not None:
+            self.on_step(DenoisingStep(self.step, max(steps, self.step), self.done, self.batch, self.images))
 
 
-def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
-    """Jobs in order, split where the global parts, which sit in the U-Net's weights, or their turns differ."""
-    groups: dict[Any, list[_Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.row.batch_key, []).append(job)
+def _batches(rows: Sequence[PromptRow], size: int) -> Iterator[list[int]]:
+    """Numbers of rows, split where the global parts, which are fused into the weights, differ."""
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.batch_key, []).append(number)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]

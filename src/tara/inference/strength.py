@@ -6,30 +6,30 @@ from collections.abc import Mapping
 
 from tara.core.lora import LowRank
 from tara.errors import TaraWarning
-from tara.families.base import Backbone
-from tara.inference.binding import AdapterUse
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
 
 MOST = 1.5
 """Beyond a delta of one and a half times the norm of its layer's weight hardly a picture shows its subject, and soon
 all are noise (``benchmarks/strength_toyland.py``). Trained adapters have less than the norm itself."""
 
 
-def strengths(backbone: Backbone, layers: Mapping[str, LowRank]) -> dict[str, float]:
+def strengths(base: Base, layers: Mapping[str, LowRank]) -> dict[str, float]:
     """The norm of each delta divided by that of the weight that it changes (Frobenius), by layer."""
-    return {path: low_rank.norm() / max(backbone.weight_norm(path), 1e-12) for path, low_rank in layers.items()}
+    return {path: low_rank.norm() / max(base.weight_norm(path), 1e-12) for path, low_rank in layers.items()}
 
 
-def check_strength(backbone: Backbone, use: AdapterUse) -> None:
+def check_strength(base: Base, active: ActiveAdapter) -> None:
     """Warn of an adapter that at its weight drowns the base."""
-    found = strengths(backbone, use.adapter.layers)
-    layer = max(found, key=found.__getitem__, default=None)
-    if layer is None or not use.weight:
+    ratios = strengths(base, active.adapter.layers)
+    layer = max(ratios, key=ratios.__getitem__, default=None)
+    if layer is None or not active.weight:
         return
-    strongest = abs(use.weight) * found[layer]
+    strongest = abs(active.weight) * ratios[layer]
     if strongest > MOST:
         warnings.warn(
-            f"{use.name} at weight {use.weight:g} changes '{layer}' by {strongest:.2g} times its own size, which makes "
-            f"noise of pictures. Give it a weight below {_rounded_down(MOST / found[layer]):g}.",
+            f"{active.name} at weight {active.weight:g} changes '{layer}' by {strongest:.2g} times its own size, which makes "
+            f"noise of pictures. Give it a weight below {_rounded_down(MOST / ratios[layer]):g}.",
             TaraWarning,
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ from tara.errors import TaraError
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it, and where it looks first
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 LONGEST_NAME = 96
-SHORT_NAMES = ("toyland", "sd15", "sdxl")
+SHORT_NAMES = ("sd15", "sdxl")
 """What people call a base instead of its folder or hub id."""
 
 

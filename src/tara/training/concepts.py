@@ -8,11 +8,11 @@ from pathlib import Path
 from tara.core.noise import concept_key
 from tara.core.tokens import word_spans
 from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
+from tara.families.base import Base
+from tara.families.text import is_common_word
 from tara.training.data.crops import Framing
 from tara.training.data.encoded import Caption, Latents, TextCache, cache_latents, caption_words, check_resolution
 from tara.training.data.examples import Example, read_examples
-from tara.training.data.ordinary_words import is_ordinary
 from tara.training.settings import ConceptSettings, TrainSettings
 
 
@@ -39,8 +39,8 @@ class Material:
 
 def prior_acts(settings: TrainSettings) -> bool:
     """Whether class pictures can change anything: without the rare word a masked ``cross_kv`` adapter is silent."""
-    masked = settings.tfm and settings.targets == "cross_kv"
-    return settings.prior_preservation and settings.prior_weight > 0 and not masked
+    masked = settings.token_mask and settings.targets == "cross_kv"
+    return settings.prior_preservation and settings.prior_loss_weight > 0 and not masked
 
 
 def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
@@ -49,7 +49,7 @@ def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
     if settings.class_prompt:
         return concept.fill(settings.class_prompt)
     phrase = concept.phrase
-    for first, end in reversed(word_spans(phrase, concept.word)):
+    for first, end in reversed(word_spans(phrase, concept.rare_word)):
         phrase = phrase[:first] + phrase[end:]
     return " ".join(phrase.split())
 
@@ -57,7 +57,7 @@ def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
 def check_concepts(concepts: Sequence[ConceptSettings], settings: TrainSettings) -> list[list[Example]]:
     """Read the photos of all concepts and check their words and captions, before anything slow begins.
 
-    Warns (TaraWarning) of a rare word that is an ordinary one and of settings that have no effect.
+    Warns (TaraWarning) of settings that have no effect.
 
     Raises:
         TaraError: for unreadable photos, a caption without its words, or two concepts of one name or file.
@@ -86,25 +86,32 @@ def check_on_base(
     concepts: Sequence[ConceptSettings],
     examples: Sequence[Sequence[Example]],
     settings: TrainSettings,
-    backbone: Backbone,
+    base: Base,
 ) -> None:
     """Check what only the base can tell, such as the captions' length, before anything is drawn or encoded.
 
-    Warns (TaraWarning) of text, other than the words, that the text encoder does not read.
+    Warns (TaraWarning) of a rare word that is a common one, and of captions that are cut off.
 
     Raises:
         TaraError: for a base that cannot be trained, a resolution that does not fit it, or a word behind what its text
             encoder reads.
     """
-    backbone.check_trainable()
-    check_resolution(backbone, settings.resolution or backbone.resolution, settings.buckets)
+    base.family.check_trainable(base.pipe)
+    check_resolution(base, settings.resolution or base.resolution, settings.buckets)
     for concept, read in zip(concepts, examples, strict=True):
+        if is_common_word(base.pipe, concept.rare_word):
+            warnings.warn(
+                f"'{concept.rare_word}' is a common word: the base has a meaning for it, which the concept has to "
+                "replace. A made-up word such as 'xlo' is better.",
+                TaraWarning,
+                stacklevel=2,
+            )
         captions = [caption for example in read for caption in example.captions]
         if prior_acts(settings):
             captions.append(class_phrase(concept, settings))
         for caption in dict.fromkeys(captions):  # one that photos share is looked at once
-            tokenized = backbone.tokenize(caption)
-            caption_words(tokenized, concept.word, concept.kind)
+            tokenized = base.tokenize(caption)
+            caption_words(tokenized, concept.rare_word, concept.class_word)
             if tokenized.lost:
                 warnings.warn(
                     f"A caption is too long for the text encoder; this end of it is lost: '{tokenized.lost}'.",
@@ -117,7 +124,7 @@ def prepare(
     concept: ConceptSettings,
     examples: Sequence[Example],
     settings: TrainSettings,
-    backbone: Backbone,
+    base: Base,
     texts: TextCache,
     class_folder: Path | None,
 ) -> Material:
@@ -127,40 +134,36 @@ def prepare(
         TaraError: when a caption is too long for its words, or the resolution does not fit the base.
     """
     framing = Framing(
-        resolution=settings.resolution or backbone.resolution,
+        resolution=settings.resolution or base.resolution,
         crops=settings.crops,
         flip=settings.flip,
         buckets=settings.buckets,
     )
     return Material(
         concept=concept,
-        key=concept_key(concept.word, concept.kind),
-        latents=cache_latents(backbone, examples, framing, settings.background_weight),
+        key=concept_key(concept.rare_word, concept.class_word),
+        latents=cache_latents(base, examples, framing, settings.background_weight),
         captions=tuple(
-            tuple(texts.caption(text, concept.word, concept.kind) for text in example.captions) for example in examples
+            tuple(texts.caption(text, concept.rare_word, concept.class_word) for text in example.captions)
+            for example in examples
         ),
         prior=None
         if class_folder is None
         else PriorMaterial(
             latents=cache_latents(
-                backbone,
+                base,
                 read_examples(class_folder, (class_phrase(concept, settings),)),
                 replace(framing, crops=1),
             ),
-            caption=texts.caption(class_phrase(concept, settings), concept.word, concept.kind),
+            caption=texts.caption(class_phrase(concept, settings), concept.rare_word, concept.class_word),
         ),
     )
 
 
 def _checked(concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
-    if word_spans(concept.kind, concept.word):
-        raise TaraError(f"The rare word '{concept.word}' is in the class word '{concept.kind}'. Choose another one.")
-    if is_ordinary(concept.word):
-        warnings.warn(
-            f"'{concept.word}' is an ordinary English word: the base has its own idea of it, which the concept would "
-            "have to fight. A made-up word such as 'xlo' is better.",
-            TaraWarning,
-            stacklevel=3,
+    if word_spans(concept.class_word, concept.rare_word):
+        raise TaraError(
+            f"The rare word '{concept.rare_word}' is in the class word '{concept.class_word}'. Choose another one."
         )
     _check_caption(concept, concept.phrase, "The training phrase", settings)
     examples = read_examples(
@@ -209,10 +212,10 @@ def _warn_of_a_style_that_is_hard_to_learn(
 
 
 def _check_caption(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:
-    needed = [("rare", concept.word)]
-    if settings.alignment_weight > 0:
-        needed.append(("class", concept.kind))
+    needed = [("rare", concept.rare_word)]
+    if settings.aligns:
+        needed.append(("class", concept.class_word))
     for role, word in needed:
         if not word_spans(text, word):
-            what_next = "Add it" if role == "rare" else "Add it, or train with tal = 'off'"
+            what_next = "Add it" if role == "rare" else "Add it, or train with alignment_loss = 'off'"
             raise TaraError(f"{where}, '{text}', lacks the {role} word '{word}'. {what_next}.")

@@ -33,7 +33,7 @@ class Ending:
     code: int
 
 
-class AnotherProcessEnded(Exception):
+class OtherProcessEnded(Exception):
     """Another process of the run has ended, so this one cannot go on either."""
 
     def __init__(self, ending: Ending) -> None:
@@ -53,7 +53,7 @@ class Processes:
         """Whether this is the process that writes and speaks."""
         return self.number == 0
 
-    def own_calls(self, step: int, calls: int) -> range:
+    def shard(self, step: int, calls: int) -> range:
         """The U-Net calls of this process in a step of ``calls`` each.
 
         All processes together make the calls that one process with ``count`` times as many would make.
@@ -61,14 +61,14 @@ class Processes:
         first = (step * self.count + self.number) * calls
         return range(first, first + calls)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here.
 
         Raises:
             AnotherProcessEnded: when one of them has ended, see :meth:`end`, or has died.
         """
         if self.count > 1 and (ending := self._first(None)):
-            raise AnotherProcessEnded(ending)
+            raise OtherProcessEnded(ending)
 
     def end(self, ending: Ending) -> Ending:
         """Tell the others, where they next meet, that this process has ended; give what all of them end with."""
@@ -165,7 +165,7 @@ def alone() -> bool:
 
 
 @contextmanager
-def one_voice() -> Generator[None]:
+def main_process_only() -> Generator[None]:
     """Only the main process speaks: what the others print goes nowhere, except the traceback of a bug."""
     if launched() == 1 or _told(NUMBERS, 0) == 0:
         yield

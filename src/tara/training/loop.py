@@ -10,30 +10,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tara.adapters.adapter import Adapter, AdapterCard
+from tara.adapters.adapter import Adapter
 from tara.core.losses import denoising_loss
 from tara.core.noise import generator_for
 from tara.errors import TaraError
-from tara.families.base import Backbone
-from tara.families.loading import PRECISIONS, public_name
-from tara.families.processors import TextConditioning, installed
+from tara.families.base import Base
+from tara.families.processors import TextConditioning
+from tara.training.card import trained_card
 from tara.training.concepts import check_concepts, check_on_base, prepare, prior_acts
 from tara.training.data.encoded import TextCache
 from tara.training.data.examples import Example
 from tara.training.distributed import ALONE, Processes
-from tara.training.image_batch import NoiseSchedule, PictureRows, picture_rows
-from tara.training.nan_guard import check_finite
+from tara.training.image_batch import ImageBatch, image_batch
+from tara.training.nan_guard import check_no_nan
 from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
 from tara.training.run.checkpoints import TrainingState
-from tara.training.settings import ConceptSettings, Targets, TrainSettings
-from tara.training.text_batch import TextRows, alignment, conditioning, text_rows
+from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.text_batch import TextBatch, alignment, text_batch, text_conditioning
 from tara.training.weights import ConceptWeights
 
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SKIPPED_IN_A_ROW = 50  # a loss scale that is still too large then is not the cause
-SAME_WHEN_RESUMED = ("seed", "targets", "tfm", "alpha", "optimizer")  # others may be changed on the way
-# of this machine and its user, not of the adapter
-PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to_hub", "hub_model_id"}
+SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may be changed on the way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +68,7 @@ class Training:
         self,
         concepts: Sequence[ConceptSettings],
         settings: TrainSettings,
-        backbone: Backbone,
+        base: Base,
         class_folders: Mapping[str, Path] | None = None,
         examples: Sequence[Sequence[Example]] | None = None,
         processes: Processes = ALONE,
@@ -81,8 +78,8 @@ class Training:
         Args:
             concepts: what to learn; each becomes one adapter.
             settings: how.
-            backbone: the frozen base; its precision is the U-Net's.
-            class_folders: for prior preservation, each class word's folder of class pictures.
+            base: the frozen base; its precision is the U-Net's.
+            class_folders: for prior preservation, each class word's folder of class images.
             examples: what :func:`tara.training.concepts.check_concepts` gave, when :func:`tara.training.concepts.check_on_base` has
                 looked at them already.
             processes: which share each step's calls of the U-Net and average what comes of them.
@@ -93,28 +90,24 @@ class Training:
         """
         if examples is None:
             examples = check_concepts(concepts, settings)
-            check_on_base(concepts, examples, settings, backbone)
+            check_on_base(concepts, examples, settings, base)
         folders = _prior_folders(concepts, settings, class_folders or {})
-        self.concepts, self.settings, self.backbone, self.step = tuple(concepts), settings, backbone, 0
+        self.concepts, self.settings, self.base, self.step = tuple(concepts), settings, base, 0
         self.processes = processes
-        self._texts = TextCache(backbone)
+        self._texts = TextCache(base)
         self._materials = [
-            prepare(concept, read, settings, backbone, self._texts, folders.get(concept.kind))
+            prepare(concept, read, settings, base, self._texts, folders.get(concept.class_word))
             for concept, read in zip(concepts, examples, strict=True)
         ]
-        precise = torch.float64 if backbone.dtype == torch.float64 else torch.float32
-        self._schedule = NoiseSchedule(
-            alphas_cumprod=backbone.alphas_cumprod.to(backbone.device, precise),
-            prediction_type=backbone.prediction_type,
-            snr_gamma=settings.snr_gamma,
-        )
+        precise = torch.float64 if base.dtype == torch.float64 else torch.float32
+        self._schedule = base.noise_schedule.to(base.device, precise)
         self._weights = ConceptWeights(
-            {path: backbone.projection_sizes(path) for path in target_layers(backbone, settings.targets)},
+            {path: base.projection_sizes(path) for path in base.target_layers(settings.targets)},
             rank=settings.rank,
             scale=settings.scale,
             freeze_down=settings.freeze_down,
             generators=[generator_for(settings.seed, material.key, "weights") for material in self._materials],
-            device=backbone.device,
+            device=base.device,
             dtype=precise,
         )
         self._optimizers = ConceptOptimizers(
@@ -122,7 +115,7 @@ class Training:
             name=settings.optimizer,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
-            loss_scaling=backbone.dtype == torch.float16,
+            loss_scaling=base.dtype == torch.float16,
         )
         self._learning_rate = learning_rate_schedule(
             settings.lr_scheduler,
@@ -132,23 +125,26 @@ class Training:
         )
         self.is_whole = True
         """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
-        self._last_text: TextRows | None = None
+        self._last_text: TextBatch | None = None
         self._skipped = [0] * len(concepts)
 
     def steps(self) -> Iterator[StepRecord]:
         """Train to the last step. Between two records the run may be saved, the base used, or the rest left undone."""
-        with _borrowed(self.backbone, self.settings.gradient_checkpointing):
+        with _patched(self.base, self.settings.gradient_checkpointing):
             while self.step < self.settings.steps:
-                if not installed(self.backbone.unet):  # a preview may have released the pipeline
-                    self.backbone.install()
-                if self.backbone.device.type != "cpu":  # and it needs these parts, which steps do not
-                    self.backbone.rest()
+                self.base.processors.install()  # a preview may have released the pipeline
+                if self.base.device.type != "cpu":  # and it needs these parts, which steps do not
+                    self.base.offload()
                 yield self._one_step()
 
     def adapters(self) -> list[Adapter]:
         """The adapters as they are now, one per concept, on the CPU."""
         return [
-            Adapter(self._card(concept), self._weights.low_ranks(index), name=concept.file.name)
+            Adapter(
+                trained_card(concept, self.settings, self.base, self.step, self.processes.count),
+                self._weights.of_concept(index),
+                name=concept.file.name,
+            )
             for index, concept in enumerate(self.concepts)
         ]
 
@@ -169,7 +165,7 @@ class Training:
     def _same(self) -> dict[str, Any]:
         """What a resumed run must share with the one that wrote a checkpoint, beside its concepts."""
         settings = self.settings.model_dump(mode="json", include=set(SAME_WHEN_RESUMED))
-        return {"base": self.backbone.fingerprint, **settings}
+        return {"base": self.base.fingerprint, **settings}
 
     def load(self, state: TrainingState) -> None:
         """Go on from a state; the steps to come are those of a run that was never stopped.
@@ -197,7 +193,7 @@ class Training:
         self.step = state.step
 
     def _one_step(self) -> StepRecord:
-        calls = self.processes.own_calls(self.step, self.settings.gradient_accumulation)
+        calls = self.processes.shard(self.step, self.settings.gradient_accumulation_steps)
         rate = self._learning_rate(self.step)
         factors = self._weights.flat.new_tensor(self._optimizers.loss_scales) / len(calls)
         total = torch.zeros(())
@@ -232,60 +228,63 @@ class Training:
         """Average the gradients over all processes; give the average of the losses."""
         gradient = self._weights.flat.grad
         assert gradient is not None, "a backward pass comes first"
-        self.processes.meet()  # whatever fails in one process alone has failed by now
+        self.processes.barrier()  # whatever fails in one process alone has failed by now
         self._weights.flat.grad = self.processes.mean(gradient)
         return self.processes.mean(losses)
 
     def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
         """Total, denoising, alignment and prior loss of each concept in one U-Net call."""
         settings, count = self.settings, len(self.concepts)
-        pictures = picture_rows(
-            self._materials, self._schedule, seed=settings.seed, call=call, batch_size=settings.batch_size
+        images = image_batch(
+            self._materials,
+            self._schedule,
+            seed=settings.seed,
+            call=call,
+            batch_size=settings.batch_size,
+            snr_gamma=settings.snr_gamma,
         )
-        text = self._text(pictures)
-        learned = self._conditioning(text)
-        rows = self._denoising(pictures, text, learned).unflatten(0, (count, -1))
+        text = self._text(images)
+        learned = text_conditioning(self.base, text, self._weights)
+        rows = self._denoising(images, text, learned).unflatten(0, (count, -1))
         denoising = rows[:, : settings.batch_size].mean(1)
         zeros = torch.zeros_like(denoising)
         prior = rows[:, settings.batch_size :].mean(1) if rows.shape[1] > settings.batch_size else zeros
         aligned = zeros
-        if settings.tal != "off" and settings.tal_weight:
-            aligned = alignment(text, learned, concepts=count, photos=settings.batch_size, form=settings.tal)
+        if settings.aligns and settings.alignment_loss != "off":
+            aligned = alignment(text, learned, concepts=count, photos=settings.batch_size, form=settings.alignment_loss)
         aligned = aligned.to(denoising)
-        total = denoising + settings.alignment_weight * aligned + settings.prior_weight * prior
+        total = denoising + settings.alignment_weight * aligned + settings.prior_loss_weight * prior
         return torch.stack([total, denoising, aligned, prior])
 
-    def _conditioning(self, text: TextRows) -> TextConditioning:
-        """What the text says to a call, with everything learned so far."""
-        return conditioning(text, self._weights, self.backbone.dtype)
-
-    def _denoising(self, pictures: PictureRows, text: TextRows, learned: TextConditioning) -> Float[Tensor, " rows"]:
+    def _denoising(self, images: ImageBatch, text: TextBatch, learned: TextConditioning) -> Float[Tensor, " rows"]:
         """Each row's denoising loss; the U-Net is called once for each shape of picture."""
         losses: list[Tensor] = []
-        for part in pictures.alike:
-            alone = len(pictures.alike) == 1
-            predicted = self.backbone.predict(
-                part.noisy.to(self.backbone.dtype),
+        for part in images.groups:
+            alone = len(images.groups) == 1
+            predicted = self.base.predict(
+                part.noisy.to(self.base.dtype),
                 part.timesteps,
                 text.encoding if alone else text.encoding.take(part.rows),
                 learned if alone else learned.take(part.rows),
-                time_ids=part.sizes,
+                sizes=part.sizes,
             ).to(part.target)
             losses.append(denoising_loss(predicted, part.target, part.weights, part.focus))
-        return pictures.in_order(losses)
+        return images.in_order(losses)
 
-    def _text(self, pictures: PictureRows) -> TextRows:
+    def _text(self, images: ImageBatch) -> TextBatch:
         # with one fixed caption per concept all calls have the same text
         last = self._last_text
-        if last is None or last.captions != pictures.captions:
-            last = text_rows(pictures.captions, self._texts, concepts=len(self.concepts), tfm=self.settings.tfm)
+        if last is None or last.captions != images.captions:
+            last = text_batch(
+                images.captions, self._texts, concepts=len(self.concepts), token_mask=self.settings.token_mask
+            )
             self._last_text = last
         return last
 
     def _watch(self, parts: Sequence[ConceptStep], rate: float) -> None:
         """Stop at gradients that are not finite, unless a loss scale has yet to find its size, and at such weights."""
         self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
-        scaled = self.backbone.dtype == torch.float16
+        scaled = self.base.dtype == torch.float16
         if any(skipped > (SKIPPED_IN_A_ROW if scaled else 0) for skipped in self._skipped):
             self._check_finite("gradient", torch.tensor([part.grad_norm for part in parts]), rate, ended=True)
         self._check_finite("adapter", self._weights.flat.detach(), rate, ended=True)
@@ -293,43 +292,13 @@ class Training:
     def _check_finite(self, what: str, numbers: Tensor, rate: float, ended: bool = False) -> None:
         names, step = [concept.label for concept in self.concepts], self.step if ended else self.step + 1
         numbers = numbers.reshape(len(names), -1)
-        check_finite(what, numbers, names, step=step, rate=rate, precision=self.backbone.dtype)
-
-    def _card(self, concept: ConceptSettings) -> AdapterCard:
-        chosen = self.settings
-        used = next((name for name, dtype in PRECISIONS.items() if dtype == self.backbone.dtype), "auto")
-        settings: dict[str, Any] = chosen.model_dump(mode="json", exclude=PRIVATE) | {
-            # an adapter is given away: it tells no folders of this machine
-            "base": public_name(chosen.base),
-            "vae": None if chosen.vae is None else public_name(chosen.vae),
-            # what was left out, as it came out
-            "learning_rate": chosen.peak_learning_rate,
-            "resolution": chosen.resolution or self.backbone.resolution,
-            "mixed_precision": used,
-            "trained_steps": self.step,
-            "predicts": self.backbone.prediction_type,
-        }
-        if self.processes.count > 1:
-            settings["processes"] = self.processes.count
-        return AdapterCard(
-            rare_word=concept.word,
-            class_word=concept.kind,
-            family=self.backbone.family.name,
-            base=settings["base"],
-            rank=chosen.rank,
-            alpha=chosen.rank if chosen.alpha is None else chosen.alpha,
-            targets=chosen.targets,
-            phrase=concept.phrase,
-            is_style=concept.is_style,
-            settings=settings,
-            examples=concept.shown_prompts,
-        )
+        check_no_nan(what, numbers, names, step=step, rate=rate, precision=self.base.dtype)
 
 
 def train_concepts(
     concepts: Sequence[ConceptSettings],
     settings: TrainSettings,
-    backbone: Backbone,
+    base: Base,
     resume: TrainingState | None = None,
 ) -> Generator[StepRecord, None, list[Adapter]]:
     """Train several concepts side by side; each comes out as if it had been trained alone.
@@ -343,18 +312,11 @@ def train_concepts(
     Raises:
         TaraError: see :class:`Training`.
     """
-    training = Training(concepts, settings, backbone)
+    training = Training(concepts, settings, base)
     if resume is not None:
         training.load(resume)
     yield from training.steps()
     return training.adapters()
-
-
-def target_layers(backbone: Backbone, targets: Targets) -> list[str]:
-    """Paths of the projections that learn, in the U-Net's order."""
-    if targets == "cross_kv":
-        return [f"{layer}.{name}" for layer in backbone.cross_layers for name in ("to_k", "to_v")]
-    return [f"{layer}.{name}" for layer in backbone.attention_layers for name in ATTENTION_PROJECTIONS]
 
 
 def _prior_folders(
@@ -363,30 +325,31 @@ def _prior_folders(
     if not prior_acts(settings):
         return {}
     for concept in concepts:
-        if concept.kind not in given:
-            raise TaraError(f"Prior preservation needs pictures of the class '{concept.kind}'. Give their folder.")
+        if concept.class_word not in given:
+            raise TaraError(f"Prior preservation needs images of the class '{concept.class_word}'. Give their folder.")
     return given
 
 
 @contextmanager
-def _borrowed(backbone: Backbone, gradient_checkpointing: bool) -> Generator[None]:
-    """Freeze the base and put our processors in, and give it back as it was."""
-    parts = [backbone.unet, backbone.vae, *backbone.text_encoders]
-    wanted_gradients = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-    was_training = [part for part in parts if part.training]
-    was_checkpointing, was_installed = bool(backbone.unet.is_gradient_checkpointing), installed(backbone.unet)
+def _patched(base: Base, gradient_checkpointing: bool) -> Generator[None]:
+    """Freeze the base and install our processors, and give it back as it was."""
+    needed_gradients = [p for part in base.parts for p in part.parameters() if p.requires_grad]
+    was_training = [part for part in base.parts if part.training]
+    was_installed = base.processors.installed
+    checkpoint = gradient_checkpointing and not base.denoiser.is_gradient_checkpointing
     try:
-        backbone.freeze()
-        if gradient_checkpointing and not was_checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
+        for part in base.parts:
+            part.requires_grad_(False).eval()
+        if checkpoint:
+            base.denoiser.enable_gradient_checkpointing()
         yield
     finally:
-        backbone.wake()
-        if gradient_checkpointing and not was_checkpointing:
-            backbone.unet.disable_gradient_checkpointing()
+        base.onload()
+        if checkpoint:
+            base.denoiser.disable_gradient_checkpointing()
         if not was_installed:
-            backbone.release()
-        for parameter in wanted_gradients:
+            base.processors.release()
+        for parameter in needed_gradients:
             parameter.requires_grad_()
         for part in was_training:
             part.train()

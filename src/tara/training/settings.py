@@ -6,16 +6,15 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from tara.families.settings import BASE, PREDICTION, REVISION, VAE, VARIANT, Prediction
+from tara.families.settings import BaseSettings
 from tara.storage.file_names import file_name
 from tara.storage.hub import is_repository, repository_name
 from tara.storage.validation import build
 from tara.training.data.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
-from tara.training.data.dreambooth import TABLE, subject_of
+from tara.training.data.dreambooth import subject_of
 
 Targets = Literal["cross_kv", "attention"]
 AlignmentForm = Literal["off", "l1", "squared"]
-Precision = Literal["auto", "no", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
 ScheduleName = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
@@ -23,34 +22,38 @@ ScheduleName = Literal[
 CaptionSource = Literal["fixed", "varied"]
 
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
+BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution")
+"""Settings whose default is the base's, see :class:`tara.families.family.Defaults`."""
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     """What one adapter learns: a folder of photos, the rare word that will stand for it, and its class word."""
 
-    images: Path = Field(description="Folder with the concept's photos (3 to 5 are enough)")
-    word: str = Field(description="Rare word that will stand for the concept, such as xlo")
-    kind: str = Field(
-        description="Class word: what the concept is, such as dog (for a style: style); needed, unless a "
-        f"{TABLE} beside the photos' folder knows it"
+    images: Path = Field(description="Folder with 3 to 5 photos of the concept")
+    rare_word: str = Field(description="Rare word (trigger word) that will stand for the concept, such as xlo")
+    class_word: str = Field(
+        description="Class word: what the concept is, such as dog (for a style: style). DreamBooth folders know theirs"
     )
     name: str | None = Field(
-        default=None, description="The concept's name in tables and file names; WORD KIND if left out"
+        default=None, description="The concept's name in tables and file names [default: the two words]"
     )
     prompt: str | None = Field(
-        default=None, description=f"Training phrase; '{SUBJECT_PHRASE}', or '{STYLE_PHRASE}' for a style, if left out"
+        default=None,
+        description=f"Instance prompt of all photos [default: '{SUBJECT_PHRASE}', for a style '{STYLE_PHRASE}']",
     )
     captions: tuple[str, ...] | None = Field(
-        default=None, description="Caption templates with {word} and {kind}, in place of the training phrase"
+        default=None, description="Caption template with {rare_word} and {class_word}, instead of the instance prompt"
     )
     masks: Path | None = Field(
-        default=None, description="Folder of masks named as the photos, white on the subject, for the masked loss"
+        default=None, description="Folder of masks named as the photos, white on the subject, for --masked-loss"
     )
     example_prompts: tuple[str, ...] | None = Field(
-        default=None, description="Prompts with {word} and {kind} that the adapter's card shows; made up if left out"
+        default=None, description="Prompt with {rare_word} and {class_word} for the adapter's card"
     )
-    out: Path | None = Field(default=None, description="File to write; WORD-KIND.safetensors if left out")
-    is_style: bool = Field(default=False, description="The concept is the look of a whole picture, not a thing in it")
+    out: Path | None = Field(
+        default=None, description="Adapter file to write [default: RAREWORD-CLASSWORD.safetensors]"
+    )
+    is_style: bool = Field(default=False, description="The concept is the style of whole images, not a subject")
 
     @model_validator(mode="before")
     @classmethod
@@ -58,13 +61,13 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in cast(dict[str, Any], values).items() if value is not None}
-        if "kind" not in given and isinstance(given.get("images"), str | Path):
+        if "class_word" not in given and isinstance(given.get("images"), str | Path):
             subject = subject_of(Path(given["images"]))
             if subject is not None:
-                return {"kind": subject.kind, "example_prompts": subject.prompts or None} | given
+                return {"class_word": subject.class_word, "example_prompts": subject.prompts or None} | given
         return given
 
-    @field_validator("word", "kind")
+    @field_validator("rare_word", "class_word")
     @classmethod
     def _a_word_is_visible(cls, value: str) -> str:
         value = " ".join(value.split())
@@ -76,7 +79,9 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _a_caption_list_is_not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and not value:
-            raise ValueError("is an empty list; leave it out, or give at least one template such as 'a {word} {kind}'")
+            raise ValueError(
+                "is an empty list; leave it out, or give at least one template such as 'a {rare_word} {class_word}'"
+            )
         return value
 
     @field_validator("out")
@@ -89,7 +94,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @property
     def label(self) -> str:
         """The name that a person reads."""
-        return self.name or f"{self.word} {self.kind}"
+        return self.name or f"{self.rare_word} {self.class_word}"
 
     @property
     def phrase(self) -> str:
@@ -99,7 +104,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     @property
     def file(self) -> Path:
         """Where the adapter is written."""
-        return self.out or Path(f"{file_name(self.name or f'{self.word} {self.kind}')}.safetensors")
+        return self.out or Path(f"{file_name(self.name or f'{self.rare_word} {self.class_word}')}.safetensors")
 
     @property
     def shown_prompts(self) -> tuple[str, ...]:
@@ -109,8 +114,8 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         return self.templates("varied")[:4]
 
     def fill(self, template: str) -> str:
-        """The template with ``{word}`` and ``{kind}`` filled in; other braces stay as they are."""
-        return template.replace("{word}", self.word).replace("{kind}", self.kind)
+        """The template with ``{rare_word}`` and ``{class_word}`` filled in; other braces stay as they are."""
+        return template.replace("{rare_word}", self.rare_word).replace("{class_word}", self.class_word)
 
     def templates(self, source: CaptionSource) -> tuple[str, ...]:
         """The captions, filled in, of a photo that has none of its own."""
@@ -122,119 +127,88 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         return tuple(dict.fromkeys((self.phrase, *(self.fill(template) for template in varied))))
 
 
-class TrainSettings(BaseModel, frozen=True, extra="forbid"):
-    """How a training run goes; the field descriptions are the command line's help."""
+class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
+    """How a training run goes; the descriptions are the command line's help."""
 
-    base: str = Field(default="toyland", description=BASE)
-    revision: str | None = Field(default=None, description=REVISION)
-    variant: str | None = Field(default=None, description=VARIANT)
-    vae: str | None = Field(default=None, description=VAE)
-    prediction_type: Prediction | None = Field(default=None, description=PREDICTION)
+    device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu [default: the best one found]")
     targets: Targets = Field(
-        default="cross_kv", description="Layers that learn: text keys and values only, or every attention projection"
+        default="cross_kv",
+        description="Layers to train: cross_kv (keys and values of the text), or attention (all attention projections)",
     )
-    tfm: bool = Field(default=True, description="Token focus mask: an adapter acts on its rare word's tokens only")
-    tal: AlignmentForm = Field(
-        default="l1", description="Token alignment loss between rare and class word: off, l1, squared"
+    token_mask: bool = Field(
+        default=True, description="Token focus masking: the adapter acts on its rare word's tokens only"
     )
-    tal_weight: float = Field(
-        default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss; 0 turns it off"
+    alignment_loss: AlignmentForm = Field(
+        default="l1", description="Token alignment loss between the keys of rare word and class word"
     )
-    rank: int = Field(default=8, ge=1, le=256, description="Rank of the low-rank deltas")
+    alignment_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss")
+    rank: int = Field(default=8, ge=1, le=256, description="LoRA rank")
     alpha: float | None = Field(
-        default=None, gt=0, le=1e6, description="Scale of the deltas times rank; equal to the rank if left out"
+        default=None, gt=0, le=1e6, description="LoRA alpha; the scale is alpha / rank [default: the rank]"
     )
-    freeze_down: bool = Field(
-        default=False, description="Only the up matrices learn; the down matrices stay as they were drawn"
-    )
-    steps: int = Field(default=1000, ge=1, le=1_000_000, description="Optimiser steps")
+    freeze_down: bool = Field(default=False, description="Train the LoRA up matrices only (LoRA-FA)")
+    steps: int = Field(default=1000, ge=1, le=1_000_000, description="Training steps")
     learning_rate: float | None = Field(
-        default=None, gt=0, le=100, description="Learning rate; 1e-4 (AdamW) or 1 (Prodigy finds its own) if left out"
+        default=None, gt=0, le=100, description="Learning rate [default: 1e-4, with Prodigy 1]"
     )
-    lr_scheduler: ScheduleName = Field(
-        default="constant", description="Course of the learning rate, by diffusers' names"
+    lr_scheduler: ScheduleName = Field(default="constant", description="Learning-rate schedule")
+    lr_warmup_steps: int = Field(default=0, ge=0, description="Warm-up steps of the learning rate")
+    batch_size: int = Field(default=1, ge=1, le=1024, description="Batch size of each concept")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024, description="Gradient accumulation steps")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass, to save memory (slower)"
     )
-    lr_warmup_steps: int = Field(default=0, ge=0, description="Steps in which the learning rate rises from 0")
-    batch_size: int = Field(default=1, ge=1, le=1024, description="Photos of each concept in one step")
-    gradient_accumulation: int = Field(
-        default=1, ge=1, le=1024, description="U-Net calls whose gradients one step sums up"
-    )
-    gradient_checkpointing: bool = Field(default=False, description="Use less memory and more time")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, order and first weights")
-    mixed_precision: Precision = Field(
-        default="auto",
-        description="Precision of the frozen base: no (fp32), fp16, bf16, or auto, which is bf16 or fp16 on CUDA, as "
-        "the GPU can, and fp32 elsewhere",
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, data order and initial weights")
     optimizer: OptimizerName = Field(
-        default="adamw", description="adamw, adamw8bit (extra '8bit'), prodigy (extra 'prodigy')"
+        default="adamw", description="Optimizer; adamw8bit needs the extra '8bit', prodigy the extra 'prodigy'"
     )
-    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay of the optimiser")
-    max_grad_norm: float = Field(default=1.0, ge=0, description="Longest gradient of one concept; 0 does not clip")
-    snr_gamma: float | None = Field(default=None, gt=0, description="Min-SNR weighting with this gamma (5 is usual)")
-    prior_preservation: bool = Field(
-        default=False, description="Train on pictures of the class too, to keep what it means"
-    )
-    prior_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the class pictures' loss")
-    class_images: int = Field(
-        default=100, ge=1, description="Number of class pictures; missing ones are made by the base"
+    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Maximum gradient norm of each concept (0: off)")
+    snr_gamma: float | None = Field(default=None, gt=0, description="Min-SNR gamma; 5 is usual [default: off]")
+    prior_preservation: bool = Field(default=False, description="Prior preservation: also train on class images")
+    prior_loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the prior preservation loss")
+    num_class_images: int = Field(
+        default=100, ge=1, description="Number of class images; missing ones are generated by the base"
     )
     class_folder: Path | None = Field(
         default=None,
-        description="Folder of class pictures, one subfolder a class (or, for one class, the pictures themselves); "
-        "class/ in the run folder if left out",
+        description="Folder of class images, or of one subfolder for each class [default: class/ in the run folder]",
     )
     class_prompt: str | None = Field(
         default=None,
-        description="Prompt of the class pictures, with {kind}; the training phrase without the rare word if left out",
+        description="Prompt of the class images, with {class_word} [default: the instance prompt without the rare word]",
     )
     captions: CaptionSource = Field(
-        default="fixed",
-        description="Captions of photos that have none: the training phrase, or a varied list around it",
+        default="fixed", description="Captions of photos without one: the instance prompt, or varied templates"
     )
     resolution: int | None = Field(
-        default=None,
-        ge=8,
-        le=4096,
-        multiple_of=8,
-        description="Side of the training pictures in pixels (with buckets, of the square of as many); the base's own",
+        default=None, ge=8, le=4096, multiple_of=8, description="Resolution in pixels [default: the base's]"
     )
-    crops: int = Field(default=1, ge=1, le=64, description="Different crops of each photo")
-    buckets: bool = Field(
-        default=False, description="Pictures keep the shape of their photo (aspect-ratio buckets), not cut to squares"
-    )
+    crops: int = Field(default=1, ge=1, le=64, description="Number of different crops of each photo")
+    buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
     masked_loss: bool = Field(
-        default=False, description="Learn the subject, by the photos' masks or transparency, not its background"
+        default=False, description="Weight the loss by the photos' masks or transparency, to learn the subject alone"
     )
     background_weight: float = Field(
-        default=0.1, ge=0, le=1, description="What the background weighs in the masked loss; the subject weighs 1"
+        default=0.1, ge=0, le=1, description="Weight of the background in the masked loss; the subject has 1"
     )
-    flip: bool = Field(default=True, description="Also train on each photo's mirror image")
-    preview_every: int = Field(default=0, ge=0, description="Draw a preview every so many steps; 0 never does")
+    flip: bool = Field(default=True, description="Also train on horizontally flipped photos")
+    preview_every: int = Field(default=0, ge=0, description="Steps between previews (0: none)")
     preview_prompt: str | None = Field(
-        default=None, description="Prompt of the previews, with {word} and {kind}; the training phrase if left out"
+        default=None,
+        description="Prompt of the previews, with {rare_word} and {class_word} [default: the instance prompt]",
     )
-    preview_images: int = Field(default=1, ge=1, le=64, description="Pictures in each preview, from seed on")
-    checkpoint_every: int = Field(
-        default=250, ge=0, description="Write a checkpoint every so many steps; 0 only when stopped"
-    )
+    preview_images: int = Field(default=1, ge=1, le=64, description="Images in each preview")
+    checkpoint_every: int = Field(default=250, ge=0, description="Steps between checkpoints (0: only when stopped)")
     report_to: Literal["none", "tensorboard", "wandb"] = Field(
-        default="none", description="Tracker that also gets the losses"
+        default="none", description="Also log the losses to this tracker"
     )
     project: str = Field(default="tara", min_length=1, description="The tracker's project")
-    push_to_hub: bool = Field(
-        default=False, description="Write hub/ with a model card into the run folder, and upload it to the model hub"
-    )
+    push_to_hub: bool = Field(default=False, description="Upload the adapter with a model card to the model hub")
     hub_model_id: str | None = Field(
-        default=None, description="Repository to upload to, NAME or OWNER/NAME; called after the run if left out"
+        default=None, description="Repository to upload to, NAME or OWNER/NAME [default: the run's name]"
     )
-    device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu; the best one found if left out")
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads; torch's own choice if left out")
-
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _toml_has_no_none(cls, value: Any) -> Any:
-        return "no" if value in (None, False) else value  # TOML and YAML users write false
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads [default: PyTorch's]")
 
     @field_validator("hub_model_id")
     @classmethod
@@ -246,8 +220,18 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
         if self.lr_warmup_steps > self.steps:
-            raise ValueError(f"lr_warmup_steps is {self.lr_warmup_steps} but there are only {self.steps} steps")
+            raise ValueError(
+                f"lr_warmup_steps is {self.lr_warmup_steps}, but steps is only {self.steps}; lower the one or raise "
+                "the other"
+            )
         return self
+
+    def with_defaults(self, defaults: Any) -> "TrainSettings":
+        """The settings with a base's own defaults where the user has given nothing."""
+        own = {name: getattr(defaults, name) for name in BASE_DEFAULTS if name not in self.model_fields_set}
+        if self.optimizer == "prodigy":  # which finds its own
+            own.pop("learning_rate", None)
+        return self.model_copy(update=own)
 
     @property
     def scale(self) -> float:
@@ -262,15 +246,15 @@ class TrainSettings(BaseModel, frozen=True, extra="forbid"):
         return 1.0 if self.optimizer == "prodigy" else 1e-4
 
     @property
-    def alignment_weight(self) -> float:
-        """The weight of the token alignment loss, 0 when it is off."""
-        return 0.0 if self.tal == "off" else self.tal_weight
+    def aligns(self) -> bool:
+        """Whether the token alignment loss acts."""
+        return self.alignment_loss != "off" and self.alignment_weight > 0
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """A whole training run: one settings table and one or several concepts."""
 
-    settings: TrainSettings = TrainSettings()
+    settings: TrainSettings
     concepts: tuple[ConceptSettings, ...] = Field(min_length=1)
 
     @property

@@ -1,4 +1,4 @@
-"""The text of one training call of the U-Net: every row's keys and values with its own concept's deltas."""
+"""The text of one network call in training: every row's keys and values with its own concept's deltas."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,103 +8,95 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tara.core.losses import token_alignment_loss
-from tara.families.base import TextEncoding
-from tara.families.processors import TextConditioning
-from tara.training.data.encoded import Caption, KeysValues, TextCache
-from tara.training.weights import ConceptWeights, Factors, per_row
+from tara.core.method import add_masked_delta, token_alignment_loss
+from tara.families.base import Base
+from tara.families.processors import KeysValues, TextConditioning
+from tara.families.text import TextEncoding
+from tara.training.data.encoded import Caption, TextCache
+from tara.training.weights import ConceptWeights, per_row
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextRows:
-    """The text side of a call, without deltas, and where the deltas go."""
+class TextBatch:
+    """The text side of a call without deltas, and where the deltas go."""
 
     captions: tuple[Caption, ...]
     encoding: TextEncoding
     kv: Mapping[str, KeysValues]
     """Frozen keys and values, (rows, tokens, inner) each, by layer."""
     inputs: Float[Tensor, "concepts positions d"]
-    """The embeddings that each concept's deltas act on."""
-    places: Int[Tensor, " concepts*positions"] | None
-    """Where among all (row, token) pairs these embeddings are; None when they are all of them, in order."""
-
-    def with_deltas(self, frozen: Float[Tensor, "rows tokens inner"], factors: Factors, scale: float) -> Tensor:
-        """Keys or values of one layer with every concept's delta in its own rows: one product for all concepts."""
-        a, b = factors
-        delta = scale * torch.bmm(torch.bmm(self.inputs, a.mT), b.mT)
-        if self.places is None:
-            return frozen + delta.view_as(frozen)
-        return frozen.flatten(0, 1).index_add(0, self.places, delta.flatten(0, 1)).view_as(frozen)
+    """The embeddings that each concept's deltas read."""
+    positions: Int[Tensor, " concepts*positions"] | None
+    """Where the token mask is 1, among all (row, token) pairs; None for everywhere, in order."""
 
 
-def text_rows(captions: Sequence[Caption], texts: TextCache, *, concepts: int, tfm: bool) -> TextRows:
+def text_batch(captions: Sequence[Caption], texts: TextCache, *, concepts: int, token_mask: bool) -> TextBatch:
     """Put the rows' cached texts side by side.
 
     Args:
         captions: of all rows, the same number for every concept.
         texts: where their keys and values are.
         concepts: how many concepts share the rows.
-        tfm: token focus mask: deltas act on the rare word's tokens only, otherwise on every token.
+        token_mask: token focus masking: deltas act on the rare word's tokens only, otherwise on every token.
     """
     encoding = TextEncoding.join([caption.encoding for caption in captions])
     kv = [texts.kv(caption.text) for caption in captions]
     stacked = {
         layer: (torch.cat([row[layer][0] for row in kv]), torch.cat([row[layer][1] for row in kv])) for layer in kv[0]
     }
-    inputs, places = encoding.embeddings.unflatten(0, (concepts, -1)).flatten(1, 2), None
-    if tfm:
-        inputs, places = _focused(captions, encoding.embeddings, concepts)
-    return TextRows(captions=tuple(captions), encoding=encoding, kv=stacked, inputs=inputs, places=places)
+    inputs, positions = encoding.embeddings.unflatten(0, (concepts, -1)).flatten(1, 2), None
+    if token_mask:
+        inputs, positions = _masked(captions, encoding.embeddings, concepts)
+    return TextBatch(captions=tuple(captions), encoding=encoding, kv=stacked, inputs=inputs, positions=positions)
 
 
-def _focused(
+def _masked(
     captions: Sequence[Caption], embeddings: Float[Tensor, "rows tokens d"], concepts: int
-) -> tuple[Float[Tensor, "concepts positions d"], Int[Tensor, " places"]]:
-    """The rare words' embeddings, padded with zeros to the same number in every concept, and their places."""
+) -> tuple[Float[Tensor, "concepts positions d"], Int[Tensor, " all"]]:
+    """The rare words' embeddings, padded with zeros to the same number in every concept, and their positions."""
     tokens, per_concept = embeddings.shape[1], len(captions) // concepts
-    places = [
+    positions = [
         [
             row * tokens + position
             for row in range(concept * per_concept, (concept + 1) * per_concept)
-            for position in captions[row].rare
+            for position in captions[row].rare_positions
         ]
         for concept in range(concepts)
     ]
-    longest = max(map(len, places))
+    longest = max(map(len, positions))
     # padding: zeros are added to the concept's own first token, so they change nothing, and nobody else's rows
-    padded = [own + [concept * per_concept * tokens] * (longest - len(own)) for concept, own in enumerate(places)]
-    counted = [[1.0] * len(own) + [0.0] * (longest - len(own)) for own in places]
+    padded = [own + [concept * per_concept * tokens] * (longest - len(own)) for concept, own in enumerate(positions)]
+    counted = [[1.0] * len(own) + [0.0] * (longest - len(own)) for own in positions]
     index = torch.tensor(padded, device=embeddings.device)
     inputs = embeddings.flatten(0, 1)[index] * embeddings.new_tensor(counted)[:, :, None]
     return inputs, index.flatten()
 
 
-def conditioning(text: TextRows, weights: ConceptWeights, dtype: torch.dtype) -> TextConditioning:
+def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> TextConditioning:
     """Each row's keys and values with its concept's delta; deltas of other layers go along by row."""
-    factors, scale = weights.factors(dtype), weights.scale
-    kv = {
-        layer: (
-            text.with_deltas(keys, factors.pop(f"{layer}.to_k"), scale),
-            text.with_deltas(values, factors.pop(f"{layer}.to_v"), scale),
+    deltas = weights.deltas(base.dtype)
+    kv: dict[str, KeysValues] = {}
+    for layer, frozen in text.kv.items():
+        keys, values = (
+            add_masked_delta(part, deltas.pop(f"{layer}.{name}"), text.inputs, text.positions)
+            for name, part in zip(base.kv_names, frozen, strict=True)
         )
-        for layer, (keys, values) in text.kv.items()
-    }
+        kv[layer] = keys, values
     rows_per_concept = len(text.captions) // weights.concepts
-    others = {path: per_row(pair, rows_per_concept, scale) for path, pair in factors.items()}
-    return TextConditioning(kv, others or None)
+    return TextConditioning(kv, {path: per_row(delta, rows_per_concept) for path, delta in deltas.items()} or None)
 
 
 def alignment(
-    text: TextRows, learned: TextConditioning, *, concepts: int, photos: int, form: Literal["l1", "squared"]
+    text: TextBatch, learned: TextConditioning, *, concepts: int, photos: int, form: Literal["l1", "squared"]
 ) -> Float[Tensor, " concepts"]:
-    """The token alignment loss of each concept: a function of a few key rows, without a U-Net call.
+    """The token alignment loss of each concept: a function of a few keys, without a network call.
 
     Args:
         text: the rows without deltas.
         learned: the same rows with them.
         concepts: how many concepts share the rows.
         photos: how many rows of each concept, the first ones, show its photos.
-        form: see :func:`tara.core.losses.token_alignment_loss`.
+        form: see :func:`tara.core.method.token_alignment_loss`.
     """
     losses: list[Tensor] = []
     per_concept = len(text.captions) // concepts
@@ -113,17 +105,14 @@ def alignment(
         # a caption that all photos share is looked at once
         shared = all(text.captions[row] is text.captions[first] for row in rows)
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
-        rare = [_precise(learned.kv[layer][0][row, _stretch(text.captions[row].first_rare)]) for layer, row in pairs]
-        kind = [_precise(text.kv[layer][0][row, _stretch(text.captions[row].kind)]) for layer, row in pairs]
-        losses.append(token_alignment_loss(rare, kind, form))
+        rare = [_keys(learned.kv[layer][0], row, text.captions[row].first_rare_positions) for layer, row in pairs]
+        of_class = [_keys(text.kv[layer][0], row, text.captions[row].class_positions) for layer, row in pairs]
+        losses.append(token_alignment_loss(rare, of_class, form))
     return torch.stack(losses)
 
 
-def _precise(keys: Tensor) -> Tensor:
+def _keys(keys: Float[Tensor, "rows tokens inner"], row: int, positions: Sequence[int]) -> Tensor:
+    """A word's keys, whose tokens follow one another, in float32 or better."""
+    word = keys[row, min(positions) : max(positions) + 1]
     # in fp16 the enlarged loss's gradient would not fit, and bf16 rounds small distances away
-    return keys.to(torch.promote_types(keys.dtype, torch.float32))
-
-
-def _stretch(positions: Sequence[int]) -> slice:
-    """A word's tokens follow one another."""
-    return slice(min(positions), max(positions) + 1)
+    return word.to(torch.promote_types(word.dtype, torch.float32))

@@ -6,9 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tara.core.lora import LowRank, RowLowRank, fresh
-
-Factors = tuple[Float[Tensor, "concepts rank d_in"], Float[Tensor, "concepts d_out rank"]]
+from tara.core.lora import LowRank, initial
 
 
 class ConceptWeights:
@@ -29,41 +27,41 @@ class ConceptWeights:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Draw fresh factors.
+        """Initialise the factors.
 
         Args:
             shapes: (d_in, d_out) of each layer.
             rank: rank of every delta.
             scale: factor of every delta.
-            freeze_down: whether every ``A`` stays as it is drawn.
+            freeze_down: whether every ``A`` stays as it was initialised.
             generators: one CPU generator per concept.
             device: where the factors live.
             dtype: precision that the factors are kept and updated in.
         """
         self._shapes = dict(shapes)
         self._rank, self.scale = rank, scale
-        drawn = [self._fresh(generator, dtype) for generator in generators]
+        made = [self._initial(generator, dtype) for generator in generators]
         self._frozen: Float[Tensor, "concepts size"] | None = None
         if freeze_down:
             # outside the leaf, where weight decay does not reach them
-            self._frozen = torch.stack([torch.cat([a for a, _ in layers]) for layers in drawn]).to(device)
-        rows = [torch.cat([b if freeze_down else torch.cat([a, b]) for a, b in layers]) for layers in drawn]
+            self._frozen = torch.stack([torch.cat([a for a, _ in layers]) for layers in made]).to(device)
+        rows = [torch.cat([b if freeze_down else torch.cat([a, b]) for a, b in layers]) for layers in made]
         self.flat: Float[Tensor, "concepts size"] = torch.stack(rows).to(device).requires_grad_()
 
-    def _fresh(self, generator: torch.Generator, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        drawn = [
-            fresh(d_in, d_out, rank=self._rank, scale=self.scale, generator=generator, dtype=dtype)
+    def _initial(self, generator: torch.Generator, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        made = [
+            initial(d_in, d_out, rank=self._rank, scale=self.scale, generator=generator, dtype=dtype)
             for d_in, d_out in self._shapes.values()
         ]
-        return [(low_rank.a.flatten(), low_rank.b.flatten()) for low_rank in drawn]
+        return [(low_rank.a.flatten(), low_rank.b.flatten()) for low_rank in made]
 
     @property
     def concepts(self) -> int:
         """Number of concepts."""
         return self.flat.shape[0]
 
-    def factors(self, dtype: torch.dtype) -> dict[str, Factors]:
-        """Each layer's ``A`` and ``B`` for all concepts, cast to ``dtype``; gradients reach ``flat``."""
+    def deltas(self, dtype: torch.dtype) -> dict[str, LowRank]:
+        """Each layer's deltas of all concepts, cast to ``dtype``; gradients reach ``flat``."""
         down = [self._rank * d_in for d_in, _ in self._shapes.values()]
         up = [self._rank * d_out for _, d_out in self._shapes.values()]
         # split, not slices: its backward pass is one concatenation instead of a sum of padded tensors
@@ -73,16 +71,16 @@ class ConceptWeights:
         else:
             halves = zip(self._frozen.to(dtype).split(down, dim=1), self.flat.to(dtype).split(up, dim=1), strict=True)
         return {
-            layer: (a.unflatten(1, (self._rank, d_in)), b.unflatten(1, (d_out, self._rank)))
+            layer: LowRank(a.unflatten(1, (self._rank, d_in)), b.unflatten(1, (d_out, self._rank)), self.scale)
             for (layer, (d_in, d_out)), (a, b) in zip(self._shapes.items(), halves, strict=True)
         }
 
-    def low_ranks(self, concept: int) -> dict[str, LowRank]:
+    def of_concept(self, concept: int) -> dict[str, LowRank]:
         """A copy of one concept's deltas, on the CPU in float32 (float64 if they are kept so)."""
         kept = torch.float64 if self.flat.dtype == torch.float64 else torch.float32
         return {
-            layer: LowRank(a[concept].detach().cpu().clone(), b[concept].detach().cpu().clone(), self.scale)
-            for layer, (a, b) in self.factors(kept).items()
+            layer: LowRank(delta.a[concept].detach().cpu().clone(), delta.b[concept].detach().cpu().clone(), self.scale)
+            for layer, delta in self.deltas(kept).items()
         }
 
     def load(self, flat: Float[Tensor, "concepts size"]) -> None:
@@ -92,12 +90,8 @@ class ConceptWeights:
             self.flat.copy_(flat)
 
 
-def per_row(factors: Factors, rows_per_concept: int, scale: float) -> RowLowRank:
+def per_row(deltas: LowRank, rows_per_concept: int) -> LowRank:
     """A layer's deltas for every row of a batch whose rows lie concept by concept."""
-    a, b = (_repeat(factor, rows_per_concept) for factor in factors)
-    return RowLowRank(a, b, a.new_full((a.shape[0],), scale))
-
-
-def _repeat(factor: Float[Tensor, "concepts n m"], rows_per_concept: int) -> Float[Tensor, "rows n m"]:
-    # a lone concept's factors are shared by its rows without a copy
-    return factor[:, None].expand(-1, rows_per_concept, -1, -1).flatten(0, 1)
+    # expanded, not copied: a lone concept's factors are shared by its rows
+    a, b = (factor[:, None].expand(-1, rows_per_concept, -1, -1).flatten(0, 1) for factor in (deltas.a, deltas.b))
+    return LowRank(a, b, deltas.scale)

@@ -3,24 +3,18 @@
 import json
 
 from tara.adapters.card import AdapterCard
+from tara.families.registry import family_named
 
-# what the two vocabularies call a family of bases, and what is predicted
-_ARCHITECTURES = {
-    "sd1": ("stable-diffusion-v1", "sd_v1"),
-    "sd2": ("stable-diffusion-v2-512", "sd_v2"),
-    "sd2 v": ("stable-diffusion-v2-768-v", "sd_v2_v"),
-    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
-}
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 _SETTINGS = {
     "batch_size": "ss_batch_size_per_device",
-    "gradient_accumulation": "ss_gradient_accumulation_steps",
+    "gradient_accumulation_steps": "ss_gradient_accumulation_steps",
     "gradient_checkpointing": "ss_gradient_checkpointing",
     "learning_rate": "ss_unet_lr",
     "lr_scheduler": "ss_lr_scheduler",
     "lr_warmup_steps": "ss_lr_warmup_steps",
     "max_grad_norm": "ss_max_grad_norm",
-    "mixed_precision": "ss_mixed_precision",
+    "precision": "ss_mixed_precision",
     "optimizer": "ss_optimizer",
     "resolution": "ss_resolution",
     "seed": "ss_seed",
@@ -34,8 +28,13 @@ def described(card: AdapterCard, title: str) -> dict[str, str]:
     """The header entries, without those that the card has nothing to say for."""
     trigger = f"{card.rare_word} {card.class_word}".strip()
     predicts = _PREDICTIONS.get(card.settings.get("predicts", ""), "")
-    of_family = _ARCHITECTURES.get(card.family, ("", ""))
-    architecture, kohya_base = _ARCHITECTURES.get(f"{card.family} {predicts}", of_family)
+    family = family_named(card.family)
+    architecture = kohya_base = ""
+    if family is not None and family.name == card.family:
+        prediction = card.settings.get("predicts", "")
+        architecture, kohya_base = (
+            names.get(prediction, names[""]) for names in (family.files.architecture, family.files.kohya_base)
+        )
     side = card.settings.get("resolution")
     entries = {
         "modelspec.sai_model_spec": "1.0.0",

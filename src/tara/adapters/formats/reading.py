@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from tara.adapters.formats.names import ROOTS
 from tara.adapters.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
-from tara.adapters.formats.styles import DIFFERENCES, INVERSION, Part, embeddings, inverted_word, other_method, parts
+from tara.adapters.formats.styles import DIFFERENCES, UNET, Part, is_embedding, other_method, parts
 from tara.errors import TaraError, nearest
-from tara.families.family import TEXT_ENCODERS, UNET
+from tara.families.text import TEXT_ENCODERS
 from tara.storage.hub import ADAPTER_FILE, fetched_adapter
 from tara.storage.safetensors_file import opened
 
 AGAIN = "Get the file again, or train the adapter again."
 MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
-MOST_VECTORS = 75  # tokens of a prompt, without the start and the end
 
 # in a folder, the first that is there
 _IN_FOLDERS = (
@@ -51,16 +50,11 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """The pairs in a file by model and path, its header, and the name of the style that its keys are in.
-
-    Of a textual inversion: no pairs, but the vectors (n, d) of its ``word``, where it names one, by text encoder.
-    """
+    """The pairs in a file by model and path, its header, and the name of the style that its keys are in."""
 
     style: str
     header: Mapping[str, str]
     pairs: Mapping[tuple[str, str], Pair]
-    embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    word: str = ""
 
 
 def lora_file(path: Path) -> Path:
@@ -122,12 +116,13 @@ def read_lora(path: Path) -> LoraFile:
         keys, header = list(file.keys()), dict(file.metadata() or {})
         silent = _silent(file, keys)
         keys = [key for key in keys if key not in silent]
-        inverted = embeddings(keys)
-        known = {} if inverted else _known_parts(path, keys)
-        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known or inverted}
-    if inverted:
-        vectors = _vectors(path, {inverted[key]: tensor for key, tensor in tensors.items()})
-        return LoraFile(INVERSION, header, {}, vectors, inverted_word(keys))
+        if is_embedding(keys):
+            raise TaraError(
+                f"'{path}' is a textual inversion, not a LoRA. Load it into the pipeline with diffusers' "
+                "pipe.load_textual_inversion; its word then works beside adapters."
+            )
+        known = _known_parts(path, keys)
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known}
     models = (UNET, *TEXT_ENCODERS)
     configs = dict.fromkeys(models, folder_config(path)) | header_configs(path, header, models)
     layers = _by_layer(path, known)
@@ -207,22 +202,6 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
 def _finite(matrix: Tensor) -> bool:
     # a sum is finite only if all its terms are, and takes a sixth of the time; terms that are may still overflow it
     return math.isfinite(matrix.sum(dtype=torch.float32)) or bool(torch.isfinite(matrix.float()).all())
-
-
-def _vectors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A textual inversion's vectors (n, d) by encoder; a lone one may be stored as (d,)."""
-    vectors = {model: tensor if tensor.ndim != 1 else tensor[None] for model, tensor in tensors.items()}
-    for of_encoder in vectors.values():
-        if of_encoder.ndim != 2 or not 0 < len(of_encoder) <= MOST_VECTORS or not of_encoder.is_floating_point():
-            raise TaraError(
-                f"'{path}' is no embedding of a word: it has {_shape(of_encoder)} numbers of {of_encoder.dtype}, not 1 "
-                f"to {MOST_VECTORS} vectors. Get the file again."
-            )
-        if not _finite(of_encoder):
-            raise TaraError(f"'{path}' is damaged: its embedding holds NaN or infinite numbers. Get the file again.")
-    if len({len(of_encoder) for of_encoder in vectors.values()}) > 1:
-        raise TaraError(f"'{path}' is damaged: it has more vectors for one encoder than for the other.")
-    return vectors
 
 
 def _shape(tensor: Tensor) -> str:

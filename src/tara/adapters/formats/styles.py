@@ -1,14 +1,15 @@
 """How each tool names the parts of a low-rank delta in its files."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from tara.adapters.formats.names import ROOTS, TEXT_ROOTS, flatten, from_sgm, sgm_layers_per_block, unflatten
-from tara.families.family import TEXT_ENCODERS, UNET
+from tara.families.text import TEXT_ENCODERS
 
+UNET = "unet"  # what adapter files call the denoiser of a U-Net family
 Role = Literal["down", "up", "alpha"]
 
 _MODEL = r"(?:(?P<model>unet|text_encoder|text_encoder_2)\.)?"
@@ -83,9 +84,6 @@ _OTHER_METHODS = {
     "a LoRA bundled with textual-inversion embeddings": r"^bundle_emb\.",
 }
 
-INVERSION = "textual inversion"
-_EMBEDDINGS = {"emb_params": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-
 
 @dataclass(frozen=True)
 class Part:
@@ -102,20 +100,12 @@ def other_method(key: str) -> str | None:
     return next((name for name, pattern in _OTHER_METHODS.items() if re.search(pattern, key)), None)
 
 
-def embeddings(keys: Iterable[str]) -> dict[str, str]:
-    """The text encoder of each tensor of a textual-inversion file by its key; empty for any other file.
+def is_embedding(keys: Sequence[str]) -> bool:
+    """Whether a file holds a textual inversion.
 
     A1111 and kohya write ``emb_params``, or for SDXL ``clip_l`` and ``clip_g``; diffusers the word itself.
     """
-    keys = list(keys)
-    if len(keys) == 1 and "." not in keys[0]:
-        return {keys[0]: _EMBEDDINGS.get(keys[0], TEXT_ENCODERS[0])}
-    return {key: _EMBEDDINGS[key] for key in keys} if keys and set(keys) <= {"clip_l", "clip_g"} else {}
-
-
-def inverted_word(keys: Iterable[str]) -> str:
-    """The word that a textual-inversion file names, empty where its style has no place for one."""
-    return next((key for key in keys if key not in _EMBEDDINGS), "")
+    return (len(keys) == 1 and "." not in keys[0]) or (bool(keys) and set(keys) <= {"clip_l", "clip_g"})
 
 
 def parts(keys: Iterable[str]) -> dict[str, Part | None]:

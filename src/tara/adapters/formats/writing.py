@@ -12,9 +12,11 @@ from torch import Tensor
 from tara.adapters.card import CARD_KEY, AdapterCard
 from tara.adapters.formats.names import RELEASED_LAYERS_PER_BLOCK, flatten, layers_per_block, to_sgm
 from tara.adapters.formats.peft_config import CONFIG_FILE, METADATA_KEY, WEIGHTS_FILE
+from tara.adapters.formats.styles import UNET
 from tara.core.lora import LowRank
 from tara.errors import TaraError
-from tara.families.family import TEXT_ENCODERS, UNET
+from tara.families.registry import family_named
+from tara.families.text import TEXT_ENCODERS
 from tara.storage.files import atomic_write
 
 Target = Literal["kohya", "diffusers", "peft", "tara"]
@@ -64,8 +66,11 @@ def write_peft(folder: Path, layers: Layers, card: AdapterCard, header: Mapping[
 def write_kohya(path: Path, layers: Layers, card: AdapterCard, header: Mapping[str, str]) -> None:
     """Write ``lora_unet_...`` keys with each layer's alpha: diffusers' names flattened, or sgm's for SDXL."""
     tensors: dict[str, Tensor] = {}
-    sdxl = card.family.startswith("sdxl") or any(layer.startswith(f"{TEXT_ENCODERS[1]}.") for layer in layers)
-    per_block = RELEASED_LAYERS_PER_BLOCK if card.family == "sdxl" else layers_per_block(layers)
+    family = family_named(card.family)
+    sdxl = (family is not None and family.files.sgm_blocks) or any(
+        layer.startswith(f"{TEXT_ENCODERS[1]}.") for layer in layers
+    )
+    per_block = RELEASED_LAYERS_PER_BLOCK if family and family.name == card.family else layers_per_block(layers)
     for layer, low_rank in sorted(layers.items()):
         model, inner = split_model(layer)
         if model == UNET:

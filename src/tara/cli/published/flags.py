@@ -38,9 +38,9 @@ CONCEPT = (
 )
 
 METHOD = (
-    switch("focus", "token focus mask: the adapter acts on its rare word alone", "tfm"),
+    switch("focus", "token focus mask: the adapter acts on its rare word alone", "token_mask"),
     switch("with_align_loss", "token alignment loss between rare word and class word"),
-    Flag(name="align_loss_weight", about="weight of that loss", setting="tal_weight", default="1.0"),
+    Flag(name="align_loss_weight", about="weight of that loss", setting="alignment_weight", default="1.0"),
 )
 
 OPTIMISATION = (
@@ -50,7 +50,7 @@ OPTIMISATION = (
     Flag(
         name="gradient_accumulation_steps",
         about="U-Net calls whose gradients one step sums up",
-        setting="gradient_accumulation",
+        setting="gradient_accumulation_steps",
         default="1",
     ),
     switch("gradient_checkpointing", "less memory, more time", "gradient_checkpointing"),
@@ -73,7 +73,7 @@ OPTIMISATION = (
     Flag(
         name="mixed_precision",
         about="no, fp16, bf16 or auto; fp16 needs CUDA and is float32 elsewhere, with a note",
-        setting="mixed_precision",
+        setting="precision",
         default="no",
     ),
     Flag(name="snr_gamma", about="Min-SNR weighting with this gamma", setting="snr_gamma"),
@@ -89,8 +89,8 @@ RUN = (
         setting="class_folder",
     ),
     Flag(name="class_prompt", about="prompt of the class pictures", setting="class_prompt"),
-    Flag(name="num_class_images", about="number of class pictures", setting="class_images", default="100"),
-    Flag(name="prior_loss_weight", about="weight of their loss", setting="prior_weight", default="1.0"),
+    Flag(name="num_class_images", about="number of class pictures", setting="num_class_images", default="100"),
+    Flag(name="prior_loss_weight", about="weight of their loss", setting="prior_loss_weight", default="1.0"),
     Flag(name="validation_prompt", about="prompt of previews, with the rare word in it", setting="preview_prompt"),
     Flag(name="validation_steps", about="steps between previews, if there is a prompt", kind="whole", default="100"),
     Flag(name="num_validation_images", about="pictures in a preview", setting="preview_images", default="4"),

@@ -15,7 +15,7 @@ from tara.storage.validation import build
 if TYPE_CHECKING:
     from tara.cli.generate import Order
     from tara.cli.published.script import Given
-    from tara.inference.binding import AdapterUse
+    from tara.inference.binding import ActiveAdapter
 
 CONTEXT = "prompt"  # the published method takes a rare word's embedding from the prompt itself
 BATCH_SIZE = 4
@@ -57,11 +57,18 @@ def order_of(given: Given) -> Order:
     specs = entries
     if words:
         specs = [_with_word(entry, word, prompt) for entry, word in zip(entries, words, strict=True)]
-    uses, used = loaded(specs)
-    for use, word in zip(uses, words, strict=False):
-        _check_word(use, word)
-    check_named(uses)
-    return Order(prompt=prompt, uses=uses, used=used, inputs=(), seeds=tuple(range(number)), settings=settings)
+    active_adapters, used = loaded(specs)
+    for active, word in zip(active_adapters, words, strict=False):
+        _check_word(active, word)
+    check_named(active_adapters)
+    return Order(
+        prompt=prompt,
+        active_adapters=active_adapters,
+        used=used,
+        inputs=(),
+        seeds=tuple(range(number)),
+        settings=settings,
+    )
 
 
 def _with_word(spec: str, word: str, prompt: str) -> str:
@@ -70,10 +77,10 @@ def _with_word(spec: str, word: str, prompt: str) -> str:
     from tara.inference.binding import split_options
 
     name, options = split_options(spec)
-    if "word=" in options or _has_card(lora_file(Path(name))):
+    if "rare_word=" in options or _has_card(lora_file(Path(name))):
         return spec
     following = re.search(rf"(?<!\w){re.escape(word)}\s+([^\W\d_]+)", prompt, flags=re.IGNORECASE)
-    words = [f"word={word}", *([f"kind={following[1]}"] if following else [])]
+    words = [f"rare_word={rare_word}", *([f"class_word={following[1]}"] if following else [])]
     return f"{spec}{',' if options else ':'}{','.join(words)}"
 
 
@@ -88,10 +95,10 @@ def _has_card(path: Path) -> bool:
         return True  # whatever is wrong with the file, its loader tells it better
 
 
-def _check_word(use: AdapterUse, word: str) -> None:
-    if use.rare_word.casefold().split() != word.casefold().split():
+def _check_word(active: ActiveAdapter, word: str) -> None:
+    if active.rare_word.casefold().split() != word.casefold().split():
         raise TaraError(
-            f"--rare_token_list says '{word}', but {use.name} listens to '{use.rare_word}'. Correct the list, or leave "
+            f"--rare_token_list says '{rare_word}', but {active.name} listens to '{active.rare_word}'. Correct the list, or leave "
             "it out: the file knows its word."
         )
 

@@ -39,7 +39,7 @@ def train(given: Given) -> None:
     only_our_bars()
     watched(recipe.model_copy(update={"settings": settings}), resume=resume, overwrite=False)
     (concept,) = recipe.concepts
-    say(f"{concept.file} listens to '{concept.word}' and is a {concept.kind}.")
+    say(f"{concept.file} listens to '{concept.rare_word}' and is a {concept.class_word}.")
     say(f"Draw it: {shlex.join(_next_command(settings.base, concept))}")
 
 
@@ -57,7 +57,7 @@ def recipe_of(given: Given) -> Recipe:
     settings: dict[str, Any] = given.settings(TrainSettings) | {
         "targets": TARGETS,
         "captions": "fixed",
-        "tal": "l1" if given.value("with_align_loss") else "off",
+        "alignment_loss": "l1" if given.value("with_align_loss") else "off",
         "preview_every": given.value("validation_steps") if "validation_prompt" in given else 0,
         "optimizer": _optimizer(given),
     }
@@ -67,7 +67,7 @@ def recipe_of(given: Given) -> Recipe:
     if settings["optimizer"] == "prodigy" and "learning_rate" not in given:
         del settings["learning_rate"]  # it finds its own
     elif given.value("scale_lr"):
-        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation"] * launched()
+        settings["learning_rate"] *= settings["batch_size"] * settings["gradient_accumulation_steps"] * launched()
     return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
 
 
@@ -98,8 +98,8 @@ def on_this_machine(settings: TrainSettings) -> TrainSettings:
     on_cuda = (settings.device or best_device()).startswith("cuda")
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    if settings.mixed_precision == "fp16" and not on_cuda:
-        changes["mixed_precision"] = "no"
+    if settings.precision == "fp16" and not on_cuda:
+        changes["precision"] = "no"
         notes.append("fp16 needs CUDA, so the base is float32")
     if settings.optimizer == "adamw8bit" and not (on_cuda and find_spec("bitsandbytes")):
         changes["optimizer"] = "adamw"
@@ -122,5 +122,5 @@ def _next_command(base: str, concept: ConceptSettings) -> list[str]:
         "inference_tara.py",
         f"--pretrained_model_name_or_path={base}",
         f"--lora_list={json.dumps([str(concept.file)])}",
-        f"--prompt=A {concept.word} {concept.kind}.",
+        f"--prompt=A {concept.rare_word} {concept.class_word}.",
     ]

@@ -1,18 +1,16 @@
-"""Composers by name: the ways to draw one prompt with several adapters."""
+"""Composers by name: the ways to combine several adapters in one prompt. One file each, one signature."""
 
 from __future__ import annotations
 
 from tara.errors import TaraError, nearest
-from tara.inference.composers.composite import COMPOSITE
-from tara.inference.composers.dare import DARE
-from tara.inference.composers.interface import Composer, Turn, Uses
+from tara.inference.composers.composer import Adapters, Composer, Turns
+from tara.inference.composers.merging import DARE, TIES
 from tara.inference.composers.none import NONE
+from tara.inference.composers.sequential import COMPOSITE, SWITCH
 from tara.inference.composers.sum import SUM
-from tara.inference.composers.switch import SWITCH
 from tara.inference.composers.tara import TARA
-from tara.inference.composers.ties import TIES
 
-__all__ = ["COMPOSERS", "Composer", "Turn", "Uses", "check_composable", "composer_named"]
+__all__ = ["COMPOSERS", "Adapters", "Composer", "Turns", "composer_named"]
 
 COMPOSERS: dict[str, Composer] = {
     "tara": TARA,
@@ -38,17 +36,3 @@ def composer_named(composer: str | Composer) -> Composer:
         hint = nearest(composer, COMPOSERS)
         raise TaraError(f"composer is '{composer}'.{hint} Choose one of {', '.join(COMPOSERS)}.")
     return COMPOSERS[composer]
-
-
-def check_composable(composer: Composer, uses: Uses) -> None:
-    """Refuse adapters that a composer has no way to use.
-
-    Raises:
-        TaraError: for a textual inversion, which is a word's embedding, with a composer of plain LoRAs.
-    """
-    for use in uses:
-        if composer.everywhere and use.adapter.embeddings:
-            raise TaraError(
-                f"{use.name} is a textual inversion, which acts on its word alone. Compose it with 'tara', or leave it "
-                "out."
-            )

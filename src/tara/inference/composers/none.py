@@ -1,10 +1,10 @@
-"""The base's own picture: the prompt with class words only, without any adapter."""
+"""The base's own image: the prompt with class words only, without any adapter."""
 
 from tara.core.tokens import with_class_words
-from tara.inference.composers.interface import Composer, Uses
+from tara.inference.composers.composer import Adapters, Composer
 
 
-def class_words(prompt: str, uses: Uses) -> str:
+def class_words(prompt: str, adapters: Adapters) -> str:
     """The prompt with class words in place of the adapters' rare words.
 
     Raises:
@@ -13,12 +13,10 @@ def class_words(prompt: str, uses: Uses) -> str:
     from tara.inference.binding import find_words  # here, because it brings torch, and composers are named without it
 
     return with_class_words(
-        prompt, ((span, use.class_word) for use, spans in find_words(prompt, uses) for span in spans)
+        prompt, ((span, active.class_word) for active, spans in find_words(prompt, adapters) for span in spans)
     )
 
 
-def _no_adapters(uses: Uses) -> tuple[Uses, ...]:
-    return ((),)
-
-
-NONE = Composer(meaning="no adapters, class words only", everywhere=False, members=_no_adapters, prompt=class_words)
+NONE = Composer(
+    description="no adapters, class words only", masked=True, adapters=lambda adapters: (), prompt=class_words
+)

@@ -2,43 +2,43 @@
 
 from collections.abc import Iterable
 
-SUBJECT_PHRASE = "a photo of a {word} {kind}"
-STYLE_PHRASE = "a picture in {word} {kind}"
+SUBJECT_PHRASE = "a photo of a {rare_word} {class_word}"
+STYLE_PHRASE = "a picture in {rare_word} {class_word}"
 
 # A rare word's embedding moves with its position and neighbours: these move it, and leave the picture's content open.
 VARIED_SUBJECT_CAPTIONS = (
-    "a photo of a {word} {kind}",
-    "a {word} {kind}",
-    "the {word} {kind}",
-    "a picture of the {word} {kind}",
-    "a close view of a {word} {kind}",
-    "there is a {word} {kind} in this picture",
-    "here stands a {word} {kind}",
-    "someone shows us one {word} {kind}",
-    "a {word} {kind} on the grass",
-    "a {word} {kind} on the beach",
-    "a {word} {kind} in a room",
-    "a {word} {kind} in front of a wall",
-    "in the street a {word} {kind} waits",
-    "on a sunny day a {word} {kind} is seen",
-    "a cat and a {word} {kind}",
-    "a {word} {kind} and a dog",
-    "a car next to a {word} {kind}",
-    "a {word} {kind} beside a house",
-    "a tree and a {word} {kind} on the grass",
-    "a {word} {kind} and a person in a room",
+    "a photo of a {rare_word} {class_word}",
+    "a {rare_word} {class_word}",
+    "the {rare_word} {class_word}",
+    "a picture of the {rare_word} {class_word}",
+    "a close view of a {rare_word} {class_word}",
+    "there is a {rare_word} {class_word} in this picture",
+    "here stands a {rare_word} {class_word}",
+    "someone shows us one {rare_word} {class_word}",
+    "a {rare_word} {class_word} on the grass",
+    "a {rare_word} {class_word} on the beach",
+    "a {rare_word} {class_word} in a room",
+    "a {rare_word} {class_word} in front of a wall",
+    "in the street a {rare_word} {class_word} waits",
+    "on a sunny day a {rare_word} {class_word} is seen",
+    "a cat and a {rare_word} {class_word}",
+    "a {rare_word} {class_word} and a dog",
+    "a car next to a {rare_word} {class_word}",
+    "a {rare_word} {class_word} beside a house",
+    "a tree and a {rare_word} {class_word} on the grass",
+    "a {rare_word} {class_word} and a person in a room",
 )
 VARIED_STYLE_CAPTIONS = (
-    "a picture in {word} {kind}",
-    "in {word} {kind}",
-    "a scene in {word} {kind}",
-    "a cat in {word} {kind}",
-    "a dog on the grass in {word} {kind}",
-    "a house in {word} {kind}",
-    "a car in the street in {word} {kind}",
-    "a person and a dog in {word} {kind}",
-    "a cat and a tree on the beach in {word} {kind}",
-    "{word} {kind}, a view of a room",
+    "a picture in {rare_word} {class_word}",
+    "in {rare_word} {class_word}",
+    "a scene in {rare_word} {class_word}",
+    "a cat in {rare_word} {class_word}",
+    "a dog on the grass in {rare_word} {class_word}",
+    "a house in {rare_word} {class_word}",
+    "a car in the street in {rare_word} {class_word}",
+    "a person and a dog in {rare_word} {class_word}",
+    "a cat and a tree on the beach in {rare_word} {class_word}",
+    "{rare_word} {class_word}, a view of a room",
 )
 
 

@@ -15,15 +15,15 @@ PROMPT = re.compile(r"""(['"])(?P<template>.+)\1\.format\(unique_token, class_to
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What the table says of one folder: its class word, and prompts with ``{word}`` and ``{kind}``."""
+    """What the table says of one folder: its class word, and prompts with ``{rare_word}`` and ``{class_word}``."""
 
-    kind: str
+    class_word: str
     prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The whole table: class words by folder, and prompts with ``{word}`` and ``{kind}``."""
+    """The whole table: class words by folder, and prompts with ``{rare_word}`` and ``{class_word}``."""
 
     classes: dict[str, str]
     object_prompts: tuple[str, ...]
@@ -31,8 +31,10 @@ class Table:
 
     def subject(self, name: str) -> Subject:
         """What stands in a folder's row, and the prompts of things or of living subjects with it."""
-        kind = self.classes[name]
-        return Subject(kind=kind, prompts=self.live_prompts if kind in LIVE_CLASSES else self.object_prompts)
+        class_word = self.classes[name]
+        return Subject(
+            class_word=class_word, prompts=self.live_prompts if class_word in LIVE_CLASSES else self.object_prompts
+        )
 
 
 def subject_of(images: Path) -> Subject | None:
@@ -70,7 +72,7 @@ def read_table(path: Path) -> Table:
                 raise TaraError(f"{path}, line {number}, '{line}', is not 'subject_name,class'. Correct it.")
             classes[name] = kind
         elif prompt := PROMPT.fullmatch(line):
-            template = prompt["template"].replace("{0}", "{word}").replace("{1}", "{kind}")
+            template = prompt["template"].replace("{0}", "{rare_word}").replace("{1}", "{class_word}")
             prompts[heading or "prompts"].append(template)
     if not classes:
         raise TaraError(f"{path} names no classes. It needs the line 'Classes' and rows 'subject_name,class' under it.")
@@ -85,5 +87,5 @@ def _row(path: Path, names: Sequence[str]) -> Subject:
             return table.subject(name)
     raise TaraError(
         f"{path} has no row for the folder '{names[0]}'.{nearest(names[0], table.classes)} "
-        "Give the class word yourself (kind), or add a row to the table."
+        "Give the class word yourself (class_word), or add a row to the table."
     )

@@ -8,15 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tara.core.losses import subject_weights
-from tara.core.tokens import Span, Tokenized, word_spans
+from tara.core.tokens import Span, Tokenized, class_word_of, word_spans
 from tara.errors import TaraError
-from tara.families.base import Backbone, TextEncoding
+from tara.families.base import Base
+from tara.families.processors import KeysValues
+from tara.families.text import TextEncoding
 from tara.training.data.crops import Framing, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
 from tara.training.data.examples import Example
 
 KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are computed again from the embeddings
-
-KeysValues = tuple[Float[Tensor, "1 tokens inner"], Float[Tensor, "1 tokens inner"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,45 +40,45 @@ class Latents:
         return tuple(self.mean.shape[1:])
 
 
-def check_resolution(backbone: Backbone, resolution: int, buckets: bool = False) -> None:
+def check_resolution(base: Base, resolution: int, buckets: bool = False) -> None:
     """Refuse (TaraError) a side of the training pictures that is no whole number of latents, or no bucket."""
-    multiple = backbone.side_multiple if buckets else backbone.vae_scale
+    multiple = base.side_multiple if buckets else base.vae_scale
     if resolution % multiple:
         what = "with buckets this base" if buckets else "this base's autoencoder"
         raise TaraError(f"resolution = {resolution} is refused: {what} needs a multiple of {multiple}. Choose one.")
 
 
 def cache_latents(
-    backbone: Backbone, examples: Sequence[Example], framing: Framing, background_weight: float = 1.0
+    base: Base, examples: Sequence[Example], framing: Framing, background_weight: float = 1.0
 ) -> tuple[Latents, ...]:
     """Encode every photo in every variant; the deviation is kept so that each step samples the posterior anew.
 
     Raises:
         TaraError: when the base does not fit the resolution.
     """
-    check_resolution(backbone, framing.resolution, framing.buckets)
-    return tuple(_encoded(backbone, example, framing, background_weight) for example in examples)
+    check_resolution(base, framing.resolution, framing.buckets)
+    return tuple(_encoded(base, example, framing, background_weight) for example in examples)
 
 
-def _encoded(backbone: Backbone, example: Example, framing: Framing, background_weight: float) -> Latents:
+def _encoded(base: Base, example: Example, framing: Framing, background_weight: float) -> Latents:
     image, target = example.image, (framing.resolution, framing.resolution)
     if framing.buckets:
-        target = bucket_for(image.size, framing.resolution, backbone.side_multiple)
+        target = bucket_for(image.size, framing.resolution, base.side_multiple)
     cuts = choose_crops(image.size, framing.crops, example.name, target)
     variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if framing.flip else (False,))]
     # one picture at a time: memory stays small, and no photo's numbers depend on how many variants there are
-    encoded = [backbone.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
-    kept = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+    encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
+    kept = torch.float64 if base.dtype == torch.float64 else torch.float32
     focus = None
     if example.mask is not None:
-        latent = (target[0] // backbone.vae_scale, target[1] // backbone.vae_scale)
+        latent = (target[0] // base.vae_scale, target[1] // base.vae_scale)
         masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
-        focus = subject_weights(masks.to(backbone.device, kept), background_weight)
+        focus = subject_weights(masks.to(base.device, kept), background_weight)
     return Latents(
-        mean=torch.cat([mean for mean, _ in encoded]).to(backbone.device, kept),
-        deviation=torch.cat([deviation for _, deviation in encoded]).to(backbone.device, kept),
+        mean=torch.cat([mean for mean, _ in encoded]).to(base.device, kept),
+        deviation=torch.cat([deviation for _, deviation in encoded]).to(base.device, kept),
         sizes=torch.tensor(
-            [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants], device=backbone.device
+            [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants], device=base.device
         ),
         focus=focus,
     )
@@ -90,19 +90,19 @@ class Caption:
 
     text: str
     encoding: TextEncoding
-    rare: tuple[int, ...]
-    """Positions of the rare word's tokens, every occurrence: where the token focus mask is 1."""
-    first_rare: tuple[int, ...]
-    """Positions of the first occurrence, which the alignment loss looks at."""
-    kind: tuple[int, ...]
+    rare_positions: tuple[int, ...]
+    """Positions of the rare word's tokens, every occurrence: where the token mask is 1."""
+    first_rare_positions: tuple[int, ...]
+    """Positions of the first occurrence, which the alignment loss reads."""
+    class_positions: tuple[int, ...]
     """Positions of the class word that belongs to it, empty when the caption has none."""
 
 
 class TextCache:
     """Encoded captions, and their keys and values without any delta, in each cross-attention layer."""
 
-    def __init__(self, backbone: Backbone, budget: int = KV_BUDGET) -> None:
-        self._backbone = backbone
+    def __init__(self, base: Base, budget: int = KV_BUDGET) -> None:
+        self._base = base
         self._budget = budget
         self._encodings: dict[str, TextEncoding] = {}
         self._kv: dict[str, dict[str, KeysValues]] = {}
@@ -110,14 +110,14 @@ class TextCache:
     def encode(self, text: str) -> TextEncoding:
         """The text's embeddings, (1, tokens, d); the text encoder runs at most once for each text."""
         if text not in self._encodings:
-            self._encodings[text] = self._backbone.encode([text])
+            self._encodings[text] = self._base.encode([text])
         return self._encodings[text]
 
     def kv(self, text: str) -> dict[str, KeysValues]:
         """The text's frozen keys and values, (1, tokens, inner) each, by layer."""
         if text in self._kv:
             return self._kv[text]
-        computed = self._backbone.kv(self.encode(text).embeddings)
+        computed = self._base.text_kv(self.encode(text).embeddings)
         size = sum(part.nbytes for pair in computed.values() for part in pair)
         if size <= self._budget:
             self._budget -= size
@@ -132,40 +132,28 @@ class TextCache:
         """
         encoding = self.encode(text)
         tokenized = encoding.tokenized[0]
-        rare, kind = caption_words(tokenized, rare_word, class_word)
+        rare, of_class = caption_words(tokenized, rare_word, class_word)
         return Caption(
             text,
             encoding,
-            rare=tuple(position for span in rare for position in tokenized.positions(span)),
-            first_rare=_positions(tokenized, rare[:1]),
-            kind=_positions(tokenized, kind),
+            rare_positions=tuple(position for span in rare for position in tokenized.positions(span)),
+            first_rare_positions=tokenized.positions(rare[0]) if rare else (),
+            class_positions=() if of_class is None else tokenized.positions(of_class),
         )
 
 
-def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[list[Span], list[Span]]:
+def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[list[Span], Span | None]:
     """Every place of the rare word in a caption, and the class word that belongs to the first one.
 
     Raises:
         TaraError: when one lies behind what the text encoder reads.
     """
     rare = word_spans(caption.text, rare_word)
-    kind = _belonging(word_spans(caption.text, class_word), rare)
-    for span in (*rare, *kind):
-        if not caption.holds(span):
+    of_class = class_word_of(caption.text, rare[0], class_word) if rare else None
+    for span in (*rare, of_class):
+        if span is not None and not caption.holds(span):
             raise TaraError(
                 f"'{caption.text[slice(*span)]}' lies behind the end of what the text encoder reads of "
                 f"'{caption.text}'. Shorten the caption."
             )
-    return rare, kind
-
-
-def _belonging(kinds: Sequence[Span], rare: Sequence[Span]) -> list[Span]:
-    """The class word that follows the first rare word, or the last one before it."""
-    if not rare or not kinds:
-        return []
-    following = [span for span in kinds if span[0] >= rare[0][1]]
-    return [following[0] if following else kinds[-1]]
-
-
-def _positions(tokenized: Tokenized, spans: Sequence[Span]) -> tuple[int, ...]:
-    return tuple(position for span in spans for position in tokenized.positions(span))
+    return rare, of_class

@@ -140,7 +140,7 @@ class RunFolder:
                 return
             yield json.loads(line)
 
-    def draw_loss_curve(self) -> None:
+    def plot_losses(self) -> None:
         """Write ``loss.png`` from the losses so far."""
         curves: dict[str, list[tuple[int, float]]] = {}
         for row in self.rows():
@@ -212,7 +212,9 @@ def check_outputs(recipe: Recipe, folder: RunFolder) -> None:
     """
     for concept in recipe.concepts:
         if concept.file.is_dir():
-            raise TaraError(f"'{concept.file}' is a folder. Give out a file name, such as {concept.word}.safetensors.")
+            raise TaraError(
+                f"'{concept.file}' is a folder. Give out a file name, such as {concept.rare_word}.safetensors."
+            )
         check_writable(concept.file.parent)
     check_writable(folder.path)
 

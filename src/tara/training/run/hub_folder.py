@@ -40,7 +40,7 @@ class Finished:
     @property
     def words(self) -> str:
         """What is written into a prompt."""
-        return f"{self.concept.word} {self.concept.kind}"
+        return f"{self.concept.rare_word} {self.concept.class_word}"
 
 
 def write_hub_folder(

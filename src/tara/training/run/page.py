@@ -106,9 +106,10 @@ def _mean(rows: Sequence[Mapping[str, Any]], part: str) -> str:
 
 def _settings(settings: TrainSettings) -> Table:
     """All settings, those that are not at their default first."""
-    defaults = dict(TrainSettings())
-    changed = [(name, _text(value), _text(defaults[name])) for name, value in settings if value != defaults[name]]
-    others = [(name, _text(value), "") for name, value in settings if value == defaults[name]]
+    defaults = {name: field.default for name, field in TrainSettings.model_fields.items() if not field.is_required()}
+    shown = [(name, value) for name, value in settings if name in defaults]  # the base is named above
+    changed = [(name, _text(value), _text(defaults[name])) for name, value in shown if value != defaults[name]]
+    others = [(name, _text(value), "") for name, value in shown if value == defaults[name]]
     return Table(headings=("setting", "value", "default, if another"), rows=(*changed, *others), title="Settings")
 
 

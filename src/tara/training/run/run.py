@@ -7,48 +7,45 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from tara.adapters.adapter import Adapter
-from tara.core.tokens import word_spans
 from tara.errors import TaraError, TaraWarning
-from tara.families.base import Backbone
-from tara.families.loading import PRECISIONS, best_device, load_base
-from tara.inference.pipeline import Studio
-from tara.storage.files import atomic_write
+from tara.families.base import Base
+from tara.families.loading import best_device, load_base
 from tara.storage.hub import upload, with_owner
 from tara.storage.lock import claimed, refuse_claimed
 from tara.training.concepts import check_concepts, check_on_base, class_phrase
 from tara.training.data.examples import Example
 from tara.training.distributed import Processes, join
 from tara.training.loop import StepRecord, Training
-from tara.training.nan_guard import NotFiniteError
+from tara.training.nan_guard import NaNError
 from tara.training.optimizers import check_optimizer
-from tara.training.run.class_images import class_folders, draw_missing
+from tara.training.run.class_images import class_folders, generate_missing
 from tara.training.run.folder import Metrics, RunFolder, check_outputs
 from tara.training.run.hub_folder import write_hub_folder
 from tara.training.run.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.training.run.page import write_run_page
+from tara.training.run.previews import check_previews, write_previews
 from tara.training.run.recipe_files import read_recipe
 from tara.training.run.trackers import Tracker
 from tara.training.settings import RUN_SETTINGS, Recipe, concept_settings, distinct_names, train_settings
 
-PREVIEW_STEPS = 25
 OnStep = Callable[[StepRecord], object]
-OnClassPicture = Callable[[int, int], object]
-"""Told how many class pictures there are, and how many are wanted."""
+OnClassImage = Callable[[int, int], object]
+"""Called with how many class images there are, and how many are wanted."""
 OnUpload = Callable[[str], object]
-"""Told the address of what has been uploaded."""
+"""Called with the address of what has been uploaded."""
 
 
 def train(
     *,
     images: str | Path,
-    word: str,
-    kind: str | None = None,
-    base: str | Path | Backbone | Any = "toyland",
+    rare_word: str,
+    class_word: str | None = None,
+    base: str | Path | Base | Any,
     out: str | Path | None = None,
     name: str | None = None,
     prompt: str | None = None,
@@ -64,15 +61,15 @@ def train(
 
     Args:
         images: folder with 3 to 5 photos of the concept.
-        word: rare word that will stand for it, such as ``xlo``.
-        kind: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
-        base: ``toyland``, ``sd15``, ``sdxl``, a folder, a hub id, or a loaded diffusers pipeline, which stays as it is.
-        out: the ``.safetensors`` file to write; ``WORD-KIND.safetensors`` when None.
+        rare_word: rare word that will stand for it, such as ``xlo``.
+        class_word: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
+        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, or a loaded diffusers pipeline, which stays as it is.
+        out: the ``.safetensors`` file to write; ``RAREWORD-CLASSWORD.safetensors`` when None.
         name, prompt, masks, is_style: see :class:`tara.training.settings.ConceptSettings`.
-        captions: ``fixed``, ``varied``, or a list of templates with ``{word}`` and ``{kind}``.
+        captions: ``fixed``, ``varied``, or a list of templates with ``{rare_word}`` and ``{class_word}``.
         resume: go on from the last checkpoint of the run folder, if there is one.
         overwrite: start anew although the run folder holds an unfinished training.
-        on_step: told of each step.
+        on_step: called after each step.
         settings: fields of :class:`tara.training.settings.TrainSettings`.
 
     Raises:
@@ -84,8 +81,8 @@ def train(
         settings["captions"], captions = captions, None
     concept = concept_settings(
         images=images,
-        word=word,
-        kind=kind,
+        rare_word=rare_word,
+        class_word=class_word,
         name=name,
         prompt=prompt,
         captions=captions,
@@ -101,51 +98,27 @@ def train(
 
 def train_recipe(
     recipe: Recipe,
-    base: Backbone | Any | None = None,
+    base: Base | Any | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
     on_step: OnStep | None = None,
-    on_class_picture: OnClassPicture | None = None,
+    on_class_image: OnClassImage | None = None,
     on_upload: OnUpload | None = None,
 ) -> list[Adapter]:
-    """Train all concepts of a recipe and write their adapters; see :func:`run_recipe` for the steps as a generator."""
-    run = run_recipe(
-        recipe, base, resume=resume, overwrite=overwrite, on_class_picture=on_class_picture, on_upload=on_upload
-    )
-    while True:
-        try:
-            record = next(run)
-        except StopIteration as end:
-            return cast(list[Adapter], end.value)
-        try:
-            if on_step is not None:
-                on_step(record)
-        except KeyboardInterrupt as stop:
-            run.throw(stop)  # where a checkpoint can be kept
+    """Train all concepts of a recipe side by side, write run folder and adapters; the entry point of every way in.
 
-
-def run_recipe(
-    recipe: Recipe,
-    base: Backbone | Any | None = None,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_class_picture: OnClassPicture | None = None,
-    on_upload: OnUpload | None = None,
-) -> Generator[StepRecord, None, list[Adapter]]:
-    """Train all concepts of a recipe side by side, write run folder and adapters, yield a record of every step.
-
-    In a program that a launcher has started in several processes, each takes its share of every step and yields all
-    records, and the main process writes.
+    In a program that a launcher has started in several processes, each takes its share of every step, and the main
+    process writes.
 
     Args:
         recipe: settings and concepts.
-        base: a backbone or loaded pipeline in place of the one that the settings name.
+        base: a base or loaded pipeline instead of the one that the settings name.
         resume: go on from the run folder's last checkpoint, if there is one.
         overwrite: start anew although the run folder holds an unfinished training.
-        on_class_picture: told of each class picture that is drawn for prior preservation.
-        on_upload: told where the adapters are on the hub; a TaraWarning says what to do when they are not.
+        on_step: called after each step.
+        on_class_image: called after each class image that is generated for prior preservation.
+        on_upload: called with the adapters' address on the hub; a TaraWarning says what to do when they are not there.
 
     Returns:
         the adapters, in the order of the concepts.
@@ -153,75 +126,87 @@ def run_recipe(
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
         TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
-        AnotherProcessEnded: when the run cannot go on, because one of its other processes has ended.
+        OtherProcessEnded: when the run cannot go on, because one of its other processes has ended.
     """
-    folder, settings = RunFolder(recipe.run_folder), recipe.settings
+    folder = RunFolder(recipe.run_folder)
     processes = join(_device(recipe, base))
-    # what can be known without the base is looked at before it, which may take minutes to load
-    examples = check_concepts(recipe.concepts, settings)
-    check_optimizer(settings.optimizer)
-    _check_previews(recipe)
+    # what can be known without the base is checked before it, which may take minutes to load
+    examples = check_concepts(recipe.concepts, recipe.settings)
+    check_optimizer(recipe.settings.optimizer)
+    check_previews(recipe)
     check_outputs(recipe, folder)
-    _check_earlier_run(folder, settings.steps, resume=resume, overwrite=overwrite)
+    _check_earlier_run(folder, resume=resume, overwrite=overwrite)
     if processes.is_main:
-        refuse_claimed(folder.path)  # before the base, which may take minutes to load
+        refuse_claimed(folder.path)
     state = folder.last_state() if resume else None
-    with ExitStack() as borrowed:
-        borrowed.enter_context(_threads(settings.threads))
-        backbone = _backbone(recipe, base)
-        training = _prepared(recipe, backbone, folder, examples, processes, on_class_picture)
+    with ExitStack() as held:
+        held.enter_context(_threads(recipe.settings.threads))
+        loaded = _base(recipe, base)
+        recipe = recipe.model_copy(update={"settings": recipe.settings.with_defaults(loaded.defaults)})
+        if state is not None and state.step > recipe.settings.steps:
+            raise TaraError(
+                f"'{folder.path}' is at step {state.step}, but steps is {recipe.settings.steps}. Give {state.step} or "
+                "more."
+            )
+        training = _prepared(recipe, loaded, folder, examples, processes, on_class_image)
         if state is not None:
             training.load(state)
         # nothing is refused from here on, in no process, so what an earlier run left may go
-        processes.meet()
+        processes.barrier()
         repository = None
         if processes.is_main:
-            borrowed.enter_context(claimed(folder.path))
-            folder.begin(recipe, backbone.device, after=training.step)
-            tracker = Tracker(settings.report_to, folder.path, settings.project)
-            borrowed.callback(tracker.finish)
-            repository = with_owner(recipe.repository) if settings.push_to_hub else None
+            held.enter_context(claimed(folder.path))
+            folder.begin(recipe, loaded.device, after=training.step)
+            tracker = Tracker(recipe.settings.report_to, folder.path, recipe.settings.project)
+            held.callback(tracker.finish)
+            repository = with_owner(recipe.repository) if recipe.settings.push_to_hub else None
             describe = partial(_describe, folder, recipe, examples)
-            yield from _to_the_end(training, folder, tracker, describe, repository)
+            _to_the_end(training, folder, tracker, describe, repository, on_step)
         else:
-            yield from _beside_the_main_process(training)
-        processes.meet()  # the files are there for all
+            with asked_to_stop(lambda: False):  # Ctrl-C is handled by the main process, which ends the others
+                for record in training.steps():
+                    _call(on_step, record)
+        processes.barrier()  # the files are there for all
     if repository is not None:
         _upload(folder.hub, repository, on_upload)
     return training.adapters()
 
 
+def _call(on_step: OnStep | None, record: StepRecord) -> None:
+    if on_step is not None:
+        on_step(record)
+
+
 def _describe(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
     """What a person looks at after the run."""
-    folder.draw_loss_curve()
+    folder.plot_losses()
     write_run_page(folder, recipe, examples)
 
 
-def _beside_the_main_process(training: Training) -> Generator[StepRecord]:
-    """All steps, and nothing else; Ctrl-C is heard by the main process, which ends the others."""
-    with asked_to_stop(lambda: False):
-        yield from training.steps()
-
-
 def _to_the_end(
-    training: Training, folder: RunFolder, tracker: Tracker, describe: Callable[[], None], repository: str | None
-) -> Generator[StepRecord]:
+    training: Training,
+    folder: RunFolder,
+    tracker: Tracker,
+    describe: Callable[[], None],
+    repository: str | None,
+    on_step: OnStep | None,
+) -> None:
     """All steps, the adapters' files, the run's description and what goes to the repository; Ctrl-C stops cleanly."""
-    # several processes stop between steps only, where they meet
+    # several processes stop between steps only, where they wait for one another
     alone = training.processes.count == 1
     with asked_to_stop(lambda: training.is_whole and alone) as stop:
         metrics = Metrics(folder.metrics)
         try:
-            yield from _steps(training, folder, tracker, metrics, stop)
+            _steps(training, folder, tracker, metrics, stop, on_step)
             adapters = training.adapters()
             for concept, adapter in zip(training.concepts, adapters, strict=True):
                 adapter.save(concept.file)
             if repository is not None and training.step not in folder.previews(distinct_names(training.concepts)[0]):
-                _preview(training, folder, stop)
+                write_previews(training, folder, stop)
             describe()
             if repository is not None:
                 write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
-        except NotFiniteError as failure:
+        except NaNError as failure:
             metrics.flush()
             describe()
             raise TaraError(f"{failure} {folder.last_good()}") from failure
@@ -234,14 +219,19 @@ def _to_the_end(
 
 
 def _steps(
-    training: Training, folder: RunFolder, tracker: Tracker, metrics: Metrics, stop: StopRequest
-) -> Generator[StepRecord]:
+    training: Training,
+    folder: RunFolder,
+    tracker: Tracker,
+    metrics: Metrics,
+    stop: StopRequest,
+    on_step: OnStep | None,
+) -> None:
     """All steps with what belongs to each: metrics, checkpoints and previews; KeyboardInterrupt when asked to stop."""
     settings, begun = training.settings, perf_counter()
     if _due(settings.preview_every, training.step) and folder.lacks_previews(
         training.step, training.concepts, settings
     ):
-        _preview(training, folder, stop)  # the run was killed between a checkpoint and the preview of its step
+        write_previews(training, folder, stop)  # the run was killed between a checkpoint and the preview of its step
     for record in training.steps():
         metrics.add(_row(record, perf_counter() - begun))
         tracker.log(record.index, _numbers(record))
@@ -251,25 +241,10 @@ def _steps(
             early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
             folder.save(training.state(), {} if last else dict(early))
         if _due(settings.preview_every, record.index):
-            _preview(training, folder, stop)
-        yield record
+            write_previews(training, folder, stop)
+        _call(on_step, record)
         if not last:
             stop.carry_out()
-
-
-def _preview(training: Training, folder: RunFolder, stop: StopRequest) -> None:
-    settings, studio = training.settings, Studio(training.backbone)
-    names = distinct_names(training.concepts)
-    for name, concept, adapter in zip(names, training.concepts, training.adapters(), strict=True):
-        prompt = concept.fill(settings.preview_prompt or concept.phrase)
-        composer = "tara" if settings.tfm else "sum"
-        seeds = range(settings.seed, settings.seed + settings.preview_images)
-        drawn = studio.stream(
-            prompt, [adapter], seeds, steps=PREVIEW_STEPS, composer=composer, on_step=lambda _: stop.carry_out()
-        )
-        for made in drawn:
-            target = folder.preview(training.step, name, made.index)
-            atomic_write(target, lambda path, image=made.image: image.save(path))
 
 
 def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
@@ -284,43 +259,41 @@ def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
 
 def _prepared(
     recipe: Recipe,
-    backbone: Backbone,
+    base: Base,
     folder: RunFolder,
     examples: Sequence[Sequence[Example]],
     processes: Processes,
-    on_class_picture: OnClassPicture | None,
+    on_class_image: OnClassImage | None,
 ) -> Training:
     settings = recipe.settings
-    check_on_base(recipe.concepts, examples, settings, backbone)
+    check_on_base(recipe.concepts, examples, settings, base)
     folders = class_folders(recipe.concepts, settings, folder.path)
     for concept in recipe.concepts:
-        if concept.kind in folders and processes.is_main:
+        if concept.class_word in folders and processes.is_main:
             phrase = class_phrase(concept, settings)
-            draw_missing(phrase, folders[concept.kind], settings.class_images, backbone, on_class_picture)
-    processes.meet()  # the class pictures are there for all
-    return Training(recipe.concepts, settings, backbone, folders, examples, processes)
+            generate_missing(phrase, folders[concept.class_word], settings.num_class_images, base, on_class_image)
+    processes.barrier()  # the class images are there for all
+    return Training(recipe.concepts, settings, base, folders, examples, processes)
 
 
-def _device(recipe: Recipe, base: Backbone | Any | None) -> str:
+def _device(recipe: Recipe, base: Base | Any | None) -> str:
     """Where a run computes: where a loaded base is, or as the settings say."""
     if base is None:
         return recipe.settings.device or best_device()
     return torch.device(getattr(base, "device", "cpu")).type
 
 
-def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
-    if isinstance(base, Backbone):
-        return base
+def _base(recipe: Recipe, base: Base | Any | None) -> Base:
     if base is not None:
-        return Backbone.from_pipeline(base)
+        return base if isinstance(base, Base) else Base(base)
     settings = recipe.settings
     on_cpu = settings.device == "cpu" or (settings.device is None and not torch.cuda.is_available())
-    if settings.mixed_precision == "fp16" and on_cpu:
-        raise TaraError("mixed_precision = 'fp16' needs a GPU. Use bf16 or no on a CPU.")
+    if settings.precision == "fp16" and on_cpu:
+        raise TaraError("precision fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
     return load_base(
         settings.base,
-        settings.device,
-        PRECISIONS.get(settings.mixed_precision),  # auto is none of them
+        device=settings.device,
+        precision=settings.precision,
         revision=settings.revision,
         variant=settings.variant,
         vae=settings.vae,
@@ -328,22 +301,9 @@ def _backbone(recipe: Recipe, base: Backbone | Any | None) -> Backbone:
     )
 
 
-def _check_previews(recipe: Recipe) -> None:
-    prompt = recipe.settings.preview_prompt
-    if not recipe.settings.preview_every or prompt is None:
-        return
-    for concept in recipe.concepts:
-        if not word_spans(concept.fill(prompt), concept.word):
-            raise TaraError(
-                f"preview_prompt '{prompt}' lacks the rare word '{concept.word}'. Write {{word}} {{kind}} into it."
-            )
-
-
-def _check_earlier_run(folder: RunFolder, steps: int, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to forget an unfinished training, and to go on to a step that lies behind."""
+def _check_earlier_run(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to forget an unfinished training."""
     done = folder.steps_done()
-    if resume and done > steps:
-        raise TaraError(f"'{folder.path}' is at step {done}, but steps is {steps}. Give {done} or more.")
     if not done or resume or overwrite:
         return
     anew = "start anew with --overwrite (overwrite=True in Python), or give another out"
@@ -381,7 +341,7 @@ def _due(every: int, step: int) -> bool:
 
 
 def _name(base: Any) -> str:
-    pipe: Any = base.pipe if isinstance(base, Backbone) else base
+    pipe: Any = base.pipe if isinstance(base, Base) else base
     return str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
 
 
