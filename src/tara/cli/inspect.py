@@ -54,7 +54,6 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
         "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
         "text_encoder_layers": len(adapter.text_layers),
-        "embedding_vectors": max(map(len, adapter.embeddings.values()), default=0),
         "context": card.context,
         "is_style": card.is_style,
         "prompt": card.phrase,
@@ -69,14 +68,14 @@ def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
     from tara.cli.progress import only_our_bars
     from tara.families.loading import load_base
     from tara.inference.binding import ActiveAdapter
+    from tara.inference.fusing import check_fits
     from tara.inference.strength import check_strength, strengths
-    from tara.inference.text_kv import check_fits
 
     only_our_bars()
-    backbone, active = load_base(base, "cpu"), ActiveAdapter(adapter)
-    check_fits(backbone, active)
-    check_strength(backbone, active)
-    found = strengths(backbone, adapter.layers)
+    loaded, active = load_base(base, device="cpu"), ActiveAdapter(adapter)
+    check_fits(loaded, active)
+    check_strength(loaded, active)
+    found = strengths(loaded, adapter.layers)
     return {"delta_beside_the_base": f"{min(found.values()):.3g} to {max(found.values()):.3g}" if found else ""}
 
 

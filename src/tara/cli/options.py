@@ -1,10 +1,12 @@
 """Flags from settings: a model's fields, with their descriptions, become a command's options."""
 
+import functools
 import inspect
 import math
+import operator
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -16,43 +18,39 @@ Typed = Annotated[str, Parameter(parse=False)]
 
 
 def with_flags(
-    command: Callable[..., None], flags: Mapping[type[BaseModel], Mapping[str, str | None]], titles: Sequence[str]
+    command: Callable[..., None], models: Mapping[type[BaseModel], str], without: Collection[str] = ()
 ) -> Callable[..., None]:
-    """Give a command, in place of its ``**values``, one option per field of the models.
+    """Give a command, in place of its ``**values``, one option per field of settings models.
 
     Args:
-        command: a function whose last parameter is ``**values``; it receives every given flag by its field's name.
-        flags: the models, each with the flags that are not called as their field is (field -> flag); None leaves a
-            field out.
-        titles: heading over each model's flags in the help.
+        command: a function whose last parameter is ``**values``; it receives every given flag by its parameter's name.
+        models: the models, each with the heading over its flags in the help.
+        without: fields that are no flags of this command.
     """
     signature = inspect.signature(command)
-    parameters = [p for p in signature.parameters.values() if p.class_word is not p.VAR_KEYWORD]
-    for order, ((model, renamed), title) in enumerate(zip(flags.items(), titles, strict=True)):
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for order, (model, title) in enumerate(models.items()):
         group = Group(title, sort_key=order)
         for name, field in model.model_fields.items():
-            flag = renamed.get(name, name.replace("_", "-"))
-            if flag is not None:
-                parameters.append(_parameter(flag.replace("-", "_"), flag, field, group))
+            if name not in without:
+                parameters.append(_parameter(name, field, group))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
-def given(model: type[BaseModel], values: Mapping[str, Any], renamed: Mapping[str, str | None]) -> dict[str, Any]:
+def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of one model that stood on the command line, by field name."""
-    flags = {name: renamed.get(name, name) for name in model.model_fields}
-    found = {name: values.get(flag.replace("-", "_")) for name, flag in flags.items() if flag is not None}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: values[name] for name in model.model_fields if values.get(name) is not None}
 
 
-def _parameter(name: str, flag: str, field: FieldInfo, group: Group) -> inspect.Parameter:
-    description = field.description or ""
-    if not field.is_required() and field.default is not None and field.annotation is not bool:
-        description += f" [default: {field.default}]"
-    if field.annotation is bool:
-        description += f" [default: {flag if field.default else 'no-' + flag}]"
-    members = _members(field.annotation)
+def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
+    flag, description = name.replace("_", "-"), field.description or ""
+    members = [one for one in _members(field.annotation) if typing.get_origin(one) is not Annotated]
+    annotation: Any = functools.reduce(operator.or_, members)  # without the objects that only Python can give
+    if "[default" not in description and not field.is_required() and field.default is not None:
+        default = f"{'' if field.default else 'no-'}{flag}" if field.annotation is bool else field.default
+        description += f" [default: {default}]"
     option = Parameter(
         name=f"--{flag}",
         help=description,
@@ -61,8 +59,9 @@ def _parameter(name: str, flag: str, field: FieldInfo, group: Group) -> inspect.
         negative_iterable=(),
         converter=whole_number if int in members else _number if float in members else None,
     )
-    annotation = Annotated[field.annotation | None, option]  # type: ignore[operator]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
+    )
 
 
 def _members(annotation: Any) -> Sequence[Any]:

@@ -104,7 +104,7 @@ def _caption(one: Scored) -> str:
 def _marked(one: Scored) -> Image.Image:
     """The picture at the page's size, with a frame around every subject that was found in it."""
     image = shrunk(read_image(one.picture.path), SIDE)
-    draw, last = ImageDraw.StepRandomness(image), (image.width - 1, image.height - 1)
+    draw, last = ImageDraw.Draw(image), (image.width - 1, image.height - 1)
     for number, subject in enumerate(one.score.subjects):
         if subject.box is not None:
             corners = [round(min(max(0.0, part), 1.0) * side) for part, side in zip(subject.box, last * 2, strict=True)]

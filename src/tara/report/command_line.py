@@ -1,24 +1,17 @@
 """Settings as a person would type them: the flags of the command line."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 
-def flags(settings: BaseModel, renamed: Mapping[str, str] | None = None) -> list[str]:
-    """The flags that give these settings: those that differ from their defaults.
-
-    Args:
-        settings: whose fields are a command's options.
-        renamed: the flags that are not called as their field is (field -> flag).
-    """
+def flags(settings: BaseModel) -> list[str]:
+    """The flags that give these settings: those that differ from their defaults."""
     found: list[str] = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if field.is_required() or value != field.get_default(call_default_factory=True):
-            flag = (renamed or {}).get(name, name.replace("_", "-"))
-            found += _flag(flag, value)
+            found += _flag(name.replace("_", "-"), value)
     return found
 
 

@@ -183,7 +183,7 @@ def _text_band(texts: Sequence[str], font: Font, ink: str, width: int, *, centre
     lines = [line for text in texts for line in _fold(text, font, width)]
     step = _line_height(font)
     band = Image.new("RGB", (max(width, 1), max(len(lines), 1) * step), BACKGROUND)
-    draw = ImageDraw.StepRandomness(band)
+    draw = ImageDraw.Draw(band)
     for index, line in enumerate(lines):
         left = (width - _text_width(font, line)) // 2 if centred else 0
         draw.text((max(left, 0), index * step), line, font=font, fill=ink)
@@ -194,7 +194,7 @@ def _fold(text: str, font: Font, width: int) -> list[str]:
     """Break a text into lines of at most `width` pixels; a word that is wider alone is cut with an ellipsis."""
     lines: list[str] = []
     for word in text.split():
-        joined = f"{lines[-1]} {rare_word}" if lines else word
+        joined = f"{lines[-1]} {word}" if lines else word
         if lines and _text_width(font, joined) <= width:
             lines[-1] = joined
             continue

@@ -41,7 +41,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         default=None,
         description=f"Instance prompt of all photos [default: '{SUBJECT_PHRASE}', for a style '{STYLE_PHRASE}']",
     )
-    captions: tuple[str, ...] | None = Field(
+    caption_templates: tuple[str, ...] | None = Field(
         default=None, description="Caption template with {rare_word} and {class_word}, instead of the instance prompt"
     )
     masks: Path | None = Field(
@@ -75,7 +75,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("is empty; give the rare word (such as xlo) and the class word (such as dog)")
         return value
 
-    @field_validator("captions")
+    @field_validator("caption_templates")
     @classmethod
     def _a_caption_list_is_not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and not value:
@@ -119,8 +119,8 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
 
     def templates(self, source: CaptionSource) -> tuple[str, ...]:
         """The captions, filled in, of a photo that has none of its own."""
-        if self.captions is not None:
-            return tuple(self.fill(template) for template in self.captions)
+        if self.caption_templates is not None:
+            return tuple(self.fill(template) for template in self.caption_templates)
         if source == "fixed":
             return (self.phrase,)
         varied = VARIED_STYLE_CAPTIONS if self.is_style else VARIED_SUBJECT_CAPTIONS

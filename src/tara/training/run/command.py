@@ -5,9 +5,6 @@ import shlex
 from tara.report.command_line import flags
 from tara.training.settings import Recipe
 
-RENAMED = {"captions": "caption", "example_prompts": "example-prompt"}
-"""A concept's caption templates and prompts are given one by one; --captions is the source of captions."""
-
 
 def train_command(recipe: Recipe) -> str:
     """The command that trains a recipe: by flags for one concept, from its run folder for several.
@@ -15,5 +12,5 @@ def train_command(recipe: Recipe) -> str:
     Told from the settings, because a training is also begun from Python, and goes on by other commands than it began.
     """
     first, *others = recipe.concepts
-    described = [*flags(first, RENAMED), *flags(recipe.settings)]
+    described = [*flags(first), *flags(recipe.settings)]
     return shlex.join(["tara", "train", *([str(recipe.run_folder), "--overwrite"] if others else described)])

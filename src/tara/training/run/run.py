@@ -85,7 +85,7 @@ def train(
         class_word=class_word,
         name=name,
         prompt=prompt,
-        captions=captions,
+        caption_templates=captions,
         masks=masks,
         out=out,
         is_style=is_style,
