@@ -23,7 +23,7 @@ def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
     """Write an adapter in another tool's style: the same weights bit by bit, each layer's true alpha, and the card.
 
     Args:
-        adapter: from :func:`tara.adapters.adapter.load_adapter`, whatever its file's style.
+        adapter: from `tara.adapters.adapter.load_adapter`, whatever its file's style.
         to: kohya (A1111, ComfyUI), diffusers, peft or tara.
         out: a ``.safetensors`` file; for peft a folder.
 

@@ -30,7 +30,7 @@ class Subject:
 class Scores:
     """How a subject's rare word lies on class words.
 
-    ``alignment`` and ``overlap`` compare it with its own, see :mod:`tara.core.attention_maps`; ``astray`` is its highest
+    ``alignment`` and ``overlap`` compare it with its own, see `tara.core.attention_maps`; ``astray`` is its highest
     alignment with another subject's class word, None when there is no other subject.
     """
 
@@ -82,10 +82,10 @@ def attend(
         adapters: at least one.
         seeds: one picture each.
         on_step: called after each denoising step.
-        settings: fields of :class:`tara.inference.stock_pipelines.SamplingSettings` but ``batch_size``.
+        settings: fields of `tara.inference.stock_pipelines.SamplingSettings` but ``batch_size``.
 
     Raises:
-        TaraError: as :meth:`Studio.stream`, and when a rare or class word is not in the prompt or is not drawn.
+        TaraError: as `Studio.stream`, and when a rare or class word is not in the prompt or is not drawn.
     """
     active_adapters, seeds = [as_active_adapter(adapter) for adapter in adapters], tuple(seeds)
     check_rare_words_are_drawn(prompt, active_adapters, settings.get("composer", "tara"))

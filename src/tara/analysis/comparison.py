@@ -35,7 +35,7 @@ class Compared:
     evaluations: int
     """How often the U-Net was evaluated."""
     seconds: float
-    """By the clock of :func:`clock_of`."""
+    """By the clock of `clock_of`."""
 
     @property
     def path(self) -> str:
@@ -58,12 +58,12 @@ def compared(
     Args:
         studio: the base.
         prompt, uses, seeds: what is drawn.
-        composers: names in :data:`tara.inference.composers.COMPOSERS`.
+        composers: names in `tara.inference.composers.COMPOSERS`.
         on_step: called after each denoising step; its record counts the pictures of one composer.
-        settings: further fields of :class:`tara.inference.stock_pipelines.SamplingSettings`.
+        settings: further fields of `tara.inference.stock_pipelines.SamplingSettings`.
 
     Raises:
-        TaraError: as :meth:`Studio.stream`.
+        TaraError: as `Studio.stream`.
     """
     _, clock = clock_of(pipeline.base.device)
     # a stream gives the U-Net back after each picture, so that several can take turns on one base
@@ -105,7 +105,7 @@ def figures(
 ) -> dict[str, dict[str, Any]]:
     """What ``results.json`` says of each composer.
 
-    ``time_ratio`` is None where :data:`REFERENCE` was not drawn, and with a single seed, whose time is mostly of what
+    ``time_ratio`` is None where `REFERENCE` was not drawn, and with a single seed, whose time is mostly of what
     is prepared once.
     """
     return {
@@ -129,7 +129,7 @@ def _time_ratio(drawn: Sequence[Compared], reference: Sequence[Compared]) -> flo
 
 
 def grid(prompt: str, active_adapters: ActiveAdapters, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
-    """One row per composer, one column per seed, of the first :data:`SHOWN_SEEDS`."""
+    """One row per composer, one column per seed, of the first `SHOWN_SEEDS`."""
     shown = {name: drawn[:SHOWN_SEEDS] for name, drawn in pictures.items()}
     return Grid(
         title=prompt,
@@ -160,7 +160,7 @@ def _caution(active_adapters: ActiveAdapters, composers: Sequence[str]) -> str:
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The costs of :func:`figures` as a table."""
+    """The costs of `figures` as a table."""
     return Table(
         headings=("composer", "U-Net evaluations", "time ratio", "what it does"),
         rows=tuple(

@@ -61,7 +61,7 @@ class Recorder:
 
     @torch.no_grad()
     def __call__(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        """One cross-attention of one U-Net call, see :class:`tara.families.processors.Watch`."""
+        """One cross-attention of one U-Net call, see `tara.families.processors.Watch`."""
         # rows = [unconditional..., conditional...] with guidance, [conditional...] without: only these read the prompt
         assert query.shape[0] in (self._pictures, 2 * self._pictures), "one row, or a guided pair, for each picture"
         conditional = slice(query.shape[0] - self._pictures, None)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Typed = Annotated[str, Parameter(parse=False)]
-"""The command as it was typed, for pages that end with it; :mod:`tara.cli` hands it to commands that ask for it."""
+"""The command as it was typed, for pages that end with it; `tara.cli` hands it to commands that ask for it."""
 
 
 def with_flags(
@@ -70,7 +70,7 @@ def _members(annotation: Any) -> Sequence[Any]:
 
 
 def whole_number(_: Any, tokens: Sequence[Any]) -> int:
-    """Read a whole number, for :class:`cyclopts.Parameter`."""
+    """Read a whole number, for `cyclopts.Parameter`."""
     text = str(tokens[0].value)
     try:
         return int(text)  # a parser that takes 4.5 steps for 4 would hide a mistake

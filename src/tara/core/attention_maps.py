@@ -86,7 +86,7 @@ def alignment(one: Float[Tensor, "height width"], other: Float[Tensor, "height w
 
 
 def overlap(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
-    """Intersection over union of two words' regions (:func:`region`), 0 to 1.
+    """Intersection over union of two words' regions (`region`), 0 to 1.
 
     Thresholded maps are how DAAM (Tang et al., arXiv 2210.04885) compares a word's map with an object.
     """

@@ -14,8 +14,8 @@
                   alignment loss: the distance of k1' (with its delta) and the frozen k2 of its class word
 
 Keys and values depend on the text alone, so composing N adapters costs nothing per denoising step: the network
-attends to K and V that were computed before the first one (:mod:`tara.inference.text_kv`). Training computes the same
-K and V at every step, with gradients (:mod:`tara.training.text_batch`). Both call :func:`add_masked_delta`.
+attends to K and V that were computed before the first one (`tara.inference.text_kv`). Training computes the same
+K and V at every step, with gradients (`tara.training.text_batch`). Both call `add_masked_delta`.
 """
 
 from collections.abc import Sequence

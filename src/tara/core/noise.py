@@ -50,7 +50,7 @@ def step_randomness(
 
     Args:
         seed: the run's seed.
-        key: the concept's key, see :func:`concept_key`.
+        key: the concept's key, see `concept_key`.
         call: number of the U-Net call since training began, from 0.
         rows: rows of this concept in a call.
         shapes: shape of each photo's latents; every photo comes once before any comes again.

@@ -40,7 +40,7 @@ def with_class_words(text: str, named: Iterable[tuple[Span, str]]) -> str:
 
     Args:
         text: a prompt.
-        named: where each rare word stands, from :func:`word_spans`, and its class word. Where one rare word has several
+        named: where each rare word stands, from `word_spans`, and its class word. Where one rare word has several
             class words, the one that follows it counts.
     """
     class_words: dict[Span, list[str]] = {}
@@ -64,7 +64,7 @@ def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
 
     Args:
         offsets: the characters of each token, as tokenizers report them; special tokens are empty.
-        span: where the word is, from :func:`word_spans`.
+        span: where the word is, from `word_spans`.
     """
     first, end = span
     return [position for position, (start, stop) in enumerate(offsets) if start < stop and start < end and stop > first]

@@ -38,11 +38,11 @@ class JudgeSight:
 
     @property
     def thresholds(self) -> Mapping[Subject, float]:
-        """One for all, see :data:`toyland.subjects.SAME_SUBJECT`."""
+        """One for all, see `toyland.subjects.SAME_SUBJECT`."""
         return dict.fromkeys(self._looks, SAME_SUBJECT)
 
     def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Detections]:
-        """See :class:`tara.evaluation.sight.Sight`."""
+        """See `tara.evaluation.sight.Sight`."""
         return [
             seen(verdict, [self._looks[subject] for subject in picture.subjects], picture.prompt)
             for picture, verdict in zip(pictures, self._judge(images), strict=True)

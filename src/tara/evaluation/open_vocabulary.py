@@ -29,7 +29,7 @@ class DetectorScorer:
             individual.
         subjects: everybody, with the folders of their photos.
         features: what the models made of pictures before.
-        same_subject: the least likeness that counts as the subject; see :func:`thresholds` when None.
+        same_subject: the least likeness that counts as the subject; see `thresholds` when None.
 
     Raises:
         TaraError: when photos cannot be read.
@@ -57,7 +57,7 @@ class DetectorScorer:
         return self._thresholds
 
     def look(self, pictures: Sequence[Picture], images: Sequence[Image.Image]) -> list[Detections]:
-        """See :class:`tara.evaluation.sight.Sight`."""
+        """See `tara.evaluation.sight.Sight`."""
         kinds = [tuple(dict.fromkeys(subject.class_word for subject in picture.subjects)) for picture in pictures]
         found, whole = self._find(images, kinds), self._whole.scores(pictures, images)
         return [self._seen(*one) for one in zip(pictures, images, found, whole, strict=True)]

@@ -18,7 +18,7 @@ SIDE = 320
 MOST_ROWS = 24
 COLUMNS = 4
 FRAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
-"""What people call the colours of :data:`tara.report.plots.COLOURS`."""
+"""What people call the colours of `tara.report.plots.COLOURS`."""
 INTERVALS = "Mean and 95 % interval: a bootstrap over groups of subjects, or over pictures where there is one group."
 MEANINGS = {
     "success": "all subjects of the prompt present, each like itself",

@@ -33,7 +33,7 @@ def load_model(kind: Any, name: str, device: torch.device) -> Any:
     """A frozen model in float32.
 
     Raises:
-        TaraError: see :func:`check_kind`; also when its file lacks weights.
+        TaraError: see `check_kind`; also when its file lacks weights.
     """
     model, told = load_part(kind, name, output_loading_info=True)
     # a head that nobody uses, and that DINO's file does not have

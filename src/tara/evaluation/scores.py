@@ -72,7 +72,7 @@ class PictureScore:
         return tuple(subject.present for subject in self.subjects)
 
     def values(self) -> dict[str, dict[int, float]]:
-        """Every figure of the picture by name, and for each the values by subject number (or :data:`WHOLE`).
+        """Every figure of the picture by name, and for each the values by subject number (or `WHOLE`).
 
         ``identity`` has no value for an absent subject, ``identity_absent_zero`` has 0 there; ``leakage`` has one only
         beside another subject. Measures after the first add their name, as in ``identity_clip_i``.

@@ -51,7 +51,7 @@ class WholePictures:
         """The figures of each picture.
 
         ``clip_t`` is the cosine of picture and prompt without rare words, ``plain_clip_t`` of picture and prompt as it
-        stands (Hessel et al., CLIPScore, EMNLP 2021, without their factor); the others are :func:`mean_cosine`.
+        stands (Hessel et al., CLIPScore, EMNLP 2021, without their factor); the others are `mean_cosine`.
         """
         found: list[dict[str, float]] = [{} for _ in pictures]
         if self._clip:

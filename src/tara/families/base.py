@@ -183,11 +183,11 @@ class Base:
             latents: (rows, channels, height, width), noisy.
             timesteps: (rows,).
             encoding: the rows' texts; keys and values come from ``conditioning`` where it is given.
-            conditioning: see :class:`TextConditioning`; needs ``processors.install()`` first.
+            conditioning: see `TextConditioning`; needs ``processors.install()`` first.
             sizes: (rows, 6) original size, crop corner, target size, for families that take them; uncropped if None.
 
         Returns:
-            The prediction, shaped as ``latents``; what it means says :attr:`noise_schedule`.
+            The prediction, shaped as ``latents``; what it means says `noise_schedule`.
         """
         if sizes is None:
             height, width = latents.shape[-2] * self.vae_scale, latents.shape[-1] * self.vae_scale
@@ -227,7 +227,7 @@ class Base:
             part.to("cpu")
 
     def onload(self) -> None:
-        """Bring back what :meth:`offload` moved; parts that hooks move stay theirs."""
+        """Bring back what `offload` moved; parts that hooks move stay theirs."""
         for part in (self.vae, *self.text_encoders):
             if part.device != self.device and not hasattr(part, "_hf_hook"):
                 part.to(self.device)

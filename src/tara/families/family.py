@@ -49,7 +49,7 @@ class Family:
     """A kind of base: where the text's keys and values are, how a prompt becomes tokens, what the network predicts.
 
     The defaults of the function fields are right for a diffusers pipeline whose ``encode_prompt`` encodes the text.
-    A new family is one file that builds one of these, and a line in :data:`tara.families.registry.FAMILIES`.
+    A new family is one file that builds one of these, and a line in `tara.families.registry.FAMILIES`.
     """
 
     name: str

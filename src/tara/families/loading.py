@@ -26,7 +26,7 @@ ALIASES = {
 }
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""``auto``, which is none of them, leaves it to :func:`best_precision`."""
+"""``auto``, which is none of them, leaves it to `best_precision`."""
 BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs only emulate it, slowly
 INDEX = "model_index.json"
 DEFAULTS = "defaults.json"  # in a base's folder: settings that suit it, by the names of `Defaults`
@@ -61,7 +61,7 @@ def load_base(
     """Load a base: every part in one precision on one device.
 
     Args:
-        name: see :func:`resolve_base`.
+        name: see `resolve_base`.
         device: cuda, mps or cpu; the best one found when None.
         precision: auto is the best one for the device; a VAE that overflows in fp16 is upcast where it is used.
         revision: branch, tag or commit, of a hub id.

@@ -54,7 +54,7 @@ class Watch(Protocol):
 
 
 class TextKVProcessor:
-    """Acts exactly as the stock processor it stands for, unless a :class:`TextConditioning` comes along."""
+    """Acts exactly as the stock processor it stands for, unless a `TextConditioning` comes along."""
 
     def __init__(self, layer: str, stock: Any) -> None:
         self.layer = layer
@@ -140,7 +140,7 @@ class AttentionProcessors:
 
     @property
     def installed(self) -> bool:
-        """Whether :meth:`install` has been called and :meth:`release` has not."""
+        """Whether `install` has been called and `release` has not."""
         return getattr(self._denoiser, INSTALLED, None) is self
 
     def install(self) -> None:
@@ -182,7 +182,7 @@ class AttentionProcessors:
         """Report every text cross-attention to ``watch`` for a ``with`` block; installed before if need be.
 
         Raises:
-            TaraError: as :meth:`install`.
+            TaraError: as `install`.
         """
         before = self.installed
         self.install()

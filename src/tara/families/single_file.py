@@ -118,10 +118,10 @@ def load_single_file(
         dtype: precision of its weights.
         vae: autoencoder in place of the file's own.
         configs: folder with a folder of diffusers configs for each family.
-        contents: what :func:`read_contents` told, when it has been called already.
+        contents: what `read_contents` told, when it has been called already.
 
     Raises:
-        TaraError: see :func:`read_contents`; also when parts of the base are missing in the file.
+        TaraError: see `read_contents`; also when parts of the base are missing in the file.
     """
     import diffusers
 

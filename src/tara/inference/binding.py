@@ -66,7 +66,7 @@ def parse_adapter(text: str) -> ActiveAdapter:
     """Load ``FILE[:key=value,...]``: keys weight, rare_word, class_word, global, alpha; ``FILE:0.8`` is a weight.
 
     Raises:
-        TaraError: for an unknown key, a value that is no number, or a file that :func:`load_adapter` refuses.
+        TaraError: for an unknown key, a value that is no number, or a file that `load_adapter` refuses.
     """
     path, options = split_options(text)
     given: dict[str, str] = {}

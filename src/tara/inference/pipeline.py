@@ -73,11 +73,11 @@ class Pipeline:
     """Generates images on one base with any adapters.
 
     Args:
-        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, a :class:`Base` or a loaded diffusers pipeline.
+        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, a `Base` or a loaded diffusers pipeline.
         device: the best one found when None; a loaded pipeline stays where it is.
         precision: auto, fp32, fp16 or bf16; of a base that is loaded by name, as are the next four.
-        revision, variant, vae, prediction_type: see :func:`tara.families.loading.load_base`.
-        execution: fields of :class:`tara.families.settings.ExecutionSettings`: compile, attention_slicing, offload.
+        revision, variant, vae, prediction_type: see `tara.families.loading.load_base`.
+        execution: fields of `tara.families.settings.ExecutionSettings`: compile, attention_slicing, offload.
 
     Raises:
         TaraError: when the base cannot be loaded or used, or not run so.
@@ -131,7 +131,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
-        """The images of every prompt with every seed, prompts first; arguments as in :meth:`stream`."""
+        """The images of every prompt with every seed, prompts first; arguments as in `stream`."""
         made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
         return [one.image for one in sorted(made, key=lambda one: one.index)]
 
@@ -153,7 +153,7 @@ class Pipeline:
             seeds: one image each.
             batch_size: images in one network call; changes a value by at most 1/255.
             on_step: called after each denoising step, for progress bars.
-            settings: fields of :class:`tara.inference.settings.GenerationSettings`.
+            settings: fields of `tara.inference.settings.GenerationSettings`.
 
         Raises:
             TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
@@ -176,7 +176,7 @@ class Pipeline:
         The base is given back as it was after each batch.
 
         Raises:
-            TaraError: as :meth:`stream`.
+            TaraError: as `stream`.
         """
         if batch_size < 1:
             raise TaraError(f"batch_size is {batch_size}. Give 1 or more.")

@@ -94,20 +94,20 @@ def prepare(
     """Keyword arguments for a stock diffusers pipeline call: ``pipe(**tara.prepare(pipe, ...), image=..., ...)``.
 
     For text-to-image, image-to-image, inpainting and ControlNet pipelines of SD 1.x, 2.x and SDXL. Installs attention
-    processors that act exactly as the stock ones in every other call; :func:`release` removes them.
+    processors that act exactly as the stock ones in every other call; `release` removes them.
 
     Args:
         pipe: a loaded pipeline.
         prompt: one prompt or several.
-        adapters: for all prompts, or one list for each prompt; see :data:`tara.inference.binding.AdapterLike`.
+        adapters: for all prompts, or one list for each prompt; see `tara.inference.binding.AdapterLike`.
         negative_prompt: for all prompts, or one for each; adapters never act on it.
         num_images_per_prompt: as in the pipeline call.
         settings: guidance_scale, clip_skip, context and composer of
-            :class:`tara.inference.settings.GenerationSettings`.
+            `tara.inference.settings.GenerationSettings`.
 
     Raises:
         TaraError: when an adapter does not fit the base or the prompt, or has a global part, and for a composer that
-            takes several network evaluations a step (use :func:`prepared`).
+            takes several network evaluations a step (use `prepared`).
     """
     base, batch = _prepared(pipe, prompt, adapters, negative_prompt, num_images_per_prompt, settings)
     if len(batch.evaluations) > 1:
@@ -135,12 +135,12 @@ def prepared(
     num_images_per_prompt: int = 1,
     **settings: Any,
 ) -> Generator[dict[str, Any]]:
-    """:func:`prepare` for a ``with`` block, also for adapters with a global part, which is fused into the weights.
+    """`prepare` for a ``with`` block, also for adapters with a global part, which is fused into the weights.
 
     And for every composer. Afterwards, also after an exception, the pipeline is what it was.
 
     Raises:
-        TaraError: as :func:`prepare`, and when the prompts' global parts differ.
+        TaraError: as `prepare`, and when the prompts' global parts differ.
     """
     base, batch = _prepared(pipe, prompt, adapters, negative_prompt, num_images_per_prompt, settings)
     with applied(base, batch):
@@ -251,7 +251,7 @@ def prepared_batch(
     Args:
         base: the base.
         pipe: what will be called.
-        rows: of one :attr:`PromptRow.batch_key`.
+        rows: of one `PromptRow.batch_key`.
         settings: guidance_scale, clip_skip, context and composer are used.
         copies: ``num_images_per_prompt`` of the call.
         cache: encoded texts, kept between calls.

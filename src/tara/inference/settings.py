@@ -33,7 +33,7 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 class GenerationSettings(BaseModel):
     """How images are generated; the descriptions are the command line's help.
 
-    ``image`` and ``mask`` may be PIL images in Python, and ``composer`` a :class:`Composer` of your own.
+    ``image`` and ``mask`` may be PIL images in Python, and ``composer`` a `Composer` of your own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,7 +91,7 @@ class GenerationSettings(BaseModel):
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
-    """A scheduler by its name in :data:`SCHEDULERS`, with a base's noise schedule and prediction type.
+    """A scheduler by its name in `SCHEDULERS`, with a base's noise schedule and prediction type.
 
     Raises:
         TaraError: for one that does not know all of the base's noise schedule, which diffusers would leave out, and

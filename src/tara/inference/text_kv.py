@@ -23,7 +23,7 @@ class Encode(Protocol):
     """Encodes a text with the text-encoder deltas of some adapters."""
 
     def __call__(self, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
-        """One row; ``clip_skip`` as in :meth:`Base.encode`."""
+        """One row; ``clip_skip`` as in `Base.encode`."""
         ...
 
 
@@ -65,8 +65,8 @@ def text_kv(
         base: the base.
         encoding: (rows, tokens, d), in the order of the network's batch.
         bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
-        context: where X_c is taken from, see :data:`tara.adapters.card.Context`; each card's own choice if None.
-        encode: encodes prompts and training phrases for an adapter; :func:`encode_with` if None.
+        context: where X_c is taken from, see `tara.adapters.card.Context`; each card's own choice if None.
+        encode: encodes prompts and training phrases for an adapter; `encode_with` if None.
         clip_skip: how the prompts of ``encoding`` were encoded; training phrases never skip.
 
     Raises:
@@ -109,7 +109,7 @@ Entries = Sequence[tuple[int, Binding]]
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """Where adapters read the embeddings of their words; arguments as of :func:`text_kv`."""
+    """Where adapters read the embeddings of their words; arguments as of `text_kv`."""
 
     encoding: TextEncoding
     context: Context | None

@@ -52,7 +52,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
 
 
 def remove_unfinished(folder: Path, *of: Path) -> None:
-    """Remove what :func:`atomic_write` was writing in a folder when its process was killed.
+    """Remove what `atomic_write` was writing in a folder when its process was killed.
 
     Args:
         folder: nobody may be writing in it now.

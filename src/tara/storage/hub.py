@@ -135,7 +135,7 @@ def with_owner(repository: str) -> str:
         return repository
     try:
         return f"{whoami()['name']}/{repository}"
-    except Exception:  # of many kinds, as in :func:`upload`, which then says what is the matter
+    except Exception:  # of many kinds, as in `upload`, which then says what is the matter
         return repository
 
 

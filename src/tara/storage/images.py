@@ -27,7 +27,7 @@ def read_image(path: Path) -> Image.Image:
     """Read one picture as upright RGB; transparent parts become white.
 
     Raises:
-        TaraError: see :func:`read_picture`.
+        TaraError: see `read_picture`.
     """
     return on_white(read_picture(path))
 

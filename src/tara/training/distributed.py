@@ -1,7 +1,7 @@
 """The processes that a launcher (``accelerate launch``, ``torchrun``) has started for one run, and how they agree.
 
 Every process takes its share of each step's U-Net calls; the first one, the main process, alone writes and speaks. They
-wait for one another at fixed places (:meth:`Processes.meet`), and what has ended one ends all of them there.
+wait for one another at fixed places (`Processes.meet`), and what has ended one ends all of them there.
 """
 
 import os
@@ -65,7 +65,7 @@ class Processes:
         """Wait until every process is here.
 
         Raises:
-            AnotherProcessEnded: when one of them has ended, see :meth:`end`, or has died.
+            AnotherProcessEnded: when one of them has ended, see `end`, or has died.
         """
         if self.count > 1 and (ending := self._first(None)):
             raise OtherProcessEnded(ending)
@@ -137,7 +137,7 @@ def join(device: str) -> Processes:
 
 
 def joined() -> Processes:
-    """The processes that :func:`join` has found; before that, this one alone."""
+    """The processes that `join` has found; before that, this one alone."""
     if launched() == 1:
         return ALONE
     from torch import distributed

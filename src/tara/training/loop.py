@@ -80,7 +80,7 @@ class Training:
             settings: how.
             base: the frozen base; its precision is the U-Net's.
             class_folders: for prior preservation, each class word's folder of class images.
-            examples: what :func:`tara.training.concepts.check_concepts` gave, when :func:`tara.training.concepts.check_on_base` has
+            examples: what `tara.training.concepts.check_concepts` gave, when `tara.training.concepts.check_on_base` has
                 looked at them already.
             processes: which share each step's calls of the U-Net and average what comes of them.
 
@@ -310,7 +310,7 @@ def train_concepts(
         the adapters, in the order of the concepts (a generator's value: ``adapters = yield from ...``).
 
     Raises:
-        TaraError: see :class:`Training`.
+        TaraError: see `Training`.
     """
     training = Training(concepts, settings, base)
     if resume is not None:

@@ -115,7 +115,7 @@ class ConceptOptimizers:
         return tensors, plain
 
     def load(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Take up a state that :meth:`state` gave."""
+        """Take up a state that `state` gave."""
         for index, (optimizer, saved) in enumerate(zip(self._optimizers, plain["concepts"], strict=True)):
             own = {
                 key.removeprefix(f"{index}."): value for key, value in tensors.items() if key.startswith(f"{index}.")

@@ -23,7 +23,7 @@ CaptionSource = Literal["fixed", "varied"]
 
 RUN_SETTINGS = "settings.json"  # a recipe as a run folder keeps it
 BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution")
-"""Settings whose default is the base's, see :class:`tara.families.family.Defaults`."""
+"""Settings whose default is the base's, see `tara.families.family.Defaults`."""
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
@@ -281,10 +281,10 @@ def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
 
 
 def concept_settings(where: str = "", **values: Any) -> ConceptSettings:
-    """One concept's settings from keyword arguments, see :class:`ConceptSettings`."""
+    """One concept's settings from keyword arguments, see `ConceptSettings`."""
     return build(ConceptSettings, values, where)
 
 
 def train_settings(where: str = "", **values: Any) -> TrainSettings:
-    """A run's settings from keyword arguments, see :class:`TrainSettings`."""
+    """A run's settings from keyword arguments, see `TrainSettings`."""
     return build(TrainSettings, values, where)

@@ -96,7 +96,7 @@ def alignment(
         learned: the same rows with them.
         concepts: how many concepts share the rows.
         photos: how many rows of each concept, the first ones, show its photos.
-        form: see :func:`tara.core.method.token_alignment_loss`.
+        form: see `tara.core.method.token_alignment_loss`.
     """
     losses: list[Tensor] = []
     per_concept = len(text.captions) // concepts

@@ -104,7 +104,7 @@ def header_configs(file: Path, header: Mapping[str, str], models: Iterable[str])
     """The configs in a diffusers file's header by model, as far as it has them.
 
     Raises:
-        TaraError: as :func:`folder_config`.
+        TaraError: as `folder_config`.
     """
     if METADATA_KEY not in header:
         return {}

@@ -33,7 +33,7 @@ _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One layer's matrices: ``a`` (rank, d_in), ``b`` (d_out, rank); ``kernel`` as in :class:`tara.core.lora.LowRank`.
+    """One layer's matrices: ``a`` (rank, d_in), ``b`` (d_out, rank); ``kernel`` as in `tara.core.lora.LowRank`.
 
     ``alpha`` is None when the file does not tell it.
     """

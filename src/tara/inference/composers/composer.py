@@ -41,4 +41,4 @@ class Composer:
     """The text that is encoded, from the user's prompt."""
     turns: Turns | None = None
     """Where a step takes several network evaluations, one for each adapter, see
-    :mod:`tara.inference.composers.sequential`. None: one evaluation with all adapters."""
+    `tara.inference.composers.sequential`. None: one evaluation with all adapters."""

@@ -7,7 +7,7 @@
   Guidance is linear in the predictions, so the pipeline guides their mean, which is the same.
 
 Nothing of this touches the composers that take one evaluation: the denoiser's ``forward`` is replaced inside
-:func:`evaluated` only.
+`evaluated` only.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ class Latents:
     mean: Float[Tensor, "variants channels height width"]
     deviation: Float[Tensor, "variants channels height width"]
     sizes: Int[Tensor, "variants 6"]
-    """What size-conditioned families are told of each variant, see :func:`tara.training.data.crops.size_conditioning`."""
+    """What size-conditioned families are told of each variant, see `tara.training.data.crops.size_conditioning`."""
     focus: Float[Tensor, "variants 1 height width"] | None
-    """What each place weighs in the loss, see :func:`tara.core.losses.subject_weights`; None where all weigh 1."""
+    """What each place weighs in the loss, see `tara.core.losses.subject_weights`; None where all weigh 1."""
 
     @property
     def variants(self) -> int:

@@ -34,7 +34,7 @@ def generate_missing(
     """Generate class images until the folder holds ``count``; each is a function of its number.
 
     Args:
-        prompt: see :func:`tara.training.concepts.class_phrase`.
+        prompt: see `tara.training.concepts.class_phrase`.
         folder: made if missing; images of the user's own count too.
         count: number of images wanted.
         base: the base that generates them.

@@ -123,7 +123,7 @@ class RunFolder:
         return None if last is None else load_checkpoint(last)
 
     def save(self, state: TrainingState, early: Mapping[str, Adapter] | None = None) -> None:
-        """Write the adapters by name as they are at a checkpoint, then it, see :mod:`tara.training.run.checkpoints`."""
+        """Write the adapters by name as they are at a checkpoint, then it, see `tara.training.run.checkpoints`."""
         # in this order: a run that is killed in between goes on from before, and writes all of them again
         for name, adapter in (early or {}).items():
             adapter.save(self.early_adapter(state.step, name))

@@ -65,12 +65,12 @@ def train(
         class_word: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
         base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, or a loaded diffusers pipeline, which stays as it is.
         out: the ``.safetensors`` file to write; ``RAREWORD-CLASSWORD.safetensors`` when None.
-        name, prompt, masks, is_style: see :class:`tara.training.settings.ConceptSettings`.
+        name, prompt, masks, is_style: see `tara.training.settings.ConceptSettings`.
         captions: ``fixed``, ``varied``, or a list of templates with ``{rare_word}`` and ``{class_word}``.
         resume: go on from the last checkpoint of the run folder, if there is one.
         overwrite: start anew although the run folder holds an unfinished training.
         on_step: called after each step.
-        settings: fields of :class:`tara.training.settings.TrainSettings`.
+        settings: fields of `tara.training.settings.TrainSettings`.
 
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
