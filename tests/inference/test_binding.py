@@ -86,10 +86,10 @@ def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter
         (
             "a dog",
             [ActiveAdapter(rex)],
-            r"'xlo' is not in the prompt 'a dog'\. xlo-dog.safetensors listens to 'xlo'\. Add",
+            r"'xlo' is not in the prompt 'a dog'\. xlo-dog.safetensors acts on 'xlo'\. Add",
         ),
         ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(tom)], "'xlo cat' is not in the prompt"),
-        ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(rex)], "listen to the same words"),
+        ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(rex)], "act on the same words"),
         ("a xlo", [ActiveAdapter(rex), ActiveAdapter(tom)], "could mean"),
         ("big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which .* lies behind the last of 77 tokens: 'big"),
         ("big " * 73 + "xlo dog", [ActiveAdapter(rex)], "'dog', which .* is lost"),
@@ -132,10 +132,10 @@ def test_wrong_options_are_refused_by_name(rex: Adapter, tmp_path: Path) -> None
     path = rex.save(tmp_path / "rex.safetensors")
     with pytest.raises(TaraError, match=r"unknown key 'wieght'\. Did you mean 'weight'"):
         parse_adapter(f"{path}:wieght=1")
-    with pytest.raises(TaraError, match="weight is 'much', not a number"):
+    with pytest.raises(TaraError, match="weight is 'much', not a usable number"):
         parse_adapter(f"{path}:much")
     for number in ("nan", "inf", "weight=-inf", "alpha=nan"):
-        with pytest.raises(TaraError, match="not a number"):
+        with pytest.raises(TaraError, match="not a usable number"):
             parse_adapter(f"{path}:{number}")
     with pytest.raises(TaraError, match="word is empty"):
         parse_adapter(f"{path}:rare_word=")

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline
-from tara.inference.stock_pipelines import make_scheduler
 
 import tara
 from tara.cli import main
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
+from tara.inference.settings import make_scheduler
 from tiny_adapters import ATTENTION, random_adapter
 
 PROMPT = "a xlo dog on the beach"
@@ -86,14 +85,14 @@ def test_an_unknown_way_to_run_is_named_with_the_nearest_one(sd_pipe: StableDiff
 
 @pytest.mark.gpu
 def test_an_offloaded_base_draws_the_same_pictures(base: Path):
-    whole, parted = (Pipeline(base, device="cuda", dtype=torch.float32, offload=offload) for offload in (False, True))
-    adapter = random_adapter(whole.backbone, targets=ATTENTION)
+    whole, parted = (Pipeline(base, device="cuda", precision="fp32", offload=offload) for offload in (False, True))
+    adapter = random_adapter(whole.base, targets=ATTENTION)
     assert np.abs(drawn(whole, [adapter]) - drawn(parted, [adapter])).max() <= 1
 
 
 def test_latents_are_never_clipped_as_pixels_are():
     silent = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
-    assert [make_scheduler(name, silent).config.clip_sample for name in ("ddim", "ddpm", "lcm")] == [False] * 3
+    assert [make_scheduler(name, silent, 4).config.clip_sample for name in ("ddim", "ddpm", "lcm")] == [False] * 3
 
 
 def test_a_few_step_sampler_refuses_many_steps(sd_pipe: StableDiffusionPipeline):

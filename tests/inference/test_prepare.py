@@ -182,7 +182,7 @@ def test_a_global_part_is_there_for_the_block_only(any_pipe: Any, fails: bool) -
 def test_the_number_of_adapters_does_not_change_what_a_step_runs(sd_pipe: StableDiffusionPipeline) -> None:
     words = [("xlo", "dog"), ("szn", "cat"), ("rex", "toy"), ("tom", "robot")]
     adapters = [_rex(sd_pipe, rare_word=word, class_word=kind) for word, kind in words]
-    prompt = " and ".join(f"a {rare_word} {class_word}" for word, kind in words)
+    prompt = " and ".join(f"a {word} {kind}" for word, kind in words)
     operations: list[list[str]] = []
     for used in ([], adapters):
         arguments = tara.prepare(sd_pipe, prompt, used)
@@ -229,7 +229,7 @@ def test_wrong_arguments_are_one_clear_sentence(sd_pipe: StableDiffusionPipeline
     rex: Any = _rex(sd_pipe)
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         (PROMPT, [rex], {"guidence_scale": 3}, "Did you mean 'guidance_scale'"),
-        (PROMPT, [rex], {"context": "book"}, "context is 'book'"),
+        (PROMPT, [rex], {"context": "book"}, "context = 'book' is refused"),
         (PROMPT, [rex], {"composer": "product"}, "composer is 'product'"),
         (PROMPT, [rex], {"num_images_per_prompt": 0}, "Give 1 or more"),
         (PROMPT, rex, {}, "adapters is one adapter"),
@@ -259,7 +259,7 @@ def test_prompts_that_name_one_file_share_its_global_part(sd_pipe: StableDiffusi
     with tara.prepared(sd_pipe, [PROMPT, PROMPT], [[file], [file]]) as kwargs:
         assert kwargs["prompt_embeds"].shape[0] == 2
     with (
-        pytest.raises(TaraError, match="Draw these prompts one by one"),
+        pytest.raises(TaraError, match="Generate these prompts one by one"),
         tara.prepared(sd_pipe, [PROMPT, PROMPT], [[file], [f"{file}:0.5"]]),
     ):
         pass

@@ -12,12 +12,10 @@ import tara
 import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
-from tara.adapters.convert import convert
-from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import KEY, TextConditioning
 from tara.inference.binding import ActiveAdapter, bind
-from tara.inference.text_kv import check_fits, text_kv
+from tara.inference.text_kv import text_kv
 
 PROMPT = "a xlo dog and a szn cat"
 XLO, SZN = (2, 3), (7, 8, 9)
@@ -88,10 +86,8 @@ def test_the_text_encoders_are_left_as_they_were_found(any_pipe: Any, tmp_path: 
     assert torch.equal(before.embeddings, after.embeddings)
 
 
-@pytest.mark.parametrize("class_word", ["deltas", "inversion"])
-def test_a_prompts_rows_are_the_same_in_any_batch(kind: str, any_pipe: Any, tmp_path: Path) -> None:
-    path = tmp_path / "te.safetensors" if kind == "deltas" else _inversion(any_pipe, tmp_path, 3)[0]
-    adapter = _text_adapter(any_pipe, tmp_path) if kind == "deltas" else load_adapter(path)
+def test_a_prompts_rows_are_the_same_in_any_batch(any_pipe: Any, tmp_path: Path) -> None:
+    adapter = _text_adapter(any_pipe, tmp_path)
     active, other = ActiveAdapter(adapter, rare_word="xlo", weight=0.7), "on the beach xlo and xlo"
     before = Base(any_pipe).encode([PROMPT]).embeddings
     options: dict[str, Any] = {"guidance_scale": 1.0}
@@ -137,75 +133,3 @@ def test_stock_diffusers_encodes_a_kohya_files_text_the_same(tmp_path: Path) -> 
     theirs = Base(pipe).encode([PROMPT]).embeddings
     assert float((theirs - without).norm() / without.norm()) > 0.01
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
-
-
-def _inversion(pipe: Any, folder: Path, vectors: int) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A file of a textual inversion, as A1111 and kohya name its tensors, and its vectors by encoder."""
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if hasattr(pipe, name)]
-    generator = torch.Generator().manual_seed(5)
-    own = {name: torch.randn(vectors, getattr(pipe, name).config.hidden_size, generator=generator) for name in encoders}
-    names = ["emb_params"] if len(encoders) == 1 else ["clip_l", "clip_g"]
-    return files.saved(folder / "ti.safetensors", dict(zip(names, own.values(), strict=True))), own
-
-
-def _format_ratio(pipe: Any, own: dict[str, torch.Tensor], word: str) -> torch.Tensor:
-    """Embeddings of a prompt whose ``word``, one token per vector, has the vectors in the encoders' own tables."""
-    pipe = copy.deepcopy(pipe)
-    for name, vectors in own.items():
-        ids = pipe.tokenizer(word, add_special_tokens=False).input_ids
-        assert len(ids) == len(vectors)
-        with torch.no_grad():
-            getattr(pipe, name).get_input_embeddings().weight[ids] = vectors
-    return Base(pipe).encode([f"a {rare_word} dog on the beach"]).embeddings[0]
-
-
-@pytest.mark.parametrize(("rare_word", "rows"), [("rex", [2, 2]), ("xlo", [2, 3]), ("szn", [3, 4])])
-def test_a_textual_inversion_is_its_words_rows_whatever_its_length(
-    word: str, rows: list[int], any_pipe: Any, tmp_path: Path
-) -> None:
-    path, own = _inversion(any_pipe, tmp_path, {"rex": 1, "xlo": 2, "szn": 3}[word])
-    active = ActiveAdapter(load_adapter(path), rare_word="xlo")
-    backbone = Base(any_pipe)
-    check_fits(backbone, active)
-    encoding = backbone.encode(["a xlo dog on the beach"])
-    ours, base = (text_kv(backbone, encoding, [b]).kv for b in (bind(encoding.tokenized[0], [active]), []))
-    theirs = _format_ratio(any_pipe, own, word)[rows]
-    for layer in ours:
-        expected = any_pipe.unet.get_submodule(f"{layer}.to_k")(theirs)
-        torch.testing.assert_close(ours[layer][0][0, list(XLO)], expected, rtol=1e-4, atol=1e-5)
-        changed = (ours[layer][0][0] != base[layer][0][0]).any(-1).nonzero()
-        assert {int(row) for row in changed} == set(XLO)
-
-
-def test_an_embedding_that_diffusers_saved_brings_its_word(tmp_path: Path) -> None:
-    pipe = tiny_bases.sd_pipeline()
-    path = files.saved(tmp_path / "learned_embeds.safetensors", {"<xlo>": torch.randn(32)})
-    adapter = load_adapter(path)
-    assert (adapter.card.rare_word, adapter.card.source) == ("<xlo>", "textual inversion")
-    backbone = Base(pipe)
-    encoding = backbone.encode(["a <xlo> dog"])
-    (binding,) = bind(encoding.tokenized[0], [ActiveAdapter(adapter)])
-    ours = text_kv(backbone, encoding, [[binding]]).kv
-    pipe.load_textual_inversion(path)
-    theirs = Base(pipe).encode(["a <xlo> dog"]).embeddings[0, 2]
-    for layer, (keys, _) in ours.items():
-        expected = pipe.unet.get_submodule(f"{layer}.to_k")(theirs)
-        for position in binding.occurrences[0]:
-            torch.testing.assert_close(keys[0, position], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_what_a_textual_inversion_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
-    sd, sdxl = tiny_bases.sd_pipeline(), tiny_bases.sdxl_pipeline()
-    adapter = load_adapter(_inversion(sd, tmp_path, 2)[0])
-    with pytest.raises(TaraError, match="acts on its word alone"):
-        tara.prepare(sd, PROMPT, [adapter], composer="sum")
-    with pytest.raises(TaraError, match="text encoders of width 32, this base's are 24, 40 wide"):
-        check_fits(Base(sdxl), ActiveAdapter(adapter))
-    with pytest.raises(TaraError, match="has no alpha"):
-        load_adapter(tmp_path / "ti.safetensors", alpha=8)
-    for write in (adapter.save, lambda path: convert(adapter, "kohya", path)):
-        with pytest.raises(TaraError, match="no layers to write"):
-            write(tmp_path / "out.safetensors")
-    long = load_adapter(_inversion(sd, tmp_path, 75)[0])
-    with pytest.raises(TaraError, match="75 tokens, which do not fit"):
-        tara.prepare(sd, PROMPT, [ActiveAdapter(long, rare_word="xlo")])
