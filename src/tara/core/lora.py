@@ -10,11 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """The delta of one layer, ``scale * B A`` (Hu et al., LoRA, arXiv 2106.09685).
+    """The delta of one layer's weight, ``scale * B A`` (Hu et al., LoRA, arXiv 2106.09685); ``scale`` is alpha / rank.
 
-    ``a`` is (rank, d_in), ``b`` is (d_out, rank), ``scale`` is alpha / rank. A leading axis holds one delta for each of
-    several concepts, or for each row of a batch. ``kernel`` is a convolution's (height, width), None for a linear
-    layer; ``d_in`` is then channels x height x width.
+    A leading axis holds the deltas of several concepts, or of the rows of a batch. ``kernel`` is a convolution's
+    (height, width), None for a linear layer; a convolution's ``d_in`` is channels x height x width.
     """
 
     a: Float[Tensor, "*concepts rank d_in"]
@@ -35,15 +34,15 @@ class LowRank:
         return self.b.shape[-2]
 
     def delta(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        """What the layer's output gains for the input ``x``: ``scale * x A^T B^T``, each concept's own for its rows."""
+        """What is added to the layer's output for the input ``x``: ``scale * x A^T B^T``, concept by concept."""
         return self.scale * (x @ self.a.mT @ self.b.mT)
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """What the layer's weight gains: ``scale * B A``, with a convolution's kernel still flat."""
+        """What is added to the layer's weight: ``scale * B A``, with a convolution's kernel flattened."""
         return self.scale * (self.b @ self.a)
 
     def norm(self) -> float:
-        """Frobenius norm of the dense delta, from products of the factors' own size: ``tr((B^T B)(A A^T))``."""
+        """Frobenius norm of ``scale * B A``, without that matrix: ``scale * sqrt(tr((B^T B)(A A^T)))``."""
         a, b = self.a.double(), self.b.double()
         return abs(self.scale) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
 
@@ -52,12 +51,12 @@ class LowRank:
         return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
 
     def take(self, concepts: Int[Tensor, " taken"]) -> "LowRank":
-        """The deltas of some concepts (or rows), repeated as often as they are named."""
+        """The deltas of the given concepts or rows, in that order; one may occur several times."""
         return replace(self, a=self.a[concepts], b=self.b[concepts])
 
 
 def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
-    """A whole matrix in the form of factors, one of them the identity: exactly that matrix."""
+    """A matrix as two factors of which one is the identity: ``dense`` returns it exactly."""
     d_out, d_in = delta.shape
     identity = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
     return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
@@ -72,10 +71,9 @@ def initial(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LowRank:
-    """A delta that changes nothing yet: ``A`` uniform in +-1/sqrt(d_in) as PEFT initialises it, ``B`` zero.
+    """A delta of zero: ``A`` uniform in +-1/sqrt(d_in) as in PEFT, ``B`` zero.
 
-    The numbers are made on the CPU in float32 and then cast, so that they do not depend on device or precision.
+    Random numbers are made on the CPU in float32 and then cast, so they depend on neither device nor precision.
     """
-    bound = 1 / math.sqrt(d_in)
-    a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * bound
+    a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * (1 / math.sqrt(d_in))
     return LowRank(a.to(dtype), torch.zeros(d_out, rank, dtype=dtype), scale)

@@ -7,17 +7,18 @@
                   |      |       |     |     |      |       |
     frozen        W_K    W_K     W_K   W_K   W_K    W_K     W_K        K = X W_K^T, once per prompt
     adapter xlo          + sBA                                         acts on its rare word's tokens only
-    adapter szn                                     + sBA              (token focus masking), so adapters that were
-                  |      |       |     |     |      |       |          trained independently do not meet
+    adapter szn                                     + sBA              (token focus masking), so adapters trained
+                  |      |       |     |     |      |       |          independently do not interfere
     keys          k0     k1'     k2    k3    k4     k5'     k6         values V in the same way
                           \\_____/
-                  alignment loss: the distance of k1' (with its delta) and the frozen k2 of its class word
+                  alignment loss: the distance between k1' (with its delta) and the frozen k2 of its class word
 
 Keys and values depend on the text alone, so composing N adapters costs nothing per denoising step: the network
 attends to K and V that were computed before the first one (`tara.inference.text_kv`). Training computes the same
 K and V at every step, with gradients (`tara.training.text_batch`). Both call `add_masked_delta`.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -40,9 +41,9 @@ def add_masked_delta(
 
     Args:
         frozen: keys or values of the base.
-        low_rank: the adapter's delta of this projection; several concepts' deltas with a leading axis.
+        low_rank: the adapter's delta of this projection, with a leading axis for several concepts.
         inputs: the text embeddings X that the delta reads, concept by concept.
-        positions: where M is 1: for each input its index among all rows * tokens. None: everywhere, in order.
+        positions: where M is 1: each input's index among all rows * tokens. None: everywhere, in order.
         weight: the adapter's weight w.
     """
     delta = (weight * low_rank.delta(inputs)).flatten(0, -2).to(frozen.dtype)
@@ -61,10 +62,10 @@ def token_alignment_loss(
     Args:
         rare_keys: for each layer the keys of the rare word's tokens; widths may differ between layers.
         class_keys: for each layer the keys of the class word's tokens in the same prompt.
-        form: mean absolute (published code) or mean squared (the paper's equation as others read it) difference.
+        form: mean absolute difference (published code) or mean squared difference (one reading of the paper).
 
     Returns:
-        A scalar: the words' means over their tokens first, then the mean difference, then the mean over layers.
+        A scalar: the distance between the words' means over their tokens, averaged over the layers.
     """
     assert len(rare_keys) == len(class_keys) > 0, "one pair of keys per layer"
     distances: list[Tensor] = []
@@ -75,14 +76,13 @@ def token_alignment_loss(
 
 
 def _run() -> None:
-    """Align one adapter with its class word, then compose it with another one: neither changes the other's keys."""
+    """Align two adapters with their class words, then compose them: neither changes the other's keys."""
     torch.manual_seed(0)
     prompt, width, inner = "a xlo dog and a szn cat", 16, 8
-    ends = [index for index, letter in enumerate(prompt + " ") if letter == " "]
-    offsets = [(end - len(word), end) for end, word in zip(ends, prompt.split(), strict=True)]  # one token a word
+    offsets = [match.span() for match in re.finditer(r"\w+", prompt)]  # one token a word
 
     def tokens(word: str) -> Tensor:
-        return torch.tensor([place for span in word_spans(prompt, word) for place in find_word(offsets, span)])
+        return torch.tensor([token for span in word_spans(prompt, word) for token in find_word(offsets, span)])
 
     text, w_k = torch.randn(1, len(offsets), width), torch.randn(inner, width)
     frozen = text @ w_k.T
@@ -99,7 +99,7 @@ def _run() -> None:
     for word, low_rank in adapters.items():
         composed = add_masked_delta(composed, low_rank, text[0, tokens(word)], tokens(word))
     changed = (composed - frozen).abs().sum(-1)[0].nonzero().flatten().tolist()
-    print(f"composed: only these words' keys differ from the base's: {[prompt.split()[place] for place in changed]}")
+    print(f"composed: only these words' keys differ from the base's: {[prompt.split()[token] for token in changed]}")
 
 
 if __name__ == "__main__":

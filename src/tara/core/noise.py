@@ -1,4 +1,4 @@
-"""Noise, timesteps and the order of photos, as functions of (seed, concept, call)."""
+"""Noise, timesteps and the order of photos, as functions of (seed, concept, network call)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepRandomness:
-    """What chance decides for a concept's rows of one U-Net call; everything lies on the CPU, noise in float32."""
+    """The random choices for a concept's rows of one network call, on the CPU, noise in float32."""
 
     photos: tuple[int, ...]
     variants: tuple[int, ...]
     captions: tuple[float, ...]
-    """One number in [0, 1) per row, which picks one of the photo's captions."""
+    """One number in [0, 1) per row, which selects one of the photo's captions."""
     timesteps: Int[Tensor, " rows"]
     posterior_noise: tuple[Float[Tensor, "*_shape"], ...]
     """One tensor per row, in the shape of its photo's latents."""
@@ -26,36 +26,28 @@ class StepRandomness:
 
 
 def concept_key(rare_word: str, class_word: str) -> str:
-    """What names a concept in every draw: its two words, and nothing about the other concepts or their order."""
+    """What identifies a concept's random numbers: its two words, not the other concepts or their order."""
     return f"{rare_word.lower()}\n{class_word.lower()}"
 
 
 def generator_for(seed: int, *parts: str | int) -> torch.Generator:
-    """A CPU generator that is a function of the seed and the parts, alike on every machine."""
+    """A CPU generator that is a function of the seed and the parts, the same on every machine."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def step_randomness(
-    seed: int,
-    key: str,
-    call: int,
-    *,
-    rows: int,
-    shapes: Sequence[Shape],
-    variants: int,
-    timesteps: int,
+    seed: int, key: str, call: int, *, rows: int, shapes: Sequence[Shape], variants: int, timesteps: int
 ) -> StepRandomness:
-    """Draw the rows of one U-Net call.
+    """The random choices for one concept in one network call.
 
     Args:
-        seed: the run's seed.
-        key: the concept's key, see `concept_key`.
-        call: number of the U-Net call since training began, from 0.
+        key: see `concept_key`.
+        call: number of the network call since training began, from 0.
         rows: rows of this concept in a call.
-        shapes: shape of each photo's latents; every photo comes once before any comes again.
+        shapes: shape of each photo's latents; every photo is used once before any is used again.
         variants: number of crops and flips of each photo.
-        timesteps: number of timesteps of the base; each is as likely as any other.
+        timesteps: number of training timesteps, which are chosen uniformly.
     """
     generator = generator_for(seed, key, "call", call)
     photos = tuple(_photo(seed, key, call * rows + row, len(shapes)) for row in range(rows))
@@ -71,14 +63,14 @@ def step_randomness(
 
 
 def _noise(shapes: Sequence[Shape], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Noise of each row; rows of one shape are drawn together."""
-    alike = {
+    """Noise of each row; rows of one shape share one call of the generator."""
+    noise = {
         shape: iter(torch.randn(shapes.count(shape), *shape, generator=generator)) for shape in dict.fromkeys(shapes)
     }
-    return tuple(next(alike[shape]) for shape in shapes)
+    return tuple(next(noise[shape]) for shape in shapes)
 
 
 def _photo(seed: int, key: str, position: int, photos: int) -> int:
-    """The photo at a position of the endless shuffled order."""
+    """The photo at a position of the shuffled order, which is shuffled anew in each epoch."""
     epoch, place = divmod(position, photos)
     return int(torch.randperm(photos, generator=generator_for(seed, key, "order", epoch))[place])
