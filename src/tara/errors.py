@@ -1,5 +1,6 @@
 """What a user is told when something cannot be done."""
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -10,6 +11,11 @@ class TaraError(Exception):
 
 class TaraWarning(UserWarning):
     """Something that works, but hardly as its maker meant it."""
+
+
+def warn(message: str) -> None:
+    """Warn (TaraWarning) on behalf of the function that calls this one."""
+    warnings.warn(message, TaraWarning, stacklevel=3)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
