@@ -53,7 +53,7 @@ def test_no_bar_stands_above_the_sentence_of_a_refused_command(
 ):
     flags = ["--images", str(trained / "dog"), "--rare-word", "xlo", "--class-word", "dog", "--device", "cpu"]
     assert main(["train", *flags, "--base", "no-such-folder"]) == 2
-    assert generate(trained, base, "--negative", "a", prompt="a car and " * 30 + "a xlo dog", adapters=1) == 2
+    assert generate(trained, base, "--negative-prompt", "a", prompt="a car and " * 30 + "a xlo dog", adapters=1) == 2
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["Error", "Note", "Error"]
     assert list(here.iterdir()) == []
 
@@ -108,11 +108,10 @@ def test_ctrl_c_elsewhere_is_130_without_a_traceback(
 def test_ctrl_c_in_the_demos_training_recommends_the_demo(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def stopped(*_: object, **__: object) -> Iterator[None]:
+    def stopped(*_: object, **__: object) -> None:
         raise TrainingInterrupted(here / "a.run", 3)
-        yield
 
     monkeypatch.setattr("tara.demo.load_base", lambda *_, **__: None)
-    monkeypatch.setattr("tara.demo.run_recipe", stopped)
+    monkeypatch.setattr("tara.demo.train_recipe", stopped)
     assert main(["demo", "--out", "my demo"]) == 130
     assert capsys.readouterr().err.strip() == "Stopped. Start again with: tara demo --out 'my demo'"

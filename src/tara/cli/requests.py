@@ -90,7 +90,7 @@ def asked_for(
     text = prompt if prompt is not None else (earlier.prompt if earlier else "")
     if not text.strip():
         raise TaraError('There is no prompt. Write it behind the command, such as "a xlo dog on a beach".')
-    chosen, on_base = build(GenerationSettings, settings), base_settings(base)
+    chosen, on_base = build(GenerationSettings, settings), build(BaseSettings, base)
     active, files = loaded(adapters)
     scales = [config_beside(Path(file.path)) for file in files]  # a PEFT folder keeps them in a file of their own
     inputs = tuple(used_file(path) for path in (chosen.image, chosen.mask, *scales) if isinstance(path, Path))
@@ -107,20 +107,6 @@ def asked_for(
         },
     )
     return Asked(request=request, base=on_base, adapters=files, inputs=inputs)
-
-
-def base_settings(values: dict[str, Any]) -> BaseSettings:
-    """Which base, from a command's flags.
-
-    Raises:
-        TaraError: when no base is named.
-    """
-    if "base" not in values:
-        raise TaraError(
-            "There is no base. Name it: --base sd15, --base sdxl, or --base FOLDER. To try tara without one, run "
-            "`tara demo`."
-        )
-    return build(BaseSettings, values)
 
 
 def pipeline_for(base: BaseSettings, device: str | None, execution: ExecutionSettings | None = None) -> Pipeline:

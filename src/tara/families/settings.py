@@ -1,8 +1,8 @@
 """Which base is loaded, and how it runs: settings that training and generation share."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 Prediction = Literal["epsilon", "v_prediction"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -23,6 +23,16 @@ class BaseSettings(BaseModel, frozen=True, extra="forbid"):
     precision: Precision = Field(
         default="auto", description="Precision of the base. auto: bf16 (or fp16 on older GPUs) on CUDA, fp32 elsewhere"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_base_is_named(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("base"):
+            raise ValueError(
+                "there is no base; name it with --base sd15, --base sdxl or --base FOLDER (base = in Python and TOML). "
+                "To try tara without one, run `tara demo`"
+            )
+        return values  # pyright: ignore[reportUnknownVariableType]
 
 
 class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
