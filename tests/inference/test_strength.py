@@ -12,7 +12,7 @@ from tara.errors import TaraWarning
 from tara.families.base import Base
 from tara.inference.binding import ActiveAdapter
 from tara.inference.pipeline import Pipeline
-from tara.inference.strength import MOST, check_strength, strengths
+from tara.inference.strength import LARGEST_RATIO, check_strength, strengths
 from tiny_adapters import random_adapter
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -32,9 +32,9 @@ def test_only_a_weight_that_drowns_the_base_is_warned_of(sd_pipe: Any):
     largest = max(strengths(backbone, adapter.layers).values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for weight in (0.9 * MOST / largest, -0.9 * MOST / largest, 0):
+        for weight in (0.9 * LARGEST_RATIO / largest, -0.9 * LARGEST_RATIO / largest, 0):
             check_strength(backbone, ActiveAdapter(adapter, weight=weight))
-    for weight in (1.1 * MOST / largest, -1.1 * MOST / largest):
+    for weight in (1.1 * LARGEST_RATIO / largest, -1.1 * LARGEST_RATIO / largest):
         with pytest.warns(
             TaraWarning, match=r"xlo-dog\.safetensors at weight .* changes '.*' by 1\.[67] times its own size"
         ):

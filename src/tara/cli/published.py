@@ -43,14 +43,14 @@ Settings = TypeVar("Settings", bound=BaseModel)
 # One line a group: [ignored|refused] flag[marks][:setting][=value] ... # help (or the setting's own), or the reason
 # Marks: ! required, ? switch, @ path or hub id, / folder. The value is the default; of a refused flag, what passes.
 BASE = "pretrained_model_name_or_path!@:base revision:revision variant:variant"
-TRAINING = f"""{BASE} device:device instance_data_dir!/:images instance_prompt:prompt rare_word!:rare_word class_word!:class_word
-focus?:token_mask=false align_loss_weight:alignment_weight=1.0 max_train_steps:steps=1000 resolution:resolution
-train_batch_size:batch_size=1 gradient_accumulation_steps:gradient_accumulation_steps=1 mixed_precision:precision=no
-gradient_checkpointing?:gradient_checkpointing=false lr_scheduler:lr_scheduler=constant
+TRAINING = f"""{BASE} device:device instance_data_dir!/:images instance_prompt:prompt rare_word!:rare_word
+class_word!:class_word focus?:token_mask=false align_loss_weight:alignment_weight=1.0 max_train_steps:steps=1000
+resolution:resolution train_batch_size:batch_size=1 gradient_accumulation_steps:gradient_accumulation_steps=1
+mixed_precision:precision=no gradient_checkpointing?:gradient_checkpointing=false lr_scheduler:lr_scheduler=constant
 lr_warmup_steps:lr_warmup_steps=0 adam_weight_decay:weight_decay=1e-2 max_grad_norm:max_grad_norm=1.0 seed:seed=0
-with_prior_preservation?:prior_preservation=false prior_loss_weight:prior_loss_weight=1.0 num_class_images:num_class_images=100
-class_data_dir:class_folder class_prompt:class_prompt checkpointing_steps:checkpoint_every=500
-validation_prompt:preview_prompt validation_steps:preview_every=100 num_validation_images:preview_images=4
+with_prior_preservation?:prior_preservation=false prior_loss_weight:prior_loss_weight=1.0
+num_class_images:num_class_images=100 class_data_dir:class_folder class_prompt:class_prompt
+checkpointing_steps:checkpoint_every=500 validation_prompt:preview_prompt validation_steps:preview_every=100 num_validation_images:preview_images=4
 push_to_hub?:push_to_hub=false hub_model_id:hub_model_id
 output_dir! # output folder: {ADAPTER_FILE}, and a subfolder with checkpoints, previews and losses
 with_align_loss?=false # token alignment loss between the rare word and the class word

@@ -160,7 +160,7 @@ def loaded(specs: Sequence[str]) -> tuple[ActiveAdapters, tuple[UsedFile, ...]]:
 
 
 def _used(spec: str) -> UsedFile:
-    """The weights file of `FILE[:key=value,...]`; one on the hub is known by its name there, not by its local copy's."""
+    """The weights file of `FILE[:key=value,...]`; one on the hub is known by its name there."""
     from tara.adapters.formats.reading import lora_file
     from tara.inference.binding import split_options
 

@@ -1,1 +1,1 @@
-"""Prompt and adapters to images: settings, binding, text keys and values, composers, the pipeline. Knows nothing of training."""
+"""Prompt and adapters to images: request, binding, text keys and values, composers. Knows nothing of training."""

@@ -15,16 +15,9 @@ from tara.families.loading import device_named, load_base
 from tara.families.settings import ExecutionSettings, Precision, Prediction
 from tara.inference.binding import ActiveAdapters, AdapterLists
 from tara.inference.execution import compiler_failures, execute, offload
-from tara.inference.prepare import (
-    EncodingCache,
-    PreparedBatch,
-    PromptRow,
-    adapters_per_prompt,
-    applied,
-    prepared_batch,
-    prompt_rows,
-)
+from tara.inference.prepare import EncodingCache, PreparedBatch, applied, prepared_batch
 from tara.inference.request import GenerationRequest
+from tara.inference.rows import PromptRow, adapters_per_prompt, prompt_rows
 from tara.inference.settings import GenerationSettings, make_scheduler
 from tara.storage.images import read_image
 from tara.storage.validation import build

@@ -4,12 +4,10 @@ import inspect
 from collections.abc import Generator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from tara.adapters.adapter import Adapter
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import INSTALLED, KEY, TextConditioning
@@ -17,47 +15,22 @@ from tara.families.text import TextEncoding
 from tara.inference.binding import (
     ActiveAdapter,
     ActiveAdapters,
-    AdapterLike,
     AdapterLists,
     Binding,
-    as_active_adapter,
     bind,
     bind_everywhere,
     warn_if_cut,
 )
 from tara.inference.composers import Composer
 from tara.inference.composers.sequential import evaluated
-from tara.inference.fusing import check_fits, fused, fused_text, global_part
+from tara.inference.fusing import fused, fused_text, global_part
+from tara.inference.rows import PromptRow, prompt_rows
 from tara.inference.settings import GenerationSettings
-from tara.inference.strength import check_strength
 from tara.inference.text_kv import text_kv
 from tara.storage.validation import build
 
 EncodingCache = MutableMapping[tuple[Any, ...], TextEncoding]
 CACHED_TEXTS = 256  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
-
-
-@dataclass(frozen=True, eq=False)
-class PromptRow:
-    """One prompt, its negative prompt and its adapters, as a composer arranges them.
-
-    ``text`` is what is encoded of the prompt, ``acting`` are the adapters that act.
-    """
-
-    prompt: str
-    negative: str | None
-    adapters: ActiveAdapters
-    text: str
-    acting: ActiveAdapters
-    sequential: bool
-
-    @property
-    def batch_key(self) -> tuple[Any, ...]:
-        """What rows must share to be generated in one batch: the global parts, which are fused into the weights."""
-        parts = [(id(active.adapter), active.global_strength) for active in self.acting if active.global_strength]
-        if self.sequential:  # one evaluation for each adapter
-            return (len(self.acting), *((id(a.adapter), a.global_strength) for a in self.acting if a.global_strength))
-        return tuple(sorted(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,52 +163,6 @@ def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
     finally:
         if not before:
             base.processors.release()
-
-
-def prompt_rows(
-    base: Base,
-    prompt: str | Sequence[str],
-    adapters: AdapterLists,
-    negative_prompt: str | Sequence[str] | None,
-    composer: Composer,
-) -> list[PromptRow]:
-    """One row per prompt, its adapters loaded, checked against the base and arranged by the composer."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise TaraError("There is no prompt. Give at least one.")
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        negatives: list[str | None] = [negative_prompt] * len(prompts)
-    else:
-        negatives = list(negative_prompt)
-    if len(negatives) != len(prompts):
-        raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
-    per_prompt = adapters_per_prompt(adapters, len(prompts))
-    for active in {id(active): active for of_prompt in per_prompt for active in of_prompt}.values():
-        check_fits(base, active)
-        check_strength(base, active)
-    # prompts with the same adapters share their merge, and so a batch
-    acting = {of_prompt: composer.adapters(of_prompt) for of_prompt in dict.fromkeys(per_prompt)}
-    return [
-        PromptRow(text, negative, own, composer.prompt(text, own), acting[own], composer.turns is not None)
-        for text, negative, own in zip(prompts, negatives, per_prompt, strict=True)
-    ]
-
-
-def adapters_per_prompt(adapters: AdapterLists, prompts: int) -> list[ActiveAdapters]:
-    """Each prompt's adapters, loaded; each file is read once, and rows that name the same one share it."""
-    if isinstance(adapters, (str, Path, Adapter, ActiveAdapter)):
-        raise TaraError("adapters is one adapter, not a list. Write adapters=[...].")
-    flat = cast(list[AdapterLike], [entry for entry in adapters if not isinstance(entry, (list, tuple))])
-    if len(flat) == len(adapters):
-        return [tuple(as_active_adapter(entry) for entry in flat)] * prompts
-    if flat or len(adapters) != prompts:
-        raise TaraError(f"adapters has {len(adapters)} entries. Give one list for all prompts, or {prompts} lists.")
-    lists = cast(Sequence[Sequence[AdapterLike]], adapters)
-    named = {str(entry): as_active_adapter(entry) for own in lists for entry in own if isinstance(entry, (str, Path))}
-    return [
-        tuple(named[str(entry)] if isinstance(entry, (str, Path)) else as_active_adapter(entry) for entry in own)
-        for own in lists
-    ]
 
 
 def prepared_batch(

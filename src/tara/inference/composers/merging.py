@@ -1,7 +1,7 @@
 """Merges: several adapters become one plain LoRA, layer by layer, before anything is generated.
 
-- TIES (Yadav et al., NeurIPS 2023, arXiv 2306.01708): of each delta matrix the largest fifth of the entries stays, as in
-  the paper; an entry of the merged matrix is the mean of those that have its elected sign.
+- TIES (Yadav et al., NeurIPS 2023, arXiv 2306.01708): of each delta matrix the largest fifth of the entries stays, as
+  in the paper; an entry of the merged matrix is the mean of those that have its elected sign.
 - DARE (Yu et al., ICML 2024, arXiv 2311.03099): half of each delta matrix is dropped at random and the rest doubled,
   then the adapters are added. (Language models lose nine tenths without harm; the paper has no figure for images.)
 
