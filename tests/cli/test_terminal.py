@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import hostile_words
 from tara.cli import main
 from tara.cli.terminal import MOST_CHARACTERS, one_line, visible
-from tara.report.page import Table, page
+from tara.report.grid import Table
+from tara.report.page import page
 from tara.storage.file_names import file_name
 from tara.training.settings import ConceptSettings
 

@@ -40,7 +40,7 @@ def test_a_run_leaves_a_page_of_previews_photos_losses_settings_and_its_command(
     train_recipe(recipe, sd_pipe)
     html = RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
     places = ["the xlo dog on grass", "Photos of xlo dog", "the szn cat on grass", 'class="wide"', "Losses", "Settings"]
-    found = [html.index(place) for place in [*places, "Versions", "How these were made"]]
+    found = [html.index(place) for place in [*places, "Versions", "<h2>Command"]]
     assert found == sorted(found)
     assert shown(html) == [(32, 32)] * (4 + 3 + 4 + 2) + [(1120, 630)]  # previews, dogs, previews, cats, losses
     assert "step 2</th>" in html

@@ -93,10 +93,11 @@ def _is_finished(asked: Asked, seed: int, out: Path) -> bool:
 
 
 def _write_sheet(path: Path, asked: Asked, out: Path) -> None:
-    from tara.report.page import contact_sheet, png_bytes, wrapped
+    from tara.report.grid import wrapped
+    from tara.report.sheet import contact_sheet
     from tara.storage.images import read_image
 
     seeds = asked.request.seeds[:MOST_SHOWN]
     images = [read_image(_file(out, seed)) for seed in seeds]
     labels = [f"seed {seed}" for seed in seeds]
-    atomic_write(path, png_bytes(contact_sheet(wrapped(images, labels, title=asked.request.prompt))))
+    atomic_write(path, contact_sheet(wrapped(images, labels, title=asked.request.prompt)).save)

@@ -1,1 +1,1 @@
-"""Pages, sheets, plots and command lines for people to read. Knows neither adapters nor bases."""
+"""Pages, contact sheets, plots and command lines for people. Knows neither adapters nor bases."""

@@ -1,4 +1,4 @@
-"""Settings as a person would type them: the flags of the command line."""
+"""Settings as flags of the command line."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from pydantic import BaseModel
 
 def flags(settings: BaseModel) -> list[str]:
     """The flags that give these settings: those that differ from their defaults."""
-    found: list[str] = []
+    changed: list[str] = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if field.is_required() or value != field.get_default(call_default_factory=True):
-            found += _flag(name.replace("_", "-"), value)
-    return found
+            changed += _flag(name.replace("_", "-"), value)
+    return changed
 
 
 def _flag(flag: str, value: Any) -> list[str]:
@@ -20,6 +20,5 @@ def _flag(flag: str, value: Any) -> list[str]:
         return [f"--{flag}" if value else f"--no-{flag}"]
     if isinstance(value, tuple):
         return [word for each in value for word in _flag(flag, each)]
-    text = str(value)
-    # what begins with a dash would be read as a flag of its own
-    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+    # a value that begins with a dash would be read as a flag of its own
+    return [f"--{flag}={value}"] if str(value).startswith("-") else [f"--{flag}", str(value)]

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from tara.report.page import Figure, Grid, Row, Table, page
+from tara.report.grid import Grid, Row, Table
+from tara.report.page import page
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
 from tara.training.data.examples import Example
@@ -36,7 +37,7 @@ def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequenc
         title=" and ".join(concept.label for concept in recipe.concepts),
         lead=f"Learned on the base {settings.base}: {progress}.",
         grids=grids,
-        figures=_curve(folder),
+        plots=_curve(folder),
         tables=[_losses(rows), _settings(settings), _versions(folder)],
         command=train_command(recipe),
     )
@@ -77,8 +78,8 @@ def spread(values: Sequence[int], most: int) -> list[int]:
     return [values[round((place + 1) * len(values) / most) - 1] for place in range(most)]
 
 
-def _curve(folder: RunFolder) -> list[Figure]:
-    return [Figure(image=read_image(folder.loss_curve))] if folder.loss_curve.exists() else []
+def _curve(folder: RunFolder) -> list[Image.Image]:
+    return [read_image(folder.loss_curve)] if folder.loss_curve.exists() else []
 
 
 def _losses(rows: Sequence[Mapping[str, Any]]) -> Table:
