@@ -10,6 +10,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 import tara
+import tiny_bases
 from tara.cli import main
 from tara.errors import TaraError
 from tara.families.base import Base
@@ -32,9 +33,11 @@ def compiled_by(pipe: Any, monkeypatch: pytest.MonkeyPatch, backend: Callable[..
     monkeypatch.setattr(pipe.unet, "compile", partial(type(pipe.unet).compile, pipe.unet, backend=backend))
 
 
-def test_a_compiled_base_draws_the_same_with_any_adapters_and_compiles_once(
-    any_pipe: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("build", [tiny_bases.sd_pipeline, tiny_bases.sdxl_pipeline])
+def test_a_compiled_base_generates_the_same_with_any_adapters_and_compiles_once(
+    build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ):
+    any_pipe = build()
     backbone, graphs = Base(any_pipe), []
     adapters = [random_adapter(backbone, seed=seed) for seed in (0, 1)]
     before = [drawn(Pipeline(any_pipe), [adapter]) for adapter in adapters]

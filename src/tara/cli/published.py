@@ -50,8 +50,8 @@ mixed_precision:precision=no gradient_checkpointing?:gradient_checkpointing=fals
 lr_warmup_steps:lr_warmup_steps=0 adam_weight_decay:weight_decay=1e-2 max_grad_norm:max_grad_norm=1.0 seed:seed=0
 with_prior_preservation?:prior_preservation=false prior_loss_weight:prior_loss_weight=1.0
 num_class_images:num_class_images=100 class_data_dir:class_folder class_prompt:class_prompt
-checkpointing_steps:checkpoint_every=500 validation_prompt:preview_prompt validation_steps:preview_every=100 num_validation_images:preview_images=4
-push_to_hub?:push_to_hub=false hub_model_id:hub_model_id
+checkpointing_steps:checkpoint_every=500 validation_prompt:preview_prompt validation_steps:preview_every=100
+num_validation_images:preview_images=4 push_to_hub?:push_to_hub=false hub_model_id:hub_model_id
 output_dir! # output folder: {ADAPTER_FILE}, and a subfolder with checkpoints, previews and losses
 with_align_loss?=false # token alignment loss between the rare word and the class word
 scale_lr?=false # multiply the learning rate by batch size, accumulation steps and processes
