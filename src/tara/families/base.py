@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tara.core.losses import NoiseSchedule
 from tara.core.tokens import Tokenized
+from tara.errors import TaraError
 from tara.families.family import Defaults, Family
-from tara.families.processors import AttentionProcessors, KeysValues, TextConditioning
+from tara.families.processors import INSTALLED, AttentionProcessors, KeysValues, TextConditioning
 from tara.families.registry import family_of
 from tara.families.text import TEXT_ENCODERS, TextEncoding
 
@@ -21,20 +22,26 @@ class Base:
     """One loaded base.
 
     Args:
-        pipe: a loaded diffusers pipeline, which stays the user's.
+        pipe: a loaded diffusers pipeline.
         family: what kind of base it is; recognised from the pipeline when None.
         defaults: settings that suit this base better than its family's.
 
     Raises:
-        TaraError: when the pipeline is of no known family, or has parts that adapters cannot work on.
+        TaraError: when the pipeline is of no known family, or adapters cannot work on it.
     """
 
     def __init__(self, pipe: Any, family: Family | None = None, defaults: Defaults | None = None) -> None:
         self.pipe = pipe
         self.family = family or family_of(pipe)
+        self.family.check(pipe)
+        if not self.family.text_kv_fixed:
+            raise TaraError(f"The text's keys and values of '{self.family.name}' bases change at every denoising step.")
         self.defaults = defaults or self.family.defaults
         self.denoiser: Any = getattr(pipe, self.family.denoiser)
-        self.processors = AttentionProcessors.of(self.denoiser, self.family.processor)
+        self.processors: AttentionProcessors
+        self.processors = getattr(self.denoiser, INSTALLED, None) or AttentionProcessors(self.denoiser, self.family)
+        self.kv_names = self.family.kv_names
+        """What a text layer calls its projections to keys and to values."""
         self._norms: dict[str, float] = {}
 
     @property
@@ -53,8 +60,8 @@ class Base:
     @property
     def device(self) -> torch.device:
         """Where the denoiser computes; with offloading (accelerate's hook) its weights may be elsewhere."""
-        place = getattr(getattr(self.denoiser, "_hf_hook", None), "execution_device", None)
-        return self.denoiser.device if place is None else torch.device(place)
+        device = getattr(getattr(self.denoiser, "_hf_hook", None), "execution_device", None)
+        return self.denoiser.device if device is None else torch.device(device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,60 +77,51 @@ class Base:
     @cached_property
     def text_layers(self) -> list[str]:
         """Paths of the attentions whose keys and values are the text's."""
-        ending = f".{self.family.text_kv[0].rpartition('.')[0]}"
-        return [layer for layer in self.attention_layers if layer.endswith(ending)]
-
-    @property
-    def kv_names(self) -> tuple[str, str]:
-        """What a text layer calls its projections to keys and to values."""
-        key, value = (path.rpartition(".")[2] for path in self.family.text_kv)
-        return key, value
+        attention = self.family.text_kv[0].rpartition(".")[0]
+        return [layer for layer in self.attention_layers if f".{layer}".endswith(f".{attention}")]
 
     def target_layers(self, targets: str) -> list[str]:
-        """Paths of the projections that learn: ``cross_kv`` (the text's keys and values) or ``attention`` (all)."""
-        if targets == "cross_kv":
-            return [f"{layer}.{name}" for layer in self.text_layers for name in self.kv_names]
-        return [f"{layer}.{name}" for layer in self.attention_layers for name in self.family.attention_projections]
+        """Paths of the projections to train: ``cross_kv`` (the text's keys and values) or ``attention`` (all)."""
+        text_kv = targets == "cross_kv"
+        layers = self.text_layers if text_kv else self.attention_layers
+        names = self.kv_names if text_kv else self.family.attention_projections
+        return [f"{layer}.{name}" for layer in layers for name in names]
 
     def layer(self, path: str) -> Any:
-        """The module at an adapter's path: in the denoiser, or in the text encoder that the path begins with.
-
-        Raises:
-            AttributeError: when there is none.
-        """
+        """The module at an adapter's path, in the denoiser or a text encoder; AttributeError when there is none."""
         model, _, inner = path.partition(".")
         if model not in TEXT_ENCODERS:
             return self.denoiser.get_submodule(path)
         encoder: Any = getattr(self.pipe, model)
-        # CLIPTextModel of transformers 5 has no such part of its paths any more
+        # CLIPTextModel of transformers 5 has no module `text_model`
         return encoder.get_submodule(inner if hasattr(encoder, "text_model") else inner.removeprefix("text_model."))
 
     def projection_sizes(self, path: str) -> tuple[int, int]:
-        """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in counts its kernel."""
+        """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in includes its kernel."""
         weight: Tensor = self.layer(path).weight
         return weight[0].numel(), weight.shape[0]
 
     def weight_norm(self, path: str) -> float:
-        """Frobenius norm of a layer's weight; the base does not change, so each is computed once."""
+        """Frobenius norm of a layer's weight, computed once."""
         if path not in self._norms:
             self._norms[path] = float(self.layer(path).weight.detach().float().norm())
         return self._norms[path]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells bases of one shape apart: a hash of the first text layer's key weights."""
+        """A hash of the first text layer's key weights, which differs between bases of one shape."""
         weight: Tensor = self.layer(f"{self.text_layers[0]}.{self.kv_names[0]}").weight
         return hashlib.sha256(weight.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
     # text
 
     def tokenize(self, text: str) -> Tokenized:
-        """The text's tokens by characters, as long as the encoder's input (77 for CLIP)."""
+        """The text's tokens by characters, as many as the encoder reads (77 for CLIP)."""
         return self.family.tokenize(self.pipe, text)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], clip_skip: int | None = None) -> TextEncoding:
-        """Encode texts one by one, so that a text's numbers do not depend on its neighbours in the batch."""
+        """Encode texts one by one, so that a text's embeddings do not depend on the batch."""
         return TextEncoding.join([self.family.encode(self.pipe, text, clip_skip, self.device) for text in texts])
 
     @torch.no_grad()
@@ -151,23 +149,23 @@ class Base:
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
-        """What the network was trained to undo, in float32."""
+        """The noise schedule of training and the prediction target, in float32."""
         return self.family.noise_schedule(self.pipe)
-
-    @property
-    def resolution(self) -> int:
-        """Side of the base's own square images in pixels."""
-        return self.family.resolution(self.pipe)
-
-    @property
-    def side_multiple(self) -> int:
-        """What the sides of training images in buckets are multiples of, in pixels."""
-        return self.family.side_multiple(self.pipe)
 
     @property
     def vae_scale(self) -> int:
         """Pixels per latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the square images that the base was made for."""
+        return self.family.latent_side(self.denoiser) * self.vae_scale
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of training images in buckets are multiples of, in pixels."""
+        return self.family.latent_multiple(self.denoiser) * self.vae_scale
 
     def predict(
         self,
@@ -187,7 +185,7 @@ class Base:
             sizes: (rows, 6) original size, crop corner, target size, for families that take them; uncropped if None.
 
         Returns:
-            The prediction, shaped as ``latents``; what it means says `noise_schedule`.
+            The prediction, shaped as ``latents``: `noise_schedule` has its type.
         """
         if sizes is None:
             height, width = latents.shape[-2] * self.vae_scale, latents.shape[-1] * self.vae_scale
@@ -204,7 +202,7 @@ class Base:
 
     @contextmanager
     def _upcast_vae(self) -> Generator[None]:
-        """The VAE in float32 where it would overflow in float16, as SDXL's does."""
+        """The VAE in float32 if it overflows in float16, as SDXL's does."""
         overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if overflows:
             self.vae.to(torch.float32)
@@ -227,7 +225,7 @@ class Base:
             part.to("cpu")
 
     def onload(self) -> None:
-        """Bring back what `offload` moved; parts that hooks move stay theirs."""
+        """Move back what `offload` moved, except parts that hooks of accelerate move."""
         for part in (self.vae, *self.text_encoders):
             if part.device != self.device and not hasattr(part, "_hf_hook"):
                 part.to(self.device)

@@ -1,22 +1,26 @@
 """Attention processors that give each row of a network call its own text keys and values."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from torch import Tensor, nn
 
 from tara.core.lora import LowRank
 from tara.errors import TaraError
 
-KEY = "tara"  # the entry of cross_attention_kwargs that the processors listen to
-STOCK = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor)
+if TYPE_CHECKING:
+    from tara.families.family import Family
+
+KEY = "tara"  # the entry of cross_attention_kwargs that holds a TextConditioning
 INSTALLED = "tara_processors"  # the attribute of a denoiser that holds its installed processors
 
+Projection = Callable[[Tensor], Tensor]
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one cross-attention layer, (rows, tokens, inner) each."""
 
@@ -37,7 +41,7 @@ class TextConditioning:
     def rows(self) -> int:
         return next(iter(self.kv.values()))[0].shape[0]
 
-    def take(self, rows: Sequence[int]) -> "TextConditioning":
+    def take(self, rows: Sequence[int]) -> TextConditioning:
         """The conditioning of the given rows."""
         index = torch.tensor(list(rows), device=next(iter(self.kv.values()))[0].device)
         kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
@@ -54,12 +58,17 @@ class Watch(Protocol):
 
 
 class TextKVProcessor:
-    """Acts exactly as the stock processor it stands for, unless a `TextConditioning` comes along."""
+    """Calls the stock processor that it replaces, and gives it prepared keys and values where there are some.
 
-    def __init__(self, layer: str, stock: Any) -> None:
+    The stock processor computes the attention; it sees an attention whose projections return the keys and values of a
+    `TextConditioning`, or add a delta. Without a `TextConditioning` it sees the attention itself.
+    """
+
+    def __init__(self, layer: str, stock: Any, family: Family) -> None:
         self.layer = layer
         self.stock = stock
         self.watch: Watch | None = None
+        self._projections, self._kv_names = family.attention_projections, family.kv_names
 
     def __call__(
         self,
@@ -67,76 +76,84 @@ class TextKVProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
         *args: Any,
         tara: TextConditioning | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """``hidden_states`` is (rows, positions, channels); raises TaraError when the rows do not match."""
-        ours = tara is not None and (self.layer in tara.kv or self._has_deltas(tara))
-        if tara is None or not ours:
-            if tara is not None and encoder_hidden_states is not None:
-                raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
-            extra = () if temb is None and not args else (temb, *args)  # the sliced processor takes neither
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *extra, **kwargs)
-        if tara.rows != hidden_states.shape[0]:
-            raise TaraError(
-                f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give it the "
-                "same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
-            )
-        return self._attend(attn, hidden_states, attention_mask, tara)
+        replaced = {} if tara is None else self._replaced(attn, hidden_states, tara)
+        if tara is not None and not replaced and encoder_hidden_states is not None:
+            raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
+        if tara is not None and replaced:
+            if tara.rows != hidden_states.shape[0]:
+                raise TaraError(
+                    f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give it "
+                    "the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
+                )
+            if self.watch is not None and self.layer in tara.kv:
+                self._observe(self.watch, attn, replaced, hidden_states, attention_mask)
+            attn = _WithReplaced(attn, replaced)
+        return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
 
-    def _has_deltas(self, tara: TextConditioning) -> bool:
-        return tara.deltas is not None and any(
-            f"{self.layer}.{projection}" in tara.deltas for projection in ("to_q", "to_k", "to_v", "to_out.0")
-        )
+    def _replaced(self, attn: Any, hidden_states: Tensor, tara: TextConditioning) -> dict[str, Projection]:
+        """The functions that stand for the attention's projections, by the projections' names."""
+        replaced: dict[str, Projection] = {}
+        for name in self._projections if tara.deltas else ():
+            if (delta := (tara.deltas or {}).get(f"{self.layer}.{name}")) is not None:
+                replaced[name] = partial(_changed, attn.get_submodule(name), delta)
+        for name, prepared in zip(self._kv_names, tara.kv.get(self.layer, ()), strict=False):
+            replaced[name] = partial(_prepared, prepared.to(hidden_states))
+        return replaced
 
-    def _project(self, projection: str, linear: nn.Module, x: Tensor, tara: TextConditioning) -> Tensor:
-        delta = None if tara.deltas is None else tara.deltas.get(f"{self.layer}.{projection}")
-        return linear(x) if delta is None else linear(x) + delta.to(dtype=x.dtype).delta(x)
-
-    def _attend(self, attn: Any, x: Tensor, mask: Tensor | None, tara: TextConditioning) -> Tensor:
-        # the operations of AttnProcessor2_0 in the same order, so that equal numbers give equal images
-        rows = x.shape[0]
-        query = self._project("to_q", attn.to_q, x, tara)
-        if self.layer in tara.kv:
-            key, value = (part.to(query) for part in tara.kv[self.layer])
-        else:
-            key, value = (self._project(name, getattr(attn, name), x, tara) for name in ("to_k", "to_v"))
-        if mask is not None:
-            mask = attn.prepare_attention_mask(mask, key.shape[1], rows)
-            assert mask is not None
-            mask = mask.view(rows, attn.heads, -1, mask.shape[-1])
-        query, key, value = (
-            part.view(rows, -1, attn.heads, part.shape[-1] // attn.heads).transpose(1, 2)
-            for part in (query, key, value)
-        )
+    def _observe(
+        self, watch: Watch, attn: Any, replaced: Mapping[str, Projection], x: Tensor, mask: Tensor | None
+    ) -> None:
+        to_query = replaced.get(self._projections[0]) or attn.get_submodule(self._projections[0])
+        parts = to_query(x), replaced[self._kv_names[0]](x)
+        query, key = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
-        if self.watch is not None and self.layer in tara.kv:
-            self.watch(self.layer, query, key, mask)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
-        out = out.transpose(1, 2).reshape(rows, -1, out.shape[1] * out.shape[3]).to(query.dtype)
-        out = attn.to_out[1](self._project("to_out.0", attn.to_out[0], out, tara))
-        return out / attn.rescale_output_factor
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, key.shape[2], len(key)).unflatten(0, (len(key), -1))
+        watch(self.layer, query, key, mask)
+
+
+def _prepared(result: Tensor, _inputs: Tensor) -> Tensor:
+    return result
+
+
+def _changed(projection: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
+    return projection(inputs) + delta.to(dtype=inputs.dtype).delta(inputs)
+
+
+class _WithReplaced:
+    """A module with functions in place of some of its submodules, which are named by their paths."""
+
+    def __init__(self, module: Any, replaced: Mapping[str, Projection]) -> None:
+        self._module, self._by_path = module, replaced
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._by_path:
+            return self._by_path[name]
+        part = getattr(self._module, name)
+        inside = {path.removeprefix(f"{name}."): f for path, f in self._by_path.items() if path.startswith(f"{name}.")}
+        return _WithReplaced(part, inside) if inside else part
+
+    def __getitem__(self, index: int) -> Any:
+        return getattr(self, str(index))
 
 
 class AttentionProcessors:
-    """Our processors for every attention of one denoiser, and a hook that notices when someone else replaces them.
+    """Our processors for every attention of a denoiser, and a hook that reports when someone else replaces them.
 
     They are made once: installing them again after a release puts the same objects back, so that a compiled denoiser is
     not compiled anew.
     """
 
-    def __init__(self, denoiser: Any, make: Callable[[str, Any], TextKVProcessor] = TextKVProcessor) -> None:
-        self._denoiser, self._make = denoiser, make
+    def __init__(self, denoiser: nn.Module, family: Family) -> None:
+        self._denoiser, self._family = denoiser, family
         self._ours: dict[str, TextKVProcessor] = {}
         self._guard: Any = None
-
-    @staticmethod
-    def of(denoiser: Any, make: Callable[[str, Any], TextKVProcessor] = TextKVProcessor) -> "AttentionProcessors":
-        """Those that are installed on a denoiser, or new ones for it."""
-        return getattr(denoiser, INSTALLED, None) or AttentionProcessors(denoiser, make)
 
     @property
     def installed(self) -> bool:
@@ -149,19 +166,18 @@ class AttentionProcessors:
         Raises:
             TaraError: when a processor is neither stock nor ours.
         """
-        present: dict[str, Any] = self._denoiser.attn_processors
         ours: dict[str, TextKVProcessor] = {}
-        for name, processor in present.items():
-            layer, known = name.removesuffix(".processor"), self._ours.get(name)
-            if isinstance(processor, TextKVProcessor):
-                ours[name] = processor
-            elif type(processor) not in STOCK:
-                raise _replaced(layer, processor)
-            else:
-                ours[name] = known if known is not None and known.stock is processor else self._make(layer, processor)
+        for layer in self._family.attention_layers(self._denoiser):
+            processor, known = self._attention(layer).processor, self._ours.get(layer)
+            if not isinstance(processor, TextKVProcessor):
+                if type(processor) not in self._family.stock_processors:
+                    raise _would_ignore_adapters(layer, processor)
+                again = known is not None and known.stock is processor
+                processor = known if again else TextKVProcessor(layer, processor, self._family)
+            ours[layer] = processor
         self._ours = ours
-        if ours != present:
-            self._denoiser.set_attn_processor(dict(ours))  # which it empties
+        for layer, processor in ours.items():
+            self._attention(layer).processor = processor
         if not self.installed:
             setattr(self._denoiser, INSTALLED, self)
             self._guard = self._denoiser.register_forward_pre_hook(self._check, with_kwargs=True)
@@ -172,44 +188,42 @@ class AttentionProcessors:
             return
         self._guard.remove()
         delattr(self._denoiser, INSTALLED)
-        present: dict[str, Any] = self._denoiser.attn_processors
-        self._denoiser.set_attn_processor(
-            {name: p.stock if isinstance(p, TextKVProcessor) else p for name, p in present.items()}
-        )
+        for attention in map(self._attention, self._ours):
+            if isinstance(attention.processor, TextKVProcessor):
+                attention.processor = attention.processor.stock
 
     @contextmanager
     def watched(self, watch: Watch) -> Generator[None]:
-        """Report every text cross-attention to ``watch`` for a ``with`` block; installed before if need be.
+        """Report every text cross-attention to ``watch`` for a ``with`` block; installs the processors if need be.
 
         Raises:
             TaraError: as `install`.
         """
         before = self.installed
         self.install()
-        processors = list(self._ours.values())
-        earlier = [processor.watch for processor in processors]
         try:
-            for processor in processors:
+            for processor in self._ours.values():
                 processor.watch = watch
             yield
         finally:
-            for processor, previous in zip(processors, earlier, strict=True):
-                processor.watch = previous
+            for processor in self._ours.values():
+                processor.watch = None
             if not before:
                 self.release()
+
+    def _attention(self, layer: str) -> Any:
+        return self._denoiser.get_submodule(layer)
 
     def _check(self, _denoiser: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each network call: a processor that does not know our text would silently ignore the adapters."""
         if KEY not in (kwargs.get("cross_attention_kwargs") or {}):
             return
-        for name in self._ours:
-            layer = name.removesuffix(".processor")
-            processor = self._denoiser.get_submodule(layer).processor
-            if not isinstance(processor, TextKVProcessor):
-                raise _replaced(layer, processor)
+        for layer in self._ours:
+            if not isinstance(processor := self._attention(layer).processor, TextKVProcessor):
+                raise _would_ignore_adapters(layer, processor)
 
 
-def _replaced(layer: str, processor: object) -> TaraError:
+def _would_ignore_adapters(layer: str, processor: object) -> TaraError:
     return TaraError(
         f"The attention processor of '{layer}' is {type(processor).__name__}, which would ignore the adapters. Turn "
         "off xFormers, fused QKV projections and IP-Adapters, turn attention slicing on or off now, then call "

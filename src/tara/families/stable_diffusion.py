@@ -1,27 +1,23 @@
 """Stable Diffusion 1.x, 2.x and SDXL: a U-Net whose ``attn2`` layers read the text, with CLIP text encoders."""
 
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tara.core.losses import NoiseSchedule, PredictionType
+from tara.core.losses import PredictionType
 from tara.errors import TaraError
-from tara.families.family import Defaults, Family, FileNames, Task
+from tara.families.family import Defaults, Family, FileNames, Task, attentions
 from tara.families.processors import KEY, TextConditioning
 from tara.families.text import TextEncoding, encode_with_pipeline, tokenize, with_inversions
 
+USE_A_BASE = "Use a Stable Diffusion 1.x, 2.x or SDXL base."
 STOCK_INPAINTING = (4, 9)  # input channels of the U-Nets that diffusers' inpainting pipelines take
 
 
-def _attention_layers(unet: Any) -> list[str]:
-    names = [name.removesuffix(".processor") for name in unet.attn_processors]
-    return [name for name in names if name.endswith((".attn1", ".attn2"))]
-
-
 def _check(pipe: Any) -> None:
-    """Keys and values must be a linear function of the text alone: names the first layer where they are not."""
+    """Refuse a U-Net whose text keys and values are not a linear function of the text alone, by the layer's name."""
     unet = pipe.unet
     if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":  # diffusers' mark of a loaded IP-Adapter
         raise TaraError(
@@ -31,8 +27,7 @@ def _check(pipe: Any) -> None:
         raise _unsupported("encoder_hid_proj", "it projects the text before the attention layers")
     if not isinstance(unet.config.cross_attention_dim, int):
         raise _unsupported("cross_attention_dim", f"it is {unet.config.cross_attention_dim}, not one width of text")
-    for name in unet.attn_processors:
-        layer = name.removesuffix(".processor")
+    for layer in attentions(unet):
         attn = unet.get_submodule(layer)
         if getattr(attn, "add_k_proj", None) is not None:
             raise _unsupported(layer, "it has added keys and values")
@@ -49,7 +44,7 @@ def _check(pipe: Any) -> None:
 def _unsupported(layer: str, why: str) -> TaraError:
     return TaraError(
         f"This base does not work with adapters on text keys and values: '{layer}' is unsuited, because {why}. "
-        "Use a Stable Diffusion 1.x, 2.x or SDXL base."
+        f"{USE_A_BASE}"
     )
 
 
@@ -71,8 +66,7 @@ def _check_trainable(pipe: Any) -> None:
 def _encode(pipe: Any, text: str, clip_skip: int | None, device: torch.device) -> TextEncoding:
     if clip_skip is None or getattr(pipe, "text_encoder_2", None) is not None:
         return encode_with_pipeline(pipe, text, clip_skip, device)
-    # without the encoder's last layers, computed here: the stock pipeline of diffusers 0.42 looks for `text_model`,
-    # which the encoders of transformers 5 no longer have
+    # computed here: for clip_skip diffusers 0.42 uses `text_model`, which the encoders of transformers 5 do not have
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     if not 0 <= clip_skip < encoder.config.num_hidden_layers:
         raise TaraError(f"clip_skip is {clip_skip}. Give 0 to {encoder.config.num_hidden_layers - 1}.")
@@ -84,10 +78,6 @@ def _encode(pipe: Any, text: str, clip_skip: int | None, device: torch.device) -
     norm = getattr(encoder, "text_model", encoder).final_layer_norm
     embeddings: Tensor = norm(hidden.hidden_states[-(clip_skip + 1)]).to(device)
     return TextEncoding(embeddings, None, (tokenize(pipe, text),))
-
-
-def _noise_schedule(pipe: Any) -> NoiseSchedule:
-    return NoiseSchedule(pipe.scheduler.alphas_cumprod, cast(PredictionType, pipe.scheduler.config.prediction_type))
 
 
 def _predict(
@@ -112,20 +102,6 @@ def _predict(
     )[0]
 
 
-def _vae_scale(pipe: Any) -> int:
-    return 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-
-
-def _resolution(pipe: Any) -> int:
-    size = pipe.unet.config.sample_size
-    return int(size if isinstance(size, int) else size[0]) * _vae_scale(pipe)
-
-
-def _side_multiple(pipe: Any) -> int:
-    """Pixels per value of the U-Net's smallest feature map: it halves such sides without a remainder."""
-    return _vae_scale(pipe) * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-
-
 def _task_pipeline(pipe: Any, task: Task) -> Any:
     from diffusers.pipelines.auto_pipeline import (
         AutoPipelineForImage2Image,
@@ -135,12 +111,12 @@ def _task_pipeline(pipe: Any, task: Task) -> Any:
 
     if task == "inpainting" and pipe.unet.config.in_channels not in STOCK_INPAINTING:
         raise TaraError("This base's U-Net cannot inpaint. Leave the mask out, or use an inpainting base.")
-    kinds = {
+    pipelines = {
         "text-to-image": AutoPipelineForText2Image,
         "image-to-image": AutoPipelineForImage2Image,
         "inpainting": AutoPipelineForInpainting,
     }
-    return kinds[task].from_pipe(pipe)
+    return pipelines[task].from_pipe(pipe)
 
 
 def _is_guided(pipe: Any, guidance_scale: float) -> bool:
@@ -154,14 +130,11 @@ SD1 = Family(
     text_width=768,
     defaults=Defaults(resolution=512),
     files=FileNames(architecture={"": "stable-diffusion-v1"}, kohya_base={"": "sd_v1"}, hub_tag="stable-diffusion"),
-    attention_layers=_attention_layers,
     check=_check,
     check_trainable=_check_trainable,
     encode=_encode,
-    noise_schedule=_noise_schedule,
     predict=_predict,
-    resolution=_resolution,
-    side_multiple=_side_multiple,
+    latent_multiple=lambda unet: 2 ** (len(unet.config.block_out_channels) - 1),  # it halves the sides so often
     task_pipeline=_task_pipeline,
     is_guided=_is_guided,
 )
@@ -169,7 +142,7 @@ SD2 = replace(
     SD1,
     name="sd2",
     text_width=1024,
-    defaults=Defaults(resolution=None),
+    defaults=Defaults(),
     files=FileNames(
         architecture={"": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
         kohya_base={"": "sd_v2", "v_prediction": "sd_v2_v"},
@@ -191,17 +164,22 @@ SDXL = replace(
 
 
 def stable_diffusion(pipe: Any) -> Family | None:
-    """The family of a Stable Diffusion pipeline by its U-Net's own config, None for any other pipeline.
+    """The family of a Stable Diffusion pipeline by its U-Net's config, None for any other pipeline.
 
-    A width of text that no released family has gives a family of its own, named after it.
+    A text width that no released family has gives a family of its own, named after it.
     """
     if not all(hasattr(pipe, part) for part in ("unet", "vae", "tokenizer", "encode_prompt")):
         return None
     width, sized = pipe.unet.config.cross_attention_dim, pipe.unet.config.addition_embed_type == "text_time"
-    for family in (SD1, SD2, SDXL):
-        if (family.text_width, family is SDXL) == (width, sized):
-            return family
+    if (family := released(width, sized)) is not None:
+        return family
     if not isinstance(width, int):
         return SD1  # whose check refuses it
     like = SDXL if sized else SD1
     return replace(like, name=f"{'sdxl' if sized else 'sd'}-{width}", text_width=width, defaults=Defaults())
+
+
+def released(text_width: object, size_conditioning: bool) -> Family | None:
+    """The family with this text width, and with or without SDXL's size conditioning."""
+    families = [family for family in (SD1, SD2, SDXL) if family.text_width == text_width]
+    return next((family for family in families if (family is SDXL) == size_conditioning), None)
