@@ -1,4 +1,4 @@
-"""Hostile files that no chance makes: bombs, a million keys, endless expressions, nests without a bottom."""
+"""Hostile files beyond random mutations: bombs, a million keys, exponential patterns, unbounded nesting."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 import hostile
 import torch
-from hostile import LAYER, PEFT_CONFIG, RECIPE, adapters, packed, picture_bytes, with_header
+from hostile import LAYER, PEFT_CONFIG, RECIPE, adapters, image_bytes, packed, with_header
 
 from tara.adapters.adapter import load_adapter
-from tara.evaluation.folder import find_pictures
+from tara.evaluation.folder import find_images
 from tara.families.single_file import read_contents
-from tara.inference.provenance import read_origin
+from tara.inference.provenance import read_provenance
 from tara.storage.images import read_picture
 from tara.training.data.examples import read_examples
 from tara.training.run.recipe_files import read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Giant:
-    """A file, how it is written (it may be too large to be held) and what reads it."""
+class StressCase:
+    """A file, made when it is written because it may be large, and its reader."""
 
     name: str
     file: str
@@ -32,12 +32,12 @@ class Giant:
     read: Callable[[Path], object]
 
     def write(self, folder: Path) -> Path:
-        """Write it and what must lie beside it; its path."""
+        """Write the file and what it needs beside it; its path."""
         path = folder / self.file
         if self.read is _folder_of_peft:
             (folder / "adapter_model.safetensors").write_bytes(adapters()[4])
         if self.read is _folder_of_photos and path.suffix in (".txt", ".jsonl"):
-            (folder / "0.png").write_bytes(picture_bytes("PNG"))
+            (folder / "0.png").write_bytes(image_bytes("PNG"))
         path.write_bytes(self.content())
         return path
 
@@ -47,18 +47,18 @@ def _folder_of_peft(path: Path) -> object:
 
 
 def _folder_of_photos(path: Path) -> object:
-    return read_examples(path.parent, ["a {word} {kind}"])
+    return read_examples(path.parent, ["a {rare_word} {class_word}"])
 
 
-def giants() -> Iterator[Giant]:
-    """All of them."""
+def stress_cases() -> Iterator[StressCase]:
+    """All stress cases."""
     yield from _safetensors()
     yield from _configs()
-    yield from _pictures()
+    yield from _images()
     yield from _texts()
 
 
-def _safetensors() -> Iterator[Giant]:
+def _safetensors() -> Iterator[StressCase]:
     def header(count: int, name: str = "unet.down_blocks.{}.lora_A.weight", size: int = 4) -> bytes:
         entries = (
             f'"{name.format(n)}":{{"dtype":"F32","shape":[1,1],"data_offsets":[{n * size},{n * size + 4}]}}'
@@ -94,11 +94,11 @@ def _safetensors() -> Iterator[Giant]:
         "names with escape sequences": lambda: packed({"\x1b]0;owned\x07\x1b[2Junet.lora_A.weight": torch.ones(1, 1)}),
     }
     for name, content in files.items():
-        yield Giant(name=name, file="a.safetensors", content=content, read=load_adapter)
-        yield Giant(name=f"{name}, as a base", file="b.safetensors", content=content, read=read_contents)
+        yield StressCase(name=name, file="a.safetensors", content=content, read=load_adapter)
+        yield StressCase(name=f"{name}, as a base", file="b.safetensors", content=content, read=read_contents)
 
 
-def _configs() -> Iterator[Giant]:
+def _configs() -> Iterator[StressCase]:
     evil = {"exponential groups": "(a|a)" * 40 + "b", "stars": ".*_" * 4 + "Z", "nests": "(" * 9000 + ")" * 9000}
     evil |= {"many choices": "(" + "|".join(f"to_{n}" for n in range(10**5)) + ")", "counts": "(a{9999}){9999}"}
     configs: dict[str, object] = {f"a pattern of {name}": {"alpha_pattern": {text: 2}} for name, text in evil.items()}
@@ -108,16 +108,16 @@ def _configs() -> Iterator[Giant]:
     configs["an alpha of 5000 digits"] = {"lora_alpha": 7}
     for name, config in configs.items():
         text = json.dumps(PEFT_CONFIG | config).replace('"lora_alpha": 7', '"lora_alpha": ' + "7" * 5000)
-        yield Giant(name=name, file="adapter_config.json", content=text.encode, read=_folder_of_peft)
+        yield StressCase(name=name, file="adapter_config.json", content=text.encode, read=_folder_of_peft)
         tensors = {f"unet.{LAYER}{n}.lora_{half}.weight": torch.ones(2, 2) for n in range(800) for half in "AB"}
-        header = {"lora_adapter_metadata": text}  # of a U-Net's own file, without the pipeline's names
-        yield Giant(
+        header = {"lora_adapter_metadata": text}  # as in a U-Net's own file, without the pipeline's names
+        yield StressCase(
             name=f"{name}, in a header, for 800 layers",
             file="a.safetensors",
             content=lambda tensors=tensors, header=header: packed(tensors, header),
             read=load_adapter,
         )
-    yield Giant(
+    yield StressCase(
         name="a config of nests",
         file="adapter_config.json",
         content=lambda: b'{"r":' + b"[" * 10**6,
@@ -126,16 +126,16 @@ def _configs() -> Iterator[Giant]:
 
 
 def png(width: int, height: int, bits: int = 8, colour: int = 2, chunks: bytes = b"") -> bytes:
-    """A black PNG of any size; its pixels take next to no room."""
+    """A black PNG of any size, in few bytes."""
     channels = {0: 1, 2: 3, 3: 1, 6: 4}[colour]
     line = 1 + (width * channels * bits + 7) // 8
-    squeezer, parts = zlib.compressobj(9), list[bytes]()
+    compressor, parts = zlib.compressobj(9), list[bytes]()
     zeros = bytes(1 << 20)
     left = line * height
     while left > 0:
-        parts.append(squeezer.compress(zeros[: min(left, len(zeros))]))
+        parts.append(compressor.compress(zeros[: min(left, len(zeros))]))
         left -= len(zeros)
-    parts.append(squeezer.flush())
+    parts.append(compressor.flush())
     palette = chunk(b"PLTE", bytes(3)) + chunk(b"tRNS", bytes(1)) if colour == 3 else b""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunks + palette + chunk(b"IDAT", b"".join(parts)) + chunk(b"IEND", b"")
@@ -145,12 +145,12 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _pictures() -> Iterator[Giant]:
+def _images() -> Iterator[StressCase]:
     bomb = zlib.compress(b"A" * (1 << 28), 9)
     gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0xF0, 0, 0) + bytes(6)
     gif += b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x4c\x01\x00;"
     turned = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"[6:]
-    jpeg = bytearray(picture_bytes("JPEG"))
+    jpeg = bytearray(image_bytes("JPEG"))
     size = jpeg.index(b"\xff\xc0") + 5
     jpeg[size : size + 4] = struct.pack(">HH", 65000, 65000)
     files: dict[str, Callable[[], bytes]] = {
@@ -168,40 +168,44 @@ def _pictures() -> Iterator[Giant]:
         ),
         "PNG with 10^5 texts": lambda: png(8, 8, chunks=chunk(b"tEXt", b"tara\0{}") * 10**5),
         "PNG with a profile of 256 MiB": lambda: png(8, 8, chunks=chunk(b"iCCP", b"a\0\0" + bomb)),
-        "PNG that tells nests": lambda: png(8, 8, chunks=chunk(b"tEXt", b"tara\0" + b'{"settings":' * 10**4)),
+        "PNG with metadata of nests": lambda: png(8, 8, chunks=chunk(b"tEXt", b"tara\0" + b'{"settings":' * 10**4)),
     }
     for name, content in files.items():
-        yield Giant(name=name, file="0.png", content=content, read=_folder_of_photos)
-        yield Giant(name=f"{name}, as a start picture", file="a.png", content=content, read=read_picture)
-        yield Giant(name=f"{name}, as a picture of ours", file="seed-0001.png", content=content, read=read_origin)
+        yield StressCase(name=name, file="0.png", content=content, read=_folder_of_photos)
+        yield StressCase(name=f"{name}, as a start image", file="a.png", content=content, read=read_picture)
+        yield StressCase(
+            name=f"{name}, as a generated image", file="seed-0001.png", content=content, read=read_provenance
+        )
     name = "<svg onload=alert(1)>\x1b[2J\u202e.png"
-    yield Giant(name="a photo with a hostile name", file=name, content=lambda: b"none", read=_folder_of_photos)
+    yield StressCase(name="a photo with a hostile name", file=name, content=lambda: b"none", read=_folder_of_photos)
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
-    yield Giant(name="an SVG as a photo", file="0.png", content=lambda: svg, read=_folder_of_photos)
+    yield StressCase(name="an SVG as a photo", file="0.png", content=lambda: svg, read=_folder_of_photos)
 
 
-def _texts() -> Iterator[Giant]:
+def _texts() -> Iterator[StressCase]:
     recipes: dict[str, bytes] = {
         "nests": b"a = " + b"[" * 10**5,
         "nested tables": b"a = " + b"{a=" * 10**5,
         "a key of 10^5 parts": b"[" + b"a." * 10**5 + b"a]",
         "50 MiB of comments": b"# nothing\n" * (5 << 20),
-        "50,000 concepts": b'[[concept]]\nimages="a"\nword="b"\nkind="c"\n' * 50_000,
+        "50,000 concepts": b'[[concept]]\nimages="a"\nrare_word="b"\nclass_word="c"\n' * 50_000,
         "a number of 5,000 digits": b"a = " + b"9" * 5000,
         "a word of 10 MiB": RECIPE.replace(b"xlo", b"x" * (10 << 20)),
         "a name with a null": RECIPE.replace(b"photos", b"a\\u0000b"),
         "two concepts of one name": RECIPE + RECIPE[RECIPE.index(b"[[") :],
     }
     for name, content in recipes.items():
-        yield Giant(name=f"a recipe of {name}", file="r.toml", content=lambda c=content: c, read=read_recipe)
+        yield StressCase(name=f"a recipe of {name}", file="r.toml", content=lambda c=content: c, read=read_recipe)
     nests = b'{"settings":' * 10**5
-    yield Giant(
+    yield StressCase(
         name="run settings of nests",
         file="settings.json",
         content=lambda: nests,
         read=lambda path: read_recipe(path.parent),
     )
-    yield Giant(name="a list of nests", file="l.json", content=lambda: b"[" * 10**6, read=lambda p: find_pictures([p]))
+    yield StressCase(
+        name="a list of nests", file="l.json", content=lambda: b"[" * 10**6, read=lambda p: find_images([p])
+    )
     captions = {
         "0.txt": {"a caption of 300 MiB": lambda: b"a photo " * (300 << 17), "a caption of nulls": lambda: bytes(99)},
         hostile.TABLE: {
@@ -213,4 +217,4 @@ def _texts() -> Iterator[Giant]:
     }
     for file, contents in captions.items():
         for name, content in contents.items():
-            yield Giant(name=name, file=file, content=content, read=_folder_of_photos)
+            yield StressCase(name=name, file=file, content=content, read=_folder_of_photos)
