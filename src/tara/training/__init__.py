@@ -1,1 +1,1 @@
-"""Photos to adapters: settings, data, the batch, the loop. `training.run` writes files, `training.data` reads photos."""
+"""Photos to adapters: settings, data, batches, the loop. `training.run` writes files, `training.data` reads photos."""

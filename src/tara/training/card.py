@@ -14,14 +14,13 @@ PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to
 def trained_card(
     concept: ConceptSettings, settings: TrainSettings, base: Base, step: int, processes: int = 1
 ) -> AdapterCard:
-    """What the adapter of a concept says about itself after some steps; an adapter is given away, so no private paths."""
-    precision = next((name for name, dtype in PRECISIONS.items() if dtype == base.dtype), "auto")
+    """What the adapter of a concept says about itself after some steps; an adapter is given away: no private paths."""
     resolved: dict[str, Any] = settings.model_dump(mode="json", exclude=PRIVATE) | {
         "base": public_name(settings.base),
         "vae": None if settings.vae is None else public_name(settings.vae),
         "learning_rate": settings.peak_learning_rate,
         "resolution": settings.resolution or base.resolution,
-        "precision": precision,
+        "precision": next((name for name, dtype in PRECISIONS.items() if dtype == base.dtype), "auto"),
         "trained_steps": step,
         "predicts": base.noise_schedule.prediction_type,
     }
@@ -39,5 +38,5 @@ def trained_card(
         phrase=concept.phrase,
         is_style=concept.is_style,
         settings=resolved,
-        examples=concept.shown_prompts,
+        examples=concept.card_examples,
     )

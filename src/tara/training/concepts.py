@@ -1,13 +1,12 @@
-"""A concept made ready for training: its photos as latents, its captions as embeddings, its words checked."""
+"""Concepts made ready for training: photos, words and base are checked, then images and captions are encoded."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tara.core.noise import concept_key
 from tara.core.tokens import word_spans
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError, warn
 from tara.families.base import Base
 from tara.families.text import is_common_word
 from tara.training.data.crops import Framing
@@ -17,35 +16,60 @@ from tara.training.settings import ConceptSettings, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PriorMaterial:
-    """Pictures of the class, and the training phrase without the rare word."""
+class TrainingInputs:
+    """What `check_inputs` has found to fit together; ``settings`` hold the base's defaults, ``examples`` all photos."""
 
-    latents: tuple[Latents, ...]
-    caption: Caption
+    concepts: tuple[ConceptSettings, ...]
+    settings: TrainSettings
+    base: Base
+    examples: tuple[tuple[Example, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Material:
-    """Everything about one concept that training reads."""
+class ImageSource:
+    """Encoded images that a concept is trained with: its photos, or the class images of prior preservation."""
 
-    concept: ConceptSettings
     key: str
+    """Names the random numbers of these images, see `tara.core.noise.step_randomness`."""
     latents: tuple[Latents, ...]
-    """One for each photo."""
     captions: tuple[tuple[Caption, ...], ...]
-    """For each photo the captions that it is trained with."""
-    prior: PriorMaterial | None = None
+    """For each image the captions that it is trained with."""
 
 
-def prior_acts(settings: TrainSettings) -> bool:
-    """Whether class pictures can change anything: without the rare word a masked ``cross_kv`` adapter is silent."""
-    masked = settings.token_mask and settings.targets == "cross_kv"
-    return settings.prior_preservation and settings.prior_loss_weight > 0 and not masked
+def check_inputs(
+    concepts: Sequence[ConceptSettings], settings: TrainSettings, base: Base | Callable[[], Base]
+) -> TrainingInputs:
+    """Read the photos and check everything that can be wrong with a training, before anything is generated or encoded.
+
+    Warns (TaraWarning) of settings without effect, a rare word that is a common one, and captions that are cut off.
+
+    Args:
+        concepts: what to learn; each becomes one adapter.
+        settings: how; what they leave out becomes the base's default.
+        base: the base, or a function that loads it, which is called once photos and words are right.
+
+    Raises:
+        TaraError: for unreadable photos, a caption without its words or too long for them, two concepts of one name or
+            file, a base that cannot be trained, and a resolution that does not fit it.
+    """
+    _check_distinct(concepts)
+    if settings.prior_preservation and not settings.uses_class_images:
+        warn(
+            "Prior preservation has no effect here: with cross_kv targets and the token mask an adapter acts on its "
+            "rare word alone, and the class prompt has none. No class images are generated. Leave it out."
+        )
+    examples = tuple(tuple(_read_photos(concept, settings)) for concept in concepts)
+    base = base if isinstance(base, Base) else base()
+    settings = settings.with_defaults(base.defaults)
+    base.family.check_trainable(base.pipe)
+    check_resolution(base, settings.resolution or base.resolution, settings.buckets)
+    for concept, photos in zip(concepts, examples, strict=True):
+        _check_captions(concept, photos, settings, base)
+    return TrainingInputs(concepts=tuple(concepts), settings=settings, base=base, examples=examples)
 
 
 def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
-    """The class pictures' prompt: the training phrase without the rare word, such as ``a photo of a dog``, or the
-    user's own."""
+    """The class images' prompt: the user's own, or the instance prompt without the rare word, ``a photo of a dog``."""
     if settings.class_prompt:
         return concept.fill(settings.class_prompt)
     phrase = concept.phrase
@@ -54,168 +78,127 @@ def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
     return " ".join(phrase.split())
 
 
-def check_concepts(concepts: Sequence[ConceptSettings], settings: TrainSettings) -> list[list[Example]]:
-    """Read the photos of all concepts and check their words and captions, before anything slow begins.
+def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: TextCache) -> list[list[ImageSource]]:
+    """Each concept's photos and then, with prior preservation, its class images; the encoders are not needed after it.
 
-    Warns (TaraWarning) of settings that have no effect.
-
-    Raises:
-        TaraError: for unreadable photos, a caption without its words, or two concepts of one name or file.
-    """
-    files = [concept.file.absolute() for concept in concepts]
-    for concept, file in zip(concepts, files, strict=True):
-        if files.count(file) > 1:
-            raise TaraError(f"Two concepts would write '{concept.file}'. Give each its own out.")
-    labels = [concept.label for concept in concepts]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise TaraError(
-                f"Two concepts are called '{label}'. Give each its own name, so that losses can be told apart."
-            )
-    if settings.prior_preservation and not prior_acts(settings):
-        warnings.warn(
-            "Prior preservation has no effect here: with cross_kv targets and the token focus mask an adapter acts on "
-            "its rare word alone, and the class prompt has none. No class pictures are made. Leave it out.",
-            TaraWarning,
-            stacklevel=2,
-        )
-    return [_checked(concept, settings) for concept in concepts]
-
-
-def check_on_base(
-    concepts: Sequence[ConceptSettings],
-    examples: Sequence[Sequence[Example]],
-    settings: TrainSettings,
-    base: Base,
-) -> None:
-    """Check what only the base can tell, such as the captions' length, before anything is drawn or encoded.
-
-    Warns (TaraWarning) of a rare word that is a common one, and of captions that are cut off.
+    Args:
+        inputs: see `check_inputs`.
+        class_folders: each class word's folder of class images.
+        texts: keeps the encoded captions.
 
     Raises:
-        TaraError: for a base that cannot be trained, a resolution that does not fit it, or a word behind what its text
-            encoder reads.
+        TaraError: for class images that are missing or cannot be read.
     """
-    base.family.check_trainable(base.pipe)
-    check_resolution(base, settings.resolution or base.resolution, settings.buckets)
-    for concept, read in zip(concepts, examples, strict=True):
-        if is_common_word(base.pipe, concept.rare_word):
-            warnings.warn(
-                f"'{concept.rare_word}' is a common word: the base has a meaning for it, which the concept has to "
-                "replace. A made-up word such as 'xlo' is better.",
-                TaraWarning,
-                stacklevel=2,
-            )
-        captions = [caption for example in read for caption in example.captions]
-        if prior_acts(settings):
-            captions.append(class_phrase(concept, settings))
-        for caption in dict.fromkeys(captions):  # one that photos share is looked at once
-            tokenized = base.tokenize(caption)
-            caption_words(tokenized, concept.rare_word, concept.class_word)
-            if tokenized.lost:
-                warnings.warn(
-                    f"A caption is too long for the text encoder; this end of it is lost: '{tokenized.lost}'.",
-                    TaraWarning,
-                    stacklevel=2,
-                )
-
-
-def prepare(
-    concept: ConceptSettings,
-    examples: Sequence[Example],
-    settings: TrainSettings,
-    base: Base,
-    texts: TextCache,
-    class_folder: Path | None,
-) -> Material:
-    """Encode a concept's photos and captions; the autoencoder and the text encoder are not needed after this.
-
-    Raises:
-        TaraError: when a caption is too long for its words, or the resolution does not fit the base.
-    """
+    settings = inputs.settings
     framing = Framing(
-        resolution=settings.resolution or base.resolution,
+        resolution=settings.resolution or inputs.base.resolution,
         crops=settings.crops,
         flip=settings.flip,
         buckets=settings.buckets,
     )
-    return Material(
-        concept=concept,
-        key=concept_key(concept.rare_word, concept.class_word),
-        latents=cache_latents(base, examples, framing, settings.background_weight),
+    encoded: list[list[ImageSource]] = []
+    for concept, photos in zip(inputs.concepts, inputs.examples, strict=True):
+        key = concept_key(concept.rare_word, concept.class_word)
+        sources = [_source(key, concept, photos, framing, inputs, texts)]
+        if settings.uses_class_images:
+            images = _class_images(concept, settings, class_folders)
+            sources.append(_source(f"{key}\nclass", concept, images, replace(framing, crops=1), inputs, texts))
+        encoded.append(sources)
+    return encoded
+
+
+def _source(
+    key: str,
+    concept: ConceptSettings,
+    examples: Sequence[Example],
+    framing: Framing,
+    inputs: TrainingInputs,
+    texts: TextCache,
+) -> ImageSource:
+    weight = inputs.settings.background_weight
+    return ImageSource(
+        key=key,
+        latents=tuple(cache_latents(inputs.base, example, framing, weight) for example in examples),
         captions=tuple(
             tuple(texts.caption(text, concept.rare_word, concept.class_word) for text in example.captions)
             for example in examples
         ),
-        prior=None
-        if class_folder is None
-        else PriorMaterial(
-            latents=cache_latents(
-                base,
-                read_examples(class_folder, (class_phrase(concept, settings),)),
-                replace(framing, crops=1),
-            ),
-            caption=texts.caption(class_phrase(concept, settings), concept.rare_word, concept.class_word),
-        ),
     )
 
 
-def _checked(concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
+def _class_images(concept: ConceptSettings, settings: TrainSettings, folders: Mapping[str, Path]) -> list[Example]:
+    if concept.class_word not in folders:
+        raise TaraError(f"Prior preservation needs images of the class '{concept.class_word}'. Give their folder.")
+    captions = (class_phrase(concept, settings),)
+    return [replace(image, captions=captions) for image in read_examples(folders[concept.class_word], captions)]
+
+
+def _check_distinct(concepts: Sequence[ConceptSettings]) -> None:
+    files, labels = [concept.file.absolute() for concept in concepts], [concept.label for concept in concepts]
+    for concept, file in zip(concepts, files, strict=True):
+        if files.count(file) > 1:
+            raise TaraError(f"Two concepts would write '{concept.file}'. Give each its own out.")
+        if labels.count(concept.label) > 1:
+            raise TaraError(f"Two concepts are called '{concept.label}'. Give each its own name.")
+
+
+def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
     if word_spans(concept.class_word, concept.rare_word):
         raise TaraError(
             f"The rare word '{concept.rare_word}' is in the class word '{concept.class_word}'. Choose another one."
         )
-    _check_caption(concept, concept.phrase, "The training phrase", settings)
+    _check_words(concept, concept.phrase, "The instance prompt", settings)
     examples = read_examples(
-        concept.images, concept.templates(settings.captions), masked=settings.masked_loss, masks=concept.masks
+        concept.images, concept.captions(settings.captions), masked=settings.masked_loss, masks=concept.masks
     )
-    _warn_of_idle_masks(concept, examples, settings)
-    if concept.is_style:
-        _warn_of_a_style_that_is_hard_to_learn(concept, examples, settings)
     for example in examples:
         for caption in example.captions:
-            _check_caption(concept, caption, f"The caption of {concept.images / example.name}", settings)
+            _check_words(concept, caption, f"The caption of {concept.images / example.name}", settings)
+    if settings.masked_loss and all(example.mask is None for example in examples):
+        warn(
+            f"The masked loss has no effect on '{concept.label}': no photo in {concept.images} has transparent parts. "
+            "Give a folder of masks (masks), or leave masked_loss out."
+        )
+    if concept.masks is not None and not settings.masked_loss:
+        warn(f"The masks of '{concept.label}' have no effect without the masked loss. Add masked_loss.")
+    if concept.is_style:
+        _advise_on_style(concept, examples, settings)
     return examples
 
 
-def _warn_of_idle_masks(concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> None:
-    if settings.masked_loss and all(example.mask is None for example in examples):
-        warnings.warn(
-            f"The masked loss has no effect on '{concept.label}': no photo in {concept.images} has transparent parts. "
-            "Give a folder of masks (masks), or leave masked_loss out.",
-            TaraWarning,
-            stacklevel=4,
-        )
-    if concept.masks is not None and not settings.masked_loss:
-        warnings.warn(
-            f"The masks of '{concept.label}' have no effect without the masked loss. Add masked_loss.",
-            TaraWarning,
-            stacklevel=4,
-        )
-
-
-def _warn_of_a_style_that_is_hard_to_learn(
-    concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings
-) -> None:
-    # measured by benchmarks/study_toyland.py: only with both does a style meet a subject that was learned apart
+def _advise_on_style(concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> None:
+    # measured by benchmarks/study_toyland.py: a style applies to a subject trained independently only with both
     advice: list[str] = []
     if settings.targets == "cross_kv":
         advice.append("targets attention")
     if len({example.captions for example in examples}) == 1:
-        advice.append(f"a text beside each picture that says what it shows ('a house in the snow in {concept.label}')")
+        advice.append(f"a caption for each image that says what it shows ('a house in the snow in {concept.label}')")
     if advice:
-        warnings.warn(
-            f"'{concept.label}' is the look of a whole picture, which is learned better with {' and '.join(advice)}.",
-            TaraWarning,
-            stacklevel=4,
+        warn(f"'{concept.label}' is a style, which is learned better with {' and '.join(advice)}.")
+
+
+def _check_words(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:
+    if not word_spans(text, concept.rare_word):
+        raise TaraError(f"{where}, '{text}', lacks the rare word '{concept.rare_word}'. Add it.")
+    if settings.aligns and not word_spans(text, concept.class_word):
+        raise TaraError(
+            f"{where}, '{text}', lacks the class word '{concept.class_word}'. Add it, or train with alignment_loss = "
+            "'off'."
         )
 
 
-def _check_caption(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:
-    needed = [("rare", concept.rare_word)]
-    if settings.aligns:
-        needed.append(("class", concept.class_word))
-    for role, word in needed:
-        if not word_spans(text, word):
-            what_next = "Add it" if role == "rare" else "Add it, or train with alignment_loss = 'off'"
-            raise TaraError(f"{where}, '{text}', lacks the {role} word '{word}'. {what_next}.")
+def _check_captions(concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings, base: Base) -> None:
+    """Check what only the base's tokenizer can tell."""
+    if is_common_word(base.pipe, concept.rare_word):
+        warn(
+            f"'{concept.rare_word}' is a common word: the base has a meaning for it, which the concept has to replace. "
+            "A made-up word such as 'xlo' is better."
+        )
+    captions = [caption for photo in photos for caption in photo.captions]
+    if settings.uses_class_images:
+        captions.append(class_phrase(concept, settings))
+    for caption in dict.fromkeys(captions):
+        tokenized = base.tokenize(caption)
+        caption_words(tokenized, concept.rare_word, concept.class_word)
+        if tokenized.lost:
+            warn(f"A caption is too long for the text encoder; this end of it is lost: '{tokenized.lost}'.")

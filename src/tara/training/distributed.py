@@ -1,33 +1,32 @@
-"""The processes that a launcher (``accelerate launch``, ``torchrun``) has started for one run, and how they agree.
+"""Training in several processes, started by `accelerate launch` or `torchrun`.
 
-Every process takes its share of each step's U-Net calls; the first one, the main process, alone writes and speaks. They
-wait for one another at fixed places (`Processes.meet`), and what has ended one ends all of them there.
+Each process makes its share of every step's network calls; the first one, the main process, alone writes and prints.
+They wait for one another at `Processes.barrier`, where a failure of one ends all of them.
 """
 
 import os
-import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, cast
 
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError, warn
 
 if TYPE_CHECKING:  # `tara --help` does without torch
     from torch import Tensor
 
-# what torchrun and the kinds of MPI tell a process; accelerate reads the same names
-NUMBERS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+# environment variables of torchrun and the kinds of MPI, as accelerate reads them
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-COUNTS_HERE = ("LOCAL_WORLD_SIZE",)
-PATIENCE = timedelta(days=1)  # the main process draws class pictures and previews while the others wait
+LOCAL_COUNTS = ("LOCAL_WORLD_SIZE",)
+TIMEOUT = timedelta(days=1)  # the main process generates class images and previews while the others wait
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What a process has ended with: the sentence for its user, and its exit code."""
+    """A process's failure: the sentence for its user, and its exit code."""
 
     sentence: str
     code: int
@@ -50,11 +49,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes and prints."""
         return self.number == 0
 
     def shard(self, step: int, calls: int) -> range:
-        """The U-Net calls of this process in a step of ``calls`` each.
+        """The network calls of this process in a step of ``calls`` each.
 
         All processes together make the calls that one process with ``count`` times as many would make.
         """
@@ -62,22 +61,26 @@ class Processes:
         return range(first, first + calls)
 
     def barrier(self) -> None:
-        """Wait until every process is here.
-
-        Raises:
-            AnotherProcessEnded: when one of them has ended, see `end`, or has died.
-        """
-        if self.count > 1 and (ending := self._first(None)):
+        """Wait until every process is here; raises OtherProcessEnded when one of them has ended or died."""
+        if ending := self.end(None):
             raise OtherProcessEnded(ending)
 
-    def end(self, ending: Ending) -> Ending:
-        """Tell the others, where they next meet, that this process has ended; give what all of them end with."""
+    def end(self, own: Ending | None) -> Ending | None:
+        """Report how this process has ended, None for not at all, at the others' next barrier; the first of any."""
         if self.count == 1:
-            return ending
-        return self._first(ending) or ending
+            return own
+        from accelerate.utils import gather_object
+
+        try:
+            endings = cast("list[Ending | None]", gather_object([own]))
+        except RuntimeError as failure:  # torch.distributed has lost a connection
+            reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+            lost = f"Error: Another process of this run is gone ({reason}). Its output may say why."
+            return own or Ending(sentence=lost, code=2)
+        return next((ending for ending in endings if ending is not None), None)
 
     def mean(self, tensor: "Tensor") -> "Tensor":
-        """The mean of a tensor over all processes; they have met before."""
+        """The mean of a tensor over all processes; a barrier comes before it."""
         if self.count == 1:
             return tensor
         from accelerate.utils import reduce
@@ -85,21 +88,11 @@ class Processes:
         return cast("Tensor", reduce(tensor, reduction="mean"))
 
     def leave(self) -> None:
-        """Close the connections, whatever the run has ended with: an interpreter that ends with them open may abort."""
+        """Close the connections: an interpreter that ends with them open may abort."""
         if self.count > 1:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
-
-    def _first(self, own: Ending | None) -> Ending | None:
-        """Tell all processes the own ending; give the first one that any of them tells."""
-        from accelerate.utils import gather_object
-
-        try:
-            told = cast("list[Ending | None]", gather_object([own]))
-        except RuntimeError as failure:  # as torch.distributed says that a connection is gone
-            return _lost(failure)
-        return next((ending for ending in told if ending is not None), None)
 
 
 ALONE = Processes()
@@ -107,7 +100,7 @@ ALONE = Processes()
 
 def launched() -> int:
     """How many processes a launcher has started together with this one, itself among them."""
-    return _told(COUNTS, 1)
+    return _from_environment(COUNTS, 1)
 
 
 def join(device: str) -> Processes:
@@ -119,25 +112,28 @@ def join(device: str) -> Processes:
     Raises:
         TaraError: when there is not one device for each process.
     """
-    count = launched()
-    if count == 1:
-        _note_a_lone_start()
+    if (count := launched()) == 1:
+        _warn_if_others_are_missing()
         return ALONE
+    refused = f"{count} processes were launched, but"
     if device not in ("cuda", "cpu"):
-        _refuse(count, f"they cannot share the device '{device}'", "Give cpu, or leave the device out.")
+        raise TaraError(f"{refused} they cannot share the device '{device}'. Give cpu, or leave the device out.")
     from accelerate import PartialState
+    from torch import cuda
 
-    devices = _cuda_devices() if device == "cuda" else count
-    if _told(COUNTS_HERE, 1) > devices:
-        _refuse(count, f"there are {devices} CUDA devices here", "Launch one for each device, or give the device cpu.")
-    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    if device == "cuda" and _from_environment(LOCAL_COUNTS, 1) > cuda.device_count():
+        raise TaraError(
+            f"{refused} there are {cuda.device_count()} CUDA devices here. Launch one for each device, or give the "
+            "device cpu."
+        )
+    state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
     if state.num_processes != count:
-        _refuse(count, "they have not found one another", "Launch them with accelerate launch or torchrun.")
+        raise TaraError(f"{refused} they cannot reach one another. Launch them with accelerate launch or torchrun.")
     return Processes(count=state.num_processes, number=state.process_index)
 
 
 def joined() -> Processes:
-    """The processes that `join` has found; before that, this one alone."""
+    """The processes that `join` has connected; before that, this one alone."""
     if launched() == 1:
         return ALONE
     from torch import distributed
@@ -147,62 +143,27 @@ def joined() -> Processes:
     return Processes(count=distributed.get_world_size(), number=distributed.get_rank())
 
 
-def alone() -> bool:
-    """Whether this process is to do what processes do not share, the main one with a note; it then stays alone."""
-    count = launched()
-    if count == 1:
-        return True
-    if _told(NUMBERS, 0) != 0:
-        return False
-    for name in (*NUMBERS, *COUNTS, *COUNTS_HERE):
-        os.environ.pop(name, None)
-    warnings.warn(
-        f"{count} processes were launched, but they share a training alone: the first one does this by itself.",
-        TaraWarning,
-        stacklevel=2,
-    )
-    return True
-
-
 @contextmanager
 def main_process_only() -> Generator[None]:
-    """Only the main process speaks: what the others print goes nowhere, except the traceback of a bug."""
-    if launched() == 1 or _told(NUMBERS, 0) == 0:
+    """Only the main process prints: the others' output is discarded, except the traceback of a bug."""
+    if launched() == 1 or _from_environment(RANKS, 0) == 0:
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
-def _told(names: tuple[str, ...], otherwise: int) -> int:
-    """The number that the launcher has put into the environment."""
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), otherwise)
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
 
 
-def _cuda_devices() -> int:
-    from torch import cuda
+def _warn_if_others_are_missing() -> None:
+    """``accelerate launch --num_processes 2`` without several GPUs starts one process, without a word.
 
-    return cuda.device_count()
-
-
-def _note_a_lone_start() -> None:
-    """``accelerate launch --num_processes 2`` without several GPUs starts one process and says nothing of it.
-
-    It names the place where several would meet, which it does for no other lone process, but not how many were wanted.
+    It names the address where several would meet, which it does for no other lone process.
     """
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
-        warnings.warn(
+        warn(
             "accelerate has started one process only: where it sees no GPU for each, it starts several through MPI "
-            "alone. On CPUs give it --multi_gpu in place of --cpu or of a MULTI_CPU configuration, or use torchrun.",
-            TaraWarning,
-            stacklevel=3,
+            "alone. On CPUs give it --multi_gpu in place of --cpu or of a MULTI_CPU configuration, or use torchrun."
         )
-
-
-def _lost(failure: RuntimeError) -> Ending:
-    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-    return Ending(sentence=f"Error: Another process of this run is gone ({reason}). It may have said why.", code=2)
-
-
-def _refuse(count: int, why: str, what_next: str) -> NoReturn:
-    raise TaraError(f"{count} processes were launched, but {why}. {what_next}")

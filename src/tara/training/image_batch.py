@@ -9,17 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tara.core.losses import NoiseSchedule
-from tara.core.noise import StepRandomness, step_randomness
-from tara.training.concepts import Material
+from tara.core.noise import step_randomness
+from tara.training.concepts import ImageSource
 from tara.training.data.encoded import Caption, Latents
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SameShapeRows:
-    """The images of one shape: what one network call takes."""
+    """The images of one shape: what the network takes at once. ``rows`` are their numbers among all rows."""
 
     rows: tuple[int, ...]
-    """Their numbers among all rows of the call."""
     noisy: Float[Tensor, "rows channels height width"]
     target: Float[Tensor, "rows channels height width"]
     timesteps: Int[Tensor, " rows"]
@@ -37,10 +36,9 @@ class ImageBatch:
 
     def in_order(self, values: Sequence[Float[Tensor, " rows"]]) -> Float[Tensor, " rows"]:
         """One value for each row of each shape, as one value for each row of the call."""
-        numbers = [row for part in self.groups for row in part.rows]
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
         joined = torch.cat(list(values))
-        return joined[torch.tensor(order, device=joined.device)]
+        numbers = torch.tensor([row for group in self.groups for row in group.rows], device=joined.device)
+        return joined[numbers.argsort()]
 
 
 class _Row(NamedTuple):
@@ -54,7 +52,7 @@ class _Row(NamedTuple):
 
 
 def image_batch(
-    materials: Sequence[Material],
+    sources: Sequence[Sequence[ImageSource]],
     schedule: NoiseSchedule,
     *,
     seed: int,
@@ -62,38 +60,29 @@ def image_batch(
     batch_size: int,
     snr_gamma: float | None,
 ) -> ImageBatch:
-    """Choose and noise the images of a call; each concept's rows are a function of (seed, concept, call) alone."""
+    """Choose and noise the images of a call; each source's rows are a function of (seed, source, call) alone."""
     captions: list[Caption] = []
     rows: list[_Row] = []
-    for material in materials:
-        drawn = _draw(material.latents, seed, material.key, call, batch_size, schedule.timesteps)
-        rows += _chosen(material.latents, drawn)
-        for photo, chance in zip(drawn.photos, drawn.captions, strict=True):
-            own = material.captions[photo]
+    for source in (source for of_concept in sources for source in of_concept):
+        chosen = step_randomness(
+            seed,
+            source.key,
+            call,
+            rows=batch_size,
+            shapes=[image.shape for image in source.latents],
+            variants=source.latents[0].variants,
+            timesteps=schedule.timesteps,
+        )
+        latents = [source.latents[photo] for photo in chosen.photos]
+        parts = latents, chosen.variants, chosen.timesteps, chosen.posterior_noise, chosen.noise
+        rows += [_Row(*row) for row in zip(*parts, strict=True)]
+        for photo, chance in zip(chosen.photos, chosen.captions, strict=True):
+            own = source.captions[photo]
             captions.append(own[int(chance * len(own))])
-        if material.prior is not None:
-            latents = material.prior.latents
-            rows += _chosen(
-                latents, _draw(latents, seed, material.key + "\nclass", call, batch_size, schedule.timesteps)
-            )
-            captions += [material.prior.caption] * batch_size
     shapes = [row.latents.shape for row in rows]
     groups = [[number for number, own in enumerate(shapes) if own == shape] for shape in dict.fromkeys(shapes)]
-    return ImageBatch(
-        captions=tuple(captions),
-        groups=tuple(_noised(numbers, [rows[number] for number in numbers], schedule, snr_gamma) for numbers in groups),
-    )
-
-
-def _draw(latents: Sequence[Latents], seed: int, key: str, call: int, rows: int, timesteps: int) -> StepRandomness:
-    shapes = [photo.shape for photo in latents]
-    return step_randomness(seed, key, call, rows=rows, shapes=shapes, variants=latents[0].variants, timesteps=timesteps)
-
-
-def _chosen(latents: Sequence[Latents], drawn: StepRandomness) -> list[_Row]:
-    photos = [latents[photo] for photo in drawn.photos]
-    parts = photos, drawn.variants, drawn.timesteps, drawn.posterior_noise, drawn.noise
-    return [_Row(*row) for row in zip(*parts, strict=True)]
+    noised = tuple(_noised(numbers, [rows[number] for number in numbers], schedule, snr_gamma) for numbers in groups)
+    return ImageBatch(captions=tuple(captions), groups=noised)
 
 
 def _noised(
@@ -104,14 +93,13 @@ def _noised(
     noise = torch.stack([row.noise for row in rows]).to(mean)
     timesteps = torch.stack([row.timestep for row in rows]).to(mean.device)
     latents = mean + deviation * torch.stack([row.posterior_noise for row in rows]).to(mean)
-    weights = None if snr_gamma is None else schedule.min_snr_weights(timesteps, snr_gamma)
     return SameShapeRows(
         rows=tuple(numbers),
         noisy=schedule.add_noise(latents, noise, timesteps),
         target=schedule.target(latents, noise, timesteps),
         timesteps=timesteps,
         sizes=torch.stack([row.latents.sizes[row.variant] for row in rows]),
-        weights=weights,
+        weights=None if snr_gamma is None else schedule.min_snr_weights(timesteps, snr_gamma),
         focus=_focus(rows, mean[:, :1]),
     )
 

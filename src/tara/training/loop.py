@@ -1,4 +1,4 @@
-"""Training: concepts become adapters, one step at a time, several of them side by side in one U-Net call."""
+"""Training: concepts become adapters, one step at a time, several of them side by side in each call of the network."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,17 +12,16 @@ from torch import Tensor
 
 from tara.adapters.adapter import Adapter
 from tara.core.losses import denoising_loss
-from tara.core.noise import generator_for
+from tara.core.noise import concept_key, generator_for
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextConditioning
 from tara.training.card import trained_card
-from tara.training.concepts import check_concepts, check_on_base, prepare, prior_acts
+from tara.training.concepts import TrainingInputs, check_inputs, encode
 from tara.training.data.encoded import TextCache
-from tara.training.data.examples import Example
 from tara.training.distributed import ALONE, Processes
 from tara.training.image_batch import ImageBatch, image_batch
-from tara.training.nan_guard import check_no_nan
+from tara.training.nan_guard import NaNGuard
 from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
 from tara.training.run.checkpoints import TrainingState
 from tara.training.settings import ConceptSettings, TrainSettings
@@ -62,56 +61,41 @@ class StepRecord:
 
 
 class Training:
-    """A training run in progress: the concepts' material, their weights, and the number of finished steps."""
+    """A training run in progress: encoded images, weights, optimisers, and the number of finished steps.
+
+    Args:
+        inputs: concepts, settings and base, see `tara.training.concepts.check_inputs`.
+        class_folders: for prior preservation, each class word's folder of class images.
+        processes: share the network calls of each step and average the gradients.
+
+    Raises:
+        TaraError: for class images that are missing or cannot be read, and a missing optimiser package.
+    """
 
     def __init__(
-        self,
-        concepts: Sequence[ConceptSettings],
-        settings: TrainSettings,
-        base: Base,
-        class_folders: Mapping[str, Path] | None = None,
-        examples: Sequence[Sequence[Example]] | None = None,
-        processes: Processes = ALONE,
+        self, inputs: TrainingInputs, class_folders: Mapping[str, Path] | None = None, processes: Processes = ALONE
     ) -> None:
-        """Read and encode everything that the steps need.
-
-        Args:
-            concepts: what to learn; each becomes one adapter.
-            settings: how.
-            base: the frozen base; its precision is the U-Net's.
-            class_folders: for prior preservation, each class word's folder of class images.
-            examples: what `tara.training.concepts.check_concepts` gave, when `tara.training.concepts.check_on_base` has
-                looked at them already.
-            processes: which share each step's calls of the U-Net and average what comes of them.
-
-        Raises:
-            TaraError: for bad photos, captions or words, a base that cannot be trained on, and a missing optimiser
-                package.
-        """
-        if examples is None:
-            examples = check_concepts(concepts, settings)
-            check_on_base(concepts, examples, settings, base)
-        folders = _prior_folders(concepts, settings, class_folders or {})
-        self.concepts, self.settings, self.base, self.step = tuple(concepts), settings, base, 0
-        self.processes = processes
+        self.concepts, self.settings, self.base = inputs.concepts, inputs.settings, inputs.base
+        self.processes, self.step = processes, 0
+        self.is_whole = True
+        """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
+        settings, base = inputs.settings, inputs.base
         self._texts = TextCache(base)
-        self._materials = [
-            prepare(concept, read, settings, base, self._texts, folders.get(concept.class_word))
-            for concept, read in zip(concepts, examples, strict=True)
-        ]
+        self.sources = encode(inputs, class_folders or {}, self._texts)
+        self._keys = [concept_key(concept.rare_word, concept.class_word) for concept in inputs.concepts]
         precise = torch.float64 if base.dtype == torch.float64 else torch.float32
         self._schedule = base.noise_schedule.to(base.device, precise)
-        self._weights = ConceptWeights(
+        self.weights = ConceptWeights(
             {path: base.projection_sizes(path) for path in base.target_layers(settings.targets)},
             rank=settings.rank,
             scale=settings.scale,
             freeze_down=settings.freeze_down,
-            generators=[generator_for(settings.seed, material.key, "weights") for material in self._materials],
+            generators=[generator_for(settings.seed, key, "weights") for key in self._keys],
             device=base.device,
             dtype=precise,
         )
-        self._optimizers = ConceptOptimizers(
-            self._weights.flat,
+        self.optimizers = ConceptOptimizers(
+            self.weights.flat,
             name=settings.optimizer,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
@@ -123,10 +107,8 @@ class Training:
             warmup=settings.lr_warmup_steps,
             steps=settings.steps,
         )
-        self.is_whole = True
-        """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
         self._last_text: TextBatch | None = None
-        self._skipped = [0] * len(concepts)
+        self._skipped = [0] * len(self.concepts)
 
     def steps(self) -> Iterator[StepRecord]:
         """Train to the last step. Between two records the run may be saved, the base used, or the rest left undone."""
@@ -142,7 +124,7 @@ class Training:
         return [
             Adapter(
                 trained_card(concept, self.settings, self.base, self.step, self.processes.count),
-                self._weights.of_concept(index),
+                self.weights.of_concept(index),
                 name=concept.file.name,
             )
             for index, concept in enumerate(self.concepts)
@@ -150,16 +132,14 @@ class Training:
 
     def state(self) -> TrainingState:
         """Everything that a run resumed after this step needs."""
-        tensors, plain = self._optimizers.state()
-        named = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+        tensors, plain = self.optimizers.state()
         return TrainingState(
             step=self.step,
-            tensors={"weights": self._weights.flat.detach().clone(), **named},
-            plain={
-                "optimizer": plain,
-                "concepts": [material.key for material in self._materials],
-                "same": self._same(),
+            tensors={
+                "weights": self.weights.flat.detach().clone(),
+                **{f"optimizer.{name}": tensor for name, tensor in tensors.items()},
             },
+            plain={"optimizer": plain, "concepts": self._keys, "same": self._same()},
         )
 
     def _same(self) -> dict[str, Any]:
@@ -171,168 +151,128 @@ class Training:
         """Go on from a state; the steps to come are those of a run that was never stopped.
 
         Raises:
-            TaraError: when the state is of other concepts, or its base, rank, seed, targets, masks or optimiser were
-                others.
+            TaraError: when the state is of other concepts, another base or rank, or another of SAME_WHEN_RESUMED.
         """
-        keys = [material.key for material in self._materials]
-        if state.plain.get("concepts") != keys or state.tensors["weights"].shape != self._weights.flat.shape:
+        again = "Resume with the settings of its run folder, or train anew."
+        weights = state.tensors["weights"]
+        if state.plain.get("concepts") != self._keys or weights.shape != self.weights.flat.shape:
             raise TaraError(
-                "The checkpoint is of other concepts, another base, rank or freeze_down than these settings. "
-                "Resume with the settings of its run folder, or train anew."
+                f"The checkpoint is of other concepts, another base, rank or freeze_down than these settings. {again}"
             )
         for name, value in self._same().items():
             if (before := state.plain["same"].get(name)) != value:
-                raise TaraError(
-                    f"The checkpoint was written with {name} = {before}, but now {name} = {value}. "
-                    "Resume with the settings of its run folder, or train anew."
-                )
+                raise TaraError(f"The checkpoint was written with {name} = {before}, but now {name} = {value}. {again}")
+        self.weights.load(weights)
         named = {name.removeprefix("optimizer."): tensor for name, tensor in state.tensors.items()}
-        del named["weights"]
-        self._weights.load(state.tensors["weights"])
-        self._optimizers.load(named, state.plain["optimizer"])
+        self.optimizers.load(named, state.plain["optimizer"])
         self.step = state.step
+
+    def images(self, call: int) -> ImageBatch:
+        """The images of a network call, counted from 0 since training began."""
+        seed, rows, gamma = self.settings.seed, self.settings.batch_size, self.settings.snr_gamma
+        return image_batch(self.sources, self._schedule, seed=seed, call=call, batch_size=rows, snr_gamma=gamma)
+
+    def text(self, images: ImageBatch) -> TextBatch:
+        """The text that goes with the images of a call."""
+        last = self._last_text
+        if last is None or last.captions != images.captions:  # with one fixed caption per concept they never differ
+            last = self._last_text = text_batch(
+                images.captions, self._texts, concepts=len(self.concepts), token_mask=self.settings.token_mask
+            )
+        return last
 
     def _one_step(self) -> StepRecord:
         calls = self.processes.shard(self.step, self.settings.gradient_accumulation_steps)
         rate = self._learning_rate(self.step)
-        factors = self._weights.flat.new_tensor(self._optimizers.loss_scales) / len(calls)
+        factors = self.weights.flat.new_tensor(self.optimizers.loss_scales) / len(calls)
         total = torch.zeros(())
         for call in calls:
             losses = self._losses(call)
             (losses[0] * factors).sum().backward()
             total = total.to(losses) + losses.detach() / len(calls)
-        total = self._over_processes(total)
-        self._check_finite("loss", total[0], rate)
+        total = self._mean_over_processes(total)
+        names = [concept.label for concept in self.concepts]
+        guard = NaNGuard(names=names, step=self.step + 1, rate=rate, precision=self.base.dtype)
+        guard.check("loss", total[0])
         self.is_whole = False
-        applied = self._optimizers.step(rate)
+        applied = self.optimizers.step(rate)
         self.step += 1
         self.is_whole = True
         parts = [
             ConceptStep(
-                name=concept.label,
-                loss=loss,
-                denoising=denoising,
-                alignment=alignment,
-                prior=prior,
-                grad_norm=what.grad_norm,
-                skipped=what.skipped,
+                name=name,
+                **dict(zip(("loss", "denoising", "alignment", "prior"), losses, strict=True)),
+                grad_norm=update.grad_norm,
+                skipped=update.skipped,
             )
-            for concept, (loss, denoising, alignment, prior), what in zip(
-                self.concepts, total.T.tolist(), applied, strict=True
-            )
+            for name, losses, update in zip(names, total.T.tolist(), applied, strict=True)
         ]
-        self._watch(parts, rate)
+        self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
+        # fp16's loss scale needs some steps to find its size
+        if max(self._skipped) > (SKIPPED_IN_A_ROW if self.base.dtype == torch.float16 else 0):
+            guard.check("gradient", torch.tensor([part.grad_norm for part in parts]))
+        guard.check("adapter", self.weights.flat.detach())
         return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
 
-    def _over_processes(self, losses: Tensor) -> Tensor:
+    def _mean_over_processes(self, losses: Tensor) -> Tensor:
         """Average the gradients over all processes; give the average of the losses."""
-        gradient = self._weights.flat.grad
+        gradient = self.weights.flat.grad
         assert gradient is not None, "a backward pass comes first"
         self.processes.barrier()  # whatever fails in one process alone has failed by now
-        self._weights.flat.grad = self.processes.mean(gradient)
+        self.weights.flat.grad = self.processes.mean(gradient)
         return self.processes.mean(losses)
 
     def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
-        """Total, denoising, alignment and prior loss of each concept in one U-Net call."""
+        """Total, denoising, alignment and prior loss of each concept in one call of the network."""
         settings, count = self.settings, len(self.concepts)
-        images = image_batch(
-            self._materials,
-            self._schedule,
-            seed=settings.seed,
-            call=call,
-            batch_size=settings.batch_size,
-            snr_gamma=settings.snr_gamma,
-        )
-        text = self._text(images)
-        learned = text_conditioning(self.base, text, self._weights)
+        images = self.images(call)
+        text = self.text(images)
+        learned = text_conditioning(self.base, text, self.weights)
         rows = self._denoising(images, text, learned).unflatten(0, (count, -1))
-        denoising = rows[:, : settings.batch_size].mean(1)
-        zeros = torch.zeros_like(denoising)
-        prior = rows[:, settings.batch_size :].mean(1) if rows.shape[1] > settings.batch_size else zeros
-        aligned = zeros
+        photos, class_images = rows[:, : settings.batch_size], rows[:, settings.batch_size :]
+        denoising = photos.mean(1)
+        prior = class_images.mean(1) if class_images.shape[1] else torch.zeros_like(denoising)
+        aligned = torch.zeros_like(denoising)
         if settings.aligns and settings.alignment_loss != "off":
-            aligned = alignment(text, learned, concepts=count, photos=settings.batch_size, form=settings.alignment_loss)
-        aligned = aligned.to(denoising)
+            form, photos_each = settings.alignment_loss, settings.batch_size
+            aligned = alignment(text, learned, concepts=count, photos=photos_each, form=form).to(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_loss_weight * prior
         return torch.stack([total, denoising, aligned, prior])
 
     def _denoising(self, images: ImageBatch, text: TextBatch, learned: TextConditioning) -> Float[Tensor, " rows"]:
-        """Each row's denoising loss; the U-Net is called once for each shape of picture."""
+        """Each row's denoising loss; the network is called once for each shape of image."""
         losses: list[Tensor] = []
-        for part in images.groups:
+        for group in images.groups:
             alone = len(images.groups) == 1
             predicted = self.base.predict(
-                part.noisy.to(self.base.dtype),
-                part.timesteps,
-                text.encoding if alone else text.encoding.take(part.rows),
-                learned if alone else learned.take(part.rows),
-                sizes=part.sizes,
-            ).to(part.target)
-            losses.append(denoising_loss(predicted, part.target, part.weights, part.focus))
+                group.noisy.to(self.base.dtype),
+                group.timesteps,
+                text.encoding if alone else text.encoding.take(group.rows),
+                learned if alone else learned.take(group.rows),
+                sizes=group.sizes,
+            ).to(group.target)
+            losses.append(denoising_loss(predicted, group.target, group.weights, group.focus))
         return images.in_order(losses)
-
-    def _text(self, images: ImageBatch) -> TextBatch:
-        # with one fixed caption per concept all calls have the same text
-        last = self._last_text
-        if last is None or last.captions != images.captions:
-            last = text_batch(
-                images.captions, self._texts, concepts=len(self.concepts), token_mask=self.settings.token_mask
-            )
-            self._last_text = last
-        return last
-
-    def _watch(self, parts: Sequence[ConceptStep], rate: float) -> None:
-        """Stop at gradients that are not finite, unless a loss scale has yet to find its size, and at such weights."""
-        self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
-        scaled = self.base.dtype == torch.float16
-        if any(skipped > (SKIPPED_IN_A_ROW if scaled else 0) for skipped in self._skipped):
-            self._check_finite("gradient", torch.tensor([part.grad_norm for part in parts]), rate, ended=True)
-        self._check_finite("adapter", self._weights.flat.detach(), rate, ended=True)
-
-    def _check_finite(self, what: str, numbers: Tensor, rate: float, ended: bool = False) -> None:
-        names, step = [concept.label for concept in self.concepts], self.step if ended else self.step + 1
-        numbers = numbers.reshape(len(names), -1)
-        check_no_nan(what, numbers, names, step=step, rate=rate, precision=self.base.dtype)
 
 
 def train_concepts(
-    concepts: Sequence[ConceptSettings],
-    settings: TrainSettings,
-    base: Base,
-    resume: TrainingState | None = None,
+    concepts: Sequence[ConceptSettings], settings: TrainSettings, base: Base
 ) -> Generator[StepRecord, None, list[Adapter]]:
-    """Train several concepts side by side; each comes out as if it had been trained alone.
+    """Train several concepts side by side, without a run folder; each comes out as if it had been trained alone.
 
-    Yields:
-        a record of every step.
-
-    Returns:
-        the adapters, in the order of the concepts (a generator's value: ``adapters = yield from ...``).
+    Yields a record of every step; returns the adapters in the order of the concepts (``adapters = yield from ...``).
 
     Raises:
-        TaraError: see `Training`.
+        TaraError: see `tara.training.concepts.check_inputs`.
     """
-    training = Training(concepts, settings, base)
-    if resume is not None:
-        training.load(resume)
+    training = Training(check_inputs(concepts, settings, base))
     yield from training.steps()
     return training.adapters()
 
 
-def _prior_folders(
-    concepts: Sequence[ConceptSettings], settings: TrainSettings, given: Mapping[str, Path]
-) -> Mapping[str, Path]:
-    if not prior_acts(settings):
-        return {}
-    for concept in concepts:
-        if concept.class_word not in given:
-            raise TaraError(f"Prior preservation needs images of the class '{concept.class_word}'. Give their folder.")
-    return given
-
-
 @contextmanager
 def _patched(base: Base, gradient_checkpointing: bool) -> Generator[None]:
-    """Freeze the base and install our processors, and give it back as it was."""
+    """Freeze the base for a ``with`` block, and give it back as it was."""
     needed_gradients = [p for part in base.parts for p in part.parameters() if p.requires_grad]
     was_training = [part for part in base.parts if part.training]
     was_installed = base.processors.installed

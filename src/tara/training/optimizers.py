@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -16,7 +16,7 @@ from torch import Tensor
 from tara.errors import TaraError
 from tara.training.settings import OptimizerName, ScheduleName
 
-PACKAGES: dict[OptimizerName, tuple[str, str]] = {
+PACKAGES: Mapping[OptimizerName, tuple[str, str]] = {
     "adamw8bit": ("bitsandbytes", "8bit"),
     "prodigy": ("prodigyopt", "prodigy"),
 }
@@ -64,13 +64,11 @@ class ConceptOptimizers:
         max_grad_norm: float,
         loss_scaling: bool,
     ) -> None:
-        self._weights = weights
-        self._max_grad_norm = max_grad_norm
+        self._weights, self._max_grad_norm = weights, max_grad_norm
         # a parameter per concept that shares the leaf's memory: an update of one is an update of the leaf's row
         self._rows = [torch.nn.Parameter(row) for row in weights.detach()]
         self._optimizers = [_optimizer(name, row, weight_decay) for row in self._rows]
-        first = LossScale(factor=2.0**16, grows=True) if loss_scaling else LossScale()
-        self._scales = [first] * len(self._rows)
+        self._scales = [LossScale(factor=2.0**16, grows=True) if loss_scaling else LossScale()] * len(self._rows)
 
     @property
     def loss_scales(self) -> list[float]:
@@ -84,15 +82,12 @@ class ConceptOptimizers:
         if any(factor != 1.0 for factor in self.loss_scales):
             gradient /= gradient.new_tensor(self.loss_scales)[:, None]
         norms: list[float] = gradient.norm(dim=1).tolist()
-        applied: list[Applied] = []
         for index, norm in enumerate(norms):
-            finite = math.isfinite(norm)
-            if finite:
+            if math.isfinite(norm):
                 self._apply(index, gradient[index], norm, learning_rate)
-            self._scales[index] = self._scales[index].after(finite)
-            applied.append(Applied(grad_norm=norm, skipped=not finite))
+            self._scales[index] = self._scales[index].after(math.isfinite(norm))
         self._weights.grad = None
-        return applied
+        return [Applied(grad_norm=norm, skipped=not math.isfinite(norm)) for norm in norms]
 
     def _apply(self, index: int, gradient: Tensor, norm: float, learning_rate: float) -> None:
         if 0 < self._max_grad_norm < norm:
@@ -107,21 +102,22 @@ class ConceptOptimizers:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs: tensors by name, and the rest as JSON values."""
         tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {"loss_scales": [[scale.factor, scale.good_steps] for scale in self._scales]}
-        plain["concepts"] = [
-            {"state": _split(whole["state"].get(0, {}), f"{index}.", tensors), "group": _group(whole)}
-            for index, whole in enumerate(optimizer.state_dict() for optimizer in self._optimizers)
-        ]
-        return tensors, plain
+        concepts: list[dict[str, Any]] = []
+        for index, optimizer in enumerate(self._optimizers):
+            whole = optimizer.state_dict()
+            state: dict[str, Any] = whole["state"].get(0, {})
+            group: dict[str, Any] = {name: _plain(value) for name, value in whole["param_groups"][0].items()}
+            moments = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"{index}.{name}": value.detach().cpu().contiguous() for name, value in moments.items()}
+            concepts.append({"state": {name: state[name] for name in state.keys() - moments}, "group": group})
+        scales = [[scale.factor, scale.good_steps] for scale in self._scales]
+        return tensors, {"loss_scales": scales, "concepts": concepts}
 
-    def load(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Take up a state that `state` gave."""
         for index, (optimizer, saved) in enumerate(zip(self._optimizers, plain["concepts"], strict=True)):
-            own = {
-                key.removeprefix(f"{index}."): value for key, value in tensors.items() if key.startswith(f"{index}.")
-            }
-            state = saved["state"] | own
-            group = saved["group"] | {"params": [0]}
+            own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{index}.")}
+            state, group = saved["state"] | own, saved["group"] | {"params": [0]}
             optimizer.load_state_dict({"state": {0: state} if state else {}, "param_groups": [group]})
         self._scales = [
             replace(scale, factor=factor, good_steps=good)
@@ -135,17 +131,12 @@ def learning_rate_schedule(name: ScheduleName, *, peak: float, warmup: int, step
         name = "constant_with_warmup"  # diffusers' constant schedule drops the warm-up without a word
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=peak)
     schedule = get_scheduler(name, stand_in, num_warmup_steps=warmup, num_training_steps=steps)
-    multiplier = schedule.lr_lambdas[0]
     # polynomial reads the peak itself, so every schedule is a factor of it
-    return lambda step: peak * float(multiplier(step))
+    return lambda step: peak * float(schedule.lr_lambdas[0](step))
 
 
 def check_optimizer(name: OptimizerName) -> None:
-    """Make sure that an optimiser's package is there.
-
-    Raises:
-        TaraError: when it is not installed, or cannot be imported.
-    """
+    """Refuse (TaraError) an optimiser whose package is not installed, or cannot be imported."""
     if name not in PACKAGES:
         return
     package, extra = PACKAGES[name]
@@ -158,42 +149,19 @@ def check_optimizer(name: OptimizerName) -> None:
         ) from missing
 
 
-def _optimizer(name: OptimizerName, row: torch.nn.Parameter, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(name: OptimizerName, row: torch.nn.Parameter, weight_decay: Any) -> torch.optim.Optimizer:
     check_optimizer(name)
     if name == "adamw":
         return torch.optim.AdamW([row], weight_decay=weight_decay)
-    if name == "prodigy":
-        return _prodigy([row], weight_decay)
-    return _adamw8bit([row], weight_decay)
+    if name == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
-
-def _prodigy(rows: Sequence[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+        return AdamW8bit([row], weight_decay=weight_decay)
     from prodigyopt import Prodigy
 
-    # prodigyopt's signature says int where its documentation says float
-    decay: Any = weight_decay
-    with redirect_stdout(io.StringIO()):  # it prints that it uses the weight decay it was asked for
-        return Prodigy(rows, lr=1.0, weight_decay=decay, use_bias_correction=True, safeguard_warmup=True)
+    with redirect_stdout(io.StringIO()):  # it prints its weight decay
+        return Prodigy([row], lr=1.0, weight_decay=weight_decay, use_bias_correction=True, safeguard_warmup=True)
 
 
-def _adamw8bit(rows: Sequence[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-
-    optimizer: torch.optim.Optimizer = AdamW8bit(rows, weight_decay=weight_decay)
-    return optimizer
-
-
-def _split(values: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Move the tensors of an optimiser's state to ``tensors``; return the rest."""
-    for key, value in values.items():
-        if isinstance(value, Tensor):
-            tensors[prefix + key] = value.detach().cpu().contiguous()
-    return {key: value for key, value in values.items() if not isinstance(value, Tensor)}
-
-
-def _group(whole: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's only parameter group as JSON values."""
-    group: dict[str, Any] = whole["param_groups"][0]
-    return {
-        key: value.item() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"
-    }
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value

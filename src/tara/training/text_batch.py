@@ -40,7 +40,7 @@ def text_batch(captions: Sequence[Caption], texts: TextCache, *, concepts: int, 
         token_mask: token focus masking: deltas act on the rare word's tokens only, otherwise on every token.
     """
     encoding = TextEncoding.join([caption.encoding for caption in captions])
-    kv = [texts.kv(caption.text) for caption in captions]
+    kv = [texts.kv(caption) for caption in captions]
     stacked = {
         layer: (torch.cat([row[layer][0] for row in kv]), torch.cat([row[layer][1] for row in kv])) for layer in kv[0]
     }
@@ -55,14 +55,9 @@ def _masked(
 ) -> tuple[Float[Tensor, "concepts positions d"], Int[Tensor, " all"]]:
     """The rare words' embeddings, padded with zeros to the same number in every concept, and their positions."""
     tokens, per_concept = embeddings.shape[1], len(captions) // concepts
-    positions = [
-        [
-            row * tokens + position
-            for row in range(concept * per_concept, (concept + 1) * per_concept)
-            for position in captions[row].rare_positions
-        ]
-        for concept in range(concepts)
-    ]
+    positions: list[list[int]] = [[] for _ in range(concepts)]
+    for row, caption in enumerate(captions):
+        positions[row // per_concept] += [row * tokens + position for position in caption.rare_positions]
     longest = max(map(len, positions))
     # padding: zeros are added to the concept's own first token, so they change nothing, and nobody else's rows
     padded = [own + [concept * per_concept * tokens] * (longest - len(own)) for concept, own in enumerate(positions)]
@@ -89,20 +84,15 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
 def alignment(
     text: TextBatch, learned: TextConditioning, *, concepts: int, photos: int, form: Literal["l1", "squared"]
 ) -> Float[Tensor, " concepts"]:
-    """The token alignment loss of each concept: a function of a few keys, without a network call.
+    """The token alignment loss of each concept, over the first ``photos`` of its rows: a function of a few keys.
 
-    Args:
-        text: the rows without deltas.
-        learned: the same rows with them.
-        concepts: how many concepts share the rows.
-        photos: how many rows of each concept, the first ones, show its photos.
-        form: see `tara.core.method.token_alignment_loss`.
+    ``learned`` are the rows of ``text`` with their deltas; for ``form`` see `tara.core.method.token_alignment_loss`.
     """
     losses: list[Tensor] = []
     per_concept = len(text.captions) // concepts
     for first in range(0, len(text.captions), per_concept):
         rows = range(first, first + photos)
-        # a caption that all photos share is looked at once
+        # a caption that all photos share counts once
         shared = all(text.captions[row] is text.captions[first] for row in rows)
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
         rare = [_keys(learned.kv[layer][0], row, text.captions[row].first_rare_positions) for layer, row in pairs]

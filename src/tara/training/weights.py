@@ -31,12 +31,10 @@ class ConceptWeights:
 
         Args:
             shapes: (d_in, d_out) of each layer.
-            rank: rank of every delta.
-            scale: factor of every delta.
+            rank, scale: of every delta.
             freeze_down: whether every ``A`` stays as it was initialised.
             generators: one CPU generator per concept.
-            device: where the factors live.
-            dtype: precision that the factors are kept and updated in.
+            device, dtype: where and in which precision the factors are kept and updated.
         """
         self._shapes = dict(shapes)
         self._rank, self.scale = rank, scale
@@ -57,7 +55,6 @@ class ConceptWeights:
 
     @property
     def concepts(self) -> int:
-        """Number of concepts."""
         return self.flat.shape[0]
 
     def deltas(self, dtype: torch.dtype) -> dict[str, LowRank]:

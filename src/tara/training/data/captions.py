@@ -1,11 +1,11 @@
-"""Caption templates: the training phrase, and varied ones around it; and what to write when all is learned."""
+"""Caption templates: the instance prompt, varied captions around it, and a prompt that names several concepts."""
 
 from collections.abc import Iterable
 
 SUBJECT_PHRASE = "a photo of a {rare_word} {class_word}"
 STYLE_PHRASE = "a picture in {rare_word} {class_word}"
 
-# A rare word's embedding moves with its position and neighbours: these move it, and leave the picture's content open.
+# A rare word's embedding changes with its position and neighbours: these vary both, and leave the content open.
 VARIED_SUBJECT_CAPTIONS = (
     "a photo of a {rare_word} {class_word}",
     "a {rare_word} {class_word}",

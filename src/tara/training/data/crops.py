@@ -1,4 +1,4 @@
-"""Which part of a photo a training picture shows, at which size, and what a size-conditioned base is told of it."""
+"""Which part of a photo a training image shows, at which size, and the conditioning on sizes that goes with it."""
 
 import math
 import random
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 SMALLEST_CROP = 0.8  # of the largest one's side: a subject stays recognisable
-LONGEST_SHAPE = 2.0  # longer side over shorter side; bases have seen little beyond
+LONGEST_SHAPE = 2.0  # longer side over shorter side; bases are hardly trained beyond
 AREA_TOLERANCE = 1 / 8  # of the square's area, so that a bucket near every shape exists
 
 Size = tuple[int, int]
@@ -20,21 +20,21 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """How photos become training pictures."""
+    """How photos become training images: ``crops`` different parts of each, with ``flip`` each also mirrored.
+
+    Images are squares of side ``resolution``. With ``buckets`` they keep about the shape of their photo, and have about
+    as many pixels.
+    """
 
     resolution: int
-    """Side of a square picture; a bucket has about as many pixels."""
     crops: int
-    """Different crops of each photo."""
     flip: bool
-    """Each crop also mirrored."""
     buckets: bool = False
-    """Pictures keep the shape of their photo, as far as sizes allow; squares otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A part of a picture, in the picture's own pixels."""
+    """A part of an image, in the image's own pixels."""
 
     left: int
     top: int
@@ -72,10 +72,7 @@ def bucket_for(size: Size, resolution: int, multiple: int) -> Size:
 
 
 def choose_crops(size: Size, count: int, key: str, target: Size = (1, 1)) -> list[Crop]:
-    """Choose crops of a picture: the largest central one of the target's shape, then smaller ones anywhere.
-
-    The choice is a function of the arguments alone.
-    """
+    """The largest central crop of the target's shape, then smaller ones anywhere: a function of the arguments alone."""
     zoom = min(size[0] / target[0], size[1] / target[1])
     widest, highest = (max(1, min(side, round(zoom * aim))) for side, aim in zip(size, target, strict=True))
     crops = [Crop(left=(size[0] - widest) // 2, top=(size[1] - highest) // 2, width=widest, height=highest)]
@@ -89,26 +86,28 @@ def choose_crops(size: Size, count: int, key: str, target: Size = (1, 1)) -> lis
 
 
 def crop_pixels(image: Image.Image, crop: Crop, size: Size, flip: bool) -> Float[Tensor, "3 height width"]:
-    """Cut out a crop, bring it to ``size`` (Lanczos) and scale the values to -1..1."""
-    cut = image.resize(size, Image.Resampling.LANCZOS, box=crop.box)
-    values = np.asarray(ImageOps.mirror(cut) if flip else cut, dtype=np.float32)
+    """Cut out a crop, resize it to ``size`` (Lanczos) and scale the values to -1..1."""
+    values = _cut(image, crop, size, flip, Image.Resampling.LANCZOS)
     return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
 def crop_mask(mask: Image.Image, crop: Crop, size: Size, flip: bool) -> Float[Tensor, "height width"]:
-    """Cut a crop out of a mask (0 to 255) and bring it to ``size``: each value is the mean of its area, 0..1."""
+    """Cut a crop out of a mask (0 to 255) and resize it to ``size``: each value is the mean of its area, 0..1."""
     # as floating point numbers, so that the mean is not rounded to whole steps of grey
-    cut = mask.convert("F").resize(size, Image.Resampling.BOX, box=crop.box)
-    values = np.asarray(ImageOps.mirror(cut) if flip else cut, dtype=np.float32)
-    return torch.from_numpy(values / 255.0)
+    return torch.from_numpy(_cut(mask.convert("F"), crop, size, flip, Image.Resampling.BOX) / 255.0)
+
+
+def _cut(image: Image.Image, crop: Crop, size: Size, flip: bool, resampling: Image.Resampling) -> np.ndarray:
+    cut = image.resize(size, resampling, box=crop.box)
+    return np.asarray(ImageOps.mirror(cut) if flip else cut, dtype=np.float32)
 
 
 def size_conditioning(
     image: Image.Image, crop: Crop, size: Size, flip: bool = False
 ) -> tuple[int, int, int, int, int, int]:
-    """What SDXL is told of a crop: original height, width; top, left in the resized picture; target height, width.
+    """Original height, width; top, left in the resized image; target height, width (arXiv 2307.01952, section 2.2).
 
-    A flipped crop is one of the mirrored picture. Source: SDXL, arXiv 2307.01952, section 2.2.
+    A flipped crop is one of the mirrored image.
     """
     width, height = size
     left = image.width - crop.left - crop.width if flip else crop.left

@@ -1,6 +1,5 @@
-"""What the frozen autoencoder and text encoder make of a concept, computed once before training."""
+"""What the frozen autoencoder and text encoders make of a concept, computed once before training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +20,14 @@ KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """One photo's posterior mean and deviation in every variant (crop, flipped or not), in the U-Net's scale."""
+    """One photo in every variant (crop, flipped or not): mean and deviation of its scaled latents."""
 
     mean: Float[Tensor, "variants channels height width"]
     deviation: Float[Tensor, "variants channels height width"]
     sizes: Int[Tensor, "variants 6"]
-    """What size-conditioned families are told of each variant, see `tara.training.data.crops.size_conditioning`."""
+    """See `tara.training.data.crops.size_conditioning`."""
     focus: Float[Tensor, "variants 1 height width"] | None
-    """What each place weighs in the loss, see `tara.core.losses.subject_weights`; None where all weigh 1."""
+    """Weight of each place in the loss, see `tara.core.losses.subject_weights`; None where all weigh 1."""
 
     @property
     def variants(self) -> int:
@@ -36,52 +35,36 @@ class Latents:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one picture's latents."""
+        """Shape of one image's latents."""
         return tuple(self.mean.shape[1:])
 
 
 def check_resolution(base: Base, resolution: int, buckets: bool = False) -> None:
-    """Refuse (TaraError) a side of the training pictures that is no whole number of latents, or no bucket."""
+    """Refuse (TaraError) a resolution that is no whole number of latents, or has no square bucket."""
     multiple = base.side_multiple if buckets else base.vae_scale
     if resolution % multiple:
         what = "with buckets this base" if buckets else "this base's autoencoder"
         raise TaraError(f"resolution = {resolution} is refused: {what} needs a multiple of {multiple}. Choose one.")
 
 
-def cache_latents(
-    base: Base, examples: Sequence[Example], framing: Framing, background_weight: float = 1.0
-) -> tuple[Latents, ...]:
-    """Encode every photo in every variant; the deviation is kept so that each step samples the posterior anew.
-
-    Raises:
-        TaraError: when the base does not fit the resolution.
-    """
-    check_resolution(base, framing.resolution, framing.buckets)
-    return tuple(_encoded(base, example, framing, background_weight) for example in examples)
-
-
-def _encoded(base: Base, example: Example, framing: Framing, background_weight: float) -> Latents:
+def cache_latents(base: Base, example: Example, framing: Framing, background_weight: float = 1.0) -> Latents:
+    """Encode a photo in every variant; the deviation is kept so that each step samples the posterior anew."""
     image, target = example.image, (framing.resolution, framing.resolution)
     if framing.buckets:
         target = bucket_for(image.size, framing.resolution, base.side_multiple)
     cuts = choose_crops(image.size, framing.crops, example.name, target)
     variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if framing.flip else (False,))]
-    # one picture at a time: memory stays small, and no photo's numbers depend on how many variants there are
+    # one image at a time: memory stays small, and no photo's numbers depend on how many variants there are
     encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
     kept = torch.float64 if base.dtype == torch.float64 else torch.float32
+    mean, deviation = (torch.cat(parts).to(base.device, kept) for parts in zip(*encoded, strict=True))
+    sizes = [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants]
     focus = None
     if example.mask is not None:
         latent = (target[0] // base.vae_scale, target[1] // base.vae_scale)
         masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
         focus = subject_weights(masks.to(base.device, kept), background_weight)
-    return Latents(
-        mean=torch.cat([mean for mean, _ in encoded]).to(base.device, kept),
-        deviation=torch.cat([deviation for _, deviation in encoded]).to(base.device, kept),
-        sizes=torch.tensor(
-            [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants], device=base.device
-        ),
-        focus=focus,
-    )
+    return Latents(mean, deviation, torch.tensor(sizes, device=base.device), focus)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,38 +82,33 @@ class Caption:
 
 
 class TextCache:
-    """Encoded captions, and their keys and values without any delta, in each cross-attention layer."""
+    """Encoded captions, and their keys and values without any delta, in each text layer."""
 
     def __init__(self, base: Base, budget: int = KV_BUDGET) -> None:
-        self._base = base
-        self._budget = budget
+        self._base, self._budget = base, budget
         self._encodings: dict[str, TextEncoding] = {}
         self._kv: dict[str, dict[str, KeysValues]] = {}
 
-    def encode(self, text: str) -> TextEncoding:
-        """The text's embeddings, (1, tokens, d); the text encoder runs at most once for each text."""
-        if text not in self._encodings:
-            self._encodings[text] = self._base.encode([text])
-        return self._encodings[text]
-
-    def kv(self, text: str) -> dict[str, KeysValues]:
-        """The text's frozen keys and values, (1, tokens, inner) each, by layer."""
-        if text in self._kv:
-            return self._kv[text]
-        computed = self._base.text_kv(self.encode(text).embeddings)
+    def kv(self, caption: Caption) -> dict[str, KeysValues]:
+        """The caption's frozen keys and values, (1, tokens, inner) each, by layer."""
+        if caption.text in self._kv:
+            return self._kv[caption.text]
+        computed = self._base.text_kv(caption.encoding.embeddings)
         size = sum(part.nbytes for pair in computed.values() for part in pair)
         if size <= self._budget:
             self._budget -= size
-            self._kv[text] = computed
+            self._kv[caption.text] = computed
         return computed
 
     def caption(self, text: str, rare_word: str, class_word: str) -> Caption:
-        """Encode a caption and find its words; a caption without the rare word has none to find.
+        """Encode a caption, each text once, and find its words; a caption without the rare word has neither.
 
         Raises:
             TaraError: when a word lies behind what the text encoder reads.
         """
-        encoding = self.encode(text)
+        if text not in self._encodings:
+            self._encodings[text] = self._base.encode([text])
+        encoding = self._encodings[text]
         tokenized = encoding.tokenized[0]
         rare, of_class = caption_words(tokenized, rare_word, class_word)
         return Caption(

@@ -1,4 +1,4 @@
-"""A folder of photos as examples: upright RGB pictures, their captions, and masks of the subject."""
+"""A folder of photos as examples: upright RGB images, their captions, and masks of the subject."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +18,13 @@ SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides ar
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One photo: its file name, the RGB picture and the captions that it may be trained with."""
+    """One photo: its file name, the RGB image and the captions that it may be trained with."""
 
     name: str
     image: Image.Image
     captions: tuple[str, ...]
     mask: Image.Image | None = None
-    """The picture's size, 255 on the subject, 0 elsewhere; None when the whole picture counts."""
+    """The image's size, 255 on the subject, 0 elsewhere; None when the whole image counts."""
 
 
 def read_examples(
@@ -34,34 +34,31 @@ def read_examples(
 
     A photo's captions are, the first that exists: the ``.txt`` file of its name, its ``text`` in ``metadata.jsonl``
     (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``. Its mask is, the first that exists: the
-    picture of its name in the folder ``masks``, its own opacity.
+    image of its name in the folder ``masks``, its own opacity.
 
     Raises:
         TaraError: for a missing or empty folder, a file that is not a whole image (by name), captions or masks without
             a photo, a photo without its mask when there is a folder of them.
     """
-    photos, texts = _listing(folder)
-    table = _caption_table(folder)
-    _refuse_orphans(folder, photos, [text.stem for text in texts], table)
-    drawn = _mask_files(masks, photos) if masked and masks is not None else {}
-    examples: list[Example] = []
-    for photo in photos:
-        own = photo.with_suffix(".txt")
-        found = _caption(own) if own in texts else table.get(photo.name)
-        captions = (found,) if found else tuple(templates)
-        picture = read_picture(photo)
-        mask = _mask(photo, picture, masks, drawn) if masked else None
-        examples.append(Example(name=photo.name, image=on_white(picture), captions=captions, mask=mask))
-    return examples
-
-
-def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The photos and the caption files of a folder."""
     files = _files(folder, "the concept's photos")
     photos = [path for path in files if path.suffix != ".txt" and path.name != CAPTION_TABLE]
     if not photos:
         raise TaraError(f"The folder {folder} holds no photos. Put 3 to 5 photos of the concept there.")
-    return photos, [path for path in files if path.suffix == ".txt"]
+    texts = [path for path in files if path.suffix == ".txt"]
+    _refuse_orphans(texts, photos, "describes")
+    table = _caption_table(folder, [photo.name for photo in photos])
+    mask_files = _files(masks, "the photos' masks") if masked and masks is not None else []
+    _refuse_orphans(mask_files, photos, "is the mask of")
+    mask_of = {path.stem: path for path in mask_files}
+    examples: list[Example] = []
+    for photo in photos:
+        own = photo.with_suffix(".txt")
+        caption = _caption(own) if own in texts else table.get(photo.name)
+        image = read_picture(photo)
+        mask = _mask(photo, image, masks, mask_of) if masked else None
+        captions = (caption,) if caption else tuple(templates)
+        examples.append(Example(name=photo.name, image=on_white(image), captions=captions, mask=mask))
+    return examples
 
 
 def _files(folder: Path, content: str) -> list[Path]:
@@ -76,29 +73,26 @@ def _files(folder: Path, content: str) -> list[Path]:
         raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
 
 
-def _mask_files(folder: Path, photos: Sequence[Path]) -> dict[str, Path]:
-    """The masks of a folder by the names of their photos without the ending."""
-    stems, files = {photo.stem for photo in photos}, _files(folder, "the photos' masks")
+def _refuse_orphans(files: Iterable[Path], photos: Iterable[Path], belongs: str) -> None:
+    stems = {photo.stem for photo in photos}
     for path in files:
         if path.stem not in stems:
-            raise TaraError(f"{path} is the mask of no photo of that name. Rename it, or take it out of the folder.")
-    return {path.stem: path for path in files}
+            raise TaraError(f"{path} {belongs} no photo of that name. Rename it, or take it out of the folder.")
 
 
-def _mask(photo: Path, picture: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
+def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
     """A photo's mask: its file in the folder of masks, or what is opaque of it."""
     if photo.stem in files:
-        return _read_mask(files[photo.stem], picture.size)
-    own = opacity(picture)
+        return _read_mask(files[photo.stem], image.size)
+    own = opacity(image)
     if own is None and folder is not None:
         raise TaraError(f"{photo} has no mask. Put {photo.stem}.png into {folder}, white where the subject is.")
     return own
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    picture = read_picture(path)
-    cut_out = opacity(picture)  # a cut-out subject tells by what it leaves transparent
-    mask = picture.convert("L") if cut_out is None else cut_out
+    image = read_picture(path)
+    mask = opacity(image) or image.convert("L")  # a cut-out subject: what it leaves opaque
     if mask.getextrema()[1] == 0:
         raise TaraError(f"{path} shows no subject: it is black all over. Paint white where the subject is.")
     if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:
@@ -109,12 +103,11 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def _caption_table(folder: Path) -> dict[str, str]:
-    path = folder / CAPTION_TABLE
-    captions: dict[str, str] = {}
-    if not path.exists():
-        return captions
-    for number, line in enumerate(_text(path, MOST_TABLE).splitlines(), 1):
+def _caption_table(folder: Path, photos: Sequence[str]) -> dict[str, str]:
+    """The captions of ``metadata.jsonl`` by the photos' file names."""
+    path, captions = folder / CAPTION_TABLE, dict[str, str]()
+    lines = _text(path, MOST_TABLE).splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -124,16 +117,10 @@ def _caption_table(folder: Path) -> dict[str, str]:
             raise TaraError(
                 f'{path}, line {number} is not {{"file_name": ..., "text": ...}} ({_first_line(failure)}). Correct it.'
             ) from failure
+    for name in captions:
+        if name not in photos:
+            raise TaraError(f"{path} describes {name}, which is not in the folder. Correct the name.")
     return captions
-
-
-def _refuse_orphans(folder: Path, photos: Sequence[Path], texts: Iterable[str], table: Iterable[str]) -> None:
-    """Captions that belong to no photo are a slip of the pen: count what matched, or fail."""
-    stems, names = {photo.stem for photo in photos}, {photo.name for photo in photos}
-    for name in [f"{stem}.txt" for stem in texts if stem not in stems]:
-        raise TaraError(f"{folder / name} describes no photo of that name. Rename it, or take it out of the folder.")
-    for name in [name for name in table if name not in names]:
-        raise TaraError(f"{folder / CAPTION_TABLE} describes {name}, which is not in the folder. Correct the name.")
 
 
 def _caption(path: Path) -> str:

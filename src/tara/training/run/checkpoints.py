@@ -22,17 +22,17 @@ _NAME = re.compile(r"step-(\d+)\.safetensors")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingState:
-    """A training run after some whole number of steps: what has to be known to go on as if it had not stopped."""
+    """A training run after some whole number of steps: all that is needed to go on as if it had not stopped."""
 
     step: int
-    tensors: dict[str, Tensor]
-    plain: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    plain: Mapping[str, Any]
 
 
 def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
     """Write ``step-000250.safetensors``, whole or not at all, and delete all but the last ``keep`` checkpoints.
 
-    What is called after a checkpoint, such as ``step-000250-rex.safetensors``, goes with it.
+    Files named after a checkpoint, such as ``step-000250-rex.safetensors``, are deleted with it.
 
     Raises:
         TaraError: when the folder is not writable or the disk is full.
@@ -50,18 +50,13 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    files = folder.iterdir() if folder.is_dir() else ()
+    numbered = [(int(match[1]), path) for path in files if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def load_checkpoint(path: Path) -> TrainingState:
-    """Read a checkpoint onto the CPU.
-
-    Raises:
-        TaraError: when the file is damaged or is no checkpoint.
-    """
+    """Read a checkpoint onto the CPU; raises TaraError when the file is damaged or is no checkpoint."""
     try:
         with opened(path) as file:
             header: dict[str, str] = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""What goes to the hub: a folder of adapters, pictures and a model card."""
+"""What goes to the hub: a folder of adapters, images and a model card."""
 
 import json
 import shlex
@@ -14,33 +14,28 @@ from huggingface_hub import ModelCardData
 from tara.adapters.adapter import Adapter
 from tara.adapters.card import AdapterCard
 from tara.families.loading import resolve_base
+from tara.families.registry import family_named
 from tara.storage.files import atomic_write
 from tara.storage.hub import ADAPTER_FILE, is_hub_id
 from tara.training.data.captions import together
 from tara.training.run.folder import RunFolder
+from tara.training.run.previews import preview_prompt
 from tara.training.settings import ConceptSettings, TrainSettings, distinct_names
 
-README, PICTURES = "README.md", "pictures"
+README, IMAGES = "README.md", "images"
 TAGS = ("text-to-image", "diffusers", "lora", "tara", "template:sd-lora")
-# as diffusers' training scripts tag what they write
-FAMILY_TAGS = {"sd1": "stable-diffusion", "sd2": "stable-diffusion", "sdxl": "stable-diffusion-xl"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A concept whose adapter is written: its card, and pictures of it, all of the same prompt."""
+class Published:
+    """A trained concept in a repository: its adapter's file and card, and images of one prompt by file name."""
 
     name: str
-    """What its files are called."""
     concept: ConceptSettings
     card: AdapterCard
-    pictures: Sequence[Path]
+    file: str
     prompt: str
-
-    @property
-    def words(self) -> str:
-        """What is written into a prompt."""
-        return f"{self.concept.rare_word} {self.concept.class_word}"
+    images: Mapping[str, Path]
 
 
 def write_hub_folder(
@@ -50,95 +45,84 @@ def write_hub_folder(
     adapters: Sequence[Adapter],
     repository: str,
 ) -> None:
-    """Write all that a repository shows into a run's ``hub`` folder; nothing of it tells a folder of this machine.
+    """Write a repository's files into a run's ``hub`` folder; nothing in them names a folder of this machine.
 
     Args:
-        run: a run that has come to its last step; adapters and pictures that it published before are forgotten.
+        run: a run that has come to its last step; adapters and images that it published before are deleted.
         concepts: what was trained, each with its adapter written.
         settings: how.
         adapters: in the order of the concepts.
-        repository: ``owner/name``, or the name alone where nobody knows the owner.
+        repository: ``owner/name``, or the name alone where the owner is not known.
 
     Raises:
         TaraError: when the folder cannot be written to.
     """
-    folder = run.hub
-    finished = [
-        Finished(
+    published = [
+        Published(
             name=name,
             concept=concept,
             card=adapter.card,
-            pictures=run.previews(name).get(settings.steps, []),
-            prompt=concept.fill(settings.preview_prompt or concept.phrase),
+            file=ADAPTER_FILE if len(concepts) == 1 else f"{name}.safetensors",  # the name that is looked for first
+            prompt=preview_prompt(concept, settings),
+            images={
+                f"{IMAGES}/{name}-{number}.png": path
+                for number, path in enumerate(run.previews_of(name).get(settings.steps, []))
+            },
         )
         for name, concept, adapter in zip(distinct_names(concepts), concepts, adapters, strict=True)
     ]
-    for old in (*folder.glob("*.safetensors"), *folder.glob(f"{PICTURES}/*.png")):
+    for old in (*run.hub.glob("*.safetensors"), *run.hub.glob(f"{IMAGES}/*.png")):
         old.unlink()
-    for file, one in zip(_files(finished), finished, strict=True):
-        atomic_write(folder / file, one.concept.file.read_bytes())
-        for name, picture in zip(_pictures(one), one.pictures, strict=True):
-            atomic_write(folder / name, picture.read_bytes())
-    atomic_write(folder / README, model_card(finished, repository).encode())
+    for one in published:
+        for file, source in {one.file: one.concept.file, **one.images}.items():
+            atomic_write(run.hub / file, source.read_bytes())
+    atomic_write(run.hub / README, model_card(published, repository).encode())
 
 
-def model_card(finished: Sequence[Finished], repository: str) -> str:
+def model_card(published: Sequence[Published], repository: str) -> str:
     """The text of ``README.md``."""
     repository = repository if "/" in repository else f"OWNER/{repository}"
-    files, base = _files(finished), finished[0].card.base
-    base_model = resolve_base(base) if is_hub_id(resolve_base(base)) else None
+    card = published[0].card
+    base_model = resolve_base(card.base) if is_hub_id(resolve_base(card.base)) else None
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"quoted": shlex.quote, "literal": _literal}
     source = (resources.files("tara.report") / "templates" / "model_card.md").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        front_matter=_front_matter(finished, base_model),
-        title=" and ".join(one.concept.label for one in finished),
-        finished=finished,
-        files=files,
-        pictures=[(one.prompt, name) for one in finished for name in _pictures(one)],
-        prompt=together((one.words, one.concept.is_style) for one in finished),
-        base=base,
+        front_matter=_front_matter(published, base_model),
+        published=published,
+        prompt=together((one.concept.words, one.concept.is_style) for one in published),
+        base=card.base,
         base_model=base_model,
         repository=repository,
-        adapters=[repository] if len(files) == 1 else [f"{repository}/{file}" for file in files],
-        recipe=recipe_text(finished),
+        adapters=[repository] if len(published) == 1 else [f"{repository}/{one.file}" for one in published],
+        recipe=recipe_text(published),
     )
 
 
-def recipe_text(finished: Sequence[Finished]) -> str:
-    """The run's recipe as TOML, as far as it is nobody's own: settings that are not the defaults, and the concepts."""
-    settings = {name: value for name, value in finished[0].card.settings.items() if name in TrainSettings.model_fields}
-    changed = {name: value for name, value in settings.items() if value != TrainSettings.model_fields[name].default}
-    tables = [_table("[settings]", {"base": settings["base"]} | changed)]
-    for one in finished:
-        concept, photos = one.concept, f"photos/{one.name}"
-        own = concept.model_dump(mode="json", exclude={"images", "masks", "out"}, exclude_defaults=True)
-        masks = {} if concept.masks is None else {"masks": f"{photos}-masks"}
-        tables.append(_table("[[concept]]", {"images": photos} | masks | own | {"out": f"{one.name}.safetensors"}))
+def recipe_text(published: Sequence[Published]) -> str:
+    """The run's recipe as TOML without anybody's folders: settings that are not the defaults, and the concepts."""
+    fields, settings = TrainSettings.model_fields, published[0].card.settings
+    changed = {name: value for name, value in settings.items() if name in fields and value != fields[name].default}
+    tables = [_table("[settings]", changed)]
+    for one in published:
+        photos = {"images": f"photos/{one.name}"}
+        if one.concept.masks is not None:
+            photos["masks"] = f"photos/{one.name}-masks"
+        own = one.concept.model_dump(mode="json", exclude={"images", "masks", "out"}, exclude_defaults=True)
+        tables.append(_table("[[concept]]", photos | own | {"out": f"{one.name}.safetensors"}))
     return "\n\n".join(tables)
 
 
-def _front_matter(finished: Sequence[Finished], base_model: str | None) -> str:
-    family = finished[0].card.family
-    data = ModelCardData(
+def _front_matter(published: Sequence[Published], base_model: str | None) -> str:
+    family = family_named(published[0].card.family)
+    return ModelCardData(
         base_model=base_model,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[*TAGS, *([FAMILY_TAGS[family]] if family in FAMILY_TAGS else [])],
-        instance_prompt=", ".join(one.concept.phrase for one in finished),
-        widget=[{"text": one.prompt, "output": {"url": name}} for one in finished for name in _pictures(one)],
-    )
-    return data.to_yaml()
-
-
-def _files(finished: Sequence[Finished]) -> list[str]:
-    if len(finished) == 1:
-        return [ADAPTER_FILE]  # the name that is looked for first
-    return [f"{one.name}.safetensors" for one in finished]
-
-
-def _pictures(one: Finished) -> list[str]:
-    return [f"{PICTURES}/{one.name}-{number}.png" for number in range(len(one.pictures))]
+        tags=[*TAGS, *([family.files.hub_tag] if family and family.files.hub_tag else [])],
+        instance_prompt=", ".join(one.concept.phrase for one in published),
+        widget=[{"text": one.prompt, "output": {"url": file}} for one in published for file in one.images],
+    ).to_yaml()
 
 
 def _table(head: str, values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C in a training run: when it is heard, and what it leaves."""
+"""Ctrl-C in a training run: when it takes effect, and what it leaves."""
 
 import shlex
 import signal
@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -31,7 +30,7 @@ def resume_command(folder: Path) -> str:
 
 @dataclass
 class StopRequest:
-    """Whether a stop was asked for, and whether it is being carried out."""
+    """Whether a stop was asked for, and whether it has begun."""
 
     asked: bool = False
     begun: bool = False
@@ -45,19 +44,15 @@ class StopRequest:
 
 @contextmanager
 def asked_to_stop(may_stop: Callable[[], bool]) -> Generator[StopRequest]:
-    """The first Ctrl-C only asks, a second one stops at once; none cuts off a stop that has begun.
-
-    Args:
-        may_stop: whether a second Ctrl-C may stop here; where not, it asks as the first one does.
-    """
+    """The first Ctrl-C only asks, a second one stops at once where ``may_stop``; none stops a stop."""
     stop = StopRequest()
 
-    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+    def on_interrupt(*_: object) -> None:
         if not stop.begun and may_stop():
             stop.carry_out()
         stop.asked = True
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield stop
         return
     before = signal.signal(signal.SIGINT, on_interrupt)

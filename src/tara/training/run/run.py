@@ -1,10 +1,8 @@
 """A training run from photos to files: the run folder, checkpoints, previews, trackers and Ctrl-C."""
 
-import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,30 +10,30 @@ from typing import Any
 import torch
 
 from tara.adapters.adapter import Adapter
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError, warn
 from tara.families.base import Base
 from tara.families.loading import best_device, load_base
 from tara.storage.hub import upload, with_owner
 from tara.storage.lock import claimed, refuse_claimed
-from tara.training.concepts import check_concepts, check_on_base, class_phrase
-from tara.training.data.examples import Example
+from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
 from tara.training.distributed import Processes, join
 from tara.training.loop import StepRecord, Training
 from tara.training.nan_guard import NaNError
 from tara.training.optimizers import check_optimizer
+from tara.training.run.checkpoints import TrainingState, load_checkpoint
 from tara.training.run.class_images import class_folders, generate_missing
 from tara.training.run.folder import Metrics, RunFolder, check_outputs
 from tara.training.run.hub_folder import write_hub_folder
 from tara.training.run.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
 from tara.training.run.page import write_run_page
-from tara.training.run.previews import check_previews, write_previews
-from tara.training.run.recipe_files import read_recipe
+from tara.training.run.previews import check_previews, lacks_previews, write_previews
+from tara.training.run.recipe_files import RUN_SETTINGS, read_recipe
 from tara.training.run.trackers import Tracker
-from tara.training.settings import RUN_SETTINGS, Recipe, concept_settings, distinct_names, train_settings
+from tara.training.settings import Recipe, concept_settings, distinct_names, train_settings
 
 OnStep = Callable[[StepRecord], object]
 OnClassImage = Callable[[int, int], object]
-"""Called with how many class images there are, and how many are wanted."""
+"""Called with the number of class images so far, and the number wanted."""
 OnUpload = Callable[[str], object]
 """Called with the address of what has been uploaded."""
 
@@ -63,7 +61,7 @@ def train(
         images: folder with 3 to 5 photos of the concept.
         rare_word: rare word that will stand for it, such as ``xlo``.
         class_word: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
-        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, or a loaded diffusers pipeline, which stays as it is.
+        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, or a loaded diffusers pipeline (left as it is).
         out: the ``.safetensors`` file to write; ``RAREWORD-CLASSWORD.safetensors`` when None.
         name, prompt, masks, is_style: see `tara.training.settings.ConceptSettings`.
         captions: ``fixed``, ``varied``, or a list of templates with ``{rare_word}`` and ``{class_word}``.
@@ -128,152 +126,151 @@ def train_recipe(
         TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
         OtherProcessEnded: when the run cannot go on, because one of its other processes has ended.
     """
-    folder = RunFolder(recipe.run_folder)
-    processes = join(_device(recipe, base))
-    # what can be known without the base is checked before it, which may take minutes to load
-    examples = check_concepts(recipe.concepts, recipe.settings)
+    folder, processes = RunFolder(recipe.run_folder), join(_device(recipe, base))
+    # what can be known without the base is checked before it is loaded, which may take minutes
     check_optimizer(recipe.settings.optimizer)
     check_previews(recipe)
-    check_outputs(recipe, folder)
+    check_outputs(recipe)
     _check_earlier_run(folder, resume=resume, overwrite=overwrite)
     if processes.is_main:
         refuse_claimed(folder.path)
-    state = folder.last_state() if resume else None
-    with ExitStack() as held:
-        held.enter_context(_threads(recipe.settings.threads))
-        loaded = _base(recipe, base)
-        recipe = recipe.model_copy(update={"settings": recipe.settings.with_defaults(loaded.defaults)})
-        if state is not None and state.step > recipe.settings.steps:
-            raise TaraError(
-                f"'{folder.path}' is at step {state.step}, but steps is {recipe.settings.steps}. Give {state.step} or "
-                "more."
-            )
-        training = _prepared(recipe, loaded, folder, examples, processes, on_class_image)
-        if state is not None:
-            training.load(state)
-        # nothing is refused from here on, in no process, so what an earlier run left may go
+    last = folder.last_checkpoint() if resume else None
+    state = None if last is None else load_checkpoint(last)
+    with _threads(recipe.settings.threads):
+        inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
+        training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
+        run = _Run(training=training, inputs=inputs, folder=folder, on_step=on_step or (lambda _: None))
+        # nothing is refused from here on, in no process, so what an earlier run left may be deleted
         processes.barrier()
-        repository = None
+        repository = with_owner(recipe.repository) if recipe.settings.push_to_hub and processes.is_main else None
         if processes.is_main:
-            held.enter_context(claimed(folder.path))
-            folder.begin(recipe, loaded.device, after=training.step)
-            tracker = Tracker(recipe.settings.report_to, folder.path, recipe.settings.project)
-            held.callback(tracker.finish)
-            repository = with_owner(recipe.repository) if recipe.settings.push_to_hub else None
-            describe = partial(_describe, folder, recipe, examples)
-            _to_the_end(training, folder, tracker, describe, repository, on_step)
+            run.in_main_process(repository)
         else:
-            with asked_to_stop(lambda: False):  # Ctrl-C is handled by the main process, which ends the others
-                for record in training.steps():
-                    _call(on_step, record)
+            run.in_other_process()
         processes.barrier()  # the files are there for all
     if repository is not None:
         _upload(folder.hub, repository, on_upload)
     return training.adapters()
 
 
-def _call(on_step: OnStep | None, record: StepRecord) -> None:
-    if on_step is not None:
-        on_step(record)
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A training and what belongs to its steps: metrics, tracker, checkpoints, previews, and Ctrl-C."""
 
+    training: Training
+    inputs: TrainingInputs
+    folder: RunFolder
+    on_step: OnStep
 
-def _describe(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
-    """What a person looks at after the run."""
-    folder.plot_losses()
-    write_run_page(folder, recipe, examples)
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with the base's defaults."""
+        return Recipe(settings=self.inputs.settings, concepts=self.inputs.concepts)
 
+    def in_main_process(self, repository: str | None) -> None:
+        """All steps, and then the adapters, the page and, for a repository, the hub folder; Ctrl-C stops cleanly."""
+        training, folder, settings = self.training, self.folder, self.inputs.settings
+        # several processes stop between steps only, where they wait for one another
+        alone = training.processes.count == 1
+        with claimed(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
+            folder.begin(self.recipe, training.base.device, after=training.step)
+            tracker = Tracker(settings.report_to, folder.path, settings.project)
+            metrics = Metrics(folder.metrics)
+            try:
+                self._steps(metrics, tracker, stop)
+                self._finish(repository, stop)
+            except NaNError as failure:
+                metrics.flush()
+                self._describe()
+                raise TaraError(f"{failure} {self._advice()}") from failure
+            except KeyboardInterrupt:
+                metrics.flush()
+                if training.is_whole and folder.steps_done() < training.step:
+                    folder.save(training.state())
+                self._describe()
+                raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
+            finally:
+                tracker.finish()
 
-def _to_the_end(
-    training: Training,
-    folder: RunFolder,
-    tracker: Tracker,
-    describe: Callable[[], None],
-    repository: str | None,
-    on_step: OnStep | None,
-) -> None:
-    """All steps, the adapters' files, the run's description and what goes to the repository; Ctrl-C stops cleanly."""
-    # several processes stop between steps only, where they wait for one another
-    alone = training.processes.count == 1
-    with asked_to_stop(lambda: training.is_whole and alone) as stop:
-        metrics = Metrics(folder.metrics)
-        try:
-            _steps(training, folder, tracker, metrics, stop, on_step)
-            adapters = training.adapters()
-            for concept, adapter in zip(training.concepts, adapters, strict=True):
-                adapter.save(concept.file)
-            if repository is not None and training.step not in folder.previews(distinct_names(training.concepts)[0]):
+    def in_other_process(self) -> None:
+        """All steps; the main process handles Ctrl-C, and ends the others."""
+        with asked_to_stop(lambda: False):
+            for record in self.training.steps():
+                self.on_step(record)
+
+    def _steps(self, metrics: Metrics, tracker: Tracker, stop: StopRequest) -> None:
+        training, folder, settings, begun = self.training, self.folder, self.inputs.settings, perf_counter()
+        if _due(settings.preview_every, training.step) and lacks_previews(training, folder):
+            write_previews(training, folder, stop)  # the run was killed between a checkpoint and its previews
+        for record in training.steps():
+            metrics.add(_row(record, perf_counter() - begun))
+            tracker.log(record.index, _numbers(record))
+            last = record.index == record.steps
+            if last or _due(settings.checkpoint_every, record.index):
+                metrics.flush()
+                early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
+                folder.save(training.state(), {} if last else dict(early))
+            if _due(settings.preview_every, record.index):
                 write_previews(training, folder, stop)
-            describe()
-            if repository is not None:
-                write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
-        except NaNError as failure:
-            metrics.flush()
-            describe()
-            raise TaraError(f"{failure} {folder.last_good()}") from failure
-        except KeyboardInterrupt:
-            metrics.flush()
-            if training.is_whole and folder.steps_done() < training.step:
-                folder.save(training.state())
-            describe()
-            raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
+            self.on_step(record)
+            if not last:
+                stop.carry_out()
 
-
-def _steps(
-    training: Training,
-    folder: RunFolder,
-    tracker: Tracker,
-    metrics: Metrics,
-    stop: StopRequest,
-    on_step: OnStep | None,
-) -> None:
-    """All steps with what belongs to each: metrics, checkpoints and previews; KeyboardInterrupt when asked to stop."""
-    settings, begun = training.settings, perf_counter()
-    if _due(settings.preview_every, training.step) and folder.lacks_previews(
-        training.step, training.concepts, settings
-    ):
-        write_previews(training, folder, stop)  # the run was killed between a checkpoint and the preview of its step
-    for record in training.steps():
-        metrics.add(_row(record, perf_counter() - begun))
-        tracker.log(record.index, _numbers(record))
-        last = record.index == record.steps
-        if last or _due(settings.checkpoint_every, record.index):
-            metrics.flush()
-            early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
-            folder.save(training.state(), {} if last else dict(early))
-        if _due(settings.preview_every, record.index):
+    def _finish(self, repository: str | None, stop: StopRequest) -> None:
+        training, folder = self.training, self.folder
+        adapters, first = training.adapters(), distinct_names(training.concepts)[0]
+        for concept, adapter in zip(training.concepts, adapters, strict=True):
+            adapter.save(concept.file)
+        if repository is not None and training.step not in folder.previews_of(first):
             write_previews(training, folder, stop)
-        _call(on_step, record)
-        if not last:
-            stop.carry_out()
+        self._describe()
+        if repository is not None:
+            write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
+
+    def _describe(self) -> None:
+        self.folder.plot_losses()
+        write_run_page(self.folder, self.recipe, self.inputs.examples)
+
+    def _advice(self) -> str:
+        """Where a run can go on that has come to numbers that are NaN."""
+        if not (done := self.folder.steps_done()):
+            return f"There is no checkpoint in '{self.folder.path}' to go on from."
+        return f"The last good checkpoint is step {done}; go on from it with `{resume_command(self.folder.path)}`."
+
+
+def _prepared(
+    recipe: Recipe,
+    inputs: TrainingInputs,
+    folder: RunFolder,
+    state: TrainingState | None,
+    processes: Processes,
+    on_class_image: OnClassImage | None,
+) -> Training:
+    """The training before its first step, or at the step of a checkpoint, with all class images generated."""
+    settings = inputs.settings
+    if state is not None and state.step > settings.steps:
+        raise TaraError(
+            f"'{folder.path}' is at step {state.step}, but steps is {settings.steps}. Give {state.step} or more."
+        )
+    folders = class_folders(recipe)
+    for concept in inputs.concepts if folders and processes.is_main else ():
+        phrase = class_phrase(concept, settings)
+        generate_missing(phrase, folders[concept.class_word], settings.num_class_images, inputs.base, on_class_image)
+    processes.barrier()  # the class images are there for all
+    training = Training(inputs, folders, processes)
+    if state is not None:
+        training.load(state)
+    return training
 
 
 def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
     try:
         address = upload(folder, repository)
     except TaraError as failure:  # the training is worth more than its place on the hub
-        warnings.warn(str(failure), TaraWarning, stacklevel=2)
-        return
-    if on_upload is not None:
-        on_upload(address)
-
-
-def _prepared(
-    recipe: Recipe,
-    base: Base,
-    folder: RunFolder,
-    examples: Sequence[Sequence[Example]],
-    processes: Processes,
-    on_class_image: OnClassImage | None,
-) -> Training:
-    settings = recipe.settings
-    check_on_base(recipe.concepts, examples, settings, base)
-    folders = class_folders(recipe.concepts, settings, folder.path)
-    for concept in recipe.concepts:
-        if concept.class_word in folders and processes.is_main:
-            phrase = class_phrase(concept, settings)
-            generate_missing(phrase, folders[concept.class_word], settings.num_class_images, base, on_class_image)
-    processes.barrier()  # the class images are there for all
-    return Training(recipe.concepts, settings, base, folders, examples, processes)
+        warn(str(failure))
+    else:
+        if on_upload is not None:
+            on_upload(address)
 
 
 def _device(recipe: Recipe, base: Base | Any | None) -> str:
@@ -302,7 +299,7 @@ def _base(recipe: Recipe, base: Base | Any | None) -> Base:
 
 
 def _check_earlier_run(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to forget an unfinished training."""
+    """Refuse (TaraError) to overwrite an unfinished training."""
     done = folder.steps_done()
     if not done or resume or overwrite:
         return
@@ -348,8 +345,7 @@ def _name(base: Any) -> str:
 @contextmanager
 def _threads(count: int | None) -> Generator[None]:
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

@@ -1,43 +1,30 @@
-"""Losses to TensorBoard or Weights & Biases; a tracker that is not there never stops a training."""
+"""Losses to TensorBoard or Weights & Biases; one that fails is a warning, and no failure of the run."""
 
 import os
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tara.errors import TaraWarning
-
-TrackerName = Literal["none", "tensorboard", "wandb"]
+from tara.errors import warn
+from tara.training.settings import TrackerName
 
 
 class Tracker:
-    """Where the numbers of a run go besides its own folder; perhaps nowhere."""
+    """Where the numbers of a run go besides its own folder; nowhere for "none", or after a warning (TaraWarning)."""
 
     def __init__(self, name: TrackerName, folder: Path, project: str = "tara") -> None:
-        """Start the tracker, or warn (TaraWarning) why there is none."""
         self._tracker: Any = None
-        try:
-            reason = _missing(name)
-            if reason is None and name != "none":
-                self._tracker = _start(name, folder, project)
-        # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
-        except Exception as failure:
-            reason = f"{name} did not start ({failure})"
-        if reason:
-            _notice(reason)
+        if name != "none" and find_spec(name) is None:
+            _notice(f"{name} is not installed (`pip install 'tara[{name}]'`)")
+        elif name != "none":
+            self._try(f"{name} did not start", lambda: self._start(name, folder, project))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Pass on the numbers of a step; a tracker that fails is left out from then on."""
-        if self._tracker is None:
-            return
-        try:
-            self._tracker.log(dict(values), step=step)
-        except Exception as failure:
-            self._tracker = None
-            _notice(f"the tracker failed ({failure})")
+        if self._tracker is not None:
+            self._try("the tracker failed", lambda: self._tracker.log(dict(values), step=step))
 
     def finish(self) -> None:
         """Close the tracker."""
@@ -45,20 +32,32 @@ class Tracker:
             self._tracker.finish()
             self._tracker = None
 
+    def _start(self, name: TrackerName, folder: Path, project: str) -> None:
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-def _missing(name: TrackerName) -> str | None:
-    if name == "none":
-        return None
-    if find_spec(name) is None:
-        return f"{name} is not installed (`pip install 'tara[{name}]'`)"
-    offline = os.environ.get("WANDB_MODE") in {"offline", "disabled"}
-    if name == "wandb" and not offline and not _has_wandb_account():
-        return "wandb has no account here (`wandb login`)"
-    return None
+        if name == "wandb" and os.environ.get("WANDB_MODE") not in {"offline", "disabled"} and not _has_account():
+            _notice("wandb has no account here (`wandb login`)")
+            return
+        tracker: Any = (
+            TensorBoardTracker("tensorboard", logging_dir=folder)
+            if name == "tensorboard"
+            else WandBTracker(project, name=folder.stem, dir=str(folder))
+        )
+        if hasattr(tracker, "start"):  # older versions of accelerate start at once
+            tracker.start()
+        self._tracker = tracker
+
+    def _try(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
+        except Exception as failure:
+            self._tracker = None
+            _notice(f"{what} ({failure})")
 
 
-def _has_wandb_account() -> bool:
-    """Whether wandb knows whose runs these are; ``wandb.init`` would ask on the terminal and wait."""
+def _has_account() -> bool:
+    """Whether wandb has a key; ``wandb.init`` would ask on the terminal and wait."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     if "prompt" in signature(wandb.login).parameters:
@@ -66,20 +65,5 @@ def _has_wandb_account() -> bool:
     return bool(wandb.api.api_key)  # of older versions
 
 
-def _start(name: TrackerName, folder: Path, project: str) -> Any:
-    from accelerate.tracking import TensorBoardTracker, WandBTracker
-
-    tracker: Any = (
-        TensorBoardTracker("tensorboard", logging_dir=folder)
-        if name == "tensorboard"
-        else WandBTracker(project, name=folder.stem, dir=str(folder))
-    )
-    if hasattr(tracker, "start"):  # older versions of accelerate start at once
-        tracker.start()
-    return tracker
-
-
 def _notice(reason: str) -> None:
-    warnings.warn(
-        f"No tracker: {reason}. Training goes on; metrics.jsonl holds the same numbers.", TaraWarning, stacklevel=3
-    )
+    warn(f"No tracker: {reason}. Training goes on; metrics.jsonl holds the same numbers.")
