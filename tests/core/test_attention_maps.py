@@ -1,6 +1,8 @@
-"""What words attend to: the maps, their means, and the recording that leaves no trace."""
+"""Attention maps of words: the maps, their means, and recording that leaves the base unchanged."""
 
+import gc
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,42 +13,57 @@ from PIL import Image
 import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter
-from tara.analysis.attention import Attended, attend, side_by_side, subjects_of
+from tara.analysis.attention import ImageAttention, alternative_rows, record_attention, subjects_of
 from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, map_size, overlap, region, word_maps
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.binding import ActiveAdapter, bind
-from tara.inference.pipeline import Pipeline, SamplingStep
+from tara.inference.pipeline import DenoisingStep, Pipeline
+from tara.inference.request import GenerationRequest
+from tara.inference.settings import GenerationSettings
 from tara.inference.text_kv import text_kv
 from tara.report.heat import heat_over
 
 PROMPT = "a xlo dog and a szn cat on the beach"
 
 
-def subjects(pipe: Any, **options: Any) -> list[Adapter]:
+def subjects(base: Base, **options: Any) -> list[Adapter]:
     """A dog and a cat for a tiny base."""
-    backbone = Base(pipe)
     words = (("xlo", "dog"), ("szn", "cat"))
-    return [tiny_adapters.random_adapter(backbone, *pair, seed=seed, **options) for seed, pair in enumerate(words)]
+    return [tiny_adapters.random_adapter(base, *pair, seed=seed, **options) for seed, pair in enumerate(words)]
 
 
-def pixels(images: list[Image.Image]) -> list[bytes]:
-    return [image.tobytes() for image in images]
+def request(adapters: list[Adapter], seeds: tuple[int, ...] = (5,), **settings: Any) -> GenerationRequest:
+    chosen = GenerationSettings(**settings)
+    return GenerationRequest(prompt=PROMPT, adapters=tuple(map(ActiveAdapter, adapters)), seeds=seeds, settings=chosen)
+
+
+@pytest.fixture(scope="module", params=["sd", "v", "sdxl"])
+def base(request: pytest.FixtureRequest) -> Base:
+    """A tiny base of each shape, which tests leave as it is."""
+    if request.param == "sdxl":
+        return Base(tiny_bases.sdxl_pipeline())
+    return Base(tiny_bases.sd_pipeline("v_prediction" if request.param == "v" else "epsilon"))
+
+
+@pytest.fixture(scope="module")
+def sd_base() -> Base:
+    return Base(tiny_bases.sd_pipeline())
 
 
 def test_a_words_map_is_its_tokens_mean_attention_over_the_heads():
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, 3, size, 4, generator=generator) for size in (6, 5))
-    found = word_maps(query, key, [(1,), (2, 4)])
+    maps = word_maps(query, key, [(1,), (2, 4)])
     for row in range(2):
         for position in range(6):
             wanted = np.zeros(5)
             for head in range(3):
                 scores = [math.exp(float(query[row, head, position] @ key[row, head, k]) / 2) for k in range(5)]
                 wanted += np.array(scores) / sum(scores) / 3
-            assert float(found[row, 0, position]) == pytest.approx(wanted[1], rel=1e-5)
-            assert float(found[row, 1, position]) == pytest.approx((wanted[2] + wanted[4]) / 2, rel=1e-5)
+            assert float(maps[row, 0, position]) == pytest.approx(wanted[1], rel=1e-5)
+            assert float(maps[row, 1, position]) == pytest.approx((wanted[2] + wanted[4]) / 2, rel=1e-5)
 
 
 def test_a_masked_token_is_attended_to_by_nobody():
@@ -87,101 +104,110 @@ def test_overlap_compares_the_halves_over_half_of_each_range():
     assert overlap(one, other) == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_picture_is_the_same_to_the_last_bit(any_pipe: Any, guidance: float):
-    pipeline, adapters = Pipeline(any_pipe), subjects(any_pipe, targets=tiny_adapters.ATTENTION)
-    plain = pipeline(PROMPT, adapters, seeds=[5, 6], steps=2, guidance_scale=guidance)
-    watched = attend(pipeline, PROMPT, adapters, seeds=[5, 6], steps=2, guidance_scale=guidance)
-    assert pixels([one.picture.image for one in watched]) == pixels(plain)
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_the_image_is_the_same_to_the_last_bit(any_pipe: Any, guidance_scale: float):
+    pipeline = Pipeline(any_pipe)
+    adapters = subjects(pipeline.base, targets=tiny_adapters.ATTENTION)
+    settings: dict[str, Any] = {"steps": 2, "guidance_scale": guidance_scale}
+    plain = pipeline(PROMPT, adapters, seeds=[5, 6], **settings)
+    recorded = record_attention(pipeline, request(adapters, (5, 6), **settings))
+    assert [one.generated.image.tobytes() for one in recorded] == [image.tobytes() for image in plain]
 
 
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_unet_is_left_as_it_was_found(any_pipe: Any, stopped: bool, prepared: bool):
-    unet = any_pipe.unet
+def test_the_denoiser_is_restored(base: Base, stopped: bool, prepared: bool):
     if prepared:
-        Base(any_pipe).install()
-    before, hooks = unet.attn_processors, len(unet._forward_pre_hooks)
+        base.processors.install()
+    before, hooks = base.denoiser.attn_processors, len(base.denoiser._forward_pre_hooks)
 
-    def stop(step: SamplingStep) -> None:
+    def stop(step: DenoisingStep) -> None:
         if stopped:
             raise KeyboardInterrupt
 
     try:
-        attend(Pipeline(any_pipe), PROMPT, subjects(any_pipe), steps=2, on_step=stop)
+        record_attention(Pipeline(base), request(subjects(base), steps=2), on_step=stop)
     except KeyboardInterrupt:
         assert stopped
-    assert all(unet.attn_processors[name] is processor for name, processor in before.items())
-    assert all(getattr(processor, "watch", None) is None for processor in unet.attn_processors.values())
-    assert len(unet._forward_pre_hooks) == hooks
+    after = base.denoiser.attn_processors
+    assert all(after[name] is processor for name, processor in before.items())
+    assert all(getattr(processor, "watch", None) is None for processor in after.values())
+    assert len(base.denoiser._forward_pre_hooks) == hooks
+    base.processors.release()
 
 
-def recorded(pipe: Any, guidance: float, seeds: tuple[int, ...] = (5,), **settings: Any) -> list[Attended]:
-    return attend(Pipeline(pipe), PROMPT, subjects(pipe), seeds, steps=3, guidance_scale=guidance, **settings)
+def recorded(base: Base, seeds: tuple[int, ...] = (5,), **settings: Any) -> list[ImageAttention]:
+    asked = request(subjects(base), seeds, **{"steps": 2, "guidance_scale": 3.0, **settings})
+    return record_attention(Pipeline(base), asked)
 
 
-def test_maps_of_a_layer_have_its_shape_and_all_words(any_pipe: Any):
-    (attended,) = recorded(any_pipe, 3.0, width=48, height=32)
-    assert {*attended.maps.layers} == {*Base(any_pipe).text_layers}
-    assert {tuple(maps.shape) for maps in attended.maps.layers.values()} == {(4, 16, 24), (4, 8, 12)}
-    assert attended.maps.steps.shape == (3, 4, 16, 24)
-    assert attended.maps.timesteps == tuple(sorted(attended.maps.timesteps, reverse=True))
-    assert 0 < float(attended.maps.mean.min()) <= float(attended.maps.mean.max()) < 1
+def test_maps_of_a_layer_have_its_shape_and_all_words(base: Base):
+    (image,) = recorded(base, steps=3, width=48, height=32)
+    assert {*image.maps.layers} == {*base.text_layers}
+    assert {tuple(maps.shape) for maps in image.maps.layers.values()} == {(4, 16, 24), (4, 8, 12)}
+    assert image.maps.steps.shape == (3, 4, 16, 24)
+    assert image.maps.timesteps == tuple(sorted(image.maps.timesteps, reverse=True))
+    assert 0 < float(image.maps.mean.min()) <= float(image.maps.mean.max()) < 1
 
 
 @torch.no_grad()
-def test_only_the_rows_that_read_the_prompt_are_recorded(any_pipe: Any):
-    backbone, prompt = Base(any_pipe), "a xlo dog"
-    bound = bind(backbone.tokenize(prompt), [ActiveAdapter(subjects(any_pipe)[0])])
+def test_only_the_rows_that_read_the_prompt_are_recorded(base: Base):
+    prompt = "a xlo dog"
+    bound = bind(base.tokenize(prompt), [ActiveAdapter(subjects(base)[0])])
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    found: list[WordMaps] = []
+    maps: list[WordMaps] = []
     for texts, bindings in (([prompt], [bound]), (["", prompt], [[], bound])):
-        encoding, recorder = backbone.encode(texts), Recorder([(2, 3), (4,)])
-        conditioning = text_kv(backbone, encoding, bindings)
+        encoding, recorder = base.encode(texts), Recorder([(2, 3), (4,)])
+        conditioning = text_kv(base, encoding, bindings)
         rows = len(texts)
-        with recording(any_pipe.unet, recorder):
-            backbone.predict(latents.repeat(rows, 1, 1, 1), torch.full((rows,), 500), encoding, conditioning)
-        found += recorder.maps()
-    for layer, maps in found[0].layers.items():
-        torch.testing.assert_close(found[1].layers[layer], maps, rtol=1e-4, atol=1e-6)
+        with recording(base, recorder):
+            base.predict(latents.repeat(rows, 1, 1, 1), torch.full((rows,), 500), encoding, conditioning)
+        maps += recorder.maps()
+    for layer, alone in maps[0].layers.items():
+        torch.testing.assert_close(maps[1].layers[layer], alone, rtol=1e-4, atol=1e-6)
 
 
-def test_pictures_of_one_batch_have_maps_of_their_own(any_pipe: Any):
-    together = recorded(any_pipe, 3.0, seeds=(5, 6))
-    for seed, attended in zip((5, 6), together, strict=True):
-        (alone,) = recorded(any_pipe, 3.0, seeds=(seed,))
-        assert attended.picture.seed == seed
-        torch.testing.assert_close(attended.maps.mean, alone.maps.mean, rtol=1e-3, atol=1e-6)
+def test_images_of_one_batch_have_maps_of_their_own(base: Base):
+    together = recorded(base, seeds=(5, 6))
+    for seed, image in zip((5, 6), together, strict=True):
+        (alone,) = recorded(base, seeds=(seed,))
+        assert image.generated.seed == seed
+        torch.testing.assert_close(image.maps.mean, alone.maps.mean, rtol=1e-3, atol=1e-6)
     assert not torch.equal(together[0].maps.mean, together[1].maps.mean)
 
 
-def test_the_mean_over_layers_is_the_mean_of_the_layers_own():
-    pipe = tiny_bases.sd_pipeline()
-    (attended,) = recorded(pipe, 3.0)
-    same = [maps for maps in attended.maps.layers.values() if maps.shape[-1] == 16]
-    smaller = [maps for maps in attended.maps.layers.values() if maps.shape[-1] == 8]
+def test_the_mean_over_layers_is_the_mean_of_the_layers_own(sd_base: Base):
+    (image,) = recorded(sd_base)
+    same = [maps for maps in image.maps.layers.values() if maps.shape[-1] == 16]
+    smaller = [maps for maps in image.maps.layers.values() if maps.shape[-1] == 8]
     grown = torch.nn.functional.interpolate(torch.stack(smaller), size=(16, 16), mode="bilinear")
-    torch.testing.assert_close(attended.maps.mean, torch.cat([torch.stack(same), grown]).mean(0))
+    torch.testing.assert_close(image.maps.mean, torch.cat([torch.stack(same), grown]).mean(0))
+
+
+def tensors_in(kept: Any) -> Iterator[torch.Tensor]:
+    """Every tensor that an object of ours keeps alive."""
+    if isinstance(kept, torch.Tensor):
+        yield kept
+    elif not isinstance(kept, type):
+        for part in gc.get_referents(kept):
+            yield from tensors_in(part)
 
 
 def test_what_is_kept_grows_with_layers_and_steps_alone():
-    kept: list[int] = []
+    kept: list[list[int]] = []
     for heads in (4, 16):
         recorder = Recorder([(1,), (2,)])
         for _ in range(5):
             recorder.begin_call(torch.nn.Identity(), (torch.zeros(1, 4, 8, 8), 500), {})
             for layer in ("one", "other"):
                 recorder(layer, torch.zeros(2, heads, 64, 3), torch.zeros(2, heads, 77, 3), None)
-        means = [*recorder._layers.values(), *recorder._steps]
-        assert len(means) == 2 + 5
-        kept.append(sum(mean.mean.numel() for mean in means))
-    assert kept == [7 * 2 * 64] * 2
+        kept.append([tensor.numel() for tensor in tensors_in(recorder)])
+    assert kept == [[2 * 64] * (2 + 5)] * 2
 
 
-def test_a_class_word_is_the_one_behind_its_own_rare_word(sd_pipe: Any):
-    backbone = Base(sd_pipe)
-    twins = [tiny_adapters.random_adapter(backbone, word, "dog") for word in ("xlo", "rex")]
-    prompt = backbone.tokenize("a dog, a rex dog and a xlo big dog")
+def test_a_class_word_is_the_one_behind_its_own_rare_word(sd_base: Base):
+    twins = [tiny_adapters.random_adapter(sd_base, word, "dog") for word in ("xlo", "rex")]
+    prompt = sd_base.tokenize("a dog, a rex dog and a xlo big dog")
     found = subjects_of(prompt, [ActiveAdapter(twin) for twin in twins])
     texts = [
         [prompt.text[slice(*prompt.offsets[position])] for position in positions]
@@ -200,25 +226,23 @@ def test_a_class_word_is_the_one_behind_its_own_rare_word(sd_pipe: Any):
         ("a xlo", "", ":class_word=dog"),
     ],
 )
-def test_a_missing_word_is_refused_by_name(sd_pipe: Any, prompt: str, kind: str, part: str):
-    backbone = Base(sd_pipe)
-    active = ActiveAdapter(tiny_adapters.random_adapter(backbone, class_word=kind))
+def test_a_missing_word_is_refused_by_name(sd_base: Base, prompt: str, class_word: str, part: str):
+    active = ActiveAdapter(tiny_adapters.random_adapter(sd_base, class_word=class_word))
     with pytest.raises(TaraError, match=part):
-        subjects_of(backbone.tokenize(prompt), [active])
+        subjects_of(sd_base.tokenize(prompt), [active])
 
 
-def test_adapters_of_the_same_words_are_drawn_beside_each_other(sd_pipe: Any):
-    backbone = Base(sd_pipe)
+def test_adapters_of_the_same_words_are_in_rows_of_their_own(sd_base: Base):
     words = [("xlo", "dog"), ("szn", "cat"), ("XLO", "dog"), ("xlo", "cat")]
-    dog, cat, other_dog, kitten = (ActiveAdapter(tiny_adapters.random_adapter(backbone, *pair)) for pair in words)
-    assert side_by_side([dog, cat]) == [(dog, cat)]
-    assert side_by_side([dog, kitten]) == [(dog, kitten)]  # told apart by their class words
-    assert side_by_side([dog, cat, other_dog]) == [(dog, cat), (other_dog, cat)]
+    dog, cat, other_dog, kitten = (ActiveAdapter(tiny_adapters.random_adapter(sd_base, *pair)) for pair in words)
+    assert alternative_rows([dog, cat]) == [(0, 1)]
+    assert alternative_rows([dog, kitten]) == [(0, 1)]  # one rare word, but two class words
+    assert alternative_rows([dog, cat, other_dog]) == [(0, 1), (2, 1)]
     with pytest.raises(TaraError, match="or as many for each"):
-        side_by_side([dog, dog, dog, cat, cat])
+        alternative_rows([dog, dog, dog, cat, cat])
 
 
-def test_heat_is_brightest_where_the_map_is_highest_and_shows_the_picture_elsewhere():
+def test_heat_is_brightest_where_the_map_is_highest_and_shows_the_image_elsewhere():
     image = Image.new("RGB", (40, 40), (100, 100, 100))
     values = np.zeros((4, 4))
     values[1, 2] = 3e-3

@@ -1,20 +1,19 @@
-"""Prompt, adapters and seeds to pictures with the attention of their rare and class words."""
+"""A request to images and the attention maps of its rare and class words."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, overlap
-from tara.core.tokens import Span, Tokenized, word_spans
+from tara.core.tokens import Span, Tokenized, class_word_of
 from tara.errors import TaraError
-from tara.inference.binding import ActiveAdapter, AdapterLike, Binding, as_active_adapter, bind
-from tara.inference.composers import Composer, composer_named
-from tara.inference.pipeline import Generated, Pipeline, SamplingStep
+from tara.inference.binding import ActiveAdapter, bind, find_words
+from tara.inference.pipeline import GeneratedImage, OnStep, Pipeline
+from tara.inference.request import GenerationRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,168 +22,129 @@ class Subject:
 
     active: ActiveAdapter
     rare: tuple[int, ...]
-    kind: tuple[int, ...]
+    class_word: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How a subject's rare word lies on class words.
+    """How a subject's rare word attends relative to class words, see `tara.core.attention_maps`.
 
-    ``alignment`` and ``overlap`` compare it with its own, see `tara.core.attention_maps`; ``astray`` is its highest
-    alignment with another subject's class word, None when there is no other subject.
+    ``alignment`` and ``overlap`` are with its own class word; ``leakage`` is the highest alignment with another
+    subject's class word, None when there is no other subject.
     """
 
     alignment: float
     overlap: float
-    leakage_score: float | None
+    leakage: float | None
 
 
 @dataclass(frozen=True, eq=False)
-class Attended:
-    """A picture, the subjects of its prompt, and the maps of their words: rare, class, rare, class, ..."""
+class ImageAttention:
+    """An image, the subjects of its prompt, and the maps of their words: rare, class, rare, class, ..."""
 
-    picture: Generated
+    generated: GeneratedImage
     subjects: tuple[Subject, ...]
     maps: WordMaps
 
     @cached_property
     def scores(self) -> list[Scores]:
         """Of each subject, from the mean over heads, layers and steps."""
-        return score(self.maps.mean)
-
-    @cached_property
-    def layer_scores(self) -> dict[str, list[Scores]]:
-        """By layer: of each subject, from the mean over heads and steps."""
-        return {layer: score(maps) for layer, maps in self.maps.layers.items()}
-
-    @cached_property
-    def step_scores(self) -> list[list[Scores]]:
-        """By U-Net call: of each subject, from the mean over heads and layers."""
-        return [score(maps) for maps in self.maps.steps]
+        return scores_of(self.maps.mean)
 
 
-def attend(
-    pipeline: Pipeline,
-    prompt: str,
-    adapters: Sequence[AdapterLike],
-    seeds: Iterable[int] = (0,),
-    *,
-    on_step: Callable[[SamplingStep], object] | None = None,
-    **settings: Any,
-) -> list[Attended]:
-    """Draw a prompt with each seed, in one batch, and record where its adapters' words attend.
+def record_attention(
+    pipeline: Pipeline, request: GenerationRequest, on_step: OnStep | None = None
+) -> list[ImageAttention]:
+    """Generate a request's images in one batch and record where its adapters' words attend.
 
-    The pictures are those that ``studio(prompt, adapters, seeds)`` draws in such a batch, to the last bit.
-
-    Args:
-        studio: the base.
-        prompt: holds each adapter's rare word and its class word.
-        adapters: at least one.
-        seeds: one picture each.
-        on_step: called after each denoising step.
-        settings: fields of `tara.inference.stock_pipelines.SamplingSettings` but ``batch_size``.
+    The images are those of ``pipeline.generate`` with such a batch, bit for bit.
 
     Raises:
-        TaraError: as `Studio.stream`, and when a rare or class word is not in the prompt or is not drawn.
+        TaraError: as `Pipeline.generate` and `check_words`.
     """
-    active_adapters, seeds = [as_active_adapter(adapter) for adapter in adapters], tuple(seeds)
-    check_rare_words_are_drawn(prompt, active_adapters, settings.get("composer", "tara"))
-    subjects = subjects_of(pipeline.base.tokenize(prompt), active_adapters)
-    recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.class_word)], len(seeds))
-    with recording(pipeline.base.unet, recorder):
-        drawn = list(
-            pipeline.stream(prompt, active_adapters, seeds, batch_size=len(seeds), on_step=on_step, **settings)
-        )
-    return [Attended(picture, subjects, maps) for picture, maps in zip(drawn, recorder.maps(), strict=True)]
+    check_words(request)
+    subjects = subjects_of(pipeline.base.tokenize(request.prompt), request.adapters)
+    count = len(request.seeds)
+    recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.class_word)], count)
+    with recording(pipeline.base, recorder):
+        images = list(pipeline.generate([request], batch_size=count, on_step=on_step))
+    return [ImageAttention(image, subjects, maps) for image, maps in zip(images, recorder.maps(), strict=True)]
 
 
-def subjects_of(prompt: Tokenized, active_adapters: Sequence[ActiveAdapter]) -> tuple[Subject, ...]:
-    """Find each adapter's rare word and, for each time that it stands there, the class word that follows it.
+def check_words(request: GenerationRequest) -> None:
+    """Refuse a request in which rare and class words cannot be compared, which needs no base.
 
     Raises:
-        TaraError: when there is no adapter, or a word is missing, ambiguous or cut off.
+        TaraError: when there is no adapter, an adapter's rare or class word is unknown, missing or ambiguous, or the
+            composer leaves rare words out, as ``none`` does.
     """
-    if not active_adapters:
-        raise TaraError("There is no adapter whose words could be looked at. Give at least one.")
-    return tuple(
-        Subject(
-            binding.active,
-            rare=tuple(position for occurrence in binding.occurrences for position in occurrence),
-            class_word=_class_tokens(prompt, binding),
-        )
-        for binding in bind(prompt, active_adapters)
-    )
+    if not request.adapters:
+        raise TaraError("There is no adapter whose words have attention maps. Give --adapter rex.safetensors.")
+    for active, spans in find_words(request.prompt, request.adapters):
+        for span in spans:
+            _class_word(request.prompt, span, active)
+    if request.settings.composed_by.prompt(request.prompt, request.adapters) != request.prompt:
+        raise TaraError(f"The composer '{request.settings.composer}' uses no rare words. Choose another composer.")
 
 
-def check_rare_words_are_drawn(prompt: str, active_adapters: Sequence[ActiveAdapter], composer: str | Composer) -> None:
-    """Refuse a composer that changes the prompt: where a rare word would be, another stands.
+def subjects_of(prompt: Tokenized, adapters: Sequence[ActiveAdapter]) -> tuple[Subject, ...]:
+    """Find each adapter's rare word and, for each of its occurrences, the class word that belongs to it.
 
     Raises:
-        TaraError: for such a composer, as ``none``.
+        TaraError: when a word is unknown, missing, ambiguous or cut off.
     """
-    if composer_named(composer).prompt(prompt, tuple(active_adapters)) != prompt:
-        raise TaraError(f"The composer '{composer}' draws no rare words that could be looked at. Choose another one.")
+    subjects: list[Subject] = []
+    for binding in bind(prompt, adapters):
+        class_tokens: list[int] = []
+        for tokens in binding.occurrences:
+            rare = prompt.offsets[tokens[0]][0], prompt.offsets[tokens[-1]][1]
+            class_tokens += prompt.positions(_class_word(prompt.text, rare, binding.active))
+        rare_tokens = tuple(token for tokens in binding.occurrences for token in tokens)
+        subjects.append(Subject(binding.active, rare_tokens, tuple(dict.fromkeys(class_tokens))))
+    return tuple(subjects)
 
 
-def class_spans(prompt: str, active: ActiveAdapter) -> list[Span]:
-    """Where an adapter's class word stands in a prompt, which needs no tokenizer and so no base.
-
-    Raises:
-        TaraError: when it is unknown or missing.
-    """
+def _class_word(prompt: str, rare: Span, active: ActiveAdapter) -> Span:
     if not active.class_word:
-        raise TaraError(
-            f"{active.name} does not know what it is, so there is no class word to look at. Add :class_word=dog."
-        )
-    spans = word_spans(prompt, active.class_word)
-    if not spans:
+        raise TaraError(f"{active.name} has no class word to compare with. Add :class_word=dog.")
+    span = class_word_of(prompt, rare, active.class_word)
+    if span is None:
         raise TaraError(
             f"'{active.class_word}' is not in the prompt '{prompt}', but a rare word is compared with its class word. "
             f"Write '{active.rare_word} {active.class_word}'."
         )
-    return spans
+    return span
 
 
-def _class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
-    spans = class_spans(prompt.text, binding.active)
-    found: list[int] = []
-    for occurrence in binding.occurrences:
-        end = prompt.offsets[occurrence[-1]][1]
-        following = [span for span in spans if span[0] >= end] or spans
-        found += prompt.positions(following[0])
-    return tuple(dict.fromkeys(found))
-
-
-def side_by_side(active_adapters: Sequence[ActiveAdapter]) -> list[tuple[ActiveAdapter, ...]]:
-    """What is drawn together and what beside it: adapters of the same two words are alternatives.
+def alternative_rows(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]:
+    """Rows of adapters, by number, in which adapters of the same two words are alternatives.
 
     Each alternative is in a row of its own; an adapter that has none is in every row.
 
     Raises:
-        TaraError: when two words have different numbers of alternatives.
+        TaraError: when two subjects have different numbers of alternatives.
     """
-    groups: dict[tuple[str, str], list[ActiveAdapter]] = {}
-    for active in active_adapters:
-        groups.setdefault((active.rare_word.casefold(), active.class_word.casefold()), []).append(active)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, active in enumerate(adapters):
+        groups.setdefault((active.rare_word.casefold(), active.class_word.casefold()), []).append(number)
     rows = max((len(group) for group in groups.values()), default=0)
-    for group in groups.values():
+    for (rare_word, class_word), group in groups.items():
         if len(group) not in (1, rows):
-            names = ", ".join(active.name for active in group)
+            names = ", ".join(adapters[number].name for number in group)
             raise TaraError(
-                f"'{group[0].rare_word} {group[0].class_word}' has {len(group)} adapters ({names}), another subject "
-                f"has {rows}. Give one adapter for each subject, or as many for each."
+                f"'{rare_word} {class_word}' has {len(group)} adapters ({names}), another subject has {rows}. Give one "
+                "adapter for each subject, or as many for each."
             )
     return [tuple(group[row % len(group)] for group in groups.values()) for row in range(rows)]
 
 
-def score(maps: Float[Tensor, "words height width"]) -> list[Scores]:
-    """The scores of each subject; ``maps`` holds rare, class, rare, class..."""
-    rare, kinds = maps[0::2], maps[1::2]
-    found: list[Scores] = []
+def scores_of(maps: Float[Tensor, "words height width"]) -> list[Scores]:
+    """The scores of each subject; ``maps`` holds rare, class, rare, class, ..."""
+    rare, classes = maps[0::2], maps[1::2]
+    scores: list[Scores] = []
     for subject, own in enumerate(rare):
-        others = [alignment(own, kind) for other, kind in enumerate(kinds) if other != subject]
-        kind = kinds[subject]
-        found.append(
-            Scores(alignment=alignment(own, kind), overlap=overlap(own, kind), leakage_score=max(others, default=None))
-        )
-    return found
+        aligned = [alignment(own, other) for other in classes]
+        itself = aligned.pop(subject)
+        leakage = max(aligned, default=None)
+        scores.append(Scores(alignment=itself, overlap=overlap(own, classes[subject]), leakage=leakage))
+    return scores

@@ -1,60 +1,63 @@
-"""What the words of a prompt attend to, for people and for programs: a page, a sheet and the scores."""
+"""Attention maps as a page, a contact sheet and a file of scores."""
 
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from tara.analysis.attention import Attended, Scores
+from tara.analysis.attention import ImageAttention, Scores, scores_of
+from tara.report.grid import Grid, Row, Table, shrunk
 from tara.report.heat import heat_over
-from tara.report.page import PAGE, Figure, Grid, Row, Table, contact_sheet, page, png_bytes, shrunk
+from tara.report.page import PAGE, page
 from tara.report.plots import loss_curve
+from tara.report.sheet import contact_sheet
 from tara.storage.files import atomic_write
 
-MOST_STEPS = 8  # shown one by one; attention.json has all
-SMALL = 96  # longest side of the pictures that are there by the dozen
+MOST_STEPS = 8  # on the page; attention.json has all
+SMALL = 96  # longest side of the images by layer and by step
 MEASURES = {
-    "alignment": "correlation (Pearson) of the rare word's map with its class word's, -1 to 1",
-    "overlap": "intersection over union of the two maps' regions, where a map is over half of its range, 0 to 1",
-    "astray": "the rare word's highest alignment with another subject's class word",
+    "alignment": "Pearson correlation of the rare word's map with its class word's, -1 to 1",
+    "overlap": "intersection over union of the two regions in which a map is above half of its range, 0 to 1",
+    "leakage": "the rare word's highest alignment with another subject's class word",
 }
 NOTE = (
-    "Each map is scaled to its own range. It is the attention probability of the word's tokens, a mean over heads, "
+    "Each map is scaled to its own range. It is the attention probability of the word's tokens, averaged over heads, "
     "layers and steps."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionRow:
-    """One row of the page: some adapters, what they drew, the file of that, and where their words attend."""
+    """One row of the page: an image's file, and the attention of its adapters' words."""
 
-    label: str
     file: str
-    attended: Attended
+    attention: ImageAttention
 
+    @cached_property
+    def label(self) -> str:
+        """The adapters by file and weight, with the alignment loss of their training where their cards agree on it."""
+        adapters = [subject.active for subject in self.attention.subjects]
+        weights = ["" if active.weight == 1 else f" at {active.weight:g}" for active in adapters]
+        names = ", ".join(Path(active.name).stem + weight for active, weight in zip(adapters, weights, strict=True))
+        trained = [active.adapter.card.settings for active in adapters]
+        forms = {
+            str(settings["alignment_loss"]) if settings.get("alignment_weight", 1) else "off"
+            for settings in trained
+            if "alignment_loss" in settings
+        }
+        return f"{names}: alignment loss {forms.pop()}" if len(forms) == 1 else names
 
-def label_of(attended: Attended) -> str:
-    """The adapters of a picture by file, weight and how they were aligned in training, as far as they tell."""
-    active_adapters = [subject.active for subject in attended.subjects]
-    names = ", ".join(
-        Path(active.name).stem + ("" if active.weight == 1 else f" at {active.weight:g}") for active in active_adapters
-    )
-    told = [active.adapter.card.settings for active in active_adapters]
-    forms = {
-        "off" if not one.get("alignment_weight", 1) else str(one["alignment_loss"])
-        for one in told
-        if "alignment_loss" in one
-    }
-    if len(forms) != 1:
-        return names
-    form = forms.pop()
-    return f"{names}: trained without TAL" if form == "off" else f"{names}: trained with TAL ({form})"
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The headings over the maps: rare, class, rare, class, ..."""
+        return tuple(w for one in self.attention.subjects for w in (one.active.rare_word, one.active.class_word))
 
 
 def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, command: str) -> None:
@@ -63,25 +66,27 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
     Raises:
         TaraError: when it cannot be written to.
     """
-    prompt = rows[0].attended.picture.prompt
-    grid = _grid(rows, prompt)
+    prompt = rows[0].attention.generated.prompt
+    total = Grid(rows=tuple(map(_total, rows)), columns=("", *rows[0].words), title=prompt, note=NOTE)
     html = page(
         title=prompt,
         lead="Where each rare word attends, and its class word beside it.",
-        grids=[replace(grid, title=""), *(_by_layer(row) for row in rows), *(_by_step(row) for row in rows)],
-        figures=[_course(rows)],
+        grids=[total, *map(_by_layer, rows), *map(_by_step, rows)],
+        plots=[_alignment_by_step(rows)],
         tables=[_table(rows)],
         command=command,
     )
-    atomic_write(out / "sheet.png", png_bytes(contact_sheet(grid)))
+    atomic_write(out / "sheet.png", contact_sheet(total).save)
     atomic_write(out / PAGE, html.encode())
-    facts = {"prompt": prompt, "seed": seed, "command": command, "measures": MEASURES, "rows": [*map(_facts, rows)]}
-    atomic_write(out / "attention.json", (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    data = {"prompt": prompt, "seed": seed, "command": command, "measures": MEASURES, "rows": [*map(_row_data, rows)]}
+    atomic_write(out / "attention.json", (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _words(attended: Attended) -> tuple[str, ...]:
-    """The headings over the maps: rare, class, rare, class, ..."""
-    return tuple(word for one in attended.subjects for word in (one.active.rare_word, one.active.class_word))
+def _total(row: AttentionRow) -> Row:
+    """The image, then each word's map over it."""
+    image = row.attention.generated.image
+    maps = _overlays(image, row.attention.maps.mean)
+    return Row(label=row.label, images=(image, *maps), captions=("", *_captions(row.attention.scores)))
 
 
 def _overlays(image: Image.Image, maps: Tensor) -> tuple[Image.Image, ...]:
@@ -89,99 +94,74 @@ def _overlays(image: Image.Image, maps: Tensor) -> tuple[Image.Image, ...]:
 
 
 def _captions(scores: Sequence[Scores]) -> tuple[str, ...]:
-    """Under each rare word its alignment, under its class word nothing."""
+    """The alignment under each rare word, nothing under its class word."""
     return tuple(text for one in scores for text in (f"alignment {one.alignment:.2f}", ""))
 
 
-def _grid(rows: Sequence[AttentionRow], prompt: str) -> Grid:
-    """A row of pictures for each set of adapters: what was drawn, then the maps over it."""
-    found: list[Row] = []
-    for row in rows:
-        image = row.attended.picture.image
-        images = (image, *_overlays(image, row.attended.maps.mean))
-        found.append(Row(label=row.label, images=images, captions=("", *_captions(row.attended.scores))))
-    return Grid(rows=tuple(found), columns=("", *_words(rows[0].attended)), title=prompt, note=NOTE)
-
-
 def _by_layer(row: AttentionRow) -> Grid:
-    small, attended = shrunk(row.attended.picture.image, SMALL), row.attended
-    rows = tuple(
-        Row(
-            label=f"{short_name(layer)}, {maps.shape[-2]} × {maps.shape[-1]}",
-            images=_overlays(small, maps),
-            captions=_captions(attended.layer_scores[layer]),
-        )
-        for layer, maps in attended.maps.layers.items()
-    )
-    return Grid(rows=rows, columns=_words(attended), title=f"By layer: {row.label}", folded=True)
+    maps = row.attention.maps.layers.items()
+    return _folded(row, "layer", ((f"{short_name(layer)}, {m.shape[-2]} × {m.shape[-1]}", m) for layer, m in maps))
 
 
 def _by_step(row: AttentionRow) -> Grid:
-    small, attended = shrunk(row.attended.picture.image, SMALL), row.attended
-    count = len(attended.maps.steps)
-    shown = sorted({round(place * (count - 1) / (MOST_STEPS - 1)) for place in range(MOST_STEPS)})
-    rows = tuple(
-        Row(
-            label=f"step {step + 1} of {count}",
-            images=_overlays(small, attended.maps.steps[step]),
-            captions=_captions(attended.step_scores[step]),
-        )
-        for step in shown
-    )
-    return Grid(rows=rows, columns=_words(attended), title=f"By step: {row.label}", folded=True)
+    steps = row.attention.maps.steps
+    shown = sorted({round(place * (len(steps) - 1) / (MOST_STEPS - 1)) for place in range(MOST_STEPS)})
+    return _folded(row, "step", ((f"step {step + 1} of {len(steps)}", steps[step]) for step in shown))
+
+
+def _folded(row: AttentionRow, unit: str, parts: Iterable[tuple[str, Tensor]]) -> Grid:
+    small = shrunk(row.attention.generated.image, SMALL)
+    rows = [
+        Row(label=label, images=_overlays(small, maps), captions=_captions(scores_of(maps))) for label, maps in parts
+    ]
+    return Grid(rows=tuple(rows), columns=row.words, title=f"By {unit}: {row.label}", folded=True)
 
 
 def short_name(layer: str) -> str:
-    """A cross-attention's place in the U-Net: ``down 1.0.0`` is block, attention and transformer, counted from 0."""
-    *numbers, _attn2 = re.findall(r"\d+", layer)
+    """A cross-attention's place in the network: ``down 1.0.0`` is block, attention and transformer, counted from 0."""
+    numbers = re.findall(r"\.(\d+)", layer)
     return f"{layer.partition('_')[0]} {'.'.join(numbers)}"
 
 
-def _course(rows: Sequence[AttentionRow]) -> Figure:
-    """Every subject's alignment from step to step."""
+def _alignment_by_step(rows: Sequence[AttentionRow]) -> Image.Image:
     series: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        for index, subject in enumerate(row.attended.subjects):
-            course = [(step + 1, of[index].alignment) for step, of in enumerate(row.attended.step_scores)]
+        by_step = [scores_of(maps) for maps in row.attention.maps.steps]
+        for index, subject in enumerate(row.attention.subjects):
             name = f"{subject.active.rare_word} on {subject.active.class_word}, {row.label}"
-            series[name if name not in series else f"{name} ({row.file})"] = course
-    curve = Image.open(io.BytesIO(loss_curve(series, title="Alignment by step", unit="alignment")))
-    return Figure(image=curve)
+            points = [(step, scores[index].alignment) for step, scores in enumerate(by_step, 1)]
+            series[f"{name} ({row.file})" if name in series else name] = points
+    return Image.open(io.BytesIO(loss_curve(series, title="Alignment by step", unit="alignment")))
 
 
 def _table(rows: Sequence[AttentionRow]) -> Table:
-    found: list[tuple[str, ...]] = []
+    lines: list[tuple[str, ...]] = []
     for row in rows:
-        for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
-            leakage_score = "-" if scores.leakage_score is None else f"{scores.leakage_score:.3f}"
-            words = subject.active.rare_word, subject.active.class_word
-            found.append((row.label, *words, f"{scores.alignment:.3f}", f"{scores.overlap:.3f}", leakage_score))
+        for subject, scores in zip(row.attention.subjects, row.attention.scores, strict=True):
+            values = ("-" if value is None else f"{value:.3f}" for value in asdict(scores).values())
+            lines.append((row.label, subject.active.rare_word, subject.active.class_word, *values))
     note = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEASURES.items())
-    return Table(
-        headings=("adapters", "rare word", "class word", *MEASURES), rows=tuple(found), title="Scores", note=note
-    )
+    headings = ("adapters", "rare word", "class word", *MEASURES)
+    return Table(headings=headings, rows=tuple(lines), title="Scores", note=note)
 
 
-def _facts(row: AttentionRow) -> dict[str, Any]:
-    """A row for programs."""
-    attended = row.attended
-    subjects: list[dict[str, Any]] = []
-    for index, subject in enumerate(attended.subjects):
-        subjects.append(
-            {
-                "adapter": subject.active.name,
-                "rare_word": subject.active.rare_word,
-                "class_word": subject.active.class_word,
-                "tokens": {"rare_word": subject.rare, "class_word": subject.class_word},
-                **_rounded(attended.scores[index]),
-                "layers": {layer: _rounded(of[index]) for layer, of in attended.layer_scores.items()},
-                "steps": [
-                    {"timestep": timestep, **_rounded(of[index])}
-                    for timestep, of in zip(attended.maps.timesteps, attended.step_scores, strict=True)
-                ],
-            }
-        )
-    return {"label": row.label, "picture": row.file, "subjects": subjects}
+def _row_data(row: AttentionRow) -> dict[str, Any]:
+    maps = row.attention.maps
+    layers = {layer: scores_of(values) for layer, values in maps.layers.items()}
+    steps = [(timestep, scores_of(values)) for timestep, values in zip(maps.timesteps, maps.steps, strict=True)]
+    subjects = [
+        {
+            "adapter": subject.active.name,
+            "rare_word": subject.active.rare_word,
+            "class_word": subject.active.class_word,
+            "tokens": {"rare_word": subject.rare, "class_word": subject.class_word},
+            **_rounded(row.attention.scores[index]),
+            "layers": {layer: _rounded(scores[index]) for layer, scores in layers.items()},
+            "steps": [{"timestep": timestep, **_rounded(scores[index])} for timestep, scores in steps],
+        }
+        for index, subject in enumerate(row.attention.subjects)
+    ]
+    return {"label": row.label, "image": row.file, "subjects": subjects}
 
 
 def _rounded(scores: Scores) -> Mapping[str, float | None]:

@@ -1,4 +1,4 @@
-"""The same prompt, adapters and seeds through several composers: pictures side by side, and what each one costs."""
+"""One request with several composers: images side by side, and the cost of each composer."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -10,167 +10,145 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tara.inference.composers import COMPOSERS, ActiveAdapters
-from tara.inference.pipeline import Pipeline, SamplingStep
-from tara.report.page import Grid, Row, Table, shrunk
+from tara.families.base import Base
+from tara.inference.composers import COMPOSERS
+from tara.inference.pipeline import OnStep, Pipeline
+from tara.inference.request import GenerationRequest
+from tara.report.grid import Grid, Row, Table, shrunk
 
-REFERENCE = "none"
-"""The composer whose time is 1."""
-SHOWN_SEEDS, SHOWN_SIDE = 8, 384  # pictures in a row of the sheet, and their longest side in pixels
+REFERENCE = "none"  # the composer whose time is 1
+SHOWN_SEEDS, SHOWN_SIDE = 8, 384  # images in a row of the sheet, and their longest side in pixels
 NOTE = (
-    "U-Net evaluations: for one picture, each of all its rows, the prompt's and the guiding one. Time ratio: the "
-    f"median over the seeds of a picture's time relative to the same seed's with '{REFERENCE}', drawn one by one, "
-    "composer after composer, in one process. The first seed, which also pays for what is prepared once, does not "
-    "count."
+    "Network evaluations: for one image; each evaluates all of its rows, the conditional and the unconditional one. "
+    f"Time ratio: the median over the seeds of an image's time relative to '{REFERENCE}' with the same seed, one image "
+    "at a time, composers in turn, in one process. The first seed, whose time includes preparation, does not count."
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Compared:
-    """One picture: by which composer, and what it cost."""
+class ComposedImage:
+    """An image by one composer, and its cost: network evaluations, and seconds by the clock of `clock_of`."""
 
     composer: str
     seed: int
     image: Image.Image
     evaluations: int
-    """How often the U-Net was evaluated."""
     seconds: float
-    """By the clock of `clock_of`."""
 
     @property
     def path(self) -> str:
-        """Where it lies in the output folder."""
+        """Its file in the output folder."""
         return f"{self.composer}/seed-{self.seed:04d}.png"
 
 
-def compared(
-    pipeline: Pipeline,
-    prompt: str,
-    active_adapters: ActiveAdapters,
-    seeds: Sequence[int],
-    composers: Sequence[str],
-    *,
-    on_step: Callable[[SamplingStep], object] | None = None,
-    **settings: Any,
-) -> Iterator[Compared]:
-    """Draw every seed with every composer, one picture at a time: all composers' first seed, then all their second.
+Composed = Mapping[str, Sequence[ComposedImage]]
+"""The images of each composer, in the order of the seeds."""
+
+
+def with_composer(request: GenerationRequest, composer: str) -> GenerationRequest:
+    """The same request for another composer."""
+    return request.model_copy(update={"settings": request.settings.model_copy(update={"composer": composer})})
+
+
+def compare_composers(
+    pipeline: Pipeline, request: GenerationRequest, composers: Sequence[str], on_step: OnStep | None = None
+) -> Iterator[ComposedImage]:
+    """Generate a request with every composer, one image at a time: the first seed of all, then the second of all.
 
     Args:
-        studio: the base.
-        prompt, uses, seeds: what is drawn.
+        pipeline: the base.
+        request: its own composer does not count.
         composers: names in `tara.inference.composers.COMPOSERS`.
-        on_step: called after each denoising step; its record counts the pictures of one composer.
-        settings: further fields of `tara.inference.stock_pipelines.SamplingSettings`.
+        on_step: called after each denoising step; its record counts the images of one composer.
 
     Raises:
-        TaraError: as `Studio.stream`.
+        TaraError: as `Pipeline.generate`.
     """
     _, clock = clock_of(pipeline.base.device)
-    # a stream gives the U-Net back after each picture, so that several can take turns on one base
+    # a stream restores the base after each image, so that several can take turns on one base
     streams = {
-        name: pipeline.stream(prompt, active_adapters, seeds, composer=name, batch_size=1, on_step=on_step, **settings)
-        for name in composers
+        name: pipeline.generate([with_composer(request, name)], batch_size=1, on_step=on_step) for name in composers
     }
-    for seed in seeds:
+    for seed in request.seeds:
         for name, stream in streams.items():
-            with _counted(pipeline.base.unet) as evaluations:
+            with _counted(pipeline.base) as evaluations:
                 begun = clock()
                 image = next(stream).image
                 seconds = clock() - begun
-            yield Compared(composer=name, seed=seed, image=image, evaluations=len(evaluations), seconds=seconds)
+            yield ComposedImage(composer=name, seed=seed, image=image, evaluations=len(evaluations), seconds=seconds)
 
 
 def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
-    """The clock for a device, with its name: CPU time on a CPU, where something else may be running; wall time else."""
+    """The clock for a device, with its name: CPU time on a CPU, where other programs may run; wall time elsewhere."""
     return ("cpu", time.process_time) if device.type == "cpu" else ("wall", time.perf_counter)
 
 
 @contextmanager
-def _counted(unet: Any) -> Generator[list[None]]:
-    """An entry for each evaluation of the U-Net in a ``with`` block: its first convolution runs once in each."""
-    passes: list[None] = []
+def _counted(base: Base) -> Generator[list[object]]:
+    """An entry for each network evaluation in a ``with`` block: the first text layer runs once in each."""
+    evaluations: list[object] = []
 
-    def on_pass(*_: object) -> None:
-        passes.append(None)
+    def count(*_: object) -> None:
+        evaluations.append(None)
 
-    hook = unet.conv_in.register_forward_hook(on_pass)
+    hook = base.layer(base.text_layers[0]).register_forward_hook(count)
     try:
-        yield passes
+        yield evaluations
     finally:
         hook.remove()
 
 
-def figures(
-    prompt: str, active_adapters: ActiveAdapters, pictures: Mapping[str, Sequence[Compared]]
-) -> dict[str, dict[str, Any]]:
-    """What ``results.json`` says of each composer.
+def costs(request: GenerationRequest, images: Composed) -> dict[str, dict[str, Any]]:
+    """The entry of each composer in ``results.json``.
 
-    ``time_ratio`` is None where `REFERENCE` was not drawn, and with a single seed, whose time is mostly of what
-    is prepared once.
+    ``time_ratio`` is None without images of `REFERENCE`, and with a single seed, whose time includes preparation.
     """
     return {
         name: {
-            "meaning": COMPOSERS[name].meaning,
-            "prompt": COMPOSERS[name].prompt(prompt, active_adapters),
-            "unet_evaluations": drawn[0].evaluations,
-            "time_ratio": _time_ratio(drawn, pictures.get(REFERENCE, ())),
-            "seconds": [round(one.seconds, 4) for one in drawn],
-            "pictures": [one.path for one in drawn],
+            "description": COMPOSERS[name].description,
+            "prompt": COMPOSERS[name].prompt(request.prompt, request.adapters),
+            "evaluations": of[0].evaluations,
+            "time_ratio": _time_ratio(of, images.get(REFERENCE, ())),
+            "seconds": [round(one.seconds, 4) for one in of],
+            "images": [one.path for one in of],
         }
-        for name, drawn in pictures.items()
+        for name, of in images.items()
     }
 
 
-def _time_ratio(drawn: Sequence[Compared], reference: Sequence[Compared]) -> float | None:
+def _time_ratio(images: Sequence[ComposedImage], reference: Sequence[ComposedImage]) -> float | None:
     if len(reference) < 2:
         return None
-    ratios = [one.seconds / other.seconds for one, other in zip(drawn, reference, strict=True)]
+    ratios = [one.seconds / other.seconds for one, other in zip(images, reference, strict=True)]
     return round(median(ratios[1:]), 3)
 
 
-def grid(prompt: str, active_adapters: ActiveAdapters, pictures: Mapping[str, Sequence[Compared]]) -> Grid:
+def grid(request: GenerationRequest, images: Composed) -> Grid:
     """One row per composer, one column per seed, of the first `SHOWN_SEEDS`."""
-    shown = {name: drawn[:SHOWN_SEEDS] for name, drawn in pictures.items()}
-    return Grid(
-        title=prompt,
-        columns=tuple(f"seed {one.seed}" for one in next(iter(shown.values()))),
-        rows=tuple(
-            Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in drawn))
-            for name, drawn in shown.items()
-        ),
-        note=" ".join(filter(None, (_left_out(pictures), _caution(active_adapters, list(pictures))))),
-    )
+    seeds = request.seeds
+    note = f"The first {SHOWN_SEEDS} of {len(seeds)} seeds." if len(seeds) > SHOWN_SEEDS else ""
+    # a reader must know this before blaming a composer for adapters that were not made for it
+    masked = [active.name for active in request.adapters if active.adapter.card.settings.get("token_mask")]
+    plain = [name for name in images if not COMPOSERS[name].masked]
+    if masked and plain:
+        note += (
+            f" {', '.join(masked)} learned with token masks, each on its own word; {', '.join(plain)} let adapters act "
+            "on all tokens. Compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
+        )
+    rows = [
+        Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in of[:SHOWN_SEEDS]))
+        for name, of in images.items()
+    ]
+    columns = tuple(f"seed {seed}" for seed in seeds[:SHOWN_SEEDS])
+    return Grid(title=request.prompt, columns=columns, rows=tuple(rows), note=note.strip())
 
 
-def _left_out(pictures: Mapping[str, Sequence[Compared]]) -> str:
-    count = len(next(iter(pictures.values())))
-    return f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
-
-
-def _caution(active_adapters: ActiveAdapters, composers: Sequence[str]) -> str:
-    """What a reader must know before blaming a composer for adapters that were not made for it."""
-    masked = [active.name for active in active_adapters if active.adapter.card.settings.get("token_mask")]
-    plain = [name for name in composers if COMPOSERS[name].everywhere]
-    if not masked or not plain:
-        return ""
-    return (
-        f"{', '.join(masked)} learned with token masks, each on its own word alone; {', '.join(plain)} let adapters "
-        "act everywhere. To be fair to them, compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
-    )
-
-
-def table(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The costs of `figures` as a table."""
-    return Table(
-        headings=("composer", "U-Net evaluations", "time ratio", "what it does"),
-        rows=tuple(
-            (name, str(of["unet_evaluations"]), _format_ratio(of["time_ratio"]), of["meaning"])
-            for name, of in found.items()
-        ),
-        title="What a picture costs",
-        note=NOTE,
-    )
-
-
-def _format_ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}"
+def table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The result of `costs` as a table."""
+    ratios = {name: of["time_ratio"] for name, of in costs.items()}
+    rows = [
+        (name, str(of["evaluations"]), f"{ratios[name]:.2f}" if ratios[name] else "", of["description"])
+        for name, of in costs.items()
+    ]
+    headings = ("composer", "network evaluations", "time ratio", "what it does")
+    return Table(headings=headings, rows=tuple(rows), title="Cost of an image", note=NOTE)
