@@ -96,34 +96,24 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
         flip=settings.flip,
         buckets=settings.buckets,
     )
+
+    def source(key: str, concept: ConceptSettings, examples: Sequence[Example], framing: Framing) -> ImageSource:
+        words = concept.rare_word, concept.class_word
+        return ImageSource(
+            key=key,
+            latents=tuple(cache_latents(inputs.base, each, framing, settings.background_weight) for each in examples),
+            captions=tuple(tuple(texts.caption(text, *words) for text in each.captions) for each in examples),
+        )
+
     encoded: list[list[ImageSource]] = []
     for concept, photos in zip(inputs.concepts, inputs.examples, strict=True):
         key = concept_key(concept.rare_word, concept.class_word)
-        sources = [_source(key, concept, photos, framing, inputs, texts)]
+        sources = [source(key, concept, photos, framing)]
         if settings.uses_class_images:
             images = _class_images(concept, settings, class_folders)
-            sources.append(_source(f"{key}\nclass", concept, images, replace(framing, crops=1), inputs, texts))
+            sources.append(source(f"{key}\nclass", concept, images, replace(framing, crops=1)))
         encoded.append(sources)
     return encoded
-
-
-def _source(
-    key: str,
-    concept: ConceptSettings,
-    examples: Sequence[Example],
-    framing: Framing,
-    inputs: TrainingInputs,
-    texts: TextCache,
-) -> ImageSource:
-    weight = inputs.settings.background_weight
-    return ImageSource(
-        key=key,
-        latents=tuple(cache_latents(inputs.base, example, framing, weight) for example in examples),
-        captions=tuple(
-            tuple(texts.caption(text, concept.rare_word, concept.class_word) for text in example.captions)
-            for example in examples
-        ),
-    )
 
 
 def _class_images(concept: ConceptSettings, settings: TrainSettings, folders: Mapping[str, Path]) -> list[Example]:

@@ -1,5 +1,6 @@
 """Training: concepts become adapters, one step at a time, several of them side by side in each call of the network."""
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,37 +191,32 @@ class Training:
             losses = self._losses(call)
             (losses[0] * factors).sum().backward()
             total = total.to(losses) + losses.detach() / len(calls)
-        total = self._mean_over_processes(total)
+        gradient = self.weights.flat.grad
+        assert gradient is not None, "a step has network calls"
+        self.processes.barrier()  # whatever fails in one process alone has failed by now
+        self.weights.flat.grad, total = self.processes.mean(gradient), self.processes.mean(total)
         names = [concept.label for concept in self.concepts]
         guard = NaNGuard(names=names, step=self.step + 1, rate=rate, precision=self.base.dtype)
         guard.check("loss", total[0])
         self.is_whole = False
-        applied = self.optimizers.step(rate)
+        norms = self.optimizers.step(rate)
         self.step += 1
         self.is_whole = True
         parts = [
             ConceptStep(
                 name=name,
                 **dict(zip(("loss", "denoising", "alignment", "prior"), losses, strict=True)),
-                grad_norm=update.grad_norm,
-                skipped=update.skipped,
+                grad_norm=norm,
+                skipped=not math.isfinite(norm),
             )
-            for name, losses, update in zip(names, total.T.tolist(), applied, strict=True)
+            for name, losses, norm in zip(names, total.T.tolist(), norms, strict=True)
         ]
         self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
         # fp16's loss scale needs some steps to find its size
         if max(self._skipped) > (SKIPPED_IN_A_ROW if self.base.dtype == torch.float16 else 0):
-            guard.check("gradient", torch.tensor([part.grad_norm for part in parts]))
+            guard.check("gradient", torch.tensor(norms))
         guard.check("adapter", self.weights.flat.detach())
         return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
-
-    def _mean_over_processes(self, losses: Tensor) -> Tensor:
-        """Average the gradients over all processes; give the average of the losses."""
-        gradient = self.weights.flat.grad
-        assert gradient is not None, "a backward pass comes first"
-        self.processes.barrier()  # whatever fails in one process alone has failed by now
-        self.weights.flat.grad = self.processes.mean(gradient)
-        return self.processes.mean(losses)
 
     def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
         """Total, denoising, alignment and prior loss of each concept in one call of the network."""

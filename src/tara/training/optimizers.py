@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -16,44 +15,17 @@ from torch import Tensor
 from tara.errors import TaraError
 from tara.training.settings import OptimizerName, ScheduleName
 
-PACKAGES: Mapping[OptimizerName, tuple[str, str]] = {
-    "adamw8bit": ("bitsandbytes", "8bit"),
-    "prodigy": ("prodigyopt", "prodigy"),
-}
-"""The package that an optimiser needs, and the extra that installs it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossScale:
-    """How much a concept's loss is enlarged so that small fp16 gradients survive; it halves when one overflows."""
-
-    factor: float = 1.0
-    good_steps: int = 0
-    grows: bool = False
-
-    GROWTH_STEPS = 2000  # as torch.amp.GradScaler
-
-    def after(self, finite: bool) -> "LossScale":
-        """The scale of the next step, given whether this step's gradients were finite."""
-        if not self.grows:
-            return self
-        if not finite:
-            return replace(self, factor=self.factor / 2, good_steps=0)
-        if self.good_steps + 1 >= self.GROWTH_STEPS:
-            return replace(self, factor=self.factor * 2, good_steps=0)
-        return replace(self, good_steps=self.good_steps + 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Applied:
-    """What became of one concept's gradient: its norm before clipping, and whether the step was skipped."""
-
-    grad_norm: float
-    skipped: bool
+# the package that an optimiser needs, and the extra that installs it
+PACKAGES = {"adamw8bit": ("bitsandbytes", "8bit"), "prodigy": ("prodigyopt", "prodigy")}
+LOSS_SCALE, GROWTH_STEPS = 2.0**16, 2000  # as torch.amp.GradScaler
 
 
 class ConceptOptimizers:
-    """Optimisers for the rows of one (concepts, size) leaf tensor; each row steps as if it were alone."""
+    """Optimisers for the rows of one (concepts, size) leaf tensor; each row steps as if it were alone.
+
+    ``loss_scales`` are the factors of the concepts' losses before the backward pass: small fp16 gradients survive when
+    they are enlarged. A concept's factor halves when its gradients overflow.
+    """
 
     def __init__(
         self,
@@ -64,30 +36,35 @@ class ConceptOptimizers:
         max_grad_norm: float,
         loss_scaling: bool,
     ) -> None:
-        self._weights, self._max_grad_norm = weights, max_grad_norm
+        self._weights, self._max_grad_norm, self._scaling = weights, max_grad_norm, loss_scaling
         # a parameter per concept that shares the leaf's memory: an update of one is an update of the leaf's row
         self._rows = [torch.nn.Parameter(row) for row in weights.detach()]
         self._optimizers = [_optimizer(name, row, weight_decay) for row in self._rows]
-        self._scales = [LossScale(factor=2.0**16, grows=True) if loss_scaling else LossScale()] * len(self._rows)
+        self.loss_scales = [LOSS_SCALE if loss_scaling else 1.0] * len(self._rows)
+        self._good_steps = [0] * len(self._rows)
 
-    @property
-    def loss_scales(self) -> list[float]:
-        """What each concept's loss is to be multiplied with before the backward pass."""
-        return [scale.factor for scale in self._scales]
-
-    def step(self, learning_rate: float) -> list[Applied]:
-        """Unscale, clip and apply each concept's gradient, unless it is not finite; then forget the gradients."""
+    def step(self, learning_rate: float) -> list[float]:
+        """Clip and apply each concept's gradient, or skip it if it is not finite; return the norms before clipping."""
         gradient = self._weights.grad
         assert gradient is not None, "a backward pass comes first"
-        if any(factor != 1.0 for factor in self.loss_scales):
+        if self._scaling:
             gradient /= gradient.new_tensor(self.loss_scales)[:, None]
         norms: list[float] = gradient.norm(dim=1).tolist()
         for index, norm in enumerate(norms):
             if math.isfinite(norm):
                 self._apply(index, gradient[index], norm, learning_rate)
-            self._scales[index] = self._scales[index].after(math.isfinite(norm))
+            if self._scaling:
+                self._rescale(index, math.isfinite(norm))
         self._weights.grad = None
-        return [Applied(grad_norm=norm, skipped=not math.isfinite(norm)) for norm in norms]
+        return norms
+
+    def _rescale(self, index: int, finite: bool) -> None:
+        self._good_steps[index] = self._good_steps[index] + 1 if finite else 0
+        if not finite:
+            self.loss_scales[index] /= 2
+        elif self._good_steps[index] == GROWTH_STEPS:
+            self.loss_scales[index] *= 2
+            self._good_steps[index] = 0
 
     def _apply(self, index: int, gradient: Tensor, norm: float, learning_rate: float) -> None:
         if 0 < self._max_grad_norm < norm:
@@ -110,7 +87,7 @@ class ConceptOptimizers:
             moments = {name: value for name, value in state.items() if isinstance(value, Tensor)}
             tensors |= {f"{index}.{name}": value.detach().cpu().contiguous() for name, value in moments.items()}
             concepts.append({"state": {name: state[name] for name in state.keys() - moments}, "group": group})
-        scales = [[scale.factor, scale.good_steps] for scale in self._scales]
+        scales = list(zip(self.loss_scales, self._good_steps, strict=True))
         return tensors, {"loss_scales": scales, "concepts": concepts}
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
@@ -119,10 +96,7 @@ class ConceptOptimizers:
             own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{index}.")}
             state, group = saved["state"] | own, saved["group"] | {"params": [0]}
             optimizer.load_state_dict({"state": {0: state} if state else {}, "param_groups": [group]})
-        self._scales = [
-            replace(scale, factor=factor, good_steps=good)
-            for scale, (factor, good) in zip(self._scales, plain["loss_scales"], strict=True)
-        ]
+        self.loss_scales, self._good_steps = map(list, zip(*plain["loss_scales"], strict=True))
 
 
 def learning_rate_schedule(name: ScheduleName, *, peak: float, warmup: int, steps: int) -> Callable[[int], float]:

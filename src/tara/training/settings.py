@@ -42,7 +42,9 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         default=None, description=f"Instance prompt [default: '{SUBJECT_PHRASE}', for a style '{STYLE_PHRASE}']"
     )
     caption_templates: tuple[str, ...] | None = Field(
-        default=None, description="Caption template with {rare_word} and {class_word}, instead of the instance prompt"
+        default=None,
+        min_length=1,
+        description="Caption template with {rare_word} and {class_word}, instead of the instance prompt",
     )
     masks: Path | None = Field(default=None, description="Folder of masks, white on the subject, named as the photos")
     example_prompts: tuple[str, ...] | None = Field(default=None, description="Example prompt for the adapter's card")
@@ -66,15 +68,6 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     def _a_word_is_visible(cls, value: str) -> str:
         if not (value := " ".join(value.split())):
             raise ValueError("is empty; give the rare word (such as xlo) and the class word (such as dog)")
-        return value
-
-    @field_validator("caption_templates")
-    @classmethod
-    def _a_caption_list_is_not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value == ():
-            raise ValueError(
-                "is an empty list; leave it out, or give at least one, such as 'a {rare_word} {class_word}'"
-            )
         return value
 
     @field_validator("out")

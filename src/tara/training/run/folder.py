@@ -1,7 +1,6 @@
 """The folder of a training run: settings, versions, losses, checkpoints and previews."""
 
 import json
-import math
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from tara.adapters.adapter import Adapter
 from tara.errors import TaraError
@@ -126,7 +126,7 @@ class Metrics:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a step's numbers; those that are not finite become null."""
-        self._lines.append(json.dumps(_finite(row)) + "\n")
+        self._lines.append(to_json(row, inf_nan_mode="null").decode() + "\n")
         if len(self._lines) >= LINES_AT_ONCE:
             self.flush()
 
@@ -164,9 +164,3 @@ def check_outputs(recipe: Recipe) -> None:
             )
         check_writable(concept.file.parent)
     check_writable(recipe.run_folder)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,9 +4,11 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from tara.errors import TaraError, nearest
+from pydantic import BaseModel, Field
+
+from tara.errors import TaraError
 from tara.storage.files import is_there, small_text
 from tara.storage.hub import SHORT_NAMES
 from tara.storage.validation import build
@@ -16,6 +18,13 @@ RUN_SETTINGS = "settings.json"  # a recipe in a run folder
 MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
 PATHS = ("images", "masks", "out", "class_folder")
 NAMES_OR_PATHS = ("base", "vae")
+
+
+class _Tables(BaseModel, extra="forbid"):
+    """A TOML file."""
+
+    settings: dict[str, Any] = {}
+    concept: list[dict[str, Any]] = Field(min_length=1, description="a [[concept]] table for each adapter to train")
 
 
 def read_recipe(path: Path, **overrides: Any) -> Recipe:
@@ -31,21 +40,13 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
         return _read_run(path, overrides)
     if path.suffix != ".toml" and path.exists():
         raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
-    tables = _tables(path)
-    for table in tables.keys() - {"settings", "concept"}:
-        known = nearest(table, ["settings", "concept"])
-        raise TaraError(f"{path} has an unknown table '{table}'.{known} Use [settings] and [[concept]].")
-    settings, concepts = tables.get("settings", {}), tables.get("concept")
-    if not _is_list_of_tables(concepts) or not concepts:
-        raise TaraError(f"{path} names no concept. Add a [[concept]] table with images, rare_word and class_word.")
-    if not isinstance(settings, dict):
-        raise TaraError(f"{path}: settings is no table. Write [settings] on its own line, and the settings under it.")
-    built = [
+    tables = build(_Tables, _read_toml(path), f"{path}: ")
+    concepts = [
         build(ConceptSettings, _relocated(table, path.parent.joinpath), f"{path} [[concept]] {number}: ")
-        for number, table in enumerate(concepts, 1)
+        for number, table in enumerate(tables.concept, 1)
     ]
-    given = _relocated(cast(dict[str, Any], settings), path.parent.joinpath) | overrides
-    return Recipe(settings=build(TrainSettings, given, f"{path} [settings]: "), concepts=tuple(built))
+    settings = _relocated(tables.settings, path.parent.joinpath) | overrides
+    return Recipe(settings=build(TrainSettings, settings, f"{path} [settings]: "), concepts=tuple(concepts))
 
 
 def recipe_json(recipe: Recipe) -> str:
@@ -87,7 +88,7 @@ def _read_run(folder: Path, overrides: dict[str, Any]) -> Recipe:
     return recipe.model_copy(update={"concepts": tuple(moved)})
 
 
-def _tables(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(small_text(path, MOST_TOML))
     except OSError as failure:
@@ -115,7 +116,3 @@ def _relocated(table: Mapping[str, Any], change: Callable[[Path], Path]) -> dict
 def _from_here(path: Path) -> Path:
     """A path as a person would type it: what lies below the current folder, without that folder."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in cast(list[object], value))
