@@ -307,7 +307,7 @@ def test_bad_settings_are_refused_by_name(
     [
         ("[settings]\nbase = 'sd15'\nrnak = 3\n[[concept]]\nimages='a'\nrare_word='xlo'\nclass_word='dog'\n", "rank"),
         ("[setings]\n", "settings"),
-        ("[settings]\n", "no concept"),
+        ("[settings]\n", "[[concept]]"),
         ("[settings\n", "not a TOML file"),
         ("[settings]\nbase = 'sd15'\n[[concept]]\nimages='a'\nrare_word='xlo'\n", "class_word"),
     ],

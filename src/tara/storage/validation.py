@@ -38,7 +38,8 @@ def _has_null(value: object) -> bool:
 
 
 def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> str:
-    fault = refused.errors()[0]
+    # an unknown name first: it may be what a missing one was meant to be
+    fault = min(refused.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known: Sequence[str] = list(model.model_fields)
