@@ -27,8 +27,8 @@ from tara.training.run.interrupts import TrainingInterrupted
 from tara.training.run.run import train_recipe
 from tara.training.settings import Recipe, concept_settings, train_settings
 from toyland import BASE, JUDGE
-from toyland.judge import Judge, Verdict
-from toyland.subjects import SAME_SUBJECT, likeness, reference_pictures
+from toyland.judge import Judge
+from toyland.subjects import detections, reference_pictures
 from toyland.world import Appearance, Subject
 
 OnProgress = Callable[[str, float], object]
@@ -150,7 +150,7 @@ def _train(out: Path, base: Base, name: str, on_progress: OnProgress) -> dict[st
         )
         for role in CAST
     )
-    settings = train_settings(base=str(BASE), flip=False, **TRAININGS[name])
+    settings = train_settings(base=str(BASE), flip=False, **TRAININGS[name])  # toyland's subjects face one way
     try:
         adapters = train_recipe(Recipe(settings=settings, concepts=concepts), base, overwrite=True, on_step=on_step)
     except TrainingInterrupted:
@@ -218,13 +218,3 @@ def _grid(photos: Sequence[Sequence[Image.Image]], columns: Sequence[Generated])
     headings = [f"{one.column.heading}\nsuccess {_metrics(one.scores)['success']:.0%}" for one in columns]
     photos_of = (f"photos of {role.name}" for role in CAST)
     return Grid(rows=tuple(rows), columns=(*photos_of, *headings), title=columns[-1].column.prompt)
-
-
-def detections(verdict: Verdict, subjects: Sequence[Subject]) -> dict[str, Any]:
-    things, shape = verdict.things, (len(subjects), len(verdict.things))
-    return {
-        "boxes": tuple((one.x - one.size, one.y - one.size, one.x + one.size, one.y + one.size) for one in things),
-        "class_match": np.array([[t.kind == s.kind for t in things] for s in subjects], bool).reshape(shape),
-        "similarity": {"judge": np.array([[likeness(t, s) for t in things] for s in subjects], float).reshape(shape)},
-        "thresholds": np.full(len(subjects), SAME_SUBJECT),
-    }

@@ -27,15 +27,12 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How a subject's rare word attends relative to class words, see `tara.core.attention_maps`.
-
-    ``alignment`` and ``overlap`` are with its own class word; ``leakage`` is the highest alignment with another
-    subject's class word, None when there is no other subject.
-    """
+    """How a subject's rare word attends relative to class words, see `tara.core.attention_maps`."""
 
     alignment: float
     overlap: float
     leakage: float | None
+    """Highest alignment with another subject's class word; None when there is no other subject."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +69,10 @@ def record_attention(
 
 
 def check_words(request: GenerationRequest) -> None:
-    """Refuse a request in which rare and class words cannot be compared, which needs no base.
+    """Check, without a base, that a request's rare and class words can be compared.
 
     Raises:
-        TaraError: when there is no adapter, an adapter's rare or class word is unknown, missing or ambiguous, or the
-            composer leaves rare words out, as ``none`` does.
+        TaraError: when there is no adapter, a word is unknown, missing or ambiguous, or the composer is ``none``.
     """
     if not request.adapters:
         raise TaraError("There is no adapter whose words have attention maps. Give --adapter rex.safetensors.")
@@ -143,8 +139,8 @@ def scores_of(maps: Float[Tensor, "words height width"]) -> list[Scores]:
     rare, classes = maps[0::2], maps[1::2]
     scores: list[Scores] = []
     for subject, own in enumerate(rare):
-        aligned = [alignment(own, other) for other in classes]
-        itself = aligned.pop(subject)
-        leakage = max(aligned, default=None)
-        scores.append(Scores(alignment=itself, overlap=overlap(own, classes[subject]), leakage=leakage))
+        others = [alignment(own, other) for other in classes]
+        aligned = others.pop(subject)
+        region = overlap(own, classes[subject])
+        scores.append(Scores(alignment=aligned, overlap=region, leakage=max(others, default=None)))
     return scores

@@ -1,9 +1,8 @@
 """Attention maps as a page, a contact sheet and a file of scores."""
 
-import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from tara.analysis.attention import ImageAttention, Scores, scores_of
+from tara.analysis.attention import ImageAttention, scores_of
 from tara.report.grid import Grid, Row, Table, shrunk
 from tara.report.heat import heat_over
 from tara.report.page import PAGE, page
-from tara.report.plots import loss_curve
 from tara.report.sheet import contact_sheet
 from tara.storage.files import atomic_write
 
@@ -46,10 +44,9 @@ class AttentionRow:
         adapters = [subject.active for subject in self.attention.subjects]
         weights = ["" if active.weight == 1 else f" at {active.weight:g}" for active in adapters]
         names = ", ".join(Path(active.name).stem + weight for active, weight in zip(adapters, weights, strict=True))
-        trained = [active.adapter.card.settings for active in adapters]
         forms = {
             str(settings["alignment_loss"]) if settings.get("alignment_weight", 1) else "off"
-            for settings in trained
+            for settings in (active.adapter.card.settings for active in adapters)
             if "alignment_loss" in settings
         }
         return f"{names}: alignment loss {forms.pop()}" if len(forms) == 1 else names
@@ -66,36 +63,32 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
     Raises:
         TaraError: when it cannot be written to.
     """
-    prompt = rows[0].attention.generated.prompt
-    total = Grid(rows=tuple(map(_total, rows)), columns=("", *rows[0].words), title=prompt, note=NOTE)
+    prompt, scores = rows[0].attention.generated.prompt, [_scores(row) for row in rows]
+    images = [row.attention.generated.image for row in rows]
+    shown = [
+        _row(row.label, image, row.attention.maps.mean, first=image) for row, image in zip(rows, images, strict=True)
+    ]
+    grid = Grid(rows=tuple(shown), columns=("", *rows[0].words), title=prompt, note=NOTE)
     html = page(
         title=prompt,
         lead="Where each rare word attends, and its class word beside it.",
-        grids=[total, *map(_by_layer, rows), *map(_by_step, rows)],
-        plots=[_alignment_by_step(rows)],
-        tables=[_table(rows)],
+        grids=[grid, *map(_by_layer, rows), *map(_by_step, rows)],
+        tables=[_table(scores)],
         command=command,
     )
-    atomic_write(out / "sheet.png", contact_sheet(total).save)
+    atomic_write(out / "sheet.png", contact_sheet(grid).save)
     atomic_write(out / PAGE, html.encode())
-    data = {"prompt": prompt, "seed": seed, "command": command, "measures": MEASURES, "rows": [*map(_row_data, rows)]}
+    data = {"prompt": prompt, "seed": seed, "command": command, "measures": MEASURES, "rows": scores}
     atomic_write(out / "attention.json", (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _total(row: AttentionRow) -> Row:
-    """The image, then each word's map over it."""
-    image = row.attention.generated.image
-    maps = _overlays(image, row.attention.maps.mean)
-    return Row(label=row.label, images=(image, *maps), captions=("", *_captions(row.attention.scores)))
-
-
-def _overlays(image: Image.Image, maps: Tensor) -> tuple[Image.Image, ...]:
-    return tuple(heat_over(image, one.numpy()) for one in maps)
-
-
-def _captions(scores: Sequence[Scores]) -> tuple[str, ...]:
-    """The alignment under each rare word, nothing under its class word."""
-    return tuple(text for one in scores for text in (f"alignment {one.alignment:.2f}", ""))
+def _row(label: str, image: Image.Image, maps: Tensor, first: Image.Image | None = None) -> Row:
+    """The words' maps over an image, with the alignment under each rare word."""
+    images = [heat_over(image, one.numpy()) for one in maps]
+    captions = [text for one in scores_of(maps) for text in (f"alignment {one.alignment:.2f}", "")]
+    if first is not None:
+        images, captions = [first, *images], ["", *captions]
+    return Row(label=label, images=tuple(images), captions=tuple(captions))
 
 
 def _by_layer(row: AttentionRow) -> Grid:
@@ -111,10 +104,8 @@ def _by_step(row: AttentionRow) -> Grid:
 
 def _folded(row: AttentionRow, unit: str, parts: Iterable[tuple[str, Tensor]]) -> Grid:
     small = shrunk(row.attention.generated.image, SMALL)
-    rows = [
-        Row(label=label, images=_overlays(small, maps), captions=_captions(scores_of(maps))) for label, maps in parts
-    ]
-    return Grid(rows=tuple(rows), columns=row.words, title=f"By {unit}: {row.label}", folded=True)
+    rows = tuple(_row(label, small, maps) for label, maps in parts)
+    return Grid(rows=rows, columns=row.words, title=f"By {unit}: {row.label}", folded=True)
 
 
 def short_name(layer: str) -> str:
@@ -123,29 +114,8 @@ def short_name(layer: str) -> str:
     return f"{layer.partition('_')[0]} {'.'.join(numbers)}"
 
 
-def _alignment_by_step(rows: Sequence[AttentionRow]) -> Image.Image:
-    series: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        by_step = [scores_of(maps) for maps in row.attention.maps.steps]
-        for index, subject in enumerate(row.attention.subjects):
-            name = f"{subject.active.rare_word} on {subject.active.class_word}, {row.label}"
-            points = [(step, scores[index].alignment) for step, scores in enumerate(by_step, 1)]
-            series[f"{name} ({row.file})" if name in series else name] = points
-    return Image.open(io.BytesIO(loss_curve(series, title="Alignment by step", unit="alignment")))
-
-
-def _table(rows: Sequence[AttentionRow]) -> Table:
-    lines: list[tuple[str, ...]] = []
-    for row in rows:
-        for subject, scores in zip(row.attention.subjects, row.attention.scores, strict=True):
-            values = ("-" if value is None else f"{value:.3f}" for value in asdict(scores).values())
-            lines.append((row.label, subject.active.rare_word, subject.active.class_word, *values))
-    note = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEASURES.items())
-    headings = ("adapters", "rare word", "class word", *MEASURES)
-    return Table(headings=headings, rows=tuple(lines), title="Scores", note=note)
-
-
-def _row_data(row: AttentionRow) -> dict[str, Any]:
+def _scores(row: AttentionRow) -> dict[str, Any]:
+    """A row of ``attention.json``."""
     maps = row.attention.maps
     layers = {layer: scores_of(values) for layer, values in maps.layers.items()}
     steps = [(timestep, scores_of(values)) for timestep, values in zip(maps.timesteps, maps.steps, strict=True)]
@@ -155,14 +125,21 @@ def _row_data(row: AttentionRow) -> dict[str, Any]:
             "rare_word": subject.active.rare_word,
             "class_word": subject.active.class_word,
             "tokens": {"rare_word": subject.rare, "class_word": subject.class_word},
-            **_rounded(row.attention.scores[index]),
-            "layers": {layer: _rounded(scores[index]) for layer, scores in layers.items()},
-            "steps": [{"timestep": timestep, **_rounded(scores[index])} for timestep, scores in steps],
+            **asdict(row.attention.scores[index]),
+            "layers": {layer: asdict(scores[index]) for layer, scores in layers.items()},
+            "steps": [{"timestep": timestep, **asdict(scores[index])} for timestep, scores in steps],
         }
         for index, subject in enumerate(row.attention.subjects)
     ]
     return {"label": row.label, "image": row.file, "subjects": subjects}
 
 
-def _rounded(scores: Scores) -> Mapping[str, float | None]:
-    return {name: None if value is None else round(value, 6) for name, value in asdict(scores).items()}
+def _table(scores: Sequence[dict[str, Any]]) -> Table:
+    lines: list[tuple[str, ...]] = []
+    for row in scores:
+        for subject in row["subjects"]:
+            values = ["-" if subject[name] is None else f"{subject[name]:.3f}" for name in MEASURES]
+            lines.append((row["label"], subject["rare_word"], subject["class_word"], *values))
+    note = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEASURES.items())
+    headings = ("adapters", "rare word", "class word", *MEASURES)
+    return Table(headings=headings, rows=tuple(lines), title="Scores", note=note)

@@ -14,10 +14,10 @@ from tara.families.base import Base
 from tara.inference.composers import COMPOSERS
 from tara.inference.pipeline import OnStep, Pipeline
 from tara.inference.request import GenerationRequest
-from tara.report.grid import Grid, Row, Table, shrunk
+from tara.report.grid import Grid, Row, Table
 
 REFERENCE = "none"  # the composer whose time is 1
-SHOWN_SEEDS, SHOWN_SIDE = 8, 384  # images in a row of the sheet, and their longest side in pixels
+SHOWN_SEEDS = 8  # images in a row of the sheet
 NOTE = (
     "Network evaluations: for one image; each evaluates all of its rows, the conditional and the unconditional one. "
     f"Time ratio: the median over the seeds of an image's time relative to '{REFERENCE}' with the same seed, one image "
@@ -55,22 +55,17 @@ def compare_composers(
 ) -> Iterator[ComposedImage]:
     """Generate a request with every composer, one image at a time: the first seed of all, then the second of all.
 
-    Args:
-        pipeline: the base.
-        request: its own composer does not count.
-        composers: names in `tara.inference.composers.COMPOSERS`.
-        on_step: called after each denoising step; its record counts the images of one composer.
+    The request's own composer does not count. ``on_step`` gets a record that counts the images of one composer.
 
     Raises:
         TaraError: as `Pipeline.generate`.
     """
     _, clock = clock_of(pipeline.base.device)
     # a stream restores the base after each image, so that several can take turns on one base
-    streams = {
-        name: pipeline.generate([with_composer(request, name)], batch_size=1, on_step=on_step) for name in composers
-    }
+    requests = [(name, with_composer(request, name)) for name in composers]
+    streams = [(name, pipeline.generate([own], batch_size=1, on_step=on_step)) for name, own in requests]
     for seed in request.seeds:
-        for name, stream in streams.items():
+        for name, stream in streams:
             with _counted(pipeline.base) as evaluations:
                 begun = clock()
                 image = next(stream).image
@@ -84,9 +79,9 @@ def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
 
 
 @contextmanager
-def _counted(base: Base) -> Generator[list[object]]:
+def _counted(base: Base) -> Generator[list[None]]:
     """An entry for each network evaluation in a ``with`` block: the first text layer runs once in each."""
-    evaluations: list[object] = []
+    evaluations: list[None] = []
 
     def count(*_: object) -> None:
         evaluations.append(None)
@@ -99,7 +94,7 @@ def _counted(base: Base) -> Generator[list[object]]:
 
 
 def costs(request: GenerationRequest, images: Composed) -> dict[str, dict[str, Any]]:
-    """The entry of each composer in ``results.json``.
+    """Each composer's entry in ``results.json``.
 
     ``time_ratio`` is None without images of `REFERENCE`, and with a single seed, whose time includes preparation.
     """
@@ -125,8 +120,8 @@ def _time_ratio(images: Sequence[ComposedImage], reference: Sequence[ComposedIma
 
 def grid(request: GenerationRequest, images: Composed) -> Grid:
     """One row per composer, one column per seed, of the first `SHOWN_SEEDS`."""
-    seeds = request.seeds
-    note = f"The first {SHOWN_SEEDS} of {len(seeds)} seeds." if len(seeds) > SHOWN_SEEDS else ""
+    shown, count = request.seeds[:SHOWN_SEEDS], len(request.seeds)
+    note = f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
     # a reader must know this before blaming a composer for adapters that were not made for it
     masked = [active.name for active in request.adapters if active.adapter.card.settings.get("token_mask")]
     plain = [name for name in images if not COMPOSERS[name].masked]
@@ -135,20 +130,15 @@ def grid(request: GenerationRequest, images: Composed) -> Grid:
             f" {', '.join(masked)} learned with token masks, each on its own word; {', '.join(plain)} let adapters act "
             "on all tokens. Compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
         )
-    rows = [
-        Row(label=name, images=tuple(shrunk(one.image, SHOWN_SIDE) for one in of[:SHOWN_SEEDS]))
-        for name, of in images.items()
-    ]
-    columns = tuple(f"seed {seed}" for seed in seeds[:SHOWN_SEEDS])
-    return Grid(title=request.prompt, columns=columns, rows=tuple(rows), note=note.strip())
+    rows = tuple(Row(label=name, images=tuple(one.image for one in of[:SHOWN_SEEDS])) for name, of in images.items())
+    return Grid(title=request.prompt, columns=tuple(f"seed {seed}" for seed in shown), rows=rows, note=note.strip())
 
 
 def table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
     """The result of `costs` as a table."""
-    ratios = {name: of["time_ratio"] for name, of in costs.items()}
-    rows = [
-        (name, str(of["evaluations"]), f"{ratios[name]:.2f}" if ratios[name] else "", of["description"])
-        for name, of in costs.items()
-    ]
+    rows: list[tuple[str, ...]] = []
+    for name, of in costs.items():
+        ratio = "" if of["time_ratio"] is None else f"{of['time_ratio']:.2f}"
+        rows.append((name, str(of["evaluations"]), ratio, of["description"]))
     headings = ("composer", "network evaluations", "time ratio", "what it does")
     return Table(headings=headings, rows=tuple(rows), title="Cost of an image", note=NOTE)

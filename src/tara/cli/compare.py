@@ -23,7 +23,6 @@ from tara.storage.lock import claimed
 if TYPE_CHECKING:
     from tara.analysis.comparison import ComposedImage
     from tara.inference.pipeline import Pipeline
-    from tara.report.grid import Table
 
 ALL = ",".join(COMPOSERS)
 
@@ -78,7 +77,7 @@ def _generate(pipeline: Pipeline, asked: Asked, names: Sequence[str], out: Path)
 
 
 def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[ComposedImage]], typed: str) -> None:
-    """The sheet, the page and the costs, which are also printed."""
+    """Write the sheet, the page and the costs, and print the costs."""
     from tara.analysis.comparison import clock_of, costs, grid, table
     from tara.report.page import PAGE, page
     from tara.report.sheet import contact_sheet
@@ -86,6 +85,7 @@ def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[C
 
     request, device = asked.request, pipeline.base.device
     by_composer, shown = costs(request, images), grid(request, images)
+    costs_table = table(by_composer)
     results = {
         "prompt": request.prompt,
         "seeds": request.seeds,
@@ -96,20 +96,11 @@ def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[C
         "versions": versions(device),
         "command": typed,
     }
-    lead = "One prompt with the same adapters and seeds, generated with every composer."
-    html = page(title=request.prompt, lead=lead, grids=[shown], tables=[table(by_composer)], command=typed)
+    lead = "One prompt, the same adapters and seeds, every composer."
+    html = page(title=request.prompt, lead=lead, grids=[shown], tables=[costs_table], command=typed)
     atomic_write(out / "sheet.png", contact_sheet(shown).save)
     atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / PAGE, html.encode())
-    _print(table(by_composer))
+    for composer, evaluations, ratio, _ in costs_table.rows:
+        say(f"{composer:>10}: {evaluations} network evaluations, time ratio {ratio or '-'}")
     say(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")
-
-
-def _print(table: Table) -> None:
-    from rich import box, print
-    from rich.table import Table as RichTable
-
-    shown = RichTable(*table.headings, box=box.SIMPLE_HEAD)
-    for row in table.rows:
-        shown.add_row(*row)
-    print(shown)

@@ -25,12 +25,10 @@ def page(
 ) -> str:
     """Build a page: images first, then plots and tables, last the command that made them.
 
-    Every text is escaped, and the page forbids scripts and addresses. Images are embedded as PNG, those of grids with
-    at most twice the pixels of a side that the page shows.
+    Every text is escaped, and the page forbids scripts and addresses; images are embedded as PNG.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tara.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
+    loader = jinja2.PackageLoader("tara.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["embedded"] = embedded
     return environment.get_template("page.html").render(
         title=title,

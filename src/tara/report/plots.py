@@ -11,15 +11,10 @@ COLOURS = ("#2f6db5", "#d2642a", "#3c8d5a", "#8a4fa3", "#b5892f", "#5d6b78")
 LONGEST_OF_TWO = 36  # characters of a name, where the legend has two columns
 
 
-def loss_curve(
-    series: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "Training loss", unit: str = "loss"
-) -> bytes:
-    """Plot one curve per name, each step faint and the running mean bold, as a PNG of 1120 x 630 pixels.
+def loss_curve(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
+    """Plot the pairs (step, loss) of each name, steps faint and the running mean bold, as a PNG of 1120 x 630 pixels.
 
-    Args:
-        series: pairs (step, value) in the order of the steps; values that are not finite are left out.
-        title: over the plot.
-        unit: what the vertical axis measures.
+    Losses that are not finite are left out.
     """
     from matplotlib.figure import Figure  # here, because it takes a second to import
 
@@ -32,9 +27,9 @@ def loss_curve(
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
             axes.plot(steps, running_mean(values), color=colour, linewidth=2.0, label=name)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color="#222222")
+    axes.set_title("Training loss", loc="left", fontsize=12, fontweight="bold", color="#222222")
     axes.set_xlabel("step", color="#555555")
-    axes.set_ylabel(unit, color="#555555")
+    axes.set_ylabel("loss", color="#555555")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")

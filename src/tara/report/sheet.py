@@ -10,9 +10,7 @@ from tara.report.grid import Grid
 BACKGROUND, INK = "#ffffff", "#1c1f23"
 MARGIN, GAP = 20, 10
 SMALLEST, LARGEST = 176, 384  # longest side of an image in pixels, unless another is asked for
-
-Block = tuple[int, Image.Image]
-"""Text or an image, and its distance from the left."""
+Block = tuple[int, Image.Image]  # text or an image, and its distance from the left
 
 
 def contact_sheet(grid: Grid, *, side: int | None = None) -> Image.Image:
