@@ -99,7 +99,7 @@ def _number(text: str, key: str, value: str) -> float:
 
 
 def as_active_adapter(adapter: AdapterLike) -> ActiveAdapter:
-    """Whatever names an adapter, loaded and with its options."""
+    """An adapter in any of its forms, loaded and with its options."""
     if isinstance(adapter, ActiveAdapter):
         return adapter
     if isinstance(adapter, Adapter):

@@ -1,6 +1,6 @@
 """Requests to images: ``tara.Pipeline``."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,9 @@ class Pipeline:
         """
         if batch_size < 1:
             raise TaraError(f"batch_size is {batch_size}. Give 1 or more.")
-        settings = self._with_defaults(requests[0].settings)
+        settings = requests[0].settings
+        if settings.guidance_scale is None:
+            settings = settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})
         assert all(one.settings == requests[0].settings for one in requests), "one settings model for all requests"
         rows = prompt_rows(
             self.base,
@@ -189,24 +191,22 @@ class Pipeline:
             offload(pipe, self.base.device)
         done = 0
         ready: tuple[list[PromptRow], PreparedBatch] | None = None
-        for batch in _batches([row for _, row, _ in jobs], batch_size):
-            own = [jobs[number] for number in batch]
-            batch_rows = [row for _, row, _ in own]
+        for numbers in _batches([row for _, row, _ in jobs], batch_size):
+            batch = [jobs[number] for number in numbers]
+            batch_rows = [row for _, row, _ in batch]
             if ready is None or ready[0] != batch_rows:  # once per prompt, not once per batch
                 ready = batch_rows, prepared_batch(self.base, pipe, batch_rows, settings, cache=self._texts)
-            progress = _Progress(on_step, done, len(batch), len(jobs))
-            with applied(self.base, ready[1]), compiler_failures():
-                images = _call(
-                    pipe, settings, [seed for *_, seed in own], progress, {**ready[1].arguments, **arguments}
-                )
-            done += len(batch)
-            for number, (request, _, seed), image in zip(batch, own, images, strict=True):
-                yield GeneratedImage(number, seed, image, request)
 
-    def _with_defaults(self, settings: GenerationSettings) -> GenerationSettings:
-        if settings.guidance_scale is not None:
-            return settings
-        return settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})
+            def report(step: int, steps: int, done: int = done, size: int = len(batch)) -> None:
+                if on_step is not None:
+                    on_step(DenoisingStep(step, steps, done, size, len(jobs)))
+
+            with applied(self.base, ready[1]), compiler_failures():
+                seeds = [seed for *_, seed in batch]
+                images = _call(pipe, settings, seeds, report, **{**ready[1].arguments, **arguments})
+            done += len(batch)
+            for number, (request, _, seed), image in zip(numbers, batch, images, strict=True):
+                yield GeneratedImage(number, seed, image, request)
 
 
 def _task(base: Base, settings: GenerationSettings) -> tuple[Any, dict[str, Any]]:
@@ -249,10 +249,15 @@ def _fitted(image: Image.Image, settings: GenerationSettings, resolution: int) -
 
 
 def _call(
-    pipe: Any, settings: GenerationSettings, seeds: Sequence[int], progress: "_Progress", arguments: Mapping[str, Any]
+    pipe: Any, settings: GenerationSettings, seeds: Sequence[int], on_step: Callable[[int, int], None], **arguments: Any
 ) -> list[Image.Image]:
+    """One call of a stock pipeline; ``on_step`` gets the number of finished steps and of all."""
+    finished = 0
+
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress.report(int(pipe.num_timesteps))
+        nonlocal finished
+        finished += 1  # second-order schedulers take more steps than they were asked for
+        on_step(finished, max(int(pipe.num_timesteps), finished))
         return tensors
 
     output = pipe(
@@ -263,22 +268,6 @@ def _call(
         callback_on_step_end=after_step,
     )
     return list(output.images)
-
-
-@dataclass
-class _Progress:
-    """Reports each step of a batch."""
-
-    on_step: OnStep | None
-    done: int
-    batch: int
-    images: int
-    step: int = 0
-
-    def report(self, steps: int) -> None:
-        self.step += 1  # second-order schedulers take more steps than they were asked for
-        if self.on_step is not None:
-            self.on_step(DenoisingStep(self.step, max(steps, self.step), self.done, self.batch, self.images))
 
 
 def _batches(rows: Sequence[PromptRow], size: int) -> Iterator[list[int]]:

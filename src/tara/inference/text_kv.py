@@ -1,7 +1,7 @@
 """Adapters and prompts to the text's keys and values, once for all denoising steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -93,13 +93,11 @@ def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[Ma
             low_rank = own.active.adapter.text_kv.get(f"{layer}.{name}")
             if low_rank is not None:
                 precise = torch.promote_types(own.inputs.dtype, torch.float32)
-                projected[number] = add_masked_delta(
-                    projected[number],
-                    low_rank.to(own.inputs.device, precise),
-                    own.inputs.to(precise),
-                    own.positions,
-                    own.active.weight,
-                )
+                delta = low_rank.to(own.inputs.device, precise)
+                # with a concept axis, as in training: products of a batch round differently from those of a matrix
+                delta = replace(delta, a=delta.a[None], b=delta.b[None])
+                inputs = own.inputs[None].to(precise)
+                projected[number] = add_masked_delta(projected[number], delta, inputs, own.positions, own.active.weight)
     return projected[0], projected[1]
 
 
