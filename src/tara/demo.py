@@ -80,8 +80,8 @@ class Column:
 
 COLUMNS = (
     *(Column(name="alone", heading=f"{role.name} alone", roles=(role,)) for role in CAST),
-    Column(name="tara", heading="TARA: each adapter on its own word"),
-    Column(name="tara_sum", heading="the same adapters, token masks off", composer="sum"),
+    Column(name="tara", heading="both with TARA"),
+    Column(name="tara_sum", heading="both, token masks off", composer="sum"),
     Column(name="plain_sum", heading="plain LoRAs, summed", training="plain", composer="sum"),
 )
 TRAININGS: Mapping[str, Mapping[str, Any]] = {"tara": {}, "plain": {"token_mask": False, "alignment_loss": "off"}}

@@ -7,12 +7,8 @@ from pydantic import BaseModel
 
 def flags(settings: BaseModel) -> list[str]:
     """The flags that give these settings: those that differ from their defaults."""
-    changed: list[str] = []
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if field.is_required() or value != field.get_default(call_default_factory=True):
-            changed += _flag(name.replace("_", "-"), value)
-    return changed
+    changed = settings.model_dump(exclude_defaults=True)
+    return [word for name, value in changed.items() for word in _flag(name.replace("_", "-"), value)]
 
 
 def _flag(flag: str, value: Any) -> list[str]:
