@@ -167,7 +167,7 @@ class Comparison:
             with baselines.published(pipe.unet, dense[:count]):
                 yield call
 
-        size = _dense_bytes(self.attention[0], self.pipe.unet.dtype)
+        size = dense_bytes(self.attention[0], self.pipe.unet.dtype)
         # one adapter's size more, for fusing beside the weights
         limit = free_bytes(self.device) - size - MARGIN if self.most_bytes is None else self.most_bytes
         for count in self.counts.published:
@@ -249,7 +249,8 @@ class Comparison:
         return self.cross_kv[speed.WORDS.index(word)]
 
 
-def _dense_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+def dense_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+    """Size of an adapter's layers as dense matrices."""
     return sum(low_rank.d_in * low_rank.d_out for low_rank in adapter.layers.values()) * dtype.itemsize
 
 

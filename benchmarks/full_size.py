@@ -37,13 +37,14 @@ import tara
 from tara.adapters.adapter import Adapter
 from tara.families.base import Base
 from tara.families.single_file import CONFIGS, ORIGINALS, clip_tokenizer
+from tara.training.concepts import check_inputs
 from tara.training.loop import Training
 from tara.training.settings import ConceptSettings, concept_settings, train_settings
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 SUBJECTS = {"dog": "xlo", "cat": "szn"}
 """Folders of the data set, whose table has their class words, and the rare words for them."""
-RESOLUTION = 256
+RESOLUTION, RANK = 256, 8
 Moment = tuple[float, float]
 
 
@@ -126,13 +127,14 @@ def measure(family: str, photos: Path, steps: int, threads: int) -> dict[str, An
     pipe.set_progress_bar_config(disable=True)
     settings = train_settings(
         base=family,
+        rank=RANK,
         steps=steps,
         resolution=RESOLUTION,
         flip=False,
         gradient_checkpointing=fit.gradient_checkpointing,
     )
     concepts = [concept_settings(images=photos / folder, rare_word=word) for folder, word in SUBJECTS.items()]
-    training = journal.measure("caching", lambda: Training(concepts, settings, Base(pipe)))
+    training = journal.measure("caching", lambda: Training(check_inputs(concepts, settings, Base(pipe))))
     records = journal.measure("training_step", lambda: list(training.steps()), steps)
     adapters = training.adapters()
     denoising = compose(pipe, concepts, adapters, steps, journal)

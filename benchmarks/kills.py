@@ -128,9 +128,7 @@ def _command(arguments: list[str], before: Callable[[], object]) -> None:
     if not os.environ.get("KILLS_SPEAK"):
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # the default one is shared by all forks: one that dies with it blocks the others
+    tqdm.set_lock(threading.RLock())  # the default one is shared by all forks: one that dies with it blocks the others
     before()
     sys.exit(tara_command(arguments))
 

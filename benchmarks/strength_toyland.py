@@ -24,7 +24,7 @@ from result_files import check, command_line
 
 from tara.errors import TaraWarning
 from tara.inference.binding import ActiveAdapter
-from tara.inference.strength import MOST, strengths
+from tara.inference.strength import LARGEST_RATIO, strengths
 
 STRENGTH = "strength"
 SUBJECTS_SEED = 7
@@ -83,14 +83,15 @@ def _judged(
 
 def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Whether the warning's bound lies between trained adapters and noise."""
-    beyond = [row["class_seen"] for row in rows if row["largest_ratio"] > MOST]
-    within = [row["class_seen"] for row in rows if row["largest_ratio"] <= MOST / 2]
+    beyond = [row["class_seen"] for row in rows if row["largest_ratio"] > LARGEST_RATIO]
+    within = [row["class_seen"] for row in rows if row["largest_ratio"] <= LARGEST_RATIO / 2]
     trained = max(row["largest_ratio"] for row in rows if row["weight"] == 1)
-    share = sum(within) / len(within)
+    share, noise = sum(within) / len(within), sum(beyond) / len(beyond)
+    bound = LARGEST_RATIO
     return [
-        check(f"images within {MOST / 2:g} times that show the class, share", share, f">= {SURE}", share >= SURE),
-        speed.at_most(f"images beyond {MOST:g} times that show the class, share", sum(beyond) / len(beyond), CHANCE),
-        speed.at_most("largest ratio of an adapter at weight 1", trained, MOST),
+        check(f"images within {bound / 2:g} times that show the class, share", share, f">= {SURE}", share >= SURE),
+        speed.at_most(f"images beyond {bound:g} times that show the class, share", noise, CHANCE),
+        speed.at_most("largest ratio of an adapter at weight 1", trained, bound),
     ]
 
 

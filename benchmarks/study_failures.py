@@ -21,7 +21,7 @@ CAUSES = {
     "wrong class": "another thing stands in its place: layout, or a value that carries a class",
     "swapped": "it looks most like another subject of the prompt: keys that find the wrong place",
     "blended": "some of its features are another subject's: attention that is shared",
-    "unlike itself": "its own features are wrong, and nobody's in the prompt: what the adapter or the base can generate",
+    "unlike itself": "its own features are wrong, and nobody's in the prompt: what the adapter or base can generate",
 }
 """What can be wrong with a subject, the gravest first, and what that points to."""
 WORST = 24

@@ -37,9 +37,11 @@ from study_variants import DEFAULT, QUICK, STYLE_WAYS, VARIANTS, Variant, Way
 from toyland_cast import SAMPLING_STEPS, Group, Member, OnProgress, Outcome
 
 from tara.adapters.adapter import Adapter, load_adapter
-from tara.analysis.attention import attend
+from tara.analysis.attention import record_attention
 from tara.evaluation.statistics import format_ci, interval, paired_difference
 from tara.inference.binding import ActiveAdapter
+from tara.inference.request import GenerationRequest
+from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write
 from tara.training.settings import ConceptSettings, train_settings
 
@@ -175,15 +177,14 @@ class Study:
             adapters = self.adapters(variant.way, lambda part: None)
             values: list[tuple[Group, float]] = []
             for group in self.groups:
-                (attended,) = attend(
-                    self.world.pipeline,
-                    study.prompt(self.members, group, study.place_of(group, seed)),
-                    [adapters[i] for i in group],
-                    [seed],
-                    steps=SAMPLING_STEPS,
-                    composer=variant.composer,
+                request = GenerationRequest(
+                    prompt=study.prompt(self.members, group, study.place_of(group, seed)),
+                    adapters=tuple(ActiveAdapter(adapters[i]) for i in group),
+                    seeds=(seed,),
+                    settings=GenerationSettings(steps=SAMPLING_STEPS, composer=variant.composer),
                 )
-                values += [(group, score.alignment) for score in attended.scores]
+                (attention,) = record_attention(self.world.pipeline, request)
+                values += [(group, score.alignment) for score in attention.scores]
             write(kept, values)
         return [(tuple(group), value) for group, value in json.loads(kept.read_text(encoding="utf-8"))]
 

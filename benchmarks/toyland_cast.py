@@ -20,6 +20,7 @@ from tara.evaluation.scores import Detections, ImageScore, score
 from tara.families.base import Base
 from tara.families.loading import load_base
 from tara.inference.pipeline import Pipeline
+from tara.training.concepts import check_inputs
 from tara.training.loop import Training
 from tara.training.settings import ConceptSettings, TrainSettings, concept_settings, train_settings
 from toyland.captions import PLACES, bare_caption, full_caption
@@ -31,6 +32,7 @@ from toyland.world import UNNAMED_STYLES, Subject, Thing, random_scene
 
 SETTINGS: dict[str, Any] = {
     "base": str(toyland.BASE),
+    "rank": 8,
     "steps": 400,
     "batch_size": 4,
     "learning_rate": 3e-3,
@@ -158,7 +160,7 @@ def train(
     **settings: Any,
 ) -> list[Adapter]:
     """One adapter per concept, all in one run: each comes out as if trained alone."""
-    run = training(concepts, train_settings(**settings), base)
+    run = training(check_inputs(concepts, train_settings(**settings), base))
     for record in run.steps():
         on_progress(record.index / record.steps)
     return run.adapters()

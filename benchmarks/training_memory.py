@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 from training_speed import concepts_in
 
 from tara.families.base import Base
+from tara.training.concepts import check_inputs
 from tara.training.loop import Training
 from tara.training.settings import train_settings
 
@@ -90,10 +91,16 @@ def measure(
     speed.set_up_process()
     pipe = speed.build_pipeline(shape, device)
     settings = train_settings(
-        base=family, steps=STEPS, resolution=pixels, flip=False, gradient_checkpointing=checkpointing
+        base=family,
+        rank=speed.RANK,
+        steps=STEPS,
+        batch_size=1,
+        resolution=pixels,
+        flip=False,
+        gradient_checkpointing=checkpointing,
     )
     with tempfile.TemporaryDirectory() as folder, LiveBytes(device) as live:
-        training = Training(concepts_in(Path(folder), 1), settings, Base(pipe))
+        training = Training(check_inputs(concepts_in(Path(folder), 1), settings, Base(pipe)))
         caching, kept = live.most, live.now
         live.forget_peak()
         after_forward: list[int] = []

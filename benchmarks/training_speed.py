@@ -37,6 +37,7 @@ import toyland
 from tara.families.base import Base
 from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
+from tara.training.concepts import check_inputs
 from tara.training.loop import Training
 from tara.training.run.run import train_recipe
 from tara.training.settings import ConceptSettings, Recipe, Targets, concept_settings, train_settings
@@ -70,9 +71,15 @@ def stepping(
     """A training in progress; each call is one whole step."""
     base.onload()  # on a GPU an earlier training has offloaded parts of the base
     settings = train_settings(
-        base=base.family.name, targets=targets, steps=MORE_STEPS_THAN_TIMED, resolution=pixels, flip=False
+        base=base.family.name,
+        targets=targets,
+        rank=speed.RANK,
+        steps=MORE_STEPS_THAN_TIMED,
+        batch_size=1,
+        resolution=pixels,
+        flip=False,
     )
-    steps = Training(concepts, settings, base).steps()
+    steps = Training(check_inputs(concepts, settings, base)).steps()
     next(steps)  # which also encodes the caption and allocates the optimiser's averages
     return lambda: next(steps)
 
@@ -151,7 +158,9 @@ def _per_concept(row: Mapping[str, Any]) -> dict[str, Any]:
 def whole_run(concepts: Sequence[ConceptSettings], steps: int) -> tuple[float, int]:
     """Train in this process, which was started for it; its CPU seconds, and its maximum resident memory in MiB."""
     speed.set_up_process()
-    settings = train_settings(base=str(toyland.BASE), device="cpu", threads=1, steps=steps, batch_size=1)
+    settings = train_settings(
+        base=str(toyland.BASE), device="cpu", threads=1, steps=steps, rank=speed.RANK, batch_size=1
+    )
     train_recipe(Recipe(settings=settings, concepts=tuple(concepts)))
     return time.process_time(), full_size.peak_memory() >> 20
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tara.cli.exit_codes import outcome
+from tara.cli.exit_codes import run_command
 
 
 def train() -> None:
@@ -33,4 +33,4 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(outcome(train, shared=True))
+    sys.exit(run_command(train, distributed=True))

@@ -22,3 +22,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` with a leading space when a ``known`` name is close to ``name``, else nothing."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(failure: BaseException) -> str:
+    """The first line of another library's message, or the failure's type when it has none."""
+    return next(iter(str(failure).strip().splitlines()), type(failure).__name__)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SOURCES = Path(__file__).parents[2] / "src"
 sys.path.insert(0, str(BENCHMARKS))
-import giants  # noqa: E402
 import hostile  # noqa: E402
+import stress_cases  # noqa: E402
 
 from tara.adapters.adapter import load_adapter  # noqa: E402
 from tara.adapters.formats.peft_config import Pattern  # noqa: E402
@@ -29,25 +29,25 @@ from tara.storage.safetensors_file import MOST_HEADER, opened  # noqa: E402
 
 READERS = {reader.name: reader for reader in hostile.readers()}
 HUGE = "MiB", "10^6", "150,000", "13,000", "178,000,000", "50,000", "10^5 in float"
-"""Giants that take long to write; `benchmarks/fuzz.py` has them all."""
+"""Stress cases that take long to write; `benchmarks/fuzz.py` has them all."""
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32))
-def test_a_spoiled_file_is_read_or_refused_in_one_sentence(name: str, seed: int):
+def test_a_mutated_file_is_read_or_refused_in_one_sentence(name: str, seed: int):
     reader, chance = READERS[name], random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         for beside, content in (reader.beside or {}).items():
             (Path(folder) / beside).write_bytes(content)
         path = Path(folder) / reader.file
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(hostile.spoiled(chance.choice(reader.samples), chance, reader.samples))
+        path.write_bytes(hostile.mutated(chance.choice(reader.samples), chance, reader.samples))
         assert len(told(reader, path).splitlines()) == 1
 
 
-def told(reader: hostile.Reader | giants.Giant, path: Path) -> str:
+def told(reader: hostile.Reader | stress_cases.StressCase, path: Path) -> str:
     """What a person is told of a file: that it was read, or the sentence that refuses it."""
     try:
         reader.read(path)
@@ -56,15 +56,15 @@ def told(reader: hostile.Reader | giants.Giant, path: Path) -> str:
     return "read"
 
 
-def small_giants() -> Iterator[giants.Giant]:
-    yield from (giant for giant in giants.giants() if not any(size in giant.name for size in HUGE))
+def small_cases() -> Iterator[stress_cases.StressCase]:
+    yield from (case for case in stress_cases.stress_cases() if not any(size in case.name for size in HUGE))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore::UserWarning")
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("giant", list(small_giants()), ids=lambda giant: giant.name)
-def test_a_file_that_no_chance_makes_is_read_or_refused_soon(giant: giants.Giant, tmp_path: Path):
-    assert len(told(giant, giant.write(tmp_path)).splitlines()) == 1
+@pytest.mark.parametrize("case", list(small_cases()), ids=lambda case: case.name)
+def test_a_stress_case_is_read_or_refused_soon(case: stress_cases.StressCase, tmp_path: Path):
+    assert len(told(case, case.write(tmp_path)).splitlines()) == 1
 
 
 def test_a_header_of_more_than_16_mib_is_not_read(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Counting operations: shapes alone are enough, and the text's share is what a prepared step does without."""
+"""Counting operations: shapes alone are enough, and the text's share is what a prepared step saves."""
 
 from types import ModuleType
 

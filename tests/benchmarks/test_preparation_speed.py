@@ -1,34 +1,17 @@
-"""The speed of preparing in its tiny form: its rows are there, and switching adapters neither writes nor recompiles."""
+"""The speed of preparing on a tiny base: its rows are there, and switching adapters neither writes nor recompiles."""
 
-from collections.abc import Callable
-from pathlib import Path
+import json
+import subprocess
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
-import tiny_bases
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+import tara.inference.pipeline
 
 
-@pytest.fixture
-def benchmark(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, with words that the tiny tokenizer can fit."""
-    monkeypatch.setattr(benchmark.speed, "WORDS", ("dog", "cat", "car", "toy", "house", "robot", "rex", "tom"))
-    return benchmark
-
-
-@pytest.mark.parametrize(
-    ("family", "build"), [("sd15", tiny_bases.sd_pipeline), ("sdxl", tiny_bases.sdxl_pipeline)], ids=["sd15", "sdxl"]
-)
-def test_switching_adapters_writes_no_weight_and_recompiles_nothing(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, family: str, build: Callable[[], Any]
-):
-    monkeypatch.setattr(benchmark.speed, "random_pipeline", lambda _: build())
-    shape = benchmark.speed.Shape(configs="sd1", dtype=torch.float32, pixels=64, own_pixels=64)
-    rows = benchmark.measure(family, shape, rounds=1, adapters=8)
+def test_switching_adapters_writes_no_weight_and_recompiles_nothing(benchmark: ModuleType, family: Any, shape: Any):
+    rows = benchmark.measure(family.name, shape, rounds=1, adapters=8)
     assert {row["part"] for row in rows} == {"preparing", "loading", "memory", "switching"}
     (switching,) = [row for row in rows if row["part"] == "switching"]
     assert (switching["weights_changed"], switching["recompilations"]) == (0, 0)
@@ -43,7 +26,33 @@ def test_switching_adapters_writes_no_weight_and_recompiles_nothing(
     ]
 
 
-def test_commands_are_started_until_their_first_step(benchmark: ModuleType):
+def test_commands_are_started_until_their_first_step(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> None:
+        """Instead of new processes: the first start of the second command, in this one."""
+        started.append(command)
+        if command not in started[:-1] and command[1] == "-c":
+            with pytest.raises(FirstStepDone):
+                run_until_first_step(command[2], command[3])
+
+    def run_until_first_step(code: str, arguments: str) -> None:
+        def end(status: int) -> None:
+            raise FirstStepDone(status)
+
+        monkeypatch.setattr("os._exit", end)
+        # the code puts its own in place of it
+        monkeypatch.setattr(tara.inference.pipeline, "DenoisingStep", tara.inference.pipeline.DenoisingStep)
+        monkeypatch.setattr("sys.argv", ["-c", arguments])
+        exec(code, {"__name__": "__main__"})
+
+    monkeypatch.setattr(subprocess, "run", run)
     rows = benchmark.starting(rounds=1)
     assert [row["case"] for row in rows] == ["tara --help", "tara generate, first denoising step"]
     assert [one["name"] for one in benchmark.checks_of(rows)] == ["tara --help, seconds"]
+    assert [command[1:3] for command in started[:2]] == [["-m", "tara"]] * 2
+    assert json.loads(started[-1][3])[0] == "generate"
+
+
+class FirstStepDone(BaseException):
+    """In place of the end of a process."""

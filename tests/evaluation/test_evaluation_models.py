@@ -1,10 +1,9 @@
-"""Detectors and encoders: tiny ones of every kind, and the sight that is made of them, with stand-ins whose answers
-are known."""
+"""Detectors and encoders, tiny ones of every type, and the cache of their outputs."""
 
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,14 @@ from transformers import AutoModel
 import tiny_models
 from tara.cli import main
 from tara.errors import TaraError, TaraWarning
-from tara.evaluation.detectors import Detector
-from tara.evaluation.encoders import ClipEncoder, VisionEncoder
 from tara.evaluation.features import FeatureCache
-from tara.evaluation.models import Models
-from tara.evaluation.open_vocabulary import DetectorScorer, thresholds
-from tara.evaluation.scores import score
-from tara.evaluation.subjects import Picture, Subject
-from tara.inference.provenance import Origin, png_with_origin
+from tara.evaluation.models import ClipEncoder, Detector, VisionEncoder
+from tara.families.settings import BaseSettings
+from tara.inference.provenance import Provenance, png_with_provenance
 from training_fixtures import photo_folder
 
 CPU = torch.device("cpu")
-RED, BLUE, GREEN = (250, 10, 10), (10, 10, 250), (10, 250, 10)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one model of every kind."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("dinov2", "dino", "clip", "owlv2", "grounding_dino"):
-        getattr(tiny_models, name)(folder / name)
-    return folder
+ON_TINY = BaseSettings(base="tiny")
 
 
 def noise(seed: int, size: tuple[int, int] = (48, 32)) -> Image.Image:
@@ -46,9 +32,9 @@ def noise(seed: int, size: tuple[int, int] = (48, 32)) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", ["owlv2", "grounding_dino"])
-def test_a_detector_tells_boxes_inside_the_picture_the_surest_first(tiny: Path, name: str):
+def test_a_detector_returns_boxes_inside_the_image_by_descending_confidence(tiny: Path, name: str):
     detector = Detector(str(tiny / name), CPU, confidence=0.0)
-    found = [detector.find(image, "dog") for image in (noise(0), noise(1, (32, 64)), noise(2, (64, 64)))]
+    found = [detector.detect(image, "dog") for image in (noise(0), noise(1, (32, 64)), noise(2, (64, 64)))]
     assert sum(map(len, found)) > 0
     for boxes in found:
         assert boxes.shape[1] == 5
@@ -56,10 +42,10 @@ def test_a_detector_tells_boxes_inside_the_picture_the_surest_first(tiny: Path, 
         assert (boxes[:, :2] < boxes[:, 2:4]).all()
         assert (boxes[:, 2:4] <= 1).all()
         assert (np.diff(boxes[:, 4]) <= 0).all()
-    assert len(Detector(str(tiny / name), CPU, confidence=1.0).find(noise(0), "dog")) == 0
+    assert len(Detector(str(tiny / name), CPU, confidence=1.0).detect(noise(0), "dog")) == 0
 
 
-def test_an_encoder_tells_the_class_token_at_length_1(tiny: Path):
+def test_an_encoder_returns_the_class_token_with_length_1(tiny: Path):
     encoder = VisionEncoder(str(tiny / "dinov2"), CPU)
     vectors = encoder.images([noise(0), noise(1)])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
@@ -70,7 +56,7 @@ def test_an_encoder_tells_the_class_token_at_length_1(tiny: Path):
     np.testing.assert_allclose(vectors[1], (plain / plain.norm()).numpy(), atol=1e-5)
 
 
-def test_clip_tells_pictures_and_sentences_in_one_space(tiny: Path):
+def test_clip_maps_images_and_texts_to_one_space(tiny: Path):
     encoder = ClipEncoder(str(tiny / "clip"), CPU)
     images, texts = encoder.images([noise(0), noise(1)]), encoder.texts(["a dog", "a dog on a beach " * 40])
     assert images.shape == texts.shape == (2, 16)
@@ -82,7 +68,7 @@ def test_the_first_dino_is_read_without_its_pooler(tiny: Path):
 
 
 @pytest.mark.parametrize(
-    ("class_word", "name", "said"),
+    ("kind", "name", "said"),
     [
         (VisionEncoder, "facebook/dinov2-base", "`hf download facebook/dinov2-base`"),
         (VisionEncoder, "clip", "is of the type clip. Give a model of one of these: dinov2"),
@@ -102,11 +88,11 @@ def test_a_model_that_lacks_weights_is_refused(tiny: Path, tmp_path: Path):
     folder = shutil.copytree(tiny / "dinov2", tmp_path / "torn")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}), encoding="utf-8")
-    with pytest.raises(TaraError, match=r"is not whole: it lacks 'encoder\.layer\.1\."):
+    with pytest.raises(TaraError, match=r"is incomplete: it lacks 'encoder\.layer\.1\."):
         VisionEncoder(str(folder), CPU)
 
 
-def test_features_are_computed_once_even_when_asked_for_twice_at_a_time(tmp_path: Path):
+def test_features_are_computed_once_even_when_requested_twice_at_a_time(tmp_path: Path):
     asked: list[int] = []
 
     def compute(images: list[Image.Image]) -> list[NDArray[np.float32]]:
@@ -128,7 +114,7 @@ def test_features_are_computed_once_even_when_asked_for_twice_at_a_time(tmp_path
     assert sum(asked) in (4, 5)
 
 
-def test_a_flipped_bit_in_the_cache_is_told_and_the_features_are_made_anew(tmp_path: Path):
+def test_a_flipped_bit_in_the_cache_gives_a_warning_and_the_features_are_computed_again(tmp_path: Path):
     asked: list[int] = []
 
     def compute(images: list[Image.Image]) -> list[NDArray[np.float32]]:
@@ -147,119 +133,38 @@ def test_a_flipped_bit_in_the_cache_is_told_and_the_features_are_made_anew(tmp_p
     assert len(asked) == 5
 
 
-class Halves:
-    """A detector that sees a dog in the left half of every picture and a cat in the right one."""
-
-    key = "halves"
-
-    def find(self, image: Image.Image, kind: str) -> NDArray[np.float32]:
-        assert image.width == 2 * image.height
-        left, right = [0.0, 0.0, 0.5, 1.0, 0.9], [0.5, 0.0, 1.0, 1.0, 0.8]
-        boxes = {"dog": [left], "cat": [right], "toy": [left, right]}.get(kind, [])
-        return np.array(boxes, dtype=np.float32).reshape(-1, 5)
-
-
-class Colours:
-    """An encoder that sees the colour in the middle of a picture."""
-
-    key = "colours"
-
-    def images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        middles = [image.getpixel((image.width // 2, image.height // 2)) for image in images]
-        vectors = np.array(middles, dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def scorer(tmp_path: Path, *subjects: tuple[str, str, tuple[int, int, int]], **options: Any) -> DetectorScorer:
-    models = Models(detector=Halves(), dino=Colours(), names={})  # type: ignore[arg-type]
-    made: list[Subject] = []
-    for word, kind, colour in subjects:
-        photos = tmp_path / word
-        photos.mkdir()
-        for number in range(2):
-            Image.new("RGB", (64, 32), colour).save(photos / f"{number}.png")
-        made.append(Subject(rare_word=word, class_word=kind, photos=photos))
-    return DetectorScorer(models, made, FeatureCache(tmp_path / "cache", 4), **options)
-
-
-def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> Image.Image:
-    image = Image.new("RGB", (64, 32), left)
-    image.paste(right, (32, 0, 64, 32))
-    return image
-
-
-def looked(seeing: DetectorScorer, image: Image.Image) -> Any:
-    asked = Picture(path=Path("x"), series="", prompt="", seed=0, subjects=tuple(seeing.thresholds))
-    (seen,) = seeing.look([asked], [image])
-    return score(seen)
-
-
-def test_subjects_are_found_by_class_and_told_by_their_photos(tmp_path: Path):
-    seeing = scorer(tmp_path, ("xlo", "dog", RED), ("szn", "cat", BLUE))
-    right, swapped = looked(seeing, halves(RED, BLUE)), looked(seeing, halves(BLUE, RED))
-    assert right.success
-    assert right.values()["identity"] == {0: pytest.approx(1), 1: pytest.approx(1)}
-    assert right.values()["leakage"] == {0: 0.0, 1: 0.0}
-    assert not swapped.success
-    assert [one.looks_like for one in swapped.subjects] == [1, 0]
-    assert swapped.values()["leakage"][0] > 0.8
-
-
-def test_two_of_one_class_are_told_apart_wherever_they_stand(tmp_path: Path):
-    seeing = scorer(tmp_path, ("xlo", "toy", RED), ("szn", "toy", BLUE))
-    found = looked(seeing, halves(BLUE, RED))
-    assert found.success
-    assert [one.box[0] for one in found.subjects if one.box] == [0.5, 0.0]
-    assert not looked(seeing, halves(BLUE, BLUE)).success
-
-
-def test_what_the_detector_does_not_find_is_absent(tmp_path: Path):
-    found = looked(scorer(tmp_path, ("xlo", "dog", RED), ("kib", "house", BLUE)), halves(RED, BLUE))
-    assert [one.present for one in found.subjects] == [True, False]
-
-
-def test_the_threshold_is_half_way_between_own_and_other_photos(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    photos = [rng.normal(size=(count, 5)) for count in (3, 4, 1)]
-    photos = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in photos]
-    own = [float(np.dot(a, b)) for i, a in enumerate(photos[0]) for j, b in enumerate(photos[0]) if i != j]
-    others = [np.mean([float(np.dot(a, b)) for a in photos[0] for b in photos[n]]) for n in (1, 2)]
-    assert thresholds(photos)[0] == pytest.approx((np.mean(own) + max(others)) / 2)
-    assert thresholds(photos[2:]) == [0.5]
-    given = scorer(tmp_path, ("xlo", "dog", RED), same_subject=0.25)
-    assert list(given.thresholds.values()) == [0.25]
-
-
-def test_a_folder_is_scored_with_real_models_and_a_second_time_from_what_is_kept(tiny: Path, here: Path):
+def test_a_folder_is_scored_with_real_models_and_a_second_time_from_the_cache(tiny: Path, here: Path):
     photo_folder(here / "rex", seed=1)
     photo_folder(here / "tom", seed=2)
     (here / "out").mkdir()
     prompt = "a xlo dog and a szn cat"
     for seed in range(2):
-        png = png_with_origin(noise(seed), Origin(prompt=prompt, seed=seed))
+        png = png_with_provenance(noise(seed), Provenance(base=ON_TINY, prompt=prompt, seed=seed))
         (here / "out" / f"{seed}.png").write_bytes(png)
     command = ["evaluate", "folder", "out", "-r", "xlo dog=rex", "-r", "szn cat=tom", "--confidence", "0"]
     command += ["--detector", str(tiny / "owlv2"), "--dino", str(tiny / "dinov2")]
     encoders = ["--clip", str(tiny / "clip"), "--plain-dino", str(tiny / "dino")]
     assert main([*command, *encoders]) == 0
     found = json.loads((here / "evaluation" / "results.json").read_text(encoding="utf-8"))
-    figures = found["series"][0]["figures"]
+    metrics = found["series"][0]["metrics"]
     wanted = {"identity", "identity_clip_i", "leakage", "clip_t", "plain_clip_t", "plain_clip_i", "plain_dino"}
-    assert wanted <= {name for name, figure in figures.items() if figure}
+    assert wanted <= set(metrics)
     kept = {path: path.stat().st_mtime_ns for path in (here / "evaluation" / "cache").rglob("*.npy")}
     assert main([*command, *encoders]) == 0
     assert {path: path.stat().st_mtime_ns for path in (here / "evaluation" / "cache").rglob("*.npy")} == kept
     again = json.loads((here / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert again["series"] == found["series"]
     assert main([*command, "--plain-dino", "none", "--clip", "none", "--out", "less"]) == 0
-    less = json.loads((here / "less" / "results.json").read_text(encoding="utf-8"))["series"][0]["figures"]
+    less = json.loads((here / "less" / "results.json").read_text(encoding="utf-8"))["series"][0]["metrics"]
     assert wanted & set(less) == {"identity", "leakage"}
 
 
-def test_a_missing_model_is_told_before_anything_is_drawn_or_written(here: Path, refused: Any):
+def test_a_missing_model_is_reported_before_anything_is_generated_or_written(here: Path, refused: Any):
     photo_folder(here / "rex", seed=1)
     (here / "out").mkdir()
-    (here / "out" / "0.png").write_bytes(png_with_origin(noise(0), Origin(prompt="a xlo dog", seed=0)))
+    (here / "out" / "0.png").write_bytes(
+        png_with_provenance(noise(0), Provenance(base=ON_TINY, prompt="a xlo dog", seed=0))
+    )
     (here / "list.json").write_text('[{"file": "out/0.png", "prompt": "a xlo dog"}]', encoding="utf-8")
     said = refused("evaluate", "folder", "list.json", "-r", "xlo dog=rex")
     assert "`hf download google/owlv2-base-patch16-ensemble`" in said

@@ -8,7 +8,7 @@ import pytest
 from tara.evaluation.statistics import format_ci, interval, paired_difference
 
 
-def test_the_mean_is_over_values_and_the_interval_over_units():
+def test_the_mean_is_over_values_and_the_interval_over_clusters():
     values = [("a", 1.0), ("a", 1.0), ("a", 1.0), ("b", 0.0)]
     mean, low, high = interval(values)
     assert (mean, low, high) == (0.75, 0.0, 1.0)
@@ -41,5 +41,5 @@ def test_a_shared_rise_and_fall_does_not_widen_a_paired_difference():
     assert paired_difference(better, base, lambda key: key) == [0.1, 0.1, 0.1]
 
 
-def test_an_interval_is_spelled_for_a_table():
+def test_an_interval_is_formatted_for_a_table():
     assert format_ci([0.5, 0.25, 1.0]) == "0.50 [0.25, 1.00]"

@@ -1,1 +1,1 @@
-"""A base as loaded, one file per family: where the text's keys and values are, how prompts become tokens, what the network predicts. Knows nothing of adapter files."""
+"""Bases as loaded, and what differs between base families, one file each. Knows nothing of adapter files."""

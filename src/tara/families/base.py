@@ -1,8 +1,7 @@
 """A base as loaded: its pipeline, its family, and what training and inference ask of both."""
 
 import hashlib
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -67,8 +66,6 @@ class Base:
     def dtype(self) -> torch.dtype:
         return self.denoiser.dtype
 
-    # layers
-
     @cached_property
     def attention_layers(self) -> list[str]:
         """Paths of all attentions, self- and cross-."""
@@ -82,10 +79,9 @@ class Base:
 
     def target_layers(self, targets: str) -> list[str]:
         """Paths of the projections to train: ``cross_kv`` (the text's keys and values) or ``attention`` (all)."""
-        text_kv = targets == "cross_kv"
-        layers = self.text_layers if text_kv else self.attention_layers
-        names = self.kv_names if text_kv else self.family.attention_projections
-        return [f"{layer}.{name}" for layer in layers for name in names]
+        if targets == "cross_kv":
+            return [f"{layer}.{name}" for layer in self.text_layers for name in self.kv_names]
+        return [f"{layer}.{name}" for layer in self.attention_layers for name in self.family.attention_projections]
 
     def layer(self, path: str) -> Any:
         """The module at an adapter's path, in the denoiser or a text encoder; AttributeError when there is none."""
@@ -113,8 +109,6 @@ class Base:
         weight: Tensor = self.layer(f"{self.text_layers[0]}.{self.kv_names[0]}").weight
         return hashlib.sha256(weight.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
-    # text
-
     def tokenize(self, text: str) -> Tokenized:
         """The text's tokens by characters, as many as the encoder reads (77 for CLIP)."""
         return self.family.tokenize(self.pipe, text)
@@ -141,11 +135,9 @@ class Base:
     def project(self, layer: str, embeddings: Tensor) -> KeysValues:
         """Keys and values of embeddings (..., d) through one text layer, on the embeddings' device."""
         modules = [self.layer(f"{layer}.{name}") for name in self.kv_names]
-        # with offloading the weights wait on the CPU
+        # with offloading the weights are on the CPU
         keys, values = (module(embeddings.to(module.weight.device)).to(embeddings.device) for module in modules)
         return keys, values
-
-    # the network and the autoencoder
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
@@ -195,24 +187,16 @@ class Base:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the network's latents of images (rows, 3, height, width) in [-1, 1]."""
-        with self._upcast_vae():
-            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-        shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
-        return (posterior.mean - shift) * scale, posterior.std * scale
-
-    @contextmanager
-    def _upcast_vae(self) -> Generator[None]:
-        """The VAE in float32 if it overflows in float16, as SDXL's does."""
-        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
-        if overflows:
-            self.vae.to(torch.float32)
+        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast  # as SDXL's
         try:
-            yield
+            if overflows:
+                self.vae.to(torch.float32)
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         finally:
             if overflows:
                 self.vae.to(torch.float16)
-
-    # memory
+        shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
+        return (posterior.mean - shift) * scale, posterior.std * scale
 
     @property
     def parts(self) -> list[Any]:

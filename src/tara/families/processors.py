@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,17 @@ INSTALLED = "tara_processors"  # the attribute of a denoiser that holds its inst
 Projection = Callable[[Tensor], Tensor]
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one cross-attention layer, (rows, tokens, inner) each."""
+Watch = Callable[[str, Tensor, Tensor, Tensor | None], object]
+"""Observes a text cross-attention: its path, queries and keys (rows, heads, positions or tokens, d), additive mask."""
 
 
 @dataclass(frozen=True, eq=False)
 class TextConditioning:
     """The text and adapters of one network call, as its attention layers use them.
 
-    ``kv`` holds keys and values by cross-attention layer (``....attn2``), complete with the adapters' deltas.
-    ``deltas`` holds further low-rank deltas by projection (``....attn1.to_q``, ``....attn2.to_out.0``), one per row.
-    Rows are those of the network's batch: ``[unconditional..., conditional...]`` in a guided stock pipeline.
+    ``kv`` are keys and values by cross-attention layer (``....attn2``), with the adapters' deltas. ``deltas`` are those
+    of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are those of the network's
+    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline.
     """
 
     kv: Mapping[str, KeysValues]
@@ -47,14 +49,6 @@ class TextConditioning:
         kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
         deltas = self.deltas and {path: delta.take(index) for path, delta in self.deltas.items()}
         return TextConditioning(kv, deltas)
-
-
-class Watch(Protocol):
-    """Observes the queries and keys of each text cross-attention; the image does not depend on it."""
-
-    def __call__(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        """``query`` (rows, heads, positions, d), ``key`` (rows, heads, tokens, d), an additive ``mask`` if any."""
-        ...
 
 
 class TextKVProcessor:
@@ -87,8 +81,8 @@ class TextKVProcessor:
         if tara is not None and replaced:
             if tara.rows != hidden_states.shape[0]:
                 raise TaraError(
-                    f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give it "
-                    "the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
+                    f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give "
+                    "it the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
                 )
             if self.watch is not None and self.layer in tara.kv:
                 self._observe(self.watch, attn, replaced, hidden_states, attention_mask)
@@ -168,13 +162,15 @@ class AttentionProcessors:
         """
         ours: dict[str, TextKVProcessor] = {}
         for layer in self._family.attention_layers(self._denoiser):
-            processor, known = self._attention(layer).processor, self._ours.get(layer)
-            if not isinstance(processor, TextKVProcessor):
-                if type(processor) not in self._family.stock_processors:
-                    raise _would_ignore_adapters(layer, processor)
-                again = known is not None and known.stock is processor
-                processor = known if again else TextKVProcessor(layer, processor, self._family)
-            ours[layer] = processor
+            present, earlier = self._attention(layer).processor, self._ours.get(layer)
+            if isinstance(present, TextKVProcessor):
+                ours[layer] = present
+            elif type(present) not in self._family.stock_processors:
+                raise _would_ignore_adapters(layer, present)
+            elif earlier is not None and earlier.stock is present:
+                ours[layer] = earlier
+            else:
+                ours[layer] = TextKVProcessor(layer, present, self._family)
         self._ours = ours
         for layer, processor in ours.items():
             self._attention(layer).processor = processor

@@ -5,16 +5,16 @@ Nothing is downloaded: the configs of diffusers' pipelines and the merges of CLI
 
 import gzip
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tara.errors import TaraError
+from tara.errors import TaraError, first_line
 from tara.families.settings import Prediction
-from tara.families.stable_diffusion import SD1, SD2, SDXL
+from tara.families.stable_diffusion import USE_A_BASE, released
 from tara.storage.safetensors_file import opened
 
 CONFIGS = Path(__file__).parent / "original_configs"
@@ -22,12 +22,20 @@ END_OF_TEXT, EXCLAMATION = "<|endoftext|>", "!"
 UNET = "model.diffusion_model."
 LATENT_CHANNELS = 4
 SD2_EPSILON_SIDE = 64  # latents per side of the SD 2.x bases that predict epsilon; those that predict v have 96
-SD2_ARCHITECTURES = {"stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v"}
+PREDICTIONS: Mapping[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "stable-diffusion-v2-512": "epsilon",
+    "stable-diffusion-v2-768-v": "v_prediction",
+}
+"""From ``modelspec.prediction_type``, or ``modelspec.architecture`` of SD 2.x."""
+LARGEST_TEST_SIDE = 64  # latents; larger noise shows nothing more
+SIMILAR = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """How diffusers loads a family: its pipeline, and what each of its tokenizers fills up with."""
+    """How diffusers loads a family: its pipeline, and each tokenizer's padding."""
 
     pipeline: str
     padding: Mapping[str, str]
@@ -44,68 +52,54 @@ ORIGINALS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint's header tells: the family of its base, and how its noise is to be read."""
+    """What a checkpoint's header says: the family of its base, the prediction type, the end of the noise schedule."""
 
     family: str
     prediction_type: Prediction | None = None
-    """None where the file does not tell: then the family's own, if it has one."""
+    """None if the file does not say; then the family's own, if it has one."""
     zero_terminal_snr: bool = False
 
     @property
-    def is_open(self) -> bool:
-        """Whether what the U-Net predicts has to be found out: SD 2.x was released in both kinds."""
+    def is_ambiguous(self) -> bool:
+        """Whether the prediction type has to be observed: SD 2.x was released with both."""
         return self.family == "sd2" and self.prediction_type is None
 
 
 def read_contents(path: Path) -> Contents:
-    """Look into a checkpoint's header, without its weights.
+    """Read a checkpoint's header, without its weights.
 
     Raises:
         TaraError: when it is no whole safetensors file, or no text-to-image base of a family that tara knows.
     """
     with opened(path, "Copy it again.") as file:
-        names, metadata = set(file.keys()), dict(file.metadata() or {})
-
-        def shape(name: str) -> tuple[int, ...]:
-            return (*file.get_slice(name).get_shape(), 0, 0)[:2]
-
-        return _contents(path, names, metadata, shape)
-
-
-def _contents(
-    path: Path, names: set[str], metadata: Mapping[str, str], shape: Callable[[str], tuple[int, ...]]
-) -> Contents:
-    keys = next((name for name in sorted(names) if re.match(rf"{UNET}.*\.attn2\.to_k\.weight$", name)), None)
-    if keys is None:
+        names, metadata = set(file.keys()), file.metadata() or {}
+        text_layers = [name for name in sorted(names) if re.match(rf"{UNET}.*\.attn2\.to_k\.weight$", name)]
+        widths = {  # input channels of both layers; 0 if there is no such layer
+            name: (*file.get_slice(name).get_shape(), 0, 0)[1] if name in names else 0
+            for name in (f"{UNET}input_blocks.0.0.weight", *text_layers[:1])
+        }
+    if not text_layers:
         lora = any("lora" in name for name in names)
         what = "is an adapter, not a base" if lora else "holds no Stable Diffusion U-Net in the original layout"
         raise TaraError(f"'{path}' {what}. Give a base: a checkpoint, a pipeline folder or a hub id.")
-    channels = shape(f"{UNET}input_blocks.0.0.weight")[1]
+    channels, width = widths.values()
     if channels != LATENT_CHANNELS:
         raise TaraError(
             f"'{path}' has a U-Net of {channels} channels: it is for inpainting or editing. Give it as a pipeline "
             "folder, or take the text-to-image checkpoint that it was made from."
         )
-    width, sized = shape(keys)[1], f"{UNET}label_emb.0.0.weight" in names
-    for family in (SD1, SD2, SDXL):
-        if (family.text_width, family is SDXL) == (width, sized):
-            return Contents(
-                family=family.name,
-                prediction_type=_prediction_type(names, metadata),
-                zero_terminal_snr="ztsnr" in names,
-            )
-    raise TaraError(
-        f"'{path}' is of no family that tara knows (its text is {width} wide). Use a Stable Diffusion 1.x, 2.x or SDXL "
-        "base; a refiner is none."
+    family = released(width, f"{UNET}label_emb.0.0.weight" in names)
+    if family is None:
+        raise TaraError(
+            f"'{path}' is of no family that tara knows: its text is {width} wide. {USE_A_BASE} A refiner is none."
+        )
+    declared = [metadata.get(f"modelspec.{key}", "") for key in ("prediction_type", "architecture")]
+    declared.append("v" if "v_pred" in names else "")
+    return Contents(
+        family=family.name,
+        prediction_type=next((PREDICTIONS[name] for name in declared if name in PREDICTIONS), None),
+        zero_terminal_snr="ztsnr" in names,
     )
-
-
-def _prediction_type(names: set[str], metadata: Mapping[str, str]) -> Prediction | None:
-    """What other tools leave in a file whose weights cannot tell."""
-    architecture = SD2_ARCHITECTURES.get(metadata.get("modelspec.architecture", ""))
-    told = metadata.get("modelspec.prediction_type") or architecture or ("v" if "v_pred" in names else "")
-    kinds: dict[str, Prediction] = {"v": "v_prediction", "epsilon": "epsilon"}
-    return kinds.get(told)
 
 
 def load_single_file(
@@ -116,16 +110,16 @@ def load_single_file(
     Args:
         path: the ``.safetensors`` file.
         dtype: precision of its weights.
-        vae: autoencoder in place of the file's own.
+        vae: VAE in place of the file's own.
         configs: folder with a folder of diffusers configs for each family.
-        contents: what `read_contents` told, when it has been called already.
+        contents: from `read_contents`, if it has been called already.
 
     Raises:
         TaraError: see `read_contents`; also when parts of the base are missing in the file.
     """
     import diffusers
 
-    contents = read_contents(path) if contents is None else contents
+    contents = contents or read_contents(path)
     original = ORIGINALS[contents.family]
     parts = {name: clip_tokenizer(padding) for name, padding in original.padding.items()}
     if vae is not None:
@@ -134,21 +128,41 @@ def load_single_file(
         pipe: Any = getattr(diffusers, original.pipeline).from_single_file(
             str(path), config=str(configs / contents.family), torch_dtype=dtype, local_files_only=True, **parts
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as failure:  # diffusers' converter has many ways to say no
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-        raise TaraError(f"'{path}' is not a whole base ({reason}). Give another checkpoint.") from failure
+    except (OSError, ValueError, KeyError, RuntimeError) as failure:  # of diffusers' converter
+        raise TaraError(f"'{path}' is not a whole base ({first_line(failure)}). Give another checkpoint.") from failure
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if getattr(pipe, name, None) is not None:
             check_whole(path, name, getattr(pipe, name))
-    tell(pipe, contents)
+    configure(pipe, contents)
     return pipe
 
 
-def tell(pipe: Any, contents: Contents) -> None:
-    """Tell a pipeline what its weights do not: how the noise is to be read, and how large the base's pictures are."""
-    pipe.scheduler = _scheduler(pipe.scheduler, contents)
+def configure(pipe: Any, contents: Contents) -> None:
+    """Set what a checkpoint's weights do not say: prediction type, end of the noise schedule, size of the images."""
+    changes: dict[str, Any] = {"rescale_betas_zero_snr": True} if contents.zero_terminal_snr else {}
+    if contents.prediction_type is not None:
+        changes["prediction_type"] = contents.prediction_type
+    if changes:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
     if (contents.family, contents.prediction_type) == ("sd2", "epsilon"):
         pipe.unet.register_to_config(sample_size=SD2_EPSILON_SIDE)
+
+
+def observed_prediction(pipe: Any) -> Prediction:
+    """The prediction type of a pipeline's U-Net, by its output for pure noise at the last timestep.
+
+    There the noisy latents are almost pure noise. A U-Net that predicts epsilon returns its input; one that predicts
+    ``v = sqrt(abar) noise - sqrt(1 - abar) x`` returns an estimate of the latents ``x``, which is not similar to it.
+    """
+    unet = pipe.unet
+    side = min(LARGEST_TEST_SIDE, unet.config.sample_size)
+    noise = torch.randn(1, unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    last = pipe.scheduler.config.num_train_timesteps - 1
+    with torch.no_grad():
+        text, _ = pipe.encode_prompt("", unet.device, 1, False)
+        output = unet(noise.to(unet.device, unet.dtype), last, encoder_hidden_states=text).sample
+    similarity = torch.cosine_similarity(output.cpu().float().flatten(), noise.flatten(), dim=0)
+    return "epsilon" if float(similarity) > SIMILAR else "v_prediction"
 
 
 def clip_tokenizer(padding: str, length: int = 77) -> Any:
@@ -159,7 +173,9 @@ def clip_tokenizer(padding: str, length: int = 77) -> Any:
     from transformers import CLIPTokenizer
 
     merges = gzip.decompress((CONFIGS / "merges.txt.gz").read_bytes()).decode("utf-8").split("\n")
-    letters = _byte_letters()
+    # a visible letter for each byte, in the order of CLIP's vocabulary: visible bytes stand for themselves
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, visible), *(chr(256 + number) for number in range(256 - len(visible)))]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     words += ["<|startoftext|>", END_OF_TEXT]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -167,28 +183,8 @@ def clip_tokenizer(padding: str, length: int = 77) -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=padding, model_max_length=length)
 
 
-def _byte_letters() -> list[str]:
-    """A visible letter for each byte, in the order of CLIP's vocabulary: visible ones stand for themselves."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = 256 - len(visible)
-    return [*map(chr, visible), *(chr(256 + number) for number in range(hidden))]
-
-
 def check_whole(path: Path, name: str, part: Any) -> None:
-    """Refuse a file that has not given every weight of a part: diffusers leaves what is missing without memory.
-
-    Raises:
-        TaraError: naming the first weight that is missing.
-    """
-    lost = next((key for key, value in part.named_parameters() if value.is_meta), None)
-    if lost is not None:
-        raise TaraError(f"'{path}' is not whole: its {name} lacks '{lost}'. Give another file.")
-
-
-def _scheduler(scheduler: Any, contents: Contents) -> Any:
-    changes: dict[str, Any] = {}
-    if contents.prediction_type is not None:
-        changes["prediction_type"] = contents.prediction_type
-    if contents.zero_terminal_snr:
-        changes["rescale_betas_zero_snr"] = True
-    return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
+    """Refuse (TaraError) a file that lacks weights of a part, which diffusers leaves on the meta device."""
+    missing = next((key for key, value in part.named_parameters() if value.is_meta), None)
+    if missing is not None:
+        raise TaraError(f"'{path}' is not whole: its {name} lacks '{missing}'. Give another file.")

@@ -101,7 +101,7 @@ def to_sgm(path: str, layers_per_block: int) -> str:
     match = _BLOCK.fullmatch(path)
     if match is None:
         return flatten(path)
-    side, kind, rest = match["side"], match["class_word"], match["rest"]
+    side, kind, rest = match["side"], match["kind"], match["rest"]
     first = int(match["block"]) * (layers_per_block + 1) + (side == "down")
     if kind == "downsamplers":
         return f"input_blocks_{first + layers_per_block}_0_op"
@@ -118,7 +118,7 @@ def layers_per_block(paths: Iterable[str]) -> int:
     places = [  # an up block has one more
         int(match["place"]) + (match["side"] == "down")
         for match in filter(None, map(_BLOCK.fullmatch, paths))
-        if match["class_word"] in ("resnets", "attentions")
+        if match["kind"] in ("resnets", "attentions")
     ]
     return max(places, default=RELEASED_LAYERS_PER_BLOCK) or 1
 
