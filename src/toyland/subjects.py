@@ -96,8 +96,8 @@ def detections(verdict: Verdict, subjects: Sequence[Subject]) -> dict[str, Any]:
 
     Returns:
         ``boxes``: left, top, right, bottom of each finding, as fractions of the sides; ``class_match`` (subjects,
-        findings): whether a finding is of a subject's class; ``similarity``: {"judge": `likeness` (subjects, findings)};
-        ``thresholds`` (subjects,): :data:`SAME_SUBJECT`.
+        findings): whether a finding is of a subject's class; ``similarity``: the `likeness` of findings and subjects,
+        (subjects, findings), under the name judge; ``thresholds`` (subjects,): :data:`SAME_SUBJECT`.
     """
     things, shape = verdict.things, (len(subjects), len(verdict.things))
     similarity = [[likeness(thing, subject) for thing in things] for subject in subjects]
