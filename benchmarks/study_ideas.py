@@ -22,6 +22,7 @@ from toyland_cast import SAMPLING_STEPS, Member
 from tara.analysis.attention import Subject, subjects_of
 from tara.evaluation.scores import Box
 from tara.families.base import Base
+from tara.families.family import Family
 from tara.families.processors import KEY, TextConditioning, TextKVProcessor
 from tara.inference.binding import ActiveAdapter
 from tara.inference.composers import Composer
@@ -161,8 +162,8 @@ def region_bias(rows: Rows, regions: Regions, conditioning: TextConditioning, st
 class RegionProcessor(TextKVProcessor):
     """Attention to each subject's words is raised in its region and lowered elsewhere."""
 
-    def __init__(self, layer: str, stock: Any, bias: Tensor) -> None:
-        super().__init__(layer, stock)
+    def __init__(self, layer: str, stock: Any, family: Family, bias: Tensor) -> None:
+        super().__init__(layer, stock, family)
         self.bias = bias
 
     def __call__(
@@ -183,7 +184,9 @@ class RegionProcessor(TextKVProcessor):
 
 def _bind_to_regions(base: Base, bias: Tensor) -> None:
     ours = base.denoiser.attn_processors
-    base.denoiser.set_attn_processor({name: RegionProcessor(one.layer, one.stock, bias) for name, one in ours.items()})
+    base.denoiser.set_attn_processor(
+        {name: RegionProcessor(one.layer, one.stock, base.family, bias) for name, one in ours.items()}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

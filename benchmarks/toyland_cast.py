@@ -157,6 +157,7 @@ def train(
     base: Base,
     on_progress: OnProgress,
     training: type[Training] = Training,
+    /,  # settings have a base too
     **settings: Any,
 ) -> list[Adapter]:
     """One adapter per concept, all in one run: each comes out as if trained alone."""

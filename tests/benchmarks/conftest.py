@@ -28,7 +28,7 @@ class TinyFamily:
     build: Callable[[], Any]
 
 
-@pytest.fixture(params=["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sd15", "sdxl"])
 def family(request: pytest.FixtureRequest, benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> TinyFamily:
     """A family, of which the benchmark builds a tiny pipeline instead of a full-size one."""
     build = BUILDERS[request.param]

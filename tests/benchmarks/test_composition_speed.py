@@ -7,6 +7,7 @@ import pytest
 import torch
 
 
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)], indirect=True)
 def test_every_way_to_compose_has_its_rows_and_bounds(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, family: Any, shape: Any
 ):

@@ -10,6 +10,7 @@ import pytest
 import tara.inference.pipeline
 
 
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)], indirect=True)
 def test_switching_adapters_writes_no_weight_and_recompiles_nothing(benchmark: ModuleType, family: Any, shape: Any):
     rows = benchmark.measure(family.name, shape, rounds=1, adapters=8)
     assert {row["part"] for row in rows} == {"preparing", "loading", "memory", "switching"}

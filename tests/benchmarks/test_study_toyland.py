@@ -1,26 +1,28 @@
-"""The study runs whole with a step and a seed, goes on from what it kept, and its ideas change what they say."""
+"""The study runs whole with one step and one seed, resumes from its work folder, and its ideas change what they say."""
 
 import importlib
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tara import demo
+import toyland
 from tara.analysis.attention import Subject
 from tara.families.base import Base
+from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
 from tara.inference.binding import ActiveAdapter
 from tara.inference.pipeline import Pipeline
+from tara.training.concepts import check_inputs
 from tara.training.data.examples import read_examples
 from tiny_adapters import random_adapter
 from tiny_bases import sd_pipeline
+from training_fixtures import quick, two_concepts
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("masked, alignment off", "plain LoRAs, sum", "after 5", "strength 6", "keys tied", "own half counted")
@@ -29,6 +31,7 @@ PROMPT = "a xlo cat and a szn cat on the beach"
 
 @pytest.fixture
 def ideas(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script's ideas, with two denoising steps."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("study_ideas")
     monkeypatch.setattr(module, "SAMPLING_STEPS", 2)
@@ -38,14 +41,16 @@ def ideas(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def study(ideas: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module, with so few steps that only the form of its results can be judged."""
-    monkeypatch.setitem(demo.SETTINGS, "batch_size", 1)
-    module = importlib.import_module("study_toyland")
+    module, shared = importlib.import_module("study_toyland"), sys.modules["toyland_cast"]
+    monkeypatch.setitem(shared.SETTINGS, "batch_size", 1)
+    monkeypatch.setattr(shared, "SAMPLING_STEPS", 1)
+    monkeypatch.setattr(shared, "TRIPLES", ((0, 2, 4),))
     monkeypatch.setattr(module, "SAMPLING_STEPS", 1)
     monkeypatch.setattr(module, "PAIRS", ((0, 1), (0, 2)))
-    monkeypatch.setattr(sys.modules["toyland_cast"], "TRIPLES", ((0, 2, 4),))
     return module
 
 
+@pytest.mark.slow
 def test_the_study_has_rows_gains_causes_and_checks_and_goes_on_from_what_it_kept(study: ModuleType, tmp_path: Path):
     first, *others = study.VARIANTS
     chosen = [first, *(one for one in others if one.part == "ideas" and any(name in one.name for name in NAMES))]
@@ -68,7 +73,7 @@ def test_the_study_has_rows_gains_causes_and_checks_and_goes_on_from_what_it_kep
     assert result["failures"]["pairs"]["pictures"] == 2
     assert result["sheet"].width > 500
     assert {"name", "value", "bound", "holds"} == set(result["checks"][0])
-    sys.modules["study_chart"].draw_chart(result["gains"], tmp_path / "chart.png")
+    sys.modules["study_chart"].plot_gains(result["gains"], tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as chart:
         assert chart.width == 1430
     files = {
@@ -87,32 +92,47 @@ def test_every_part_of_the_issue_has_its_variants(study: ModuleType):
     assert set(sys.modules["study_variants"].QUICK) <= set(names)
 
 
-def two_uses(backbone: Base) -> list[ActiveAdapter]:
+def two_adapters(base: Base) -> list[ActiveAdapter]:
     return [
-        ActiveAdapter(random_adapter(backbone, seed=seed, word=word, kind="cat"))
+        ActiveAdapter(random_adapter(base, rare_word=word, class_word="cat", seed=seed))
         for seed, word in ((1, "xlo"), (2, "szn"))
     ]
 
 
-def test_without_a_change_edited_drawing_is_the_studios(ideas: ModuleType):
-    backbone = Base(sd_pipeline())
-    active_adapters = two_uses(backbone)
-    prompts, adapters = [PROMPT, "a xlo cat"], [active_adapters, active_adapters[:1]]
-    ours = ideas.draw_edited(backbone, prompts, adapters, 5)
-    nowhere = ideas.draw_edited(backbone, prompts, adapters, 5, regions=[[None, None], [None]], strength=3.0)
-    studios = Pipeline(backbone)(prompts, adapters, [5], steps=2, batch_size=2)
-    for one, two, three in zip(ours, nowhere, studios, strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(three))
-        np.testing.assert_allclose(np.asarray(two, float), np.asarray(three, float), atol=1)
-    bound = ideas.draw_edited(backbone, [PROMPT], [active_adapters], 5, regions=[[(0, 0, 0.5, 1), None]], strength=9.0)
-    assert bound[0].tobytes() != ours[0].tobytes()
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=float)
+
+
+def test_without_a_change_edited_images_are_the_pipelines(ideas: ModuleType):
+    base = Base(sd_pipeline())
+    both = two_adapters(base)
+    prompts, adapters = [PROMPT, "a xlo cat"], [both, both[:1]]
+    edited = ideas.generate_edited(base, prompts, adapters, 5)
+    nowhere = ideas.generate_edited(base, prompts, adapters, 5, regions=[[None, None], [None]], strength=3.0)
+    expected = Pipeline(base)(prompts, adapters, [5], steps=2, batch_size=2)
+    for one, two, three in zip(edited, nowhere, expected, strict=True):
+        np.testing.assert_array_equal(pixels(one), pixels(three))
+        np.testing.assert_allclose(pixels(two), pixels(three), atol=1)
+    bound = ideas.generate_edited(base, [PROMPT], [both], 5, regions=[[(0, 0, 0.5, 1), None]], strength=9.0)
+    assert bound[0].tobytes() != edited[0].tobytes()
+    assert not base.processors.installed
+
+
+def test_delayed_adapters_leave_the_first_steps_to_the_base(ideas: ModuleType):
+    base = Base(sd_pipeline())
+    both = two_adapters(base)
+    (late,) = ideas.generate_edited(base, [PROMPT], [both], 5, delay=1)
+    (never,) = ideas.generate_edited(base, [PROMPT], [both], 5, delay=2)
+    with_adapters, bare = (Pipeline(base)(PROMPT, own, [5], steps=2)[0] for own in (both, ()))
+    np.testing.assert_array_equal(pixels(never), pixels(bare))
+    assert len({image.tobytes() for image in (late, with_adapters, bare)}) == 3
 
 
 def test_tied_and_contrasted_keys_are_what_they_say_and_other_rows_stay(ideas: ModuleType):
     keys = torch.randn(2, 6, 4, dtype=torch.float64)
     before = TextConditioning({"attn2": (keys, keys.clone())})
-    active_adapters = two_uses(Base(sd_pipeline()))
-    rows = [[Subject(active_adapters[0], rare=(1,), kind=(2,)), Subject(active_adapters[1], rare=(3, 4), kind=(5,))]]
+    first, second = two_adapters(Base(sd_pipeline()))
+    rows = [[Subject(first, rare=(1,), class_word=(2,)), Subject(second, rare=(3, 4), class_word=(5,))]]
     tied = ideas.tie_keys(before, rows).kv["attn2"]
     torch.testing.assert_close(tied[0][1, [1, 3, 4]], keys[1, [2, 5, 5]])
     apart = ideas.set_apart(before, rows, 3.0).kv["attn2"]
@@ -124,21 +144,22 @@ def test_tied_and_contrasted_keys_are_what_they_say_and_other_rows_stay(ideas: M
         torch.testing.assert_close(edited[1], before.kv["attn2"][1])
 
 
-def test_delayed_adapters_leave_the_first_steps_to_the_base(ideas: ModuleType):
-    delayed: Any = ideas.delayed(2)
-    active_adapters = ("one", "two")
-    assert delayed.members(active_adapters) == ((), active_adapters)
-    assert [delayed.turn(step, 2) for step in range(4)] == [(0,), (0,), (1,), (1,)]
+def test_tied_training_learns_values_alone(ideas: ModuleType, tmp_path: Path):
+    settings = quick(steps=2, alignment_loss="off")
+    training = ideas.TiedTraining(check_inputs(two_concepts(tmp_path), settings, Base(sd_pipeline())))
+    assert len(list(training.steps())) == 2
+    for adapter in training.adapters():
+        learned = {path.rpartition(".")[2] for path, delta in adapter.layers.items() if delta.b.any()}
+        assert learned == {"to_v"}
 
 
-def test_a_diptych_puts_a_picture_of_the_base_beside_each_photo(ideas: ModuleType, tmp_path: Path):
+def test_a_diptych_puts_an_image_of_the_base_beside_each_photo(ideas: ModuleType, tmp_path: Path):
     shared = importlib.import_module("toyland_cast")
-    members = shared.cast(3, tmp_path / "photos")[:3]
-    backbone = demo.load_base("toyland", device="cpu")
+    members = shared.cast(3, tmp_path / "photos")[:3:2]
     diptychs = ideas.Diptychs(same_class=False, partner_counts=False)
-    concepts = diptychs(members, backbone, tmp_path / "both")
-    pictures = [example.image for example in read_examples(concepts[0].images, ("",))]
-    assert sorted(picture.size for picture in pictures) == [(64, 64)] * 5 + [(128, 64)] * 5
+    concepts = diptychs(members, load_base(toyland.BASE, device="cpu"), tmp_path / "both")
+    sizes = [example.image.size for example in read_examples(concepts[0].images, ("",))]
+    assert sorted(sizes) == [(64, 64)] * 5 + [(128, 64)] * 5
     assert (concepts[0].images / "0-both.txt").read_text(encoding="utf-8") == "a photo of a xlo cat and a car"
     assert concepts[0].masks is not None
     with Image.open(concepts[0].masks / "0-both.png") as mask:

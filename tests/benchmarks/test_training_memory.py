@@ -1,14 +1,13 @@
-"""The memory of training in its tiny form: what tensors hold is counted, and every part of it has a name."""
+"""The memory of training on a tiny base: tensors are counted while they are alive, and every part has a name."""
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-import tiny_bases
 
-
-def test_tensors_are_counted_from_their_making_to_their_end(benchmark: ModuleType):
+def test_tensors_are_counted_from_allocation_to_deletion(benchmark: ModuleType):
     weight = torch.randn(100, 100, requires_grad=True)
     with benchmark.LiveBytes() as live:
         rows = torch.randn(1000, 100)
@@ -23,12 +22,11 @@ def test_tensors_are_counted_from_their_making_to_their_end(benchmark: ModuleTyp
     assert live.most > 3 * 1000 * 100 * 4
 
 
-def test_checkpointing_lets_less_wait_for_the_backward_pass(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(benchmark.speed, "random_pipeline", lambda _: tiny_bases.sd_pipeline())
-    shape = benchmark.speed.Shape(configs="sd1", dtype=torch.float32, own_pixels=32)
-    rows = {saves: benchmark.measure("sd15", shape, 32, saves) for saves in (True, False)}
+@pytest.mark.parametrize("family", ["sd15"], indirect=True)
+def test_checkpointing_keeps_less_for_the_backward_pass(benchmark: ModuleType, family: Any, shape: Any):
+    rows = {saves: benchmark.measure(family.name, shape, 32, saves) for saves in (True, False)}
     caching, step = rows[True]
-    unet = sum(parameter.nbytes for parameter in tiny_bases.sd_pipeline().unet.parameters())
+    unet = sum(parameter.nbytes for parameter in family.build().unet.parameters())
     assert step["consists_of"]["weights"] == pytest.approx(unet / 2**30, rel=1e-3)
     assert sum(step["consists_of"].values()) == pytest.approx(step["gib"], rel=1e-3)
     assert step["consists_of"]["waiting"] < rows[False][1]["consists_of"]["waiting"]

@@ -1,25 +1,14 @@
-"""The speed of training in its tiny form: every way to take a step has its row, and so has every number of concepts."""
+"""The speed of training on a tiny base: every way to take a step has its row, and so has every number of concepts."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-
-import tiny_bases
 
 
-@pytest.mark.parametrize(
-    ("family", "build"), [("sd15", tiny_bases.sd_pipeline), ("sdxl", tiny_bases.sdxl_pipeline)], ids=["sd15", "sdxl"]
-)
-def test_a_step_stands_beside_its_floor_and_the_usual_script(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, family: str, build: Callable[[], Any]
-):
-    monkeypatch.setattr(benchmark.speed, "random_pipeline", lambda _: build())
-    shape = benchmark.speed.Shape(configs="sd1", dtype=torch.float32, pixels=32, own_pixels=32)
-    rows = benchmark.measure(family, shape, rounds=1)
+def test_a_step_stands_beside_its_floor_and_the_usual_script(benchmark: ModuleType, family: Any, shape: Any):
+    rows = benchmark.measure(family.name, shape, rounds=1)
     assert [row["case"] for row in rows] == ["floor", "floor, again", "tara cross_kv", "tara attention", "usual script"]
     assert [one["bound"] for one in benchmark.checks_of(rows)] == ["<= 1.05"]
 
@@ -49,7 +38,7 @@ def test_a_run_of_many_stands_beside_separate_runs(benchmark: ModuleType, monkey
     assert [one["holds"] for one in benchmark.checks_of(rows)] == [True]
 
 
-def test_a_whole_run_tells_its_seconds_and_its_memory(benchmark: ModuleType, tmp_path: Path):
+def test_a_whole_run_returns_its_seconds_and_its_memory(benchmark: ModuleType, tmp_path: Path):
     (concept,) = benchmark.concepts_in(tmp_path, 1)
     placed = concept.model_copy(update={"out": tmp_path / "x.safetensors"})
     seconds, mebibytes = benchmark.whole_run([placed], steps=1)

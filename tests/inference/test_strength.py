@@ -19,40 +19,41 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_strength_is_the_deltas_norm_over_its_weights(any_pipe: Any):
-    backbone = Base(any_pipe)
-    layers = random_adapter(backbone).layers
-    for path, strength in strengths(backbone, layers).items():
-        weight = backbone.layer(path).weight.double()
+    base = Base(any_pipe)
+    layers = random_adapter(base).layers
+    for path, strength in strengths(base, layers).items():
+        weight = base.layer(path).weight.double()
         assert strength == pytest.approx(float(layers[path].dense().double().norm() / weight.norm()), rel=1e-4)
 
 
 def test_only_a_weight_that_drowns_the_base_is_warned_of(sd_pipe: Any):
-    backbone = Base(sd_pipe)
-    adapter = random_adapter(backbone)
-    largest = max(strengths(backbone, adapter.layers).values())
+    base = Base(sd_pipe)
+    adapter = random_adapter(base)
+    largest = max(strengths(base, adapter.layers).values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for weight in (0.9 * LARGEST_RATIO / largest, -0.9 * LARGEST_RATIO / largest, 0):
-            check_strength(backbone, ActiveAdapter(adapter, weight=weight))
+            check_strength(base, ActiveAdapter(adapter, weight=weight))
     for weight in (1.1 * LARGEST_RATIO / largest, -1.1 * LARGEST_RATIO / largest):
         with pytest.warns(
             TaraWarning, match=r"xlo-dog\.safetensors at weight .* changes '.*' by 1\.[67] times its own size"
         ):
-            check_strength(backbone, ActiveAdapter(adapter, weight=weight))
+            check_strength(base, ActiveAdapter(adapter, weight=weight))
 
 
 def test_the_weight_that_the_warning_names_is_low_enough(sd_pipe: Any):
-    backbone = Base(sd_pipe)
-    adapter = random_adapter(backbone)
+    base = Base(sd_pipe)
+    adapter = random_adapter(base)
     with pytest.warns(TaraWarning) as heard:
-        check_strength(backbone, ActiveAdapter(adapter, weight=1000))
+        check_strength(base, ActiveAdapter(adapter, weight=1000))
     named = float(str(heard[0].message).split("below ")[1].removesuffix("."))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_strength(backbone, ActiveAdapter(adapter, weight=named))
+        check_strength(base, ActiveAdapter(adapter, weight=named))
         Pipeline(sd_pipe)("a xlo dog", [ActiveAdapter(adapter, weight=named)], [0], steps=1)
 
 
+@pytest.mark.slow
 def test_the_study_has_a_row_for_every_weight(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     study = importlib.import_module("strength_toyland")
