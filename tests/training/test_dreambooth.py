@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,12 +10,11 @@ from tara.cli.train import recipe_of
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.storage.images import read_image
-from tara.training.data.dreambooth import TABLE, read_table, subject_of
+from tara.training.data.dreambooth import TABLE, Subject, read_table, subject_of
 from tara.training.data.examples import read_examples
-from tara.training.loop import Training
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import concept_settings
-from training_fixtures import photo_folder, quick
+from training_fixtures import photo_folder, quick, run_steps, training_of
 
 LINES = """Classes
 
@@ -61,13 +59,13 @@ def data_set(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_the_table_gives_class_words_and_prompts_whoever_saved_it(tmp_path: Path, end: str, mark: str):
     (tmp_path / TABLE).write_bytes((mark + LINES.replace("\n", end)).encode())
-    table = read_table(tmp_path / TABLE)
-    assert table.classes == {"bear_plushie": "stuffed animal", "dog6": "dog"}
-    assert table.object_prompts == (
-        "a {rare_word} {class_word} in the jungle",
-        "a {rare_word} {class_word} in someone's garden",
-    )
-    assert table.live_prompts == ("a {rare_word} {class_word} wearing a red hat",)
+    assert read_table(tmp_path / TABLE) == {
+        "bear_plushie": Subject(
+            class_word="stuffed animal",
+            prompts=("a {rare_word} {class_word} in the jungle", "a {rare_word} {class_word} in someone's garden"),
+        ),
+        "dog6": Subject(class_word="dog", prompts=("a {rare_word} {class_word} wearing a red hat",)),
+    }
 
 
 @pytest.mark.parametrize("place", ["dog6", "dataset/dog6", "dog6/train"])
@@ -90,7 +88,7 @@ def test_a_folder_given_relative_to_where_one_is_finds_its_table(data_set: Path,
 
 
 def test_a_folder_that_the_table_does_not_know_is_named(data_set: Path):
-    with pytest.raises(TaraError, match=rf"{TABLE} has no row for the folder 'dog9'. Did you mean 'dog6'.*kind"):
+    with pytest.raises(TaraError, match=rf"{TABLE} has no row for the folder 'dog9'. Did you mean 'dog6'.*class_word"):
         concept_settings(images=data_set / "dog9", rare_word="xlo")
 
 
@@ -99,7 +97,7 @@ def test_a_class_word_that_is_given_wins_and_the_table_is_not_asked(data_set: Pa
 
 
 def test_without_a_table_the_class_word_is_needed(tmp_path: Path):
-    with pytest.raises(TaraError, match="'kind' is missing"):
+    with pytest.raises(TaraError, match="'class_word' is missing"):
         concept_settings(images=tmp_path / "a" / "b" / "dog6", rare_word="xlo", class_word=None)
 
 
@@ -120,36 +118,37 @@ def test_a_table_that_is_no_text_is_named(tmp_path: Path):
 
 
 def test_flags_and_toml_need_no_class_word_either(data_set: Path):
-    from_flags = recipe_of(None, {"images": data_set / "dog6", "rare_word": "xlo"})
+    from_flags = recipe_of(None, {"base": "sd15", "images": data_set / "dog6", "rare_word": "xlo"})
     toml = data_set / "concepts.toml"
-    toml.write_text('[[concept]]\nimages = "dog6"\nword = "xlo"\n', encoding="utf-8")
+    table = '[settings]\nbase = "sd15"\n[[concept]]\nimages = "dog6"\nrare_word = "xlo"\n'
+    toml.write_text(table, encoding="utf-8")
     for recipe in (from_flags, read_recipe(toml)):
         (concept,) = recipe.concepts
         assert (concept.class_word, concept.phrase) == ("dog", "a photo of a xlo dog")
-        assert concept.shown_prompts == ("a xlo dog wearing a red hat",)
+        assert concept.card_examples == ("a xlo dog wearing a red hat",)
 
 
-def test_the_adapters_card_shows_the_data_sets_prompts(sd_pipe: Any, data_set: Path):
+def test_the_adapters_card_shows_the_data_sets_prompts(shared_base: Base, data_set: Path):
     concept = concept_settings(images=data_set / "dog6", rare_word="xlo")
-    training = Training([concept], quick(), Base(sd_pipe))
+    training = training_of([concept], quick(), shared_base)
     assert training.adapters()[0].card.examples == ("a xlo dog wearing a red hat",)
 
 
 @needs_photos
 def test_every_folder_of_the_real_data_set_has_its_class_word_and_prompts():
     assert DATA_SET is not None
-    kinds = {}
+    class_words = {}
     for folder in filter(Path.is_dir, DATA_SET.iterdir()):
         concept = concept_settings(images=folder, rare_word="xlo")
-        kinds[folder.name] = concept.class_word
-        assert len(concept.shown_prompts) == 25
-        assert all(f"xlo {concept.class_word}" in prompt for prompt in concept.shown_prompts)
-    assert kinds["dog"] == "dog"
-    assert kinds["bear_plushie"] == "stuffed animal"
+        class_words[folder.name] = concept.class_word
+        assert len(concept.card_examples) == 25
+        assert all(f"xlo {concept.class_word}" in prompt for prompt in concept.card_examples)
+    assert class_words["dog"] == "dog"
+    assert class_words["bear_plushie"] == "stuffed animal"
 
 
 @needs_photos
-def test_real_photos_train_with_buckets_and_masks_from_the_one_folder(sd_pipe: Any, tmp_path: Path):
+def test_real_photos_train_with_buckets_and_masks_from_the_one_folder(shared_base: Base, tmp_path: Path):
     assert DATA_SET is not None
     shutil.copytree(DATA_SET / "dog", tmp_path / "dog")
     shutil.copy(DATA_SET / TABLE, tmp_path)
@@ -162,6 +161,5 @@ def test_real_photos_train_with_buckets_and_masks_from_the_one_folder(sd_pipe: A
     for path in (photo, tmp_path / "masks" / "00.png"):
         read_image(path).crop((0, 0, 400, 640)).save(path)
     concept = concept_settings(images=tmp_path / "dog", rare_word="xlo", masks=tmp_path / "masks")
-    settings = quick(masked_loss=True, buckets=True)
-    records = list(Training([concept], settings, Base(sd_pipe)).steps())
-    assert [len(records), any(part.skipped for record in records for part in record.concepts)] == [4, False]
+    records = run_steps(training_of([concept], quick(masked_loss=True, buckets=True, steps=2), shared_base))
+    assert [len(records), any(part.skipped for record in records for part in record.concepts)] == [2, False]

@@ -1,6 +1,5 @@
 """Masks and shapes of photos reach the loss, and change nothing for the concepts that train beside them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import tiny_bases
-from tara.adapters.adapter import Adapter
 from tara.core.losses import denoising_loss, subject_weights
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.storage.images import read_image
-from tara.training.concepts import check_concepts
-from tara.training.image_batch import image_batch
-from tara.training.loop import Training
+from tara.training.concepts import check_inputs
 from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
-from tara.training.settings import ConceptSettings, TrainSettings
-from training_fixtures import in_float64, photo_folder, quick, two_concepts
+from tara.training.settings import ConceptSettings
+from training_fixtures import (
+    all_same,
+    difference,
+    photo_folder,
+    quick,
+    run_steps,
+    same,
+    trained,
+    training_of,
+    two_concepts,
+)
 
 BOX = (4, 8, 20, 28)  # the subject in a photo of 32 x 32 pixels
 
@@ -45,28 +50,6 @@ def mixed(folder: Path) -> list[ConceptSettings]:
     return [dog, cat]
 
 
-def trained(concepts: Sequence[ConceptSettings], settings: TrainSettings, backbone: Base) -> list[Adapter]:
-    training = Training(concepts, settings, backbone)
-    for _ in training.steps():
-        pass
-    return training.adapters()
-
-
-def pairs(one: Adapter, other: Adapter) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    assert one.layers.keys() == other.layers.keys()
-    return [
-        (getattr(one.layers[path], part), getattr(other.layers[path], part)) for path in one.layers for part in "ab"
-    ]
-
-
-def difference(one: Adapter, other: Adapter) -> float:
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs(one, other))
-
-
-def same(one: Adapter, other: Adapter) -> bool:
-    return all(torch.equal(a, b) for a, b in pairs(one, other))
-
-
 @given(covered=st.integers(1, 16), background=st.floats(0.0, 1.0))
 def test_the_masked_losss_scale_does_not_depend_on_the_subjects_size(covered: int, background: float):
     mask = (torch.arange(16) < covered).double().view(1, 1, 4, 4)
@@ -83,14 +66,15 @@ def test_a_crop_without_its_subject_teaches_nothing_when_the_background_weighs_n
     assert torch.equal(weights, torch.zeros_like(weights))
 
 
-def test_the_masked_loss_equals_a_plain_float64_formula(v_pipe: Any, tmp_path: Path):
-    backbone, dog = in_float64(v_pipe), masked(two_concepts(tmp_path)[0])
+def test_the_masked_loss_equals_a_plain_float64_formula(float64_base: Base, tmp_path: Path):
+    base, dog = float64_base, masked(two_concepts(tmp_path)[0])
     settings = quick(masked_loss=True, background_weight=0.25, flip=False, alignment_loss="off", snr_gamma=5.0)
-    (material,) = (training := Training([dog], settings, backbone))._materials
-    (rows,) = image_batch([material], training._schedule, seed=0, call=0, batch_size=2).alike
-    backbone.install()
-    encoding = backbone.encode([dog.phrase] * 2)
-    predicted = v_pipe.unet(rows.noisy, rows.timesteps, encoding.embeddings).sample  # a fresh adapter changes nothing
+    training = training_of([dog], settings, base)
+    (rows,) = training.images(0).groups
+    text = base.encode([dog.phrase] * 2).embeddings
+    predicted = base.denoiser(
+        rows.noisy, rows.timesteps, text
+    ).sample  # the stock network: a fresh adapter changes nothing
     weights = torch.full((16, 16), 0.25, dtype=torch.float64)  # one latent is two pixels
     weights[4:14, 2:10] = 1.0
     error = ((predicted - rows.target) ** 2).mean(1)
@@ -99,120 +83,112 @@ def test_the_masked_loss_equals_a_plain_float64_formula(v_pipe: Any, tmp_path: P
     assert record.concepts[0].denoising == pytest.approx(float(expected.mean()), rel=1e-9)
 
 
-def test_a_mask_is_mirrored_with_its_photo(sd_pipe: Any, tmp_path: Path):
+def test_a_mask_is_mirrored_with_its_photo(shared_base: Base, tmp_path: Path):
     dog = masked(two_concepts(tmp_path)[0])
-    (material,) = Training([dog], quick(masked_loss=True, crops=2), Base(sd_pipe))._materials
-    for photo in material.latents:
+    ((photos,),) = training_of([dog], quick(masked_loss=True, crops=2), shared_base).sources
+    for photo in photos.latents:
         assert photo.focus is not None
         plain, mirrored = photo.focus[::2], photo.focus[1::2]
         torch.testing.assert_close(plain, mirrored.flip(-1))
         assert not torch.equal(plain, mirrored)
 
 
-def test_masks_that_are_white_all_over_change_no_bit(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
+def test_masks_that_are_white_all_over_change_no_bit(shared_base: Base, tmp_path: Path):
+    concepts, settings = two_concepts(tmp_path), {"steps": 2}
     white = [masked(concept, (0, 0, 32, 32)) for concept in concepts]
-    plain = trained(concepts, quick(), backbone)
-    assert all(
-        same(one, other) for one, other in zip(trained(white, quick(masked_loss=True), backbone), plain, strict=True)
-    )
+    plain = trained(concepts, quick(**settings), shared_base)
+    assert all_same(trained(white, quick(**settings, masked_loss=True), shared_base), plain)
 
 
 @pytest.mark.filterwarnings("ignore:The masked loss has no effect on 'xlo dog'")
 @pytest.mark.parametrize(
     ("shape", "changes"),
-    [("sdxl", {"targets": "attention"}), ("sd", {"gradient_accumulation_steps": 2, "crops": 2})],
+    [("float64_sdxl", {"targets": "attention"}), ("float64_base", {"gradient_accumulation_steps": 2, "crops": 2})],
     ids=["attention", "cross_kv"],
 )
 def test_a_masked_concept_of_mixed_shapes_trains_beside_another_as_it_would_alone(
-    tmp_path: Path, shape: str, changes: dict[str, Any]
+    tmp_path: Path, shape: str, changes: dict[str, Any], request: pytest.FixtureRequest
 ):
-    backbone = in_float64(tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline())
+    base = request.getfixturevalue(shape)
     dog, cat = mixed(tmp_path)
     concepts = [dog, masked(cat)]
-    settings = quick(steps=5, masked_loss=True, buckets=True, **changes)
-    together = trained(concepts[::-1], settings, backbone)[::-1]
+    settings = quick(steps=3, masked_loss=True, buckets=True, **changes)
+    together = trained(concepts[::-1], settings, base)[::-1]
     for concept, adapter in zip(concepts, together, strict=True):
-        (alone,) = trained([concept], settings, backbone)
+        (alone,) = trained([concept], settings, base)
         assert difference(adapter, alone) < 1e-6
         assert any(float(low_rank.b.abs().max()) > 0.01 for low_rank in adapter.layers.values())
 
 
-def test_resuming_with_masks_and_buckets_equals_never_having_stopped_bit_for_bit(sdxl_pipe: Any, tmp_path: Path):
-    backbone, concepts = Base(sdxl_pipe), [masked(concept) for concept in mixed(tmp_path)]
-    settings = quick(steps=6, masked_loss=True, buckets=True, batch_size=3, targets="attention")
-    whole = trained(concepts, settings, backbone)
-    first = Training(concepts, settings, backbone)
-    for record in first.steps():
-        if record.index == 3:
-            break
-    path = save_checkpoint(tmp_path / "checkpoints", first.state())
-    second = Training(concepts, settings, backbone)
-    second.load(load_checkpoint(path))
-    for _ in second.steps():
-        pass
-    assert all(same(one, other) for one, other in zip(whole, second.adapters(), strict=True))
+def test_resuming_with_masks_and_buckets_equals_never_having_stopped_bit_for_bit(shared_sdxl: Base, tmp_path: Path):
+    concepts = [masked(concept) for concept in mixed(tmp_path)]
+    settings = quick(steps=4, masked_loss=True, buckets=True, batch_size=3, targets="attention")
+    whole = training_of(concepts, settings, shared_sdxl)
+    for record in whole.steps():
+        if record.index == 2:
+            path = save_checkpoint(tmp_path / "checkpoints", whole.state())
+    resumed = training_of(concepts, settings, shared_sdxl)
+    resumed.load(load_checkpoint(path))
+    run_steps(resumed)
+    assert all_same(whole.adapters(), resumed.adapters())
 
 
-def test_buckets_change_no_bit_for_square_photos(sd_pipe: Any, tmp_path: Path):
-    backbone, concepts = Base(sd_pipe), two_concepts(tmp_path)
-    plain = trained(concepts, quick(crops=2), backbone)
-    bucketed = trained(concepts, quick(crops=2, buckets=True), backbone)
-    assert all(same(one, other) for one, other in zip(plain, bucketed, strict=True))
+def test_buckets_change_no_bit_for_square_photos(shared_base: Base, tmp_path: Path):
+    concepts = two_concepts(tmp_path)
+    plain, bucketed = (trained(concepts, quick(steps=2, crops=2, buckets=on), shared_base) for on in (False, True))
+    assert all_same(plain, bucketed)
 
 
-def test_every_row_of_a_bucket_is_its_own_photo_and_says_its_size(sdxl_pipe: Any, tmp_path: Path):
-    backbone = Base(sdxl_pipe)
-    training = Training(mixed(tmp_path), quick(buckets=True, flip=False, batch_size=3), backbone)
-    pictures = image_batch(training._materials, training._schedule, seed=0, call=0, batch_size=3)
-    assert sorted(row for part in pictures.alike for row in part.rows) == list(range(6))
-    assert len(pictures.alike) > 1
+def test_every_row_of_a_bucket_is_its_own_photo_and_says_its_size(shared_sdxl: Base, tmp_path: Path):
+    images = training_of(mixed(tmp_path), quick(buckets=True, flip=False, batch_size=3), shared_sdxl).images(0)
+    assert sorted(row for group in images.groups for row in group.rows) == list(range(6))
+    assert len(images.groups) > 1
     known = {(60, 40): (40, 28), (40, 60): (28, 40), (32, 32): (32, 32), (60, 34): (44, 24)}
-    for part in pictures.alike:
-        height, width = (side * backbone.vae_scale for side in part.noisy.shape[-2:])
-        for original_height, original_width, _, _, *target in part.sizes.tolist():
+    for group in images.groups:
+        height, width = (side * shared_sdxl.vae_scale for side in group.noisy.shape[-2:])
+        for original_height, original_width, _, _, *target in group.sizes.tolist():
             assert target == [height, width]
             assert known[original_width, original_height] == (width, height)
-    numbered = [torch.tensor(part.rows, dtype=torch.float64) for part in pictures.alike]
-    assert pictures.in_order(numbered).tolist() == list(range(6))
+    numbered = [torch.tensor(group.rows, dtype=torch.float64) for group in images.groups]
+    assert images.in_order(numbered).tolist() == list(range(6))
 
 
-def test_the_loss_of_a_batch_of_mixed_shapes_is_the_mean_of_its_pictures_losses(v_pipe: Any, tmp_path: Path):
-    backbone = in_float64(v_pipe)
+def test_the_loss_of_a_batch_of_mixed_shapes_is_the_mean_of_its_images_losses(float64_base: Base, tmp_path: Path):
+    base = float64_base
     settings = quick(buckets=True, captions="varied", batch_size=3, alignment_loss="off")
-    training = Training(mixed(tmp_path), settings, backbone)
-    pictures = image_batch(training._materials, training._schedule, seed=0, call=0, batch_size=3)
-    assert len(pictures.alike) > 1
+    training = training_of(mixed(tmp_path), settings, base)
+    images = training.images(0)
+    assert len(images.groups) > 1
     losses: dict[int, float] = {}
-    for part in pictures.alike:
-        for place, row in enumerate(part.rows):  # one by one, and through the stock U-Net: fresh adapters are silent
-            text = backbone.encode([pictures.captions[row].text]).embeddings
-            predicted = v_pipe.unet(part.noisy[place][None], part.timesteps[place], text).sample
-            losses[row] = float(((predicted - part.target[place]) ** 2).mean())
+    for group in images.groups:
+        for place, row in enumerate(group.rows):  # one by one, by the stock network: fresh adapters change nothing
+            text = base.encode([images.captions[row].text]).embeddings
+            predicted = base.denoiser(group.noisy[place][None], group.timesteps[place], text).sample
+            losses[row] = float(((predicted - group.target[place]) ** 2).mean())
     record = next(iter(training.steps()))
     for concept, first in zip(record.concepts, (0, 3), strict=True):
         expected = sum(losses[row] for row in range(first, first + 3)) / 3
         assert concept.denoising == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_resolution_without_a_square_bucket_is_refused(sd_pipe: Any, tmp_path: Path):
+def test_a_resolution_without_a_square_bucket_is_refused(shared_base: Base, tmp_path: Path):
     settings = quick(buckets=True).model_copy(update={"resolution": 34})
     with pytest.raises(TaraError, match="resolution = 34 is refused: with buckets this base needs a multiple of 4"):
-        Training(two_concepts(tmp_path), settings, Base(sd_pipe))
+        check_inputs(two_concepts(tmp_path), settings, shared_base)
 
 
-def test_masks_without_the_masked_loss_are_said_to_be_idle(tmp_path: Path):
+def test_masks_without_the_masked_loss_are_warned_of(shared_base: Base, tmp_path: Path):
     dog = masked(two_concepts(tmp_path)[0])
     with pytest.warns(TaraWarning, match="masks of 'xlo dog' have no effect without the masked loss"):
-        check_concepts([dog], quick())
+        check_inputs([dog], quick(), shared_base)
 
 
-def test_a_masked_loss_without_any_mask_is_said_to_be_idle(tmp_path: Path):
+def test_a_masked_loss_without_any_mask_is_warned_of(shared_base: Base, tmp_path: Path):
     with pytest.warns(TaraWarning, match="masked loss has no effect on 'xlo dog'"):
-        check_concepts(two_concepts(tmp_path)[:1], quick(masked_loss=True))
+        check_inputs(two_concepts(tmp_path)[:1], quick(masked_loss=True), shared_base)
 
 
-def test_transparent_photos_need_no_mask_folder(sd_pipe: Any, tmp_path: Path):
+def test_transparent_photos_need_no_mask_folder(shared_base: Base, tmp_path: Path):
     folder = photo_folder(tmp_path / "dog", 2)
     alpha = Image.new("L", (32, 32))
     alpha.paste(255, BOX)
@@ -221,6 +197,5 @@ def test_transparent_photos_need_no_mask_folder(sd_pipe: Any, tmp_path: Path):
         image.putalpha(alpha)
         image.save(path)
     dog = ConceptSettings(images=folder, rare_word="xlo", class_word="dog")
-    backbone = Base(sd_pipe)
-    plain, focused = (trained([dog], quick(masked_loss=on), backbone)[0] for on in (False, True))
+    plain, focused = (trained([dog], quick(steps=1, masked_loss=on), shared_base)[0] for on in (False, True))
     assert not same(plain, focused)

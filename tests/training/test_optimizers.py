@@ -25,11 +25,11 @@ def test_a_row_moves_as_torchs_adamw_moves_it_after_torchs_clipping():
     optimizers = [torch.optim.AdamW([row], lr=0.01, weight_decay=0.1) for row in references]
     for gradient in gradients:
         weights.grad = gradient.clone()
-        applied = ours.step(0.01)
+        norms = ours.step(0.01)
         for index, (row, optimizer) in enumerate(zip(references, optimizers, strict=True)):
             row.grad = gradient[index].clone()
             norm = torch.nn.utils.clip_grad_norm_([row], 0.5)
-            assert math.isclose(applied[index].grad_norm, float(norm), rel_tol=1e-12)
+            assert math.isclose(norms[index], float(norm), rel_tol=1e-12)
             optimizer.step()
     torch.testing.assert_close(weights.detach(), torch.stack([row.detach() for row in references]), rtol=1e-12, atol=0)
 
@@ -37,11 +37,9 @@ def test_a_row_moves_as_torchs_adamw_moves_it_after_torchs_clipping():
 def test_an_overflow_halves_the_loss_scale_of_its_own_concept_only():
     weights = torch.zeros(2, 3, requires_grad=True)
     ours = optimizers_of(weights, loss_scaling=True)
-    before = ours.loss_scales
+    before = list(ours.loss_scales)
     weights.grad = torch.tensor([[math.inf, 0, 0], [before[1], 0, 0]])
-    overflown, whole = ours.step(0.1)
-    assert (overflown.skipped, whole.skipped) == (True, False)
-    assert whole.grad_norm == 1.0
+    assert ours.step(0.1) == [math.inf, 1.0]
     assert ours.loss_scales == [before[0] / 2, before[1]]
     assert torch.equal(weights.detach()[0], torch.zeros(3))
     assert float(weights.detach()[1, 0]) < 0
@@ -60,8 +58,7 @@ def test_a_loss_scale_grows_again_after_many_good_steps():
 def test_a_gradient_that_is_not_clipped_is_left_as_it_is():
     weights = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     weights.grad = torch.tensor([[300.0, 400.0]], dtype=torch.float64)
-    (applied,) = optimizers_of(weights, max_grad_norm=0.0).step(0.1)
-    assert applied.grad_norm == 500.0
+    assert optimizers_of(weights, max_grad_norm=0.0).step(0.1) == [500.0]
 
 
 def test_prodigy_is_silent(capsys: pytest.CaptureFixture[str]):
