@@ -87,7 +87,7 @@ def features(seen: Finding, subject: Subject) -> dict[str, float]:
 
 
 def likeness(seen: Finding, subject: Subject) -> float:
-    """How like the subject a finding looks, 0 to 1: the mean of its :func:`features`."""
+    """How like the subject a finding looks, 0 to 1: the mean of its `features`."""
     return float(np.mean(list(features(seen, subject).values())))
 
 
@@ -97,7 +97,7 @@ def detections(verdict: Verdict, subjects: Sequence[Subject]) -> dict[str, Any]:
     Returns:
         ``boxes``: left, top, right, bottom of each finding, as fractions of the sides; ``class_match`` (subjects,
         findings): whether a finding is of a subject's class; ``similarity``: the `likeness` of findings and subjects,
-        (subjects, findings), under the name judge; ``thresholds`` (subjects,): :data:`SAME_SUBJECT`.
+        (subjects, findings), under the name judge; ``thresholds`` (subjects,): `SAME_SUBJECT`.
     """
     things, shape = verdict.things, (len(subjects), len(verdict.things))
     similarity = [[likeness(thing, subject) for thing in things] for subject in subjects]

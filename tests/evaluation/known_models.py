@@ -61,5 +61,4 @@ def known_scorer(subjects: Sequence[Subject], cache: Path, same_subject: float |
         detector=Halves(),  # type: ignore[arg-type]
         dino=Colours(),  # type: ignore[arg-type]
         same_subject=same_subject,
-        models={"detector": "halves", "identity": "colours"},
     )

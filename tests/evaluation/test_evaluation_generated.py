@@ -128,7 +128,7 @@ def test_no_more_merges_are_held_than_images_are_generated_at_a_time(tmp_path: P
 
     trained = [trained_subject(word, "dog") for word in ("xlo", "szn", "qev", "vrk")]
     prompts = group_prompts(trained, prompts=["{subjects}"])
-    planned = plan(prompts, BaseSettings(base="tiny"), [GenerationSettings(composer="ties")], (0, 1), tmp_path)
+    planned = plan(prompts, BaseSettings(base="tiny"), GenerationSettings(), ["ties"], (0, 1), tmp_path)
     generate(Stub(), planned, 4, lambda *_: None)  # type: ignore[arg-type]
     assert requests == [4, 2]
     assert all(is_generated(one) for one in planned)

@@ -29,13 +29,7 @@ class FeatureCache:
         return np.stack(self(encoder.key, images, encoder.images))
 
     def __call__(self, key: str, images: Sequence[Image.Image], compute: Compute) -> list[NDArray[np.float32]]:
-        """One array per image, from disk or computed.
-
-        Args:
-            key: everything but the image that the array depends on.
-            images: RGB images.
-            compute: returns the arrays of images that are not cached.
-        """
+        """One array per RGB image, cached or computed; ``key`` is all but the image that the array depends on."""
         paths = [self._path(key, image) for image in images]
         arrays = {path: array for path in paths if (array := _read(path)) is not None}
         missing = [(path, image) for path, image in dict(zip(paths, images, strict=True)).items() if path not in arrays]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ LIST = 'Images of other tools need a JSON list beside them, like [{"file": "a.jp
 
 
 class Entry(BaseModel, frozen=True, extra="forbid"):
-    """One image of a JSON list; ``subjects`` are names such as ``xlo dog``, those of the prompt if left out."""
+    """One image, as an entry of a JSON list; ``subjects`` are names such as ``xlo dog``, by default the prompt's."""
 
     file: Path
     prompt: str
@@ -29,12 +29,7 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
     subjects: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundImage:
-    """An image, and how it was made as far as it is known."""
-
-    entry: Entry
-    provenance: Provenance | None = None
+FoundImage = tuple[Entry, Provenance | None]  # with how it was made, if its file tells
 
 
 def find_images(places: Sequence[Path]) -> list[FoundImage]:
@@ -56,22 +51,15 @@ def find_images(places: Sequence[Path]) -> list[FoundImage]:
 
 def adapter_words(images: Sequence[FoundImage]) -> list[tuple[str, str]]:
     """(rare word, class word) of the adapters that the images were generated with, where these still exist."""
-    by_adapters = {(one.provenance.adapters, one.entry.file.parent): one for one in images if one.provenance}
-    files = [
-        file.given
-        for one in by_adapters.values()
-        if one.provenance
-        for file in relocated(one.provenance, one.entry.file).adapters
-    ]
+    # relocating reads the files, so it is done once for all images of a folder with the same adapters
+    distinct = {(made.adapters, entry.file.parent): (made, entry.file) for entry, made in images if made}
+    files = [file.given for made, image in distinct.values() for file in relocated(made, image).adapters]
     words: list[tuple[str, str]] = []
     for file in dict.fromkeys(files):
-        try:
+        with suppress(TaraError):  # of images from another machine, say; then --references must name the class words
             active = parse_adapter(file)
-        except TaraError:  # of images from another machine, say; then --references must name the class words
-            continue
-        if active.rare_word and active.class_word:
             words.append((active.rare_word, active.class_word))
-    return list(dict.fromkeys(words))
+    return [(rare_word, class_word) for rare_word, class_word in dict.fromkeys(words) if rare_word and class_word]
 
 
 def image_records(images: Sequence[FoundImage], subjects: Sequence[Subject]) -> list[ImageRecord]:
@@ -82,7 +70,7 @@ def image_records(images: Sequence[FoundImage], subjects: Sequence[Subject]) -> 
     """
     by_name = {subject.name.casefold(): subject for subject in subjects}
     records: list[ImageRecord] = []
-    for entry in (one.entry for one in images):
+    for entry, _ in images:
         for name in entry.subjects or ():
             if name.casefold() not in by_name:
                 raise TaraError(
@@ -97,16 +85,8 @@ def image_records(images: Sequence[FoundImage], subjects: Sequence[Subject]) -> 
                 f"The prompt of '{entry.file}', '{entry.prompt}', names none of the subjects ({names}). "
                 "Leave it out, or give the photos of its subjects with --references."
             )
-        records.append(
-            ImageRecord(
-                path=entry.file,
-                series=entry.series or "",
-                prompt=entry.prompt,
-                seed=entry.seed,
-                subjects=shown,
-                category=class_category(shown),
-            )
-        )
+        category = class_category(shown)
+        records.append(ImageRecord(entry.file, entry.series or "", entry.prompt, entry.seed, shown, category))
     return records
 
 
@@ -121,8 +101,7 @@ def _in_folder(folder: Path, series: str) -> list[FoundImage]:
             made = read_provenance(path)
         except TaraError as failure:
             raise TaraError(f"{failure} {LIST}") from failure
-        entry = Entry(file=path, prompt=made.prompt, seed=made.seed, series=series)
-        images.append(FoundImage(entry=entry, provenance=made))
+        images.append((Entry(file=path, prompt=made.prompt, seed=made.seed, series=series), made))
     if not images:
         raise TaraError(f"'{folder}' holds no images that `tara generate` wrote. {LIST}")
     return images
@@ -143,5 +122,5 @@ def _listed(path: Path, series: str) -> list[FoundImage]:
         file = path.parent / entry.file
         if not (is_there(file) and file.is_file()):
             raise TaraError(f"'{path}', entry {number}: there is no image {file}. Correct the name.")
-        images.append(FoundImage(entry=entry.model_copy(update={"file": file, "series": entry.series or series})))
+        images.append((entry.model_copy(update={"file": file, "series": entry.series or series}), None))
     return images

@@ -18,7 +18,7 @@ from tara.storage.file_names import file_name
 from tara.storage.files import atomic_write
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class PlannedImage:
     """One image of a request for several seeds."""
 
@@ -30,30 +30,30 @@ class PlannedImage:
 def plan(
     prompts: Sequence[EvaluationPrompt],
     base: BaseSettings,
-    settings: Sequence[GenerationSettings],
+    settings: GenerationSettings,
+    composers: Sequence[str],
     seeds: tuple[int, ...],
     out: Path,
 ) -> list[PlannedImage]:
-    """A request for each prompt and each of the ``settings``, one per composer: ``out/images/COMPOSER/SUBJECTS``.
+    """The images of every prompt with every composer and seed, in ``out/images/COMPOSER/SUBJECTS``.
 
     Raises:
         TaraError: when a prompt lacks an adapter's rare word.
     """
     planned: list[PlannedImage] = []
-    for own, prompt in product(settings, prompts):
-        adapters, files = (tuple(getattr(one, of) for one in prompt.trained) for of in ("active", "file"))
+    for composer, prompt in product(composers, prompts):
+        own = settings.model_copy(update={"composer": composer})
+        adapters, files = tuple(one.active for one in prompt.trained), tuple(one.file for one in prompt.trained)
         request = GenerationRequest(prompt=prompt.text, adapters=adapters, seeds=seeds, settings=own)
         request.check()
         configs = [config_beside(Path(file.path)) for file in files]
         inputs = tuple(used_file(path) for path in configs if path)
         made = Provenance(prompt=prompt.text, seed=0, adapters=files, inputs=inputs, base=base, settings=own)
-        series, subjects = str(own.composer), prompt.subjects
-        folder = out / "images" / series / file_name("+".join(one.name for one in subjects))
+        folder = out / "images" / composer / file_name("+".join(one.name for one in prompt.subjects))
         for seed in seeds:
             path = folder / f"{prompt.number:02d}-seed-{seed:04d}.png"
-            record = ImageRecord(path, series, prompt.text, seed, subjects, prompt.category)
-            own_provenance = made.model_copy(update={"seed": seed})
-            planned.append(PlannedImage(request=request, provenance=own_provenance, record=record))
+            record = ImageRecord(path, composer, prompt.text, seed, prompt.subjects, prompt.category)
+            planned.append(PlannedImage(request, made.model_copy(update={"seed": seed}), record))
     return planned
 
 

@@ -8,15 +8,10 @@ from tara.evaluation.scores import WHOLE_IMAGE, ImageScore
 from tara.evaluation.statistics import interval, paired_difference
 from tara.evaluation.subjects import ImageRecord, Subject
 
+# what an image shares with its counterparts in other series: group, prompt, seed, and which image of these
 ImageKey = tuple[str, str, int | None, int]
-"""What an image shares with its counterparts in other series: group, prompt, seed, and which image of these."""
-
-Key = tuple[ImageKey, str]
-"""An image and the name of a subject in it; the empty name for a value of the whole image."""
-
-Metrics = dict[str, list[float]]
-"""[mean, low, high] by name; a metric without values is left out."""
-
+Key = tuple[ImageKey, str]  # an image and the name of a subject in it, empty for a value of the whole image
+Metrics = dict[str, list[float]]  # [mean, low, high] by name; a metric without values is left out
 ABSENT = "absent"
 
 

@@ -1,4 +1,7 @@
-"""Pretrained models of transformers: image encoders, CLIP and open-vocabulary detectors, by hub id or folder."""
+"""Pretrained models of transformers by hub id or folder: image encoders, CLIP and open-vocabulary detectors.
+
+Each refuses (TaraError) a model that cannot be loaded or is of another type. Its ``key`` identifies it in a cache.
+"""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -13,23 +16,16 @@ from PIL import Image
 from tara.errors import TaraError
 from tara.storage.hub import is_hub_id, not_fetched
 
+# model types whose class token represents the image
 VISION_TRANSFORMERS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
-"""Model types whose class token represents the image."""
 OWL = "a photo of a {class_word}", 0.2
 DETECTORS = {"owlv2": OWL, "owlvit": OWL, "grounding-dino": ("a {class_word}", 0.3)}
 """Query and default confidence by model type."""
-MAX_BOXES = 40
-"""Boxes of one image and class that are kept, before non-maximum suppression."""
+MAX_BOXES = 40  # of one image and class, before non-maximum suppression
 
 
 class VisionEncoder:
-    """A vision transformer such as DINO or DINOv2: the vector of an image is its class token after the last norm.
-
-    Vectors have length 1; ``key`` identifies the model in a cache.
-
-    Raises:
-        TaraError: when it cannot be loaded or is of another type.
-    """
+    """A vision transformer such as DINO or DINOv2: an image's vector is its class token after the last norm."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         from transformers import AutoModel
@@ -39,15 +35,11 @@ class VisionEncoder:
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "images width"]:
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
-        return _normalized(self._model(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 0])
+        return _unit_length(self._model(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 0])
 
 
 class ClipEncoder:
-    """CLIP: images and texts in one space.
-
-    Raises:
-        TaraError: when it cannot be loaded or is of another type.
-    """
+    """CLIP: images and texts in one space."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         from transformers import AutoTokenizer, CLIPModel
@@ -58,7 +50,7 @@ class ClipEncoder:
     @torch.inference_mode()
     def images(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "images width"]:
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
-        return _normalized(self._model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
+        return _unit_length(self._model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
@@ -68,18 +60,14 @@ class ClipEncoder:
             list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).to(self._model.device)
         features = self._model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        return _normalized(features.pooler_output)
+        return _unit_length(features.pooler_output)
 
 
 ImageEncoder = VisionEncoder | ClipEncoder
 
 
 class Detector:
-    """An open-vocabulary object detector: OWLv2, OWL-ViT or Grounding DINO.
-
-    Raises:
-        TaraError: when it cannot be loaded or is of another type.
-    """
+    """An open-vocabulary object detector: OWLv2, OWL-ViT or Grounding DINO."""
 
     def __init__(self, name: str, device: torch.device, confidence: float | None = None) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
@@ -111,11 +99,7 @@ class Detector:
 
 
 def load_part(kind: Any, name: str, **options: Any) -> Any:
-    """A config, model, processor or tokenizer.
-
-    Raises:
-        TaraError: when it is not here, with the command that downloads it, or cannot be used.
-    """
+    """A config, model, processor or tokenizer; a TaraError says how to download one that is not here."""
     if "Processor" in kind.__name__:
         options["backend"] = "pil"  # torchvision is not a dependency, and scores must not depend on it
     try:
@@ -132,11 +116,7 @@ def load_part(kind: Any, name: str, **options: Any) -> Any:
 def _loaded(
     name: str, device: torch.device, types: Collection[str], kind: Any, processor: Any = None
 ) -> tuple[Any, Any, str]:
-    """A frozen model in float32 of one of the ``types``, its processor (of images by default), and its cache key.
-
-    Raises:
-        TaraError: see `load_part`; also when the model is of another type, or its file lacks weights.
-    """
+    """A frozen model in float32 of one of the ``types``, its processor (of images by default), and its cache key."""
     from transformers import AutoConfig
 
     # not from `transformers` itself, which before 5.18 then asks for torchvision without needing it
@@ -164,5 +144,5 @@ def _cache_key(name: str, model: Any) -> str:
     return f"{folder.name}@{hashlib.sha256(files.encode()).hexdigest()}"
 
 
-def _normalized(vectors: torch.Tensor) -> Float[np.ndarray, "rows width"]:
+def _unit_length(vectors: torch.Tensor) -> Float[np.ndarray, "rows width"]:
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

@@ -1,6 +1,6 @@
 """The report page of an evaluation: images with their detections, then the metrics, then the command."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -14,12 +14,11 @@ from tara.report.page import page
 from tara.report.plots import COLOURS
 from tara.storage.images import read_image
 
-SIDE = 320
-"""Maximum side of an image on the page, in pixels; the images are embedded."""
+Cells = tuple[str, ...]
+SIDE = 320  # of an image at most, in pixels; the page embeds them
 MAX_ROWS = 24
 COLUMNS = 4
-COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
-"""Of :data:`tara.report.plots.COLOURS`."""
+COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")  # of COLOURS
 INTERVALS = "Mean and 95 % bootstrap interval over groups of subjects, or over images where there is one group."
 PAIRED = "Over the prompts and seeds of both; empty where they share none."
 MEANINGS = {
@@ -40,26 +39,22 @@ MEANINGS = {
 def evaluation_page(scored: Sequence[ScoredImage], run_info: RunInfo) -> str:
     """The page as HTML."""
     series = metrics.by_series(scored)
-    means = [
-        ((name, category, str(len(part))), metrics.mean_metrics(part))
+    means = {
+        (name, category, str(len(part))): metrics.mean_metrics(part)
         for name, own in series.items()
         for category, part in metrics.by_category(own).items()
-    ]
-    differences = [
-        ((f"{first} minus {second}",), metrics.metric_differences(series[first], series[second]))
-        for first, second in combinations(series, 2)
-    ]
-    meanings = [f"{name}: {text}." for name, text in MEANINGS.items() if any(name in values for _, values in means)]
+    }
+    differences = {
+        (f"{one} minus {other}",): metrics.metric_differences(series[one], series[other])
+        for one, other in combinations(series, 2)
+    }
+    meanings = [f"{name}: {text}." for name, text in MEANINGS.items() if any(name in of for of in means.values())]
+    subjects = [(one.name, one.photos.as_posix(), f"{minimum:.2f}") for one, minimum in run_info.thresholds.items()]
     tables = [
         _metric_table("Metrics", ("series", "", "images"), means, " ".join([INTERVALS, *meanings])),
         *([_metric_table("Differences", ("",), differences, PAIRED)] if differences else []),
         *(_confusion_table(name, own) for name, own in series.items()),
-        Table(
-            headings=("subject", "photos", "minimum similarity"),
-            rows=tuple((of.name, of.photos.as_posix(), f"{low:.2f}") for of, low in run_info.thresholds.items()),
-            title="Subjects",
-            note="The minimum similarity counts as the subject itself.",
-        ),
+        Table(headings=("subject", "photos", "minimum similarity"), rows=tuple(subjects), title="Subjects"),
         Table(headings=("purpose", "model"), rows=tuple(run_info.models.items()), title="Models"),
     ]
     return page(
@@ -82,8 +77,8 @@ def _grid(scored: Sequence[ScoredImage]) -> Grid:
         columns = [dict(metrics.keyed(own)) for own in series.values()]
         keys = list(dict.fromkeys(key for column in columns for key in column))
         shown, total, unit = keys[:MAX_ROWS], len(keys), "prompts and seeds"
-        rows = tuple(_row([column.get(key) for column in columns]) for key in shown)
-        grid = Grid(rows=rows, columns=tuple(series), title="Images")
+        rows = [_row([column.get(key) for column in columns]) for key in shown]
+        grid = Grid(rows=tuple(rows), columns=tuple(series), title="Images")
     colours = COLOUR_NAMES[: max(len(one.record.subjects) for one in scored)]
     note = f"Frames, in the order of a prompt's subjects: {', '.join(colours)}."
     return replace(grid, note=f"{note} The first {len(shown)} of {total} {unit}." if len(shown) < total else note)
@@ -98,8 +93,8 @@ def _row(images: Sequence[ScoredImage | None]) -> Row:
 
 
 def _label(one: ScoredImage) -> str:
-    seed = "" if one.record.seed is None else f", seed\N{NO-BREAK SPACE}{one.record.seed}"
-    return f"{one.record.prompt}{seed}"
+    prompt, seed = one.record.prompt, one.record.seed
+    return prompt if seed is None else f"{prompt}, seed\N{NO-BREAK SPACE}{seed}"
 
 
 def _caption(one: ScoredImage) -> str:
@@ -123,26 +118,19 @@ def _framed(one: ScoredImage) -> Image.Image:
     return image
 
 
-def _metric_table(
-    title: str, headings: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Metrics]], note: str
-) -> Table:
-    """A row of ready text and its metrics; metrics without any value have no column."""
-    names = list(dict.fromkeys(name for _, values in rows for name in values))
-    cells = [[format_ci(values[name]) if name in values else "" for name in names] for _, values in rows]
-    return Table(
-        headings=(*headings, *names),
-        rows=tuple((*first, *of) for (first, _), of in zip(rows, cells, strict=True)),
-        title=title,
-        note=note,
-    )
+def _metric_table(title: str, headings: Cells, metrics: Mapping[Cells, Metrics], note: str) -> Table:
+    """A row for each key, which holds its first cells; a metric without any value has no column."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    rows = [
+        (*first, *(format_ci(values[name]) if name in values else "" for name in names))
+        for first, values in metrics.items()
+    ]
+    return Table(headings=(*headings, *names), rows=tuple(rows), title=title, note=note)
 
 
 def _confusion_table(name: str, scored: Sequence[ScoredImage]) -> Table:
     counts = metrics.confusion(scored)
     columns = [*counts, ABSENT]
-    return Table(
-        headings=("expected", *columns),
-        rows=tuple((expected, *(str(of.get(column, "")) for column in columns)) for expected, of in counts.items()),
-        title=f"Confusion: {name}",
-        note="How many detections of a row's subject are most similar to which subject of their prompt.",
-    )
+    rows = [(expected, *(str(of.get(column, "")) for column in columns)) for expected, of in counts.items()]
+    note = "How many detections of a row's subject are most similar to which subject of their prompt."
+    return Table(headings=("expected", *columns), rows=tuple(rows), title=f"Confusion: {name}", note=note)

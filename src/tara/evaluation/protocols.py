@@ -12,11 +12,10 @@ from tara.training.data.dreambooth import LIVE_CLASSES, TABLE, subject_of
 
 SUBJECTS = "{subjects}"
 PROMPTS = ("a photo of {subjects}", "{subjects} on the beach", "{subjects} in the snow", "{subjects} on the street")
-"""Of groups, if no others are given."""
 LIVING, OBJECTS = "living subjects", "objects"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TrainedSubject:
     """A subject and the adapter that was trained on it."""
 
@@ -25,7 +24,7 @@ class TrainedSubject:
     file: UsedFile
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class EvaluationPrompt:
     """A prompt, its number among those of the same subjects, and the subjects that it names."""
 
@@ -36,7 +35,6 @@ class EvaluationPrompt:
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        """The subjects that its images should show."""
         return tuple(one.subject for one in self.trained)
 
 
@@ -57,7 +55,7 @@ def trained_subjects(
             raise TaraError(f"{active.name} is a style, which no detector finds in an image. Leave it out.")
         if name.casefold() not in by_name:
             raise TaraError(f"There are no photos of '{name}'. Add --references '{name}=FOLDER'.")
-        trained.append(TrainedSubject(subject=by_name.pop(name.casefold()), active=active, file=file))
+        trained.append(TrainedSubject(by_name.pop(name.casefold()), active, file))
     if by_name:
         known = ", ".join(one.subject.name for one in trained) or "none"
         raise TaraError(f"There is no adapter of '{next(iter(by_name))}', only of: {known}. Add it with --adapter.")
@@ -67,12 +65,7 @@ def trained_subjects(
 def group_prompts(
     trained: Sequence[TrainedSubject], groups: Sequence[str] = (), prompts: Sequence[str] = PROMPTS
 ) -> list[EvaluationPrompt]:
-    """Several subjects in one image: all pairs, or the given groups.
-
-    Args:
-        trained: all subjects.
-        groups: such as ``xlo+szn``, of any size.
-        prompts: with ``{subjects}`` in place of "a xlo dog and a szn cat".
+    """Several subjects in one image: all pairs, or groups such as ``xlo+szn``, of any size.
 
     Raises:
         TaraError: when a group names an unknown subject, there is none, or a prompt has no ``{subjects}``.
@@ -83,16 +76,12 @@ def group_prompts(
     chosen = [_group(text, trained) for text in groups] or list(combinations(trained, 2))
     if not chosen:
         raise TaraError(f"{len(trained)} subjects make no pair. Give two --adapter or more.")
-    return [
-        EvaluationPrompt(
-            text=prompt.replace(SUBJECTS, joined_names([one.subject for one in group])),
-            number=number,
-            trained=group,
-            category=class_category([one.subject for one in group]),
-        )
-        for group in chosen
-        for number, prompt in enumerate(prompts)
-    ]
+    planned: list[EvaluationPrompt] = []
+    for group in chosen:
+        subjects = [one.subject for one in group]
+        texts = [prompt.replace(SUBJECTS, joined_names(subjects)) for prompt in prompts]
+        planned += [EvaluationPrompt(text, n, group, class_category(subjects)) for n, text in enumerate(texts)]
+    return planned
 
 
 def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationPrompt]:
@@ -113,7 +102,7 @@ def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationProm
         category = LIVING if row.class_word in LIVE_CLASSES else OBJECTS
         for number, template in enumerate(row.prompts):
             text = template.replace("{rare_word}", one.active.rare_word).replace("{class_word}", one.active.class_word)
-            prompts.append(EvaluationPrompt(text=text, number=number, trained=(one,), category=category))
+            prompts.append(EvaluationPrompt(text, number, (one,), category))
     return prompts
 
 
@@ -124,8 +113,7 @@ def joined_names(subjects: Sequence[Subject]) -> str:
 
 
 def _group(text: str, trained: Sequence[TrainedSubject]) -> tuple[TrainedSubject, ...]:
-    by_name = {one.subject.rare_word.casefold(): one for one in trained}
-    by_name |= {one.subject.name.casefold(): one for one in trained}
+    by_name = {name.casefold(): one for one in trained for name in (one.subject.rare_word, one.subject.name)}
     group: list[TrainedSubject] = []
     for part in text.split("+"):
         one = by_name.get(part.strip().casefold())

@@ -29,13 +29,9 @@ def evaluate(
     batch_size: int = 8,
     on_progress: Callable[[float, str], object] = lambda done, note: None,
 ) -> dict[str, Any]:
-    """Score images, and write ``results.json``, ``results.csv`` and ``index.html`` into the folder ``out``.
+    """Score images, write ``results.json``, ``results.csv`` and ``index.html`` into ``out``, and return the first.
 
-    Args:
-        on_progress: takes the number of scored images, and an empty note.
-
-    Returns:
-        the content of ``results.json``.
+    ``on_progress`` takes the number of scored images, and an empty note.
 
     Raises:
         TaraError: for an image that cannot be read, or a folder that cannot be written.
@@ -47,8 +43,7 @@ def evaluate(
         scored += [ScoredImage(record=of, score=score(one)) for of, one in zip(batch, detections, strict=True)]
         on_progress(len(scored), "")
     content = results(scored, run_info, out)
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(out / "results.json", text.encode())
+    atomic_write(out / "results.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode())
     atomic_write(out / "results.csv", _csv(content["images"]))
     atomic_write(out / "index.html", evaluation_page(scored, run_info).encode())
     return content

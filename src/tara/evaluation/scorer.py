@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -17,19 +17,12 @@ from tara.evaluation.subjects import ImageRecord, Subject
 from tara.families.loading import device_named
 from tara.training.data.examples import read_examples
 
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-MAX_IOU = 0.6
-"""Intersection over union from which two boxes hold one object, of whichever classes."""
-MAX_CONTAINED = 0.8
-"""Share of a box inside another one of its class from which it is a part of that object, such as a dog's head."""
-MARGIN = 0.04
-"""Around a crop, as a fraction of the box's longer side."""
-IMAGENET_MEAN = (124, 116, 104)
-"""The padding of crops, which encoders normalize to 0."""
+MAX_IOU = 0.6  # intersection over union from which two boxes hold one object, of whichever classes
+MAX_CONTAINED = 0.8  # share of a box inside one of its class from which it holds a part, such as a dog's head
+MARGIN = 0.04  # around a crop, as a fraction of the box's longer side
+IMAGENET_MEAN = (124, 116, 104)  # the padding of crops, which encoders normalize to 0
 
-Vectors = NDArray[np.float32]
-LabelledBox = tuple[Box, str]
-"""A detection and its class word."""
+LabelledBox = tuple[Box, str]  # a detection and its class word
 
 
 class SubjectScorer:
@@ -52,9 +45,8 @@ class SubjectScorer:
         clip: ClipEncoder | None = None,
         plain_dino: ImageEncoder | None = None,
         same_subject: float | None = None,
-        models: Mapping[str, str] | None = None,
     ) -> None:
-        self._detector, self._features, self._clip, self.models = detector, features, clip, models or {}
+        self._detector, self._features, self._clip = detector, features, clip
         self._crop_encoders: dict[str, ImageEncoder] = {"dino": dino} | ({"clip_i": clip} if clip else {})
         plain: dict[str, ImageEncoder | None] = {"plain_clip_i": clip, "plain_dino": plain_dino}
         self._image_encoders = {name: encoder for name, encoder in plain.items() if encoder}
@@ -66,9 +58,8 @@ class SubjectScorer:
             for name, encoder in encoders.items()
         }
         default = thresholds([self._references["dino"][one] for one in subjects])
-        self.thresholds: Mapping[Subject, float] = {
-            one: own if same_subject is None else same_subject for one, own in zip(subjects, default, strict=True)
-        }
+        levels = default if same_subject is None else [same_subject] * len(subjects)
+        self.thresholds: Mapping[Subject, float] = dict(zip(subjects, levels, strict=True))
         """The minimum similarity that counts as each subject."""
 
     def __call__(self, records: Sequence[ImageRecord], images: Sequence[Image.Image]) -> list[Detections]:
@@ -117,7 +108,7 @@ class SubjectScorer:
 
     def _detect(self, images: Sequence[Image.Image], classes: Sequence[Sequence[str]]) -> list[list[LabelledBox]]:
         """The objects of each image's classes; one query at a time, so that no class changes another one's boxes."""
-        boxes: list[list[Vectors]] = [[] for _ in images]
+        boxes: list[list[NDArray[np.float32]]] = [[] for _ in images]
         labels: list[list[str]] = [[] for _ in images]
         for class_word in dict.fromkeys(word for of in classes for word in of):
             queried = [index for index, of in enumerate(classes) if class_word in of]
@@ -127,24 +118,25 @@ class SubjectScorer:
             for index, of_class in zip(queried, found, strict=True):
                 boxes[index].append(of_class)
                 labels[index] += [class_word] * len(of_class)
-        return [_labelled(np.concatenate(own), words) for own, words in zip(boxes, labels, strict=True)]
+        detected: list[list[LabelledBox]] = []
+        for rows, words in zip(map(np.concatenate, boxes), labels, strict=True):
+            kept = non_maximum_suppression(rows, np.array(words))
+            detected.append([(tuple(rows[index, :4].tolist()), words[index]) for index in kept])
+        return detected
 
     def _subject_crops(self, class_word: str, photos: Sequence[Image.Image]) -> list[Image.Image]:
         """The subject in each of its photos; the whole photo where it is not detected."""
         detected = self._detect(photos, [(class_word,)] * len(photos))
-        return [crop(photo, own[0][0] if own else WHOLE) for photo, own in zip(photos, detected, strict=True)]
+        return [crop(photo, own[0][0] if own else (0, 0, 1, 1)) for photo, own in zip(photos, detected, strict=True)]
 
 
 def load_scorer(settings: EvaluationSettings, subjects: Sequence[Subject], cache: Path) -> SubjectScorer:
     """Load all models that the settings name, and compare with the subjects' photos; ``cache`` is a folder.
 
     Raises:
-        TaraError: when a model is not here, with the command that downloads it, or is of another type, and for photos
-            that cannot be read.
+        TaraError: for a model that is not here, with the command that downloads it, and for unreadable photos.
     """
     device = device_named(settings.device)
-    names = {"detector": settings.detector, "identity": settings.dino}
-    names |= {"clip": settings.clip, "plain_dino": settings.plain_dino}
     return SubjectScorer(
         subjects,
         FeatureCache(cache, settings.batch_size),
@@ -153,7 +145,6 @@ def load_scorer(settings: EvaluationSettings, subjects: Sequence[Subject], cache
         clip=None if settings.clip == NO_MODEL else ClipEncoder(settings.clip, device),
         plain_dino=None if settings.plain_dino == NO_MODEL else VisionEncoder(settings.plain_dino, device),
         same_subject=settings.same_subject,
-        models={purpose: name for purpose, name in names.items() if name != NO_MODEL},
     )
 
 
@@ -182,12 +173,10 @@ def thresholds(references: Sequence[Float[np.ndarray, "photos width"]]) -> list[
     return levels
 
 
-def non_maximum_suppression(boxes: Float[np.ndarray, "boxes 5"], classes: Int[np.ndarray, " boxes"]) -> list[int]:
+def non_maximum_suppression(boxes: Float[np.ndarray, "boxes 5"], classes: Shaped[np.ndarray, " boxes"]) -> list[int]:
     """The indices of the boxes that are neither duplicates nor parts of others, by descending confidence.
 
-    Args:
-        boxes: left, top, right, bottom, confidence.
-        classes: the class of each, as a number.
+    A box is left, top, right, bottom, confidence; ``classes`` are numbers or words.
     """
     areas = (boxes[:, 2:4] - boxes[:, :2]).prod(axis=1)
     kept: list[int] = []
@@ -209,23 +198,6 @@ def crop(image: Image.Image, box: Box) -> Image.Image:
     """
     left, top, right, bottom = (part * side for part, side in zip(box, image.size * 2, strict=True))
     margin = MARGIN * max(right - left, bottom - top)
-    cut = image.crop(
-        (
-            max(0, round(left - margin)),
-            max(0, round(top - margin)),
-            min(image.width, max(round(right + margin), round(left) + 1)),
-            min(image.height, max(round(bottom + margin), round(top) + 1)),
-        )
-    )
+    corners = left - margin, top - margin, max(right + margin, left + 1), max(bottom + margin, top + 1)
+    cut = image.crop(tuple(np.clip(np.round(corners), 0, image.size * 2).astype(int).tolist()))
     return ImageOps.pad(cut, (max(cut.size), max(cut.size)), color=IMAGENET_MEAN)
-
-
-def _labelled(boxes: Vectors, class_words: Sequence[str]) -> list[LabelledBox]:
-    """The boxes of all classes of one image, after non-maximum suppression."""
-    classes = np.unique(np.array(class_words, dtype=str), return_inverse=True)[1]
-    kept = non_maximum_suppression(boxes, classes)
-    corners = [tuple(boxes[index, :4].tolist()) for index in kept]
-    return [
-        ((left, top, right, bottom), class_words[index])
-        for index, (left, top, right, bottom) in zip(kept, corners, strict=True)
-    ]

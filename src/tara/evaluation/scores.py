@@ -7,11 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, as fractions of the image's sides."""
-
-WHOLE_IMAGE = -1
-"""In place of a subject's index, for a metric of the whole image."""
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of the image's sides
+WHOLE_IMAGE = -1  # in place of a subject's index, for a metric of the whole image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,7 +16,6 @@ class Detections:
     """What was detected in one image, compared with the subjects that it should show."""
 
     boxes: tuple[Box, ...]
-    """Of each detection."""
     class_match: Bool[np.ndarray, "subjects detections"]
     """Whether a detection is of a subject's class."""
     similarity: Mapping[str, Float[np.ndarray, "subjects detections"]]
@@ -35,7 +31,6 @@ class SubjectScore:
     """One subject of one image; ``identity`` and ``leakage`` are by encoder, and empty for an absent subject."""
 
     box: Box | None
-    """Where it is; None when it is absent."""
     correct: bool
     """Present, with at least the similarity that the threshold asks for."""
     identity: Mapping[str, float]
@@ -61,16 +56,14 @@ class ImageScore:
 
     @property
     def success(self) -> bool:
-        """All subjects are present and correct."""
         return all(subject.correct for subject in self.subjects)
 
     @property
     def present(self) -> tuple[bool, ...]:
-        """Which subjects are present."""
         return tuple(subject.present for subject in self.subjects)
 
     def values(self) -> dict[str, dict[int, float]]:
-        """Every metric by name, with its values by subject index (or :data:`WHOLE_IMAGE`).
+        """Every metric by name, with its values by subject index (or `WHOLE_IMAGE`).
 
         ``identity`` has no value for an absent subject, ``identity_absent_zero`` has 0 there; ``leakage`` only has one
         beside another subject. Metrics of the encoders after the first end with its name, as in ``identity_clip_i``.
@@ -89,7 +82,7 @@ class ImageScore:
 
 
 def score(detections: Detections) -> ImageScore:
-    """Assign detections to subjects, and score each subject.
+    """Assign detections to subjects, and score each subject; an image succeeds when all are correct.
 
     With S (subjects, detections) the similarity by one encoder and d the detection of subject s: identity is S[s, d],
     leakage max(0, max over the other subjects t of S[t, d] - S[s, d]).

@@ -12,16 +12,10 @@ DIGITS = 4
 
 
 def interval(values: Iterable[tuple[Hashable, float]], resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
-    """[mean, low, high]: a 95 % percentile bootstrap (Efron 1979) over clusters.
+    """[mean, low, high] of (cluster, value), rounded: a 95 % percentile bootstrap (Efron 1979) over clusters.
 
-    Args:
-        values: (cluster, value). The values of one cluster, such as the images of one pair of subjects, are not
-            independent of each other, so whole clusters are resampled.
-        resamples: how often as many clusters as there are get resampled with replacement.
-        seed: of the resampling.
-
-    Returns:
-        three numbers, rounded; NaN when there are no values.
+    Whole clusters, such as the images of one pair of subjects, are resampled with replacement, because their values are
+    not independent of each other. Without values all three are NaN.
     """
     clusters: dict[Hashable, list[float]] = {}
     for cluster, value in values:

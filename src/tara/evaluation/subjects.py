@@ -14,7 +14,7 @@ SAME_CLASS, OTHER_CLASSES = "same class", "different classes"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A rare word, its class word, and the folder of the subject's photos."""
+    """A rare word, its class word, which together are its name, and the folder of the subject's photos."""
 
     rare_word: str
     class_word: str
@@ -22,17 +22,12 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Its name in a prompt."""
         return f"{self.rare_word} {self.class_word}"
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image file and the subjects that it should show.
-
-    Series, such as folders or composers, are compared with each other. Metrics are also reported for each category of
-    prompts, such as ``same class``.
-    """
+    """An image file of a series, such as a composer, its prompt's category, and the subjects that it should show."""
 
     path: Path
     series: str
@@ -79,10 +74,8 @@ def prompted_subjects(prompt: str, subjects: Sequence[Subject]) -> tuple[Subject
 def read_subjects(references: Sequence[str], known: Sequence[tuple[str, str]] = ()) -> tuple[Subject, ...]:
     """Subjects from ``RARE_WORD=FOLDER`` or ``RARE_WORD CLASS_WORD=FOLDER``, the folder of their photos.
 
-    Args:
-        references: as above. A class word that is left out is taken from ``known``, or from a DreamBooth table beside
-            the folder.
-        known: (rare word, class word) of adapters.
+    A class word that is left out is taken from ``known``, (rare word, class word) of adapters, or from a DreamBooth
+    table beside the folder.
 
     Raises:
         TaraError: when one is not of that form, its class word is not known, or two have the same name.
