@@ -112,7 +112,7 @@ def test_a_masked_concept_of_mixed_shapes_trains_beside_another_as_it_would_alon
     base = request.getfixturevalue(shape)
     dog, cat = mixed(tmp_path)
     concepts = [dog, masked(cat)]
-    settings = quick(steps=3, masked_loss=True, buckets=True, **changes)
+    settings = quick(steps=2, masked_loss=True, buckets=True, **changes)
     together = trained(concepts[::-1], settings, base)[::-1]
     for concept, adapter in zip(concepts, together, strict=True):
         (alone,) = trained([concept], settings, base)
@@ -122,10 +122,10 @@ def test_a_masked_concept_of_mixed_shapes_trains_beside_another_as_it_would_alon
 
 def test_resuming_with_masks_and_buckets_equals_never_having_stopped_bit_for_bit(shared_sdxl: Base, tmp_path: Path):
     concepts = [masked(concept) for concept in mixed(tmp_path)]
-    settings = quick(steps=4, masked_loss=True, buckets=True, batch_size=3, targets="attention")
+    settings = quick(steps=2, masked_loss=True, buckets=True, batch_size=3, targets="attention")
     whole = training_of(concepts, settings, shared_sdxl)
     for record in whole.steps():
-        if record.index == 2:
+        if record.index == 1:
             path = save_checkpoint(tmp_path / "checkpoints", whole.state())
     resumed = training_of(concepts, settings, shared_sdxl)
     resumed.load(load_checkpoint(path))
