@@ -146,8 +146,8 @@ def test_the_adapters_of_an_image_name_its_class_words_as_long_as_they_exist(tra
 
 def test_a_prompt_names_its_subjects():
     rex, tom, max_ = (
-        Subject(rare_word=word, class_word=kind, photos=Path())
-        for word, kind in (("sks", "dog"), ("sks", "cat"), ("xlo", "dog"))
+        Subject(rare_word=word, class_word=class_word, photos=Path())
+        for word, class_word in (("sks", "dog"), ("sks", "cat"), ("xlo", "dog"))
     )
     subjects = (rex, tom, max_)
     assert prompted_subjects("a sks dog on a beach", subjects) == (rex,)
@@ -167,7 +167,7 @@ def test_a_class_word_comes_from_the_text_the_adapter_or_the_data_sets_table(tmp
 
 
 def test_a_plain_prompt_names_classes_where_rare_words_stood():
-    dog, cat = (Subject(rare_word="sks", class_word=kind, photos=Path()) for kind in ("dog", "cat"))
+    dog, cat = (Subject(rare_word="sks", class_word=class_word, photos=Path()) for class_word in ("dog", "cat"))
     for prompt, plain in (
         ("a sks dog and a sks cat", "a dog and a cat"),
         ("a sks cat beside sks", "a cat beside dog"),

@@ -20,15 +20,15 @@ def scored(
     prompt = " and ".join(f"a {subject.name}" for subject in sorted(identity, key=lambda one: one.name))
     record = ImageRecord(path=path, series=series, prompt=prompt, seed=seed, subjects=tuple(identity))
     leakage = {
-        number: {"judge": 1 - value} if len(identity) > 1 else {} for number, value in enumerate(identity.values())
+        number: {"dino": 1 - value} if len(identity) > 1 else {} for number, value in enumerate(identity.values())
     }
     subjects = [
         SubjectScore(
-            box=(0, 0, 1, 1), correct=True, identity={"judge": value}, leakage=leakage[number], most_similar=number
+            box=(0, 0, 1, 1), correct=True, identity={"dino": value}, leakage=leakage[number], most_similar=number
         )
         for number, value in enumerate(identity.values())
     ]
-    return ScoredImage(record=record, score=ImageScore(encoders=("judge",), subjects=tuple(subjects), image_metrics={}))
+    return ScoredImage(record=record, score=ImageScore(encoders=("dino",), subjects=tuple(subjects), image_metrics={}))
 
 
 def test_a_subject_is_compared_with_itself_in_whichever_order_a_list_names_the_subjects() -> None:

@@ -68,7 +68,7 @@ def test_the_first_dino_is_read_without_its_pooler(tiny: Path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "said"),
+    ("model", "name", "said"),
     [
         (VisionEncoder, "facebook/dinov2-base", "`hf download facebook/dinov2-base`"),
         (VisionEncoder, "clip", "is of the type clip. Give a model of one of these: dinov2"),
@@ -78,10 +78,10 @@ def test_the_first_dino_is_read_without_its_pooler(tiny: Path):
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_with_what_to_do(
-    tiny: Path, kind: Callable[..., object], name: str, said: str
+    tiny: Path, model: Callable[..., object], name: str, said: str
 ):
     with pytest.raises(TaraError, match=said):
-        kind(name if "/" in name else str(tiny / name), CPU)
+        model(name if "/" in name else str(tiny / name), CPU)
 
 
 def test_a_model_that_lacks_weights_is_refused(tiny: Path, tmp_path: Path):
@@ -99,18 +99,18 @@ def test_features_are_computed_once_even_when_requested_twice_at_a_time(tmp_path
         asked.append(len(images))
         return [np.asarray(image, dtype=np.float32).mean((0, 1)) for image in images]
 
-    pictures = [noise(0), noise(1), noise(0), noise(2)]
-    first = FeatureCache(tmp_path, 2)("model", pictures, compute)
-    again = FeatureCache(tmp_path, 2)("model", pictures, compute)
+    images = [noise(0), noise(1), noise(0), noise(2)]
+    first = FeatureCache(tmp_path, 2)("model", images, compute)
+    again = FeatureCache(tmp_path, 2)("model", images, compute)
     assert asked == [2, 1]
-    for one, other, image in zip(first, again, pictures, strict=True):
+    for one, other, image in zip(first, again, images, strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_allclose(one, np.asarray(image).mean((0, 1)), rtol=1e-5)
-    FeatureCache(tmp_path, 2)("another model", pictures[:1], compute)
+    FeatureCache(tmp_path, 2)("another model", images[:1], compute)
     next(tmp_path.rglob("*.npy")).write_bytes(b"torn")
     with warnings.catch_warnings():  # the torn one may be the other model's
         warnings.simplefilter("ignore", TaraWarning)
-        assert len(FeatureCache(tmp_path, 4)("model", pictures, compute)) == 4
+        assert len(FeatureCache(tmp_path, 4)("model", images, compute)) == 4
     assert sum(asked) in (4, 5)
 
 

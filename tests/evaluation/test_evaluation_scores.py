@@ -21,7 +21,7 @@ def detections(
     return Detections(
         boxes=tuple((0.1 * n, 0.0, 0.1 * n + 0.1, 1.0) for n in range(array.shape[1])),
         class_match=np.ones_like(array, dtype=bool) if class_match is None else np.array(class_match, dtype=bool),
-        similarity={"judge": array, **{name: np.array(values) for name, values in further.items()}},
+        similarity={"dino": array, **{name: np.array(values) for name, values in further.items()}},
         thresholds=np.full(len(array), threshold),
     )
 

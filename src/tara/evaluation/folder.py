@@ -29,7 +29,7 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
     subjects: tuple[str, ...] | None = None
 
 
-FoundImage = tuple[Entry, Provenance | None]  # with how it was made, if its file tells
+FoundImage = tuple[Entry, Provenance | None]  # with its provenance, if known
 
 
 def find_images(places: Sequence[Path]) -> list[FoundImage]:

@@ -98,12 +98,12 @@ class Detector:
         return torch.cat([corners / sides, scores[order, None]], dim=1)[inside].numpy()
 
 
-def load_part(kind: Any, name: str, **options: Any) -> Any:
+def load_part(model_class: Any, name: str, **options: Any) -> Any:
     """A config, model, processor or tokenizer; a TaraError says how to download one that is not here."""
-    if "Processor" in kind.__name__:
+    if "Processor" in model_class.__name__:
         options["backend"] = "pil"  # torchvision is not a dependency, and scores must not depend on it
     try:
-        return kind.from_pretrained(name, **options)
+        return model_class.from_pretrained(name, **options)
     except Exception as failure:  # an unsuitable folder causes errors of any kind
         if not Path(name).exists():
             if is_hub_id(name):
@@ -114,7 +114,7 @@ def load_part(kind: Any, name: str, **options: Any) -> Any:
 
 
 def _loaded(
-    name: str, device: torch.device, types: Collection[str], kind: Any, processor: Any = None
+    name: str, device: torch.device, types: Collection[str], model_class: Any, processor: Any = None
 ) -> tuple[Any, Any, str]:
     """A frozen model in float32 of one of the ``types``, its processor (of images by default), and its cache key."""
     from transformers import AutoConfig
@@ -125,7 +125,7 @@ def _loaded(
     model_type = str(load_part(AutoConfig, name).model_type)
     if model_type not in types:
         raise TaraError(f"'{name}' is of the type {model_type}. Give a model of one of these: {', '.join(types)}.")
-    model, report = load_part(kind, name, output_loading_info=True)
+    model, report = load_part(model_class, name, output_loading_info=True)
     # nothing uses the pooler, and DINO's file does not have it
     missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
     if missing:
