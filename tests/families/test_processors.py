@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 import tiny_bases
 from tara.core.lora import LowRank
@@ -133,33 +133,17 @@ def test_slicing_before_installing_changes_no_prepared_image(any_pipe: Any) -> N
     assert all(isinstance(one, SlicedAttnProcessor) for one in any_pipe.unet.attn_processors.values())
 
 
-def state(pipe: Any) -> dict[str, Any]:
-    """Everything that could differ between two pipelines: attributes, modules, weights, processors and hooks."""
-    everything: dict[str, Any] = {f"pipe.{name}": value for name, value in vars(pipe).items()}
-    for part, model in pipe.components.items():
-        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            for attribute, value in vars(module).items():
-                values = dict(value) if isinstance(value, dict) else {"": value}
-                everything |= {f"{part}.{name}.{attribute}.{key}": entry for key, entry in values.items()}
-    return everything
-
-
-def test_prepare_then_release_leaves_every_attribute_weight_processor_and_hook(any_pipe: Any) -> None:
-    before = state(any_pipe)
-    weights = {name: value.clone() for name, value in before.items() if isinstance(value, Tensor)}
+def test_installing_and_releasing_twice_is_doing_it_once(any_pipe: Any) -> None:
+    before = any_pipe.unet.attn_processors
     processors = Base(any_pipe).processors
-    for _ in range(2):
-        processors.install()
+    processors.install()
+    processors.install()
     assert processors.installed
     assert Base(any_pipe).processors is processors
-    for _ in range(2):
-        processors.release()
+    processors.release()
+    processors.release()
     assert not processors.installed
-    after = state(any_pipe)
-    assert after.keys() == before.keys()
-    assert all(after[name] is value or after[name] == value for name, value in before.items() if name not in weights)
-    assert all(after[name] is before[name] for name in weights)
-    assert all(torch.equal(after[name], value) for name, value in weights.items())
+    assert all(any_pipe.unet.attn_processors[name] is processor for name, processor in before.items())
 
 
 def test_processors_that_come_back_are_the_same_ones(sd_pipe: Any) -> None:

@@ -81,13 +81,8 @@ def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
 def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: TextCache) -> list[list[ImageSource]]:
     """Each concept's photos and then, with prior preservation, its class images; the encoders are not needed after it.
 
-    Args:
-        inputs: see `check_inputs`.
-        class_folders: each class word's folder of class images.
-        texts: keeps the encoded captions.
-
     Raises:
-        TaraError: for class images that are missing or cannot be read.
+        TaraError: for class images, by class word, that are missing or cannot be read.
     """
     settings = inputs.settings
     framing = Framing(

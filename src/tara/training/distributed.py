@@ -10,12 +10,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 from tara.errors import TaraError, warn
-
-if TYPE_CHECKING:  # `tara --help` does without torch
-    from torch import Tensor
 
 # environment variables of torchrun and the kinds of MPI, as accelerate reads them
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -33,11 +30,11 @@ class Ending:
 
 
 class OtherProcessEnded(Exception):
-    """Another process of the run has ended, so this one cannot go on either."""
+    """Another process of the run has ended, so this one cannot go on either; ``args`` hold its `Ending`."""
 
-    def __init__(self, ending: Ending) -> None:
-        self.ending = ending
-        super().__init__(ending.sentence)
+    @property
+    def ending(self) -> Ending:
+        return self.args[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +50,7 @@ class Processes:
         return self.number == 0
 
     def shard(self, step: int, calls: int) -> range:
-        """The network calls of this process in a step of ``calls`` each.
-
-        All processes together make the calls that one process with ``count`` times as many would make.
-        """
+        """The network calls of this process in a step; all together make those of one with ``count`` times as many."""
         first = (step * self.count + self.number) * calls
         return range(first, first + calls)
 
@@ -79,13 +73,13 @@ class Processes:
             return own or Ending(sentence=lost, code=2)
         return next((ending for ending in endings if ending is not None), None)
 
-    def mean(self, tensor: "Tensor") -> "Tensor":
+    def mean(self, tensor: Any) -> Any:
         """The mean of a tensor over all processes; a barrier comes before it."""
         if self.count == 1:
             return tensor
         from accelerate.utils import reduce
 
-        return cast("Tensor", reduce(tensor, reduction="mean"))
+        return reduce(tensor, reduction="mean")
 
     def leave(self) -> None:
         """Close the connections: an interpreter that ends with them open may abort."""
@@ -104,13 +98,10 @@ def launched() -> int:
 
 
 def join(device: str) -> Processes:
-    """Join the processes that were launched together with this one; a process that was started alone stays alone.
-
-    Args:
-        device: where the run computes: cuda (each process then has a device of its own) or cpu.
+    """Connect the processes that were launched together with this one, if any.
 
     Raises:
-        TaraError: when there is not one device for each process.
+        TaraError: when ``device`` is not cuda or cpu, or there is not one CUDA device for each process.
     """
     if (count := launched()) == 1:
         _warn_if_others_are_missing()
@@ -158,10 +149,7 @@ def _from_environment(names: tuple[str, ...], default: int) -> int:
 
 
 def _warn_if_others_are_missing() -> None:
-    """``accelerate launch --num_processes 2`` without several GPUs starts one process, without a word.
-
-    It names the address where several would meet, which it does for no other lone process.
-    """
+    # `accelerate launch --num_processes 2` without GPUs starts one process, with the address for several
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
         warn(
             "accelerate has started one process only: where it sees no GPU for each, it starts several through MPI "

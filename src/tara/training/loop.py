@@ -33,7 +33,7 @@ SKIPPED_IN_A_ROW = 50  # a loss scale that is still too large then is not the ca
 SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may be changed on the way
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ConceptStep:
     """One concept's part in a step: its losses before the update, and what became of its gradient."""
 
@@ -134,14 +134,10 @@ class Training:
     def state(self) -> TrainingState:
         """Everything that a run resumed after this step needs."""
         tensors, plain = self.optimizers.state()
-        return TrainingState(
-            step=self.step,
-            tensors={
-                "weights": self.weights.flat.detach().clone(),
-                **{f"optimizer.{name}": tensor for name, tensor in tensors.items()},
-            },
-            plain={"optimizer": plain, "concepts": self._keys, "same": self._same()},
-        )
+        tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+        tensors["weights"] = self.weights.flat.detach().clone()
+        plain = {"optimizer": plain, "concepts": self._keys, "same": self._same()}
+        return TrainingState(step=self.step, tensors=tensors, plain=plain)
 
     def _same(self) -> dict[str, Any]:
         """What a resumed run must share with the one that wrote a checkpoint, beside its concepts."""
@@ -149,11 +145,7 @@ class Training:
         return {"base": self.base.fingerprint, **settings}
 
     def load(self, state: TrainingState) -> None:
-        """Go on from a state; the steps to come are those of a run that was never stopped.
-
-        Raises:
-            TaraError: when the state is of other concepts, another base or rank, or another of SAME_WHEN_RESUMED.
-        """
+        """Go on from a state as if the run had never stopped; raises TaraError when it is of other settings."""
         again = "Resume with the settings of its run folder, or train anew."
         weights = state.tensors["weights"]
         if state.plain.get("concepts") != self._keys or weights.shape != self.weights.flat.shape:
@@ -203,12 +195,7 @@ class Training:
         self.step += 1
         self.is_whole = True
         parts = [
-            ConceptStep(
-                name=name,
-                **dict(zip(("loss", "denoising", "alignment", "prior"), losses, strict=True)),
-                grad_norm=norm,
-                skipped=not math.isfinite(norm),
-            )
+            ConceptStep(name, *losses, grad_norm=norm, skipped=not math.isfinite(norm))
             for name, losses, norm in zip(names, total.T.tolist(), norms, strict=True)
         ]
         self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
@@ -256,10 +243,7 @@ def train_concepts(
 ) -> Generator[StepRecord, None, list[Adapter]]:
     """Train several concepts side by side, without a run folder; each comes out as if it had been trained alone.
 
-    Yields a record of every step; returns the adapters in the order of the concepts (``adapters = yield from ...``).
-
-    Raises:
-        TaraError: see `tara.training.concepts.check_inputs`.
+    Yields a record of every step and returns the adapters. Raises TaraError, see `tara.training.concepts.check_inputs`.
     """
     training = Training(check_inputs(concepts, settings, base))
     yield from training.steps()

@@ -38,9 +38,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     rare_word: str = Field(description="Rare word (trigger word) that will stand for the concept, such as xlo")
     class_word: str = Field(description="Class word: what the concept is, such as dog (for a style: style)")
     name: str | None = Field(default=None, description="Name in tables and file names [default: the two words]")
-    prompt: str | None = Field(
-        default=None, description=f"Instance prompt [default: '{SUBJECT_PHRASE}', for a style '{STYLE_PHRASE}']"
-    )
+    prompt: str | None = Field(default=None, description=f"Instance prompt [default: '{SUBJECT_PHRASE}']")
     caption_templates: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
@@ -122,10 +120,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     """How a training run goes; the descriptions are the command line's help."""
 
     device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu [default: the best one found]")
-    targets: Targets = Field(
-        default="cross_kv",
-        description="Layers to train: cross_kv (keys and values of the text), or attention (all attention projections)",
-    )
+    targets: Targets = Field(default="cross_kv", description="Layers: cross_kv (the text's keys and values), attention")
     token_mask: bool = Field(default=True, description="Token focus masking: act on the rare word's tokens only")
     alignment_loss: AlignmentForm = Field(default="l1", description="Token alignment loss between rare and class word")
     alignment_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss")
@@ -133,46 +128,31 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     alpha: float | None = Field(default=None, gt=0, le=1e6, description="LoRA alpha [default: the rank]")
     freeze_down: bool = Field(default=False, description="Train the LoRA up matrices only (LoRA-FA)")
     steps: int = Field(default=1000, ge=1, le=1_000_000, description="Training steps")
-    learning_rate: float | None = Field(
-        default=None, gt=0, le=100, description="Learning rate [default: 1e-4, with Prodigy 1]"
-    )
+    learning_rate: float | None = Field(default=None, gt=0, le=100, description="Learning rate [default: the base's]")
     lr_scheduler: ScheduleName = Field(default="constant", description="Learning-rate schedule")
     lr_warmup_steps: int = Field(default=0, ge=0, description="Warm-up steps of the learning rate")
     batch_size: int = Field(default=1, ge=1, le=1024, description="Batch size of each concept")
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024, description="Gradient accumulation steps")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory (slower)")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, data order and initial weights")
-    optimizer: OptimizerName = Field(
-        default="adamw", description="Optimizer; adamw8bit needs the extra '8bit', prodigy the extra 'prodigy'"
-    )
+    optimizer: OptimizerName = Field(default="adamw", description="Optimizer; the others need packages of their own")
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Maximum gradient norm of each concept (0: off)")
     snr_gamma: float | None = Field(default=None, gt=0, description="Min-SNR gamma; 5 is usual [default: off]")
     prior_preservation: bool = Field(default=False, description="Prior preservation: also train on class images")
     prior_loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the prior preservation loss")
     num_class_images: int = Field(default=100, ge=1, description="Class images; the base generates missing ones")
-    class_folder: Path | None = Field(
-        default=None,
-        description="Folder of class images, or of one subfolder for each class [default: class/ in the run folder]",
-    )
-    class_prompt: str | None = Field(
-        default=None,
-        description="Prompt of the class images, with {class_word} [default: the instance prompt without rare word]",
-    )
+    class_folder: Path | None = Field(default=None, description="Class images [default: class/ in the run folder]")
+    class_prompt: str | None = Field(default=None, description="Class images' prompt [default: without rare word]")
     captions: CaptionSource = Field(default="fixed", description="Captions: the instance prompt, or varied templates")
-    resolution: int | None = Field(
-        default=None, ge=8, le=4096, multiple_of=8, description="Resolution in pixels [default: the base's]"
-    )
+    resolution: int | None = Field(default=None, ge=8, le=4096, multiple_of=8, description="Resolution [the base's]")
     crops: int = Field(default=1, ge=1, le=64, description="Number of different crops of each photo")
     buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
     masked_loss: bool = Field(default=False, description="Weight the loss by the photos' masks or transparency")
     background_weight: float = Field(default=0.1, ge=0, le=1, description="Background weight of the masked loss")
     flip: bool = Field(default=True, description="Also train on horizontally flipped photos")
     preview_every: int = Field(default=0, ge=0, description="Steps between previews (0: none)")
-    preview_prompt: str | None = Field(
-        default=None,
-        description="Prompt of the previews, with {rare_word} and {class_word} [default: the instance prompt]",
-    )
+    preview_prompt: str | None = Field(default=None, description="Prompt of previews [default: the instance prompt]")
     preview_images: int = Field(default=1, ge=1, le=64, description="Images in each preview")
     checkpoint_every: int = Field(default=250, ge=0, description="Steps between checkpoints (0: only when stopped)")
     report_to: TrackerName = Field(default="none", description="Also log the losses to this tracker")

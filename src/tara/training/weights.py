@@ -14,6 +14,13 @@ class ConceptWeights:
 
     ``flat`` is one (concepts, size) leaf: the factors that learn are parts of it, layer by layer, so one product per
     layer serves all concepts, one norm clips each of them, and one optimiser update per concept moves all its layers.
+
+    Args:
+        shapes: (d_in, d_out) of each layer.
+        rank, scale: of every delta.
+        freeze_down: whether every ``A`` stays as it was initialised.
+        generators: one CPU generator per concept.
+        device, dtype: where and in which precision the factors are kept and updated.
     """
 
     def __init__(
@@ -27,31 +34,17 @@ class ConceptWeights:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """Initialise the factors.
-
-        Args:
-            shapes: (d_in, d_out) of each layer.
-            rank, scale: of every delta.
-            freeze_down: whether every ``A`` stays as it was initialised.
-            generators: one CPU generator per concept.
-            device, dtype: where and in which precision the factors are kept and updated.
-        """
-        self._shapes = dict(shapes)
-        self._rank, self.scale = rank, scale
-        made = [self._initial(generator, dtype) for generator in generators]
-        self._frozen: Float[Tensor, "concepts size"] | None = None
-        if freeze_down:
-            # outside the leaf, where weight decay does not reach them
-            self._frozen = torch.stack([torch.cat([a for a, _ in layers]) for layers in made]).to(device)
-        rows = [torch.cat([b if freeze_down else torch.cat([a, b]) for a, b in layers]) for layers in made]
+        self._shapes, self._rank, self.scale = dict(shapes), rank, scale
+        down: list[Tensor] = []
+        rows: list[Tensor] = []
+        for generator in generators:
+            made = [initial(*size, rank=rank, generator=generator, dtype=dtype) for size in self._shapes.values()]
+            down.append(torch.cat([layer.a.flatten() for layer in made]))
+            factors = [layer.b if freeze_down else torch.cat([layer.a.flatten(), layer.b.flatten()]) for layer in made]
+            rows.append(torch.cat([factor.flatten() for factor in factors]))
+        # outside the leaf, where weight decay does not reach them
+        self._frozen = torch.stack(down).to(device) if freeze_down else None
         self.flat: Float[Tensor, "concepts size"] = torch.stack(rows).to(device).requires_grad_()
-
-    def _initial(self, generator: torch.Generator, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        made = [
-            initial(d_in, d_out, rank=self._rank, scale=self.scale, generator=generator, dtype=dtype)
-            for d_in, d_out in self._shapes.values()
-        ]
-        return [(low_rank.a.flatten(), low_rank.b.flatten()) for low_rank in made]
 
     @property
     def concepts(self) -> int:
@@ -80,11 +73,10 @@ class ConceptWeights:
             for layer, delta in self.deltas(kept).items()
         }
 
+    @torch.no_grad()
     def load(self, flat: Float[Tensor, "concepts size"]) -> None:
-        """Take up weights that a checkpoint holds."""
-        assert flat.shape == self.flat.shape, "a checkpoint of the same concepts, layers and rank"
-        with torch.no_grad():
-            self.flat.copy_(flat)
+        """Take up the weights of a checkpoint."""
+        self.flat.copy_(flat)
 
 
 def per_row(deltas: LowRank, rows_per_concept: int) -> LowRank:

@@ -28,12 +28,7 @@ def generate_missing(
 ) -> None:
     """Generate class images until the folder holds ``count``; each is a function of its number.
 
-    Args:
-        prompt: see `tara.training.concepts.class_phrase`.
-        folder: made if missing; images of the user's own count too.
-        count: number of images wanted.
-        base: the base that generates them.
-        on_image: called with (images there, images wanted) after each one.
+    Images of the user's own count too. ``on_image`` is called with (images there, images wanted) after each one.
 
     Raises:
         TaraError: when the folder cannot be written to or the disk is full.

@@ -47,12 +47,8 @@ def write_hub_folder(
 ) -> None:
     """Write a repository's files into a run's ``hub`` folder; nothing in them names a folder of this machine.
 
-    Args:
-        run: a run that has come to its last step; adapters and images that it published before are deleted.
-        concepts: what was trained, each with its adapter written.
-        settings: how.
-        adapters: in the order of the concepts.
-        repository: ``owner/name``, or the name alone where the owner is not known.
+    The run has written its adapters. ``repository`` is ``owner/name``, or the name alone where the owner is not known.
+    Adapters and images of an earlier upload are deleted.
 
     Raises:
         TaraError: when the folder cannot be written to.

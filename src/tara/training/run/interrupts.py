@@ -10,11 +10,7 @@ from pathlib import Path
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C in a training run.
-
-    ``folder`` is the run folder, ``step`` the last step that a checkpoint holds (0 when there is none), ``command``
-    what goes on from there.
-    """
+    """Ctrl-C in a training run; ``step`` is that of the last checkpoint (0: none), ``command`` goes on from there."""
 
     def __init__(self, folder: Path, step: int, processes: int = 1) -> None:
         self.folder, self.step, self.command = folder, step, resume_command(folder)

@@ -21,7 +21,7 @@ NAMES_OR_PATHS = ("base", "vae")
 
 
 class _Tables(BaseModel, extra="forbid"):
-    """A TOML file."""
+    """A recipe as files hold it."""
 
     settings: dict[str, Any] = {}
     concept: list[dict[str, Any]] = Field(min_length=1, description="a [[concept]] table for each adapter to train")
@@ -37,55 +37,57 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
         TaraError: when the file is missing, is not TOML, or holds an unknown or impossible setting.
     """
     if path.is_dir():
-        return _read_run(path, overrides)
+        return _moved(_built(path / RUN_SETTINGS, _read_run(path), _from_here, overrides), path)
     if path.suffix != ".toml" and path.exists():
         raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
-    tables = build(_Tables, _read_toml(path), f"{path}: ")
-    concepts = [
-        build(ConceptSettings, _relocated(table, path.parent.joinpath), f"{path} [[concept]] {number}: ")
-        for number, table in enumerate(tables.concept, 1)
-    ]
-    settings = _relocated(tables.settings, path.parent.joinpath) | overrides
-    return Recipe(settings=build(TrainSettings, settings, f"{path} [settings]: "), concepts=tuple(concepts))
+    return _built(path, _read_toml(path), path.parent.joinpath, overrides)
 
 
 def recipe_json(recipe: Recipe) -> str:
     """The recipe for a run folder: with absolute paths, because the run may be resumed from elsewhere."""
-    values = recipe.model_dump(mode="json")
+    concepts = [concept.model_dump(mode="json") | {"out": str(concept.file)} for concept in recipe.concepts]
+    tables = {
+        "settings": _relocated(recipe.settings.model_dump(mode="json"), Path.absolute),
+        "concept": [_relocated(table, Path.absolute) for table in concepts],
+    }
+    return json.dumps(tables, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _built(path: Path, values: Any, change: Callable[[Path], Path], overrides: dict[str, Any]) -> Recipe:
+    tables = build(_Tables, values, f"{path}: ")
     concepts = [
-        _relocated(table | {"out": str(concept.file)}, Path.absolute)
-        for table, concept in zip(values["concepts"], recipe.concepts, strict=True)
+        build(ConceptSettings, _relocated(table, change), f"{path} [[concept]] {number}: ")
+        for number, table in enumerate(tables.concept, 1)
     ]
-    whole = {"settings": _relocated(values["settings"], Path.absolute), "concepts": concepts}
-    return json.dumps(whole, indent=2, ensure_ascii=False, default=str) + "\n"
+    settings = build(TrainSettings, _relocated(tables.settings, change) | overrides, f"{path} [settings]: ")
+    return Recipe(settings=settings, concepts=tuple(concepts))
 
 
-def _read_run(folder: Path, overrides: dict[str, Any]) -> Recipe:
-    path = folder / RUN_SETTINGS
-    try:
-        values: dict[str, Any] = json.loads(small_text(path))
-        settings = _relocated(values["settings"], _from_here) | overrides
-        concepts = [_relocated(concept, _from_here) for concept in values["concepts"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, TaraError) as failure:
-        raise TaraError(
-            f"{folder} is not the folder of a training run (it has no readable {RUN_SETTINGS}). "
-            "Give a TOML file, or a folder such as rex.run."
-        ) from failure
-    recipe = build(Recipe, {"settings": settings, "concepts": concepts}, f"{path}: ")
+def _moved(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe of a run folder that may have been moved, together with the files that the run writes beside it."""
     written, home = recipe.run_folder, folder.absolute().parent
     if written.name != folder.absolute().name:
         raise TaraError(
             f"'{folder}' holds the run of '{written.name}', which would go on in a folder of that name, not here. Call "
             f"it '{written.name}' again; a copy goes into another folder under that name."
         )
-    # the run may have been moved, together with the files that it writes beside itself
-    moved = [
+    concepts = [
         concept.model_copy(update={"out": _from_here(home / concept.file.name)})
         if concept.file.parent == written.parent
         else concept
         for concept in recipe.concepts
     ]
-    return recipe.model_copy(update={"concepts": tuple(moved)})
+    return recipe.model_copy(update={"concepts": tuple(concepts)})
+
+
+def _read_run(folder: Path) -> Any:
+    try:
+        return json.loads(small_text(folder / RUN_SETTINGS))
+    except (OSError, ValueError, RecursionError, TaraError) as failure:
+        raise TaraError(
+            f"{folder} is not the folder of a training run (it has no readable {RUN_SETTINGS}). "
+            "Give a TOML file, or a folder such as rex.run."
+        ) from failure
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

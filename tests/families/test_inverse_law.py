@@ -1,0 +1,63 @@
+"""The inverse law, for every shape of base: what prepare has changed, release undoes to the last bit and attribute."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tara
+import tiny_adapters
+from tara.families.base import Base
+
+PROMPT = "a xlo dog on the beach"
+
+
+def state(pipe: Any) -> dict[str, Any]:
+    """Everything that could differ: attributes of pipeline and modules, weights, processors, hooks."""
+    everything: dict[str, Any] = {f"pipe.{name}": value for name, value in vars(pipe).items()}
+    for part, model in pipe.components.items():
+        for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            for attribute, value in vars(module).items():
+                entries = dict(value) if isinstance(value, dict) else {"": value}
+                everything |= {f"{part}.{name}.{attribute}.{key}": entry for key, entry in entries.items()}
+    return everything
+
+
+class Unchanged:
+    """Compares a pipeline with what it was."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.before = state(pipe)
+        self.values = {name: one.detach().clone() for name, one in self.before.items() if isinstance(one, Tensor)}
+
+    def check(self, pipe: Any) -> None:
+        after = state(pipe)
+        assert after.keys() == self.before.keys()
+        for name, value in self.before.items():
+            if name in self.values:
+                assert after[name] is value, name
+                assert torch.equal(value, self.values[name]), name
+            else:
+                assert after[name] is value or after[name] == value, name
+
+
+def test_prepare_then_release_leaves_the_pipeline_as_it_was(any_pipe: Any) -> None:
+    adapter, unchanged = tiny_adapters.random_adapter(Base(any_pipe)), Unchanged(any_pipe)
+    arguments = tara.prepare(any_pipe, PROMPT, [adapter])
+    any_pipe(**arguments, num_inference_steps=1, output_type="latent")
+    with pytest.raises(AssertionError):
+        unchanged.check(any_pipe)
+    tara.release(any_pipe)
+    unchanged.check(any_pipe)
+
+
+def test_a_prepared_block_leaves_the_pipeline_as_it_was_also_after_an_exception(any_pipe: Any) -> None:
+    adapter, unchanged = (
+        tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION),
+        Unchanged(any_pipe),
+    )
+    with pytest.raises(KeyError), tara.prepared(any_pipe, PROMPT, [adapter]) as arguments:
+        any_pipe(**arguments, num_inference_steps=1, output_type="latent")
+        raise KeyError
+    unchanged.check(any_pipe)
