@@ -22,8 +22,8 @@ from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.binding import ActiveAdapter, bind, bind_everywhere, parse_adapter
-from tara.inference.prepare import patched
-from tara.inference.text_kv import check_fits, text_kv
+from tara.inference.fusing import check_fits, fused, global_part
+from tara.inference.text_kv import text_kv
 
 PROMPT = "a xlo dog on the beach"
 WORD = (2, 3)  # the tokens of xlo in it, behind the start and `a`
@@ -38,19 +38,24 @@ def _inputs() -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _stock(pipe: Any) -> Tensor:
     """What the pipeline's U-Net predicts as it is."""
-    backbone = Base(pipe)
-    return backbone.predict(*_inputs(), backbone.encode([PROMPT]))
+    base = Base(pipe)
+    return base.predict(*_inputs(), base.encode([PROMPT]))
 
 
 @torch.no_grad()
 def _composed(pipe: Any, active: ActiveAdapter, everywhere: bool = True) -> Tensor:
     """What it predicts with an adapter as a plain LoRA (``everywhere``), or with its text part on the word's tokens."""
-    backbone = Base(pipe)
-    check_fits(backbone, active)
-    encoding = backbone.encode([PROMPT])
+    base = Base(pipe)
+    check_fits(base, active)
+    encoding = base.encode([PROMPT])
     bound = (bind_everywhere if everywhere else bind)(encoding.tokenized[0], [active])
-    with patched(backbone, [active]):
-        return backbone.predict(*_inputs(), encoding, text_kv(backbone, encoding, [bound]))
+    with fused(base, global_part([active])):
+        conditioning = text_kv(base, encoding, [bound])
+        base.processors.install()
+        try:
+            return base.predict(*_inputs(), encoding, conditioning)
+        finally:
+            base.processors.release()
 
 
 def _error(one: Tensor, other: Tensor) -> float:
@@ -167,7 +172,6 @@ def _masked_linear(attn: nn.Module, deltas: Mapping[str, Tensor]) -> Iterator[No
 def _published(pipe: Any, deltas: Mapping[str, files.Delta], weight: float, global_weight: float) -> Tensor:
     """The published composition in float64: cross-attention keys and values by token, everything else everywhere."""
     pipe = copy.copy(pipe)
-    backbone = Base(pipe)
     unet = copy.deepcopy(pipe.unet).double()
     masked = {
         path: delta.dense() * weight for path, delta in deltas.items() if "attn2.to_k" in path or "attn2.to_v" in path
@@ -175,13 +179,15 @@ def _published(pipe: Any, deltas: Mapping[str, files.Delta], weight: float, glob
     with torch.no_grad():
         for path in deltas.keys() - masked.keys():
             unet.get_submodule(path).weight += weight * global_weight * deltas[path].dense()
-    encoding = backbone.encode([PROMPT])
-    backbone.denoiser = unet
+    encoding = Base(pipe).encode([PROMPT])
     latents, timesteps = _inputs()
     with torch.no_grad(), _masked_linear(unet, masked):
         added: dict[str, Any] = {}
         if encoding.pooled is not None:
-            added = {"text_embeds": encoding.pooled.double(), "time_ids": backbone.size_ids(latents).double()}
+            added = {
+                "text_embeds": encoding.pooled.double(),
+                "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]]).double(),
+            }
         return unet(latents.double(), timesteps, encoding.embeddings.double(), added_cond_kwargs=added).sample
 
 

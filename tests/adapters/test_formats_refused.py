@@ -17,7 +17,7 @@ from tara.adapters.adapter import load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.binding import ActiveAdapter
-from tara.inference.text_kv import check_fits
+from tara.inference.fusing import check_fits
 
 Tensors = dict[str, Tensor]
 K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -71,10 +71,9 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "full difference": (_with(f"{K}.diff", X), "holds a full difference of weights"),
     "IA3": (_with(f"{K}.on_input", X), "holds IA3"),
     "biases": (_with(f"unet.{PATH}.lora_B.bias", X), "holds a LoRA with biases"),
-    "embedding of no vectors": (lambda _: {"emb_params": torch.ones(0, 32)}, "no embedding of a word: it has 0 x 32"),
-    "embedding of a picture": (lambda _: {"<xlo>": torch.ones(1, 3, 8, 8)}, "no embedding of a word: it has 1 x 3 x 8"),
-    "embedding of NaN": (lambda _: {"emb_params": X * float("nan")}, "its embedding holds NaN"),
-    "embeddings of two lengths": (lambda _: {"clip_l": X, "clip_g": X[:1]}, "more vectors for one encoder"),
+    "embedding of no vectors": (lambda _: {"emb_params": torch.ones(0, 32)}, "is a textual inversion, not a LoRA"),
+    "embedding of a picture": (lambda _: {"<xlo>": torch.ones(1, 3, 8, 8)}, "is a textual inversion, not a LoRA"),
+    "embeddings of SDXL's two encoders": (lambda _: {"clip_l": X, "clip_g": X[:1]}, "is a textual inversion"),
     "pivotal tuning": (_with("bundle_emb.xlo.string_to_param.*", X), "bundled with textual-inversion embeddings"),
     "unknown key": (_with("lora_unet_of_mine.lora_down.weight", X), "key 'lora_unet_of_mine.lora_down.weight', which"),
     "another suffix": (_with(f"{K}.lora_middle.weight", X), "which tara does not know"),

@@ -341,7 +341,9 @@ def test_bad_adapters_are_refused_by_name(trained: Path, base: Path, here: Path,
     for name in ("empty", "text", "cut", "missing"):
         for command in (["generate", "a xlo dog", "--base", base, "-a"], ["inspect"]):
             assert f"{name}.safetensors" in refused(*command, f"{name}.safetensors")
-    assert "Did you mean 'weight'" in refused("generate", "a", "--base", base, "-a", f"{trained / 'rex.safetensors'}:wieght=2")
+    assert "Did you mean 'weight'" in refused(
+        "generate", "a", "--base", base, "-a", f"{trained / 'rex.safetensors'}:wieght=2"
+    )
     assert not (here / "out").exists()
 
 

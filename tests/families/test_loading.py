@@ -21,15 +21,15 @@ from tara.cli import main
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.families.loading import NEEDED_FILES, OTHER_PRECISIONS, load_base, resolve_base
-from tara.families.prediction import observed_prediction
 from tara.families.single_file import (
     CONFIGS,
     ORIGINALS,
     Contents,
     clip_tokenizer,
+    configure,
     load_single_file,
+    observed_prediction,
     read_contents,
-    tell,
 )
 from tara.inference.pipeline import Pipeline
 from training_fixtures import photo_folder
@@ -78,8 +78,8 @@ def test_a_pipeline_in_a_folder_of_a_short_name_wins_and_any_other_folder_does_n
 
 def test_a_saved_base_is_loaded_like_any_pipeline_folder(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     sd_pipe.save_pretrained(tmp_path / "base")
-    backbone = load_base(tmp_path / "base", device="cpu")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
+    base = load_base(tmp_path / "base", device="cpu")
+    assert torch.equal(base.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
 
 
 def test_a_variant_of_a_folders_files_is_loaded_in_the_precision_asked_for(
@@ -87,7 +87,7 @@ def test_a_variant_of_a_folders_files_is_loaded_in_the_precision_asked_for(
 ) -> None:
     sd_pipe.to(torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
     assert load_base(tmp_path, device="cpu", variant="bf16").dtype == torch.float32
-    assert Pipeline(tmp_path, device="cpu", variant="bf16", dtype=torch.bfloat16).backbone.dtype == torch.bfloat16
+    assert Pipeline(tmp_path, device="cpu", variant="bf16", precision="bf16").base.dtype == torch.bfloat16
     with pytest.raises(TaraError, match=f"'{tmp_path}' cannot be loaded"):
         load_base(tmp_path, device="cpu")
 
@@ -115,7 +115,7 @@ def test_another_autoencoder_takes_the_place_of_the_bases_own(sd_pipe: StableDif
 def test_an_autoencoder_of_another_shape_is_refused(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     sd_pipe.save_pretrained(tmp_path / "base")
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
-    with pytest.raises(TaraError, match="4 channels at 1/1 of a picture's size, the base needs 4 at 1/2"):
+    with pytest.raises(TaraError, match="4 channels at 1/1 of an image's size, the base needs 4 at 1/2"):
         load_base(tmp_path / "base", device="cpu", vae=tmp_path / "vae")
 
 
@@ -151,9 +151,9 @@ def test_a_single_file_of_the_original_layout_holds_the_same_weights(family: str
             ours, theirs = getattr(loaded, name).state_dict(), getattr(pipe, name).state_dict()
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    backbone = Base(loaded)
-    assert backbone.prediction_type == "v_prediction"
-    assert backbone.tokenize("a xlo dog").positions((2, 5))
+    base = Base(loaded)
+    assert base.noise_schedule.prediction_type == "v_prediction"
+    assert base.tokenize("a xlo dog").positions((2, 5))
 
 
 def test_a_single_file_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def sd2_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     pipe = answering(tiny_bases.sd_pipeline("v_prediction"), noise_itself)
 
     def loaded(_path: Path, _dtype: torch.dtype, _vae: Any, contents: Contents) -> Any:
-        tell(pipe, contents)
+        configure(pipe, contents)
         return pipe
 
     monkeypatch.setattr("tara.families.loading.load_single_file", loaded)
@@ -255,23 +255,26 @@ def sd2_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_an_sd2_file_that_does_not_tell_is_taken_for_what_it_does_with_a_note(sd2_file: Path) -> None:
-    with pytest.warns(TaraWarning, match=r"it is epsilon\. If .* give --prediction-type v_prediction"):
-        backbone = load_base(sd2_file, device="cpu")
-    assert backbone.prediction_type == "epsilon"
-    assert backbone.resolution == 64 * backbone.vae_scale  # 512 pixels in a real one, as those that predict epsilon
+    with pytest.warns(TaraWarning, match=r"looks like epsilon\. If .*--prediction-type v_prediction"):
+        base = load_base(sd2_file, device="cpu")
+    assert base.noise_schedule.prediction_type == "epsilon"
+    assert base.resolution == 64 * base.vae_scale  # 512 pixels in a real one, as those that predict epsilon
 
 
 def test_what_a_file_predicts_can_be_said_instead(sd2_file: Path, base: Path) -> None:
-    assert load_base(sd2_file, device="cpu", prediction_type="v_prediction").prediction_type == "v_prediction"
-    assert load_base(base, device="cpu", prediction_type="v_prediction").prediction_type == "v_prediction"
-    assert load_base(base, device="cpu").prediction_type == "epsilon"
+    def predicted(path: Path, **options: Any) -> str:
+        return load_base(path, device="cpu", **options).noise_schedule.prediction_type
+
+    assert predicted(sd2_file, prediction_type="v_prediction") == "v_prediction"
+    assert predicted(base, prediction_type="v_prediction") == "v_prediction"
+    assert predicted(base) == "epsilon"
 
 
 @pytest.mark.parametrize(
     ("shapes", "sentence"),
     [
         ({KEYS: (8, 768), FIRST: (8, 9, 3, 3)}, "9 channels: it is for inpainting"),
-        ({KEYS: (8, 1280), FIRST: (8, 4, 3, 3), SIZES: (8, 2560)}, "1280 wide.*a refiner is none"),
+        ({KEYS: (8, 1280), FIRST: (8, 4, 3, 3), SIZES: (8, 2560)}, "1280 wide.*A refiner is none"),
         ({"unet.x.lora_A.weight": (2, 2)}, "is an adapter, not a base"),
         ({"weight": (2, 2)}, "holds no Stable Diffusion U-Net in the original layout"),
     ],
@@ -321,9 +324,9 @@ def test_a_base_of_the_hub_is_loaded_without_the_parts_that_draw_nothing(
     (files / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     (files / "safety_checker").mkdir()
     (files / "safety_checker" / "pytorch_model.bin").write_bytes(b"never opened")
-    backbone = load_base("stabilityai/stable-diffusion-v1-5", device="cpu")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
-    assert backbone.pipe.safety_checker is None
+    base = load_base("stabilityai/stable-diffusion-v1-5", device="cpu")
+    assert torch.equal(base.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
+    assert base.pipe.safety_checker is None
     assert load_base(files, device="cpu").pipe.safety_checker is None
 
 
@@ -333,8 +336,8 @@ def test_sdxl_of_the_hub_is_loaded_in_its_variant(
     files = on_the_hub(sdxl_pipe, "stabilityai/stable-diffusion-xl-base-1.0", tmp_path, monkeypatch)
     for weights in files.rglob("*.safetensors"):
         weights.rename(weights.with_suffix(".fp16.safetensors"))
-    backbone = load_base("sdxl", device="cpu", variant="fp16")
-    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sdxl_pipe).encode(["a cat"]).embeddings)
+    base = load_base("sdxl", device="cpu", variant="fp16")
+    assert torch.equal(base.encode(["a cat"]).embeddings, Base(sdxl_pipe).encode(["a cat"]).embeddings)
     with pytest.raises(TaraError, match=r"`hf download stabilityai/stable-diffusion-xl-base-1\.0 --include"):
         load_base("sdxl", device="cpu")
 
@@ -440,15 +443,13 @@ def test_an_autoencoder_in_half_precision_is_widened_while_it_works(sdxl_pipe: A
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     wide = Base(sdxl_pipe).encode_images(pixels)[0]
     sdxl_pipe.vae.to(torch.float16)
-    backbone = Base(sdxl_pipe)
-    latents = backbone.encode_images(pixels)[0]
+    latents = Base(sdxl_pipe).encode_images(pixels)[0]
     torch.testing.assert_close(latents, wide, atol=2e-3, rtol=2e-3)
-    assert backbone.decode(latents * 1e5).isfinite().all()
     assert sdxl_pipe.vae.dtype == torch.float16
 
 
 @pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # diffusers' own pipeline calls it
-def test_an_autoencoder_that_overflows_in_half_precision_neither_trains_nor_draws_in_it(sdxl_pipe: Any) -> None:
+def test_an_autoencoder_that_overflows_in_half_precision_neither_trains_nor_generates_in_it(sdxl_pipe: Any) -> None:
     with torch.no_grad():
         for half in (sdxl_pipe.vae.encoder, sdxl_pipe.vae.decoder):
             half.conv_in.weight *= 2e5  # no weight is too large for float16, but what comes of them is
@@ -459,19 +460,19 @@ def test_an_autoencoder_that_overflows_in_half_precision_neither_trains_nor_draw
     mean, deviation = Base(sdxl_pipe).encode_images(pixels)
     assert mean.isfinite().all()
     assert deviation.isfinite().all()
-    (drawn,) = Pipeline(sdxl_pipe)("a dog", steps=1)
-    (redrawn,) = Pipeline(sdxl_pipe)("a dog", steps=2, image=drawn, strength=0.5)
-    assert all(np.ptp(np.asarray(picture)) > 0 for picture in (drawn, redrawn))  # what is not finite is drawn black
+    (image,) = Pipeline(sdxl_pipe)("a dog", steps=1)
+    (edited,) = Pipeline(sdxl_pipe)("a dog", steps=2, image=image, strength=0.5)
+    assert all(np.ptp(np.asarray(one)) > 0 for one in (image, edited))  # what is not finite becomes black
 
 
 def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 
-    def remembered(name: str, device: str | None, dtype: torch.dtype, **options: Any) -> Base:
-        asked.append({"name": name, "dtype": dtype, **options})
+    def remembered(name: str, device: str | None, **options: Any) -> Base:
+        asked.append({"name": name, **options})
         raise TaraError("Enough.")
 
-    for module in ("sampling", "training_run"):
+    for module in ("inference.pipeline", "training.run.run"):
         monkeypatch.setattr(f"tara.{module}.load_base", remembered)
     base = ["--base", "someone/base", "--revision", "main", "--variant", "fp16", "--vae", "someone/vae"]
     base += ["--prediction-type", "epsilon"]
@@ -493,8 +494,8 @@ def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch,
     assert main([*train, *base]) == 2
     assert main(["generate", "a dog", "--out", str(tmp_path), "--precision", "bf16", *base]) == 2
     wanted = {"name": "someone/base", "revision": "main", "variant": "fp16", "vae": "someone/vae"}
-    wanted["prediction_type"] = "epsilon"
-    assert asked == [wanted | {"dtype": torch.bfloat16}] * 2
+    wanted |= {"prediction_type": "epsilon", "precision": "bf16"}
+    assert asked == [wanted] * 2
 
 
 def test_a_folder_of_an_unknown_pipeline_is_one_sentence(tmp_path: Path) -> None:

@@ -64,20 +64,19 @@ def test_a_device_has_a_precision_of_its_own(
     assert best_precision(torch.device(device)) == dtype
 
 
-def test_training_and_drawing_leave_the_precision_to_the_device(
+def test_training_and_generation_leave_the_precision_to_the_device(
     tmp_path: Path, loaded: list[Base], monkeypatch: pytest.MonkeyPatch
 ):
-    for chooser in ("tara.families.loading", "tara.inference.pipeline"):
-        monkeypatch.setattr(f"{chooser}.best_precision", lambda _: torch.bfloat16)
+    monkeypatch.setattr("tara.families.loading.best_precision", lambda _: torch.bfloat16)
     recipe = recipe_on_disk(tmp_path, device="cpu", steps=1)
     assert recipe.settings.precision == "auto"
     (rex, _) = training_run.train_recipe(recipe)
     assert [base.dtype for base in loaded] == [torch.bfloat16]
     assert rex.card.settings["precision"] == "bf16"  # what was used, not who chose it
-    assert Pipeline(recipe.settings.base, device="cpu").backbone.dtype == torch.bfloat16
+    assert Pipeline(recipe.settings.base, device="cpu").base.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_base_is_loaded_in_the_settings_precision_and_adapters_learn_in_float32(
     tmp_path: Path, loaded: list[Base], name: str, dtype: torch.dtype
 ):
@@ -89,7 +88,7 @@ def test_the_base_is_loaded_in_the_settings_precision_and_adapters_learn_in_floa
 
 @pytest.mark.gpu
 @needs_cuda
-def test_training_in_float16_scales_the_losses_and_the_adapters_draw_in_float16(tmp_path: Path, loaded: list[Base]):
+def test_training_in_float16_scales_the_losses_and_the_adapters_generate_in_float16(tmp_path: Path, loaded: list[Base]):
     recipe = recipe_on_disk(tmp_path, precision="fp16", device="cuda", steps=20)
     adapters = training_run.train_recipe(recipe)
     assert [base.dtype for base in loaded] == [torch.float16]
@@ -99,7 +98,7 @@ def test_training_in_float16_scales_the_losses_and_the_adapters_draw_in_float16(
     rows = [json.loads(line) for line in (recipe.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert not any(part["skipped"] for part in rows[-1]["concepts"].values())
 
-    pipeline = Pipeline(recipe.settings.base, device="cuda", dtype=torch.float16)
+    pipeline = Pipeline(recipe.settings.base, device="cuda", precision="fp16")
     prompt = "a xlo dog and a szn cat on the beach"
     with_adapters, again, without = (
         np.asarray(pipeline(prompt, used, steps=4)[0], dtype=np.int64) for used in (adapters, adapters, [])

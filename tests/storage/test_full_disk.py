@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mounted("-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", disk)
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
         mounted("-o", "remount,bind,ro", folder)
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path, left: int) -> Path:

@@ -17,7 +17,7 @@ from tara.cli import main
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.binding import parse_adapter
-from tara.inference.provenance import read_origin
+from tara.inference.provenance import read_provenance
 from tara.storage.hub import is_repository, not_fetched, repository_name, upload, with_owner
 
 
@@ -102,7 +102,7 @@ def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(name: str, hub: Hu
     assert hub.asked == []
 
 
-@pytest.mark.parametrize("command", [["generate", "a xlo dog", "-a"], ["inspect"]])
+@pytest.mark.parametrize("command", [["generate", "a xlo dog", "--base", "sd15", "-a"], ["inspect"]])
 @pytest.mark.parametrize(
     ("name", "fetch"),
     [
@@ -151,7 +151,7 @@ def test_without_a_network_what_was_fetched_before_is_used(file: str, here: Path
     assert lora_file(Path("me/rex")) == Path("cache/me/rex") / file
 
 
-def test_an_adapter_on_the_hub_is_drawn_and_remembered_by_its_name_there(
+def test_an_adapter_on_the_hub_generates_and_is_remembered_by_its_name_there(
     hub: Hub, base: Path, here: Path, refused: Any
 ):
     file = hub.folder / "me" / "rex" / "pytorch_lora_weights.safetensors"
@@ -160,7 +160,7 @@ def test_an_adapter_on_the_hub_is_drawn_and_remembered_by_its_name_there(
     assert parse_adapter("me/rex:0.5,rare_word=abc").name == "me/rex"
     flags = ["--base", str(base), "--steps", "1", "--seeds", "0", "--device", "cpu"]
     assert main(["generate", "a xlo dog", "-a", "me/rex:0.5", *flags]) == 0
-    (used,) = read_origin(here / "out" / "seed-0000.png").adapters
+    (used,) = read_provenance(here / "out" / "seed-0000.png").adapters
     assert (used.given, used.path) == ("me/rex:0.5", "me/rex")
     again = ["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]
     assert main(again) == 0
@@ -251,7 +251,7 @@ def test_training_is_kept_where_nothing_can_be_uploaded(
     assert {str(path.relative_to(hub)) for path in hub.rglob("*.*")} == {
         "README.md",
         "pytorch_lora_weights.safetensors",
-        "pictures/rex-0.png",
+        "images/rex-0.png",
     }
 
 
@@ -282,10 +282,21 @@ def test_a_finished_training_can_be_uploaded_afterwards(
     assert main(["train", "rex.run", "--resume", "--push-to-hub", "--hub-model-id", "me/dog"]) == 0
     assert asked == [(Path("rex.run/hub"), "me/dog")]
     assert "On the hub: https://hub/me/dog" in capsys.readouterr().out
-    assert (here / "rex.run" / "hub" / "pictures" / "rex-0.png").exists()
+    assert (here / "rex.run" / "hub" / "images" / "rex-0.png").exists()
 
 
 def test_a_repositorys_bad_name_is_refused_before_anything_is_trained(trained: Path, here: Path, refused: Any):
-    flags = ["--images", trained / "dog", "--rare-word", "xlo", "--class-word", "dog", "--hub-model-id", "my dog"]
+    flags = [
+        "--images",
+        trained / "dog",
+        "--rare-word",
+        "xlo",
+        "--class-word",
+        "dog",
+        "--base",
+        "sd15",
+        "--hub-model-id",
+        "my dog",
+    ]
     assert "hub_model_id is 'my dog', which no repository can be called" in refused("train", *flags)
     assert list(here.iterdir()) == []

@@ -89,15 +89,15 @@ def test_a_folder_of_masks_is_taken_from_the_toml_files_folder(tmp_path: Path):
 
 
 def test_damaged_settings_of_a_run_are_refused_in_one_sentence(tmp_path: Path):
-    written = '{"settings": {"base": "sd15"}, "concepts": [{"rare_word": "xlo", "class_word": "dog"}]}'
+    written = '{"settings": {"base": "sd15"}, "concept": [{"rare_word": "xlo", "class_word": "dog"}]}'
     (tmp_path / "settings.json").write_text(written)
-    with pytest.raises(TaraError, match=r"'concepts\.0\.images' is missing"):
+    with pytest.raises(TaraError, match=r"\[\[concept\]\] 1: 'images' is missing"):
         read_recipe(tmp_path)
 
 
 def test_a_runs_base_whose_name_is_too_long_for_a_file_is_a_name(tmp_path: Path):
     concept = {"images": "photos", "rare_word": "xlo", "class_word": "dog"}
-    values = {"settings": {"base": "a." * 5000}, "concepts": [concept]}
+    values = {"settings": {"base": "a." * 5000}, "concept": [concept]}
     folder = tmp_path / "xlo-dog.run"
     folder.mkdir()
     (folder / "settings.json").write_text(json.dumps(values))
