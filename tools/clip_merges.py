@@ -1,4 +1,4 @@
-"""Make src/tara/families/original_configs/merges.txt.gz: the merges of CLIP's tokenizer, from the open_clip_torch wheel.
+"""Make src/tara/families/original_configs/merges.txt.gz: the merges of CLIP's tokenizer, from open_clip_torch's wheel.
 
 The wheel's list (MIT licence, beside the result) goes on behind what CLIP uses, so the result is a fifth of its size:
 

@@ -64,8 +64,7 @@ def test_a_prepared_block_leaves_the_pipeline_as_it_was_also_after_an_exception(
     adapter = tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION)
     stock_call(any_pipe)
     unchanged = Unchanged(any_pipe)
-    with pytest.raises(KeyError), tara.prepared(any_pipe, PROMPT, [adapter]) as arguments:
-        any_pipe(**arguments, num_inference_steps=1, output_type="latent")
-        raise KeyError
+    with pytest.raises(AttributeError), tara.prepared(any_pipe, PROMPT, [adapter]) as arguments:
+        any_pipe(**arguments, num_inference_steps=1, output_type="latent").images.no_such_attribute()
     stock_call(any_pipe)
     unchanged.check(any_pipe)

@@ -1,1 +1,4 @@
-"""The mathematics: words in token sequences, low-rank deltas, losses, noise. Pure functions of tensors; knows no file, device or base."""
+"""The mathematics: words in token sequences, low-rank deltas, losses, noise.
+
+Pure functions of tensors, without files, devices or bases.
+"""
