@@ -18,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland import denoiser
 from toyland.code import CHANNELS, PatchCode
-from toyland.denoiser import DenoiserRecipe, Material, TrainingState, new_state, train_unet
+from toyland.denoiser import Material, train_unet
+from toyland.denoiser_state import DenoiserRecipe, TrainingState, new_state
 from toyland.render import render
 from toyland.scenes import scene_number
 from toyland.shapes import SHAPES

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import toyland
 from toyland import train
 from toyland.autoencoder import AutoencoderRecipe, build_autoencoder
-from toyland.denoiser import DenoiserRecipe, new_state
+from toyland.denoiser_state import DenoiserRecipe, new_state
 from toyland.judge import Judge
 from toyland.judge_net import JudgeNet
 from toyland.judge_training import JudgeRecipe
