@@ -55,6 +55,8 @@ READING = Path(__file__).with_name("recipe-reading.toml")
 """The settings of a further training with a reader's error in the loss."""
 CHECKPOINT_EVERY = 500
 SHEET_EVERY = 2000
+HELD_OUT = 500
+"""Scenes that the reader is tried on."""
 SHARED = (
     "scenes-*.npy",
     "code.safetensors",
@@ -143,7 +145,7 @@ def make_reader(shop: Workshop) -> None:
     save_file(
         {name: value.contiguous() for name, value in model.state_dict().items()}, shop.folder / "reader.safetensors"
     )
-    scenes = [scene_number(shop.scene_seed + 1, index, shop.distribution) for index in range(500)]
+    scenes = [scene_number(shop.scene_seed + 1, index, shop.distribution) for index in range(HELD_OUT)]
     latents = shop.code().encode(to_pixels(np.stack([np.asarray(render(scene)) for scene in scenes]))).to(shop.device)
     labels = ThingLabels.of(thing_labels(scenes), shop.device)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(shop.device)
