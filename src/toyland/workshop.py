@@ -31,8 +31,8 @@ FITTED_ON = 4000
 class Workshop:
     """A work folder, the recipe that is followed in it, and the device that does the work."""
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
-        self.folder, self.recipe, self.device = folder, recipe, device
+    def __init__(self, folder: Path, recipe: dict[str, Any], device: torch.device, compiled: bool = False) -> None:
+        self.folder, self.recipe, self.device, self.compiled = folder, recipe, device, compiled
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
