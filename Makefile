@@ -6,13 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-oldest test-newest lint format environment setup clean
+.PHONY: demo test test-all test-oldest test-newest lint format docs wheel setup clean
 
 demo: $(STAMP)
 	$(BIN)/tara demo --out demo
 
+# two workers with a thread each: more only get in one another's way
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
+
+# also what takes minutes: the studies' own tests, the proof at full size
+test-all: lint
+	$(PYTEST) -m "not gpu"
+
+# the documentation as a site in build/site; a warning is an error
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
 
 # the suite in an environment of its own with the oldest, or the newest, releases that pyproject.toml admits
 test-oldest test-newest: test-%: constraints-%.txt
@@ -31,17 +41,18 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# what `conda env create` gives to pip: dependencies are looked up, not installed again; the package is built, put into
-# a folder and used from there, with all that it ships
-CONDA_PIP := $(BIN)/python -c "import yaml; print(*yaml.safe_load(open('environment.yml'))['dependencies'][-1]['pip'])"
-PIP := $(BIN)/python -m pip install --quiet
-environment: $(STAMP)
-	rm -rf build/environment
-	$(CONDA_PIP) | xargs $(PIP) --dry-run --constraint constraints.txt
-	$(CONDA_PIP) | xargs $(PIP) --no-deps --target build/environment
-	PYTHONPATH=build/environment build/environment/bin/train_dreambooth_tara_sdxl.py --help > build/environment/help.txt
-	PYTHONPATH=build/environment $(BIN)/python -c "from tara import bases, single_file; \
-		assert 'build/environment' in bases.__file__; single_file.clip_tokenizer('!'); bases.load_base('toyland', 'cpu')"
+# the wheel, in a bare environment as `conda env create` makes one: what environment.yml gives to pip, the commands, and
+# an image of the embedded base, which needs no download
+BARE := build/bare/bin
+wheel: $(STAMP)
+	rm -rf build/bare dist
+	$(PYTHON) -m venv build/bare || python3 -m venv build/bare
+	$(BARE)/pip install $(PIP_FLAGS) --quiet --constraint constraints.txt torch==2.13.0 pyyaml
+	$(BARE)/python -c "import yaml; print(*yaml.safe_load(open('environment.yml'))['dependencies'][-1]['pip'])" \
+		| xargs $(BARE)/pip install $(PIP_FLAGS) --quiet --constraint constraints.txt
+	cd build && bare/bin/tara --help && bare/bin/train_dreambooth_tara_sdxl.py --help > bare/help.txt
+	cd build && bare/bin/tara generate "a cat in the snow" --steps 2 --seeds 0 --device cpu --out bare/image \
+		--base "$$(bare/bin/python -c 'import toyland; print(toyland.BASE)')"
 
 setup: $(STAMP)
 

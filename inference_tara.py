@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw pictures with one adapter or several with the published script's flags (docs/seed-commands.md)."""
+"""Generate images with one adapter or several with the published script's flags (docs/seed-commands.md)."""
 
 import sys
 

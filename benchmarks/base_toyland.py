@@ -1,47 +1,45 @@
-"""How good the embedded base, its autoencoder and its judge are, on scenes and prompts that no training has seen.
+"""How good are the embedded base, its autoencoder and its judge, on scenes and prompts outside their training data?
 
     python benchmarks/base_toyland.py                       writes benchmarks/results/base_toyland.json
     python benchmarks/base_toyland.py --quick --out b.json  a tenth of the prompts and scenes
     python benchmarks/base_toyland.py --share 0.02 --out b.json  any share of them, at least two of each sort
 
-What the figures mean, all of them shares except the decibels:
+All figures are shares, except the decibels:
 
-- `judge`: on 500 held-out scenes without a style, and on the same pictures after a round trip through the shipped
+- `judge`: on 500 held-out scenes without a style, and on the same images after a round trip through the shipped
   autoencoder; the smaller of both is reported. A finding belongs to a thing if their centres lie within 0.1 of the
-  picture. `class`: things found and named rightly. `attributes`: mean over body colour, second colour, pattern,
-  accessory and, where there is one, the accessory's colour; a colour is right if the named colour nearest to it is.
+  image's side. `class`: things that are found with the right class. `attributes`: mean over body colour, second colour,
+  pattern, accessory and, where there is one, the accessory's colour; a colour is right if the nearest named colour is.
   A thing that is not found has everything wrong.
 - `autoencoder_psnr_db`: over 256 held-out scenes, one in eight in a named style.
 - The base, on 500 held-out prompts without adapters: 150 name one class, 200 two (one pair in ten of the same class),
   150 describe one subject in full; every prompt names a background. `one_object_class`, over the 300 prompts of one
   object, and `two_objects_both_classes`: every named class is among the findings, as often as it is named.
-  `described_appearance`: of the surest finding of the named class, body colour, second colour, pattern, accessory and
-  the accessory's colour are all right. On 200 further prompts each, `two_described` and `three_described`: two and
-  three subjects are described in full, each is found, no finding counts twice, and all attributes of all are right.
+  `described_appearance`: of the most confident finding of the named class, body colour, second colour, pattern,
+  accessory and the accessory's colour are all right. On 200 further prompts each, `two_described` and
+  `three_described`: two and three subjects are described in full, each is found, no finding counts twice, and all
+  attributes of all are right.
 - `same_subject`: how often a likeness reaches the threshold `SAME_SUBJECT` for re-renders of a subject, and for other
   random subjects of its class, each beside a thing of another class.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+import toyland_cast as study
 from PIL import Image
-from result_files import check, circumstances
-from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
+from result_files import check, command_line, run_info, show_checks, whole_or_elsewhere, write
 
 import toyland
+from tara.families.base import Base
+from tara.families.loading import load_base
 from toyland.appearance import ATTRIBUTES, described_scenes, described_shares, right_attributes
 from toyland.autoencoder import psnr, reconstruct, to_pixels
 from toyland.captions import bare_caption, full_caption
@@ -51,15 +49,15 @@ from toyland.scenes import scene_number
 from toyland.subjects import SAME_SUBJECT, likeness
 from toyland.world import BACKGROUNDS, CLASSES, Appearance, Scene, Thing, place, random_scene, random_subject
 
-RESULTS = Path(__file__).parent / "results" / "base_toyland.json"
+RESULT = "base_toyland.json"
 HELD_OUT = 4242
-"""Seed of the scenes and prompts here; the base learned from another series."""
+"""Seed of the scenes and prompts here; the base was trained on another series."""
 STEPS, BATCH = 25, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """How many scenes and prompts of each sort."""
+    """How many scenes and prompts of each kind."""
 
     scenes: int = 500
     coded: int = 256
@@ -67,7 +65,6 @@ class Amounts:
     one: int = 150
     two: int = 200
     described: int = 150
-
     two_described: int = 200
     three_described: int = 200
 
@@ -78,7 +75,7 @@ class Amounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What a prompt says and what its picture should show; `look` is None where the prompt names classes only."""
+    """What a prompt says and what its image should show; `look` is None where the prompt names classes only."""
 
     text: str
     kinds: tuple[str, ...]
@@ -105,14 +102,14 @@ class Shares:
 
 
 def finding_at(verdict: Verdict, thing: Thing) -> Finding | None:
-    """The finding nearest to a thing, if their centres lie within a tenth of the picture."""
-    away = [max(abs(finding.x - thing.x), abs(finding.y - thing.y)) for finding in verdict.things]
-    nearest = min(range(len(away)), key=away.__getitem__, default=None)
-    return None if nearest is None or away[nearest] >= 0.1 else verdict.things[nearest]
+    """The finding nearest to a thing, if their centres lie within a tenth of the image's side."""
+    distances = [max(abs(finding.x - thing.x), abs(finding.y - thing.y)) for finding in verdict.things]
+    nearest = min(range(len(distances)), key=distances.__getitem__, default=None)
+    return None if nearest is None or distances[nearest] >= 0.1 else verdict.things[nearest]
 
 
 def judge_shares(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """`class`, each attribute and their mean `attributes`, and how often the judge sees a thing too many."""
+    """`class`, each attribute and their mean `attributes`, and how often the judge finds a thing too many."""
     shares = Shares()
     for scene, verdict in zip(scenes, verdicts, strict=True):
         shares.add("background", verdict.background == scene.background)
@@ -126,25 +123,25 @@ def judge_shares(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[s
     return shares.all() | {"attributes": round(attributes, 4)}
 
 
-def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
-    """Pixels (rows, 3, height, width) in -1..1 as pictures."""
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """Pixels (rows, 3, height, width) in -1..1 as images."""
     arrays = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(array) for array in arrays]
 
 
-def round_trip(vae: Any, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures as the autoencoder gives them back."""
+def round_trip(vae: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Images, encoded and decoded by the autoencoder."""
     coded: list[Image.Image] = []
-    for start in range(0, len(pictures), BATCH):
-        pixels = to_pixels(np.stack([np.asarray(picture) for picture in pictures[start : start + BATCH]]))
-        coded += to_pictures(reconstruct(vae, pixels))
+    for start in range(0, len(images), BATCH):
+        pixels = to_pixels(np.stack([np.asarray(image) for image in images[start : start + BATCH]]))
+        coded += to_images(reconstruct(vae, pixels))
     return coded
 
 
 def decibels(vae: Any, count: int) -> float:
     """PSNR over held-out scenes, all together."""
-    pictures = [render(scene_number(HELD_OUT, index)) for index in range(count)]
-    first, second = (to_pixels(np.stack([np.asarray(p) for p in of])) for of in (pictures, round_trip(vae, pictures)))
+    images = [render(scene_number(HELD_OUT, index)) for index in range(count)]
+    first, second = (to_pixels(np.stack([np.asarray(one) for one in of])) for of in (images, round_trip(vae, images)))
     return psnr(first, second)
 
 
@@ -158,10 +155,10 @@ def same_subject(judge: Judge, vae: Any, count: int) -> dict[str, dict[str, floa
         scenes: list[Scene] = []
         for subject in shown:
             beside = random_subject(rng, str(rng.choice([kind for kind in CLASSES if kind != subject.kind])))
-            ground, seed = str(rng.choice(BACKGROUNDS)), int(rng.integers(2**31))
-            scenes.append(place(rng, [subject, beside], background=ground, seed=seed))
-        pictures = [render(scene) for scene in scenes]
-        for way, judged in (("rendered", pictures), ("after_round_trip", round_trip(vae, pictures))):
+            background, seed = str(rng.choice(BACKGROUNDS)), int(rng.integers(2**31))
+            scenes.append(place(rng, [subject, beside], background=background, seed=seed))
+        images = [render(scene) for scene in scenes]
+        for way, judged in (("rendered", images), ("after_round_trip", round_trip(vae, images))):
             likes = [
                 0.0 if (finding := finding_at(verdict, scene.things[0])) is None else likeness(finding, subject)
                 for scene, verdict, subject in zip(scenes, judge(judged), subjects, strict=True)
@@ -171,14 +168,14 @@ def same_subject(judge: Judge, vae: Any, count: int) -> dict[str, dict[str, floa
 
 
 def prompts_of(amounts: Amounts) -> list[Prompt]:
-    """The held-out prompts, the same ones in every run."""
+    """The held-out prompts, the same in every run."""
     rng = np.random.default_rng(HELD_OUT)
     prompts: list[Prompt] = []
     for count, of in ((1, amounts.one), (2, amounts.two)):
         for _ in range(of):
             kinds = tuple(str(kind) for kind in rng.choice(CLASSES, count))
-            ground = str(rng.choice(BACKGROUNDS))
-            prompts.append(Prompt(text=bare_caption(kinds, ground), kinds=kinds, background=ground))
+            background = str(rng.choice(BACKGROUNDS))
+            prompts.append(Prompt(text=bare_caption(kinds, background), kinds=kinds, background=background))
     for _ in range(amounts.described):
         scene = place(rng, [random_subject(rng)], background=str(rng.choice(BACKGROUNDS)))
         thing = scene.things[0]
@@ -187,26 +184,26 @@ def prompts_of(amounts: Amounts) -> list[Prompt]:
     return prompts
 
 
-def draw(pipe: Any, prompts: Sequence[str]) -> Iterator[Image.Image]:
-    """One picture per prompt from its own seed, in batches."""
+def generate(base: Base, prompts: Sequence[str]) -> Iterator[Image.Image]:
+    """One image per prompt from its own seed, in batches, by the stock pipeline."""
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        yield from pipe(
+        yield from base.pipe(
             [*batch],
             num_inference_steps=STEPS,
-            guidance_scale=toyland.GUIDANCE_SCALE,
+            guidance_scale=base.defaults.guidance_scale,
             generator=[torch.Generator().manual_seed(start + row) for row in range(len(batch))],
         ).images
 
 
 def base_shares(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Shares of right pictures, see the top of this file."""
+    """Shares of right images, see the top of this file."""
     shares = Shares()
     for prompt, verdict in zip(prompts, verdicts, strict=True):
-        seen = Counter(finding.kind for finding in verdict.things)
+        detected = Counter(finding.kind for finding in verdict.things)
         number = "one_object" if len(prompt.kinds) == 1 else "two_objects"
-        shares.add(f"{number}_found", not Counter(prompt.kinds) - seen)
-        shares.add(f"{number}_and_nothing_else", Counter(prompt.kinds) == seen)
+        shares.add(f"{number}_found", not Counter(prompt.kinds) - detected)
+        shares.add(f"{number}_and_nothing_else", Counter(prompt.kinds) == detected)
         shares.add("background", verdict.background == prompt.background)
         if prompt.look is not None:
             own = [finding for finding in verdict.things if finding.kind == prompt.kinds[0]]
@@ -218,13 +215,13 @@ def base_shares(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[
 
 
 def weights_mib() -> tuple[float, float]:
-    """Of the base's weights: all files together, and the largest one."""
+    """Size of the base's weights: all files together, and the largest one."""
     sizes = [path.stat().st_size / 2**20 for path in toyland.BASE.rglob("*.safetensors")]
     return sum(sizes), max(sizes)
 
 
 def checks_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The floors of this project, and whether each holds."""
+    """The bounds of this project, and whether each holds."""
     least = {
         "judge, class": (result["judge"]["class"], 0.98),
         "judge, attributes": (result["judge"]["attributes"], 0.95),
@@ -248,17 +245,17 @@ def checks_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measure_judge(judge: Judge, vae: Any, count: int) -> dict[str, dict[str, float]]:
-    """The judge's shares on held-out renders and on the same pictures after a round trip."""
+    """The judge's shares on held-out renders and on the same images after a round trip."""
     rng = np.random.default_rng(HELD_OUT)
     scenes = [random_scene(rng, style="none") for _ in range(count)]
-    pictures = [render(scene) for scene in scenes]
+    images = [render(scene) for scene in scenes]
     return {
-        "rendered": judge_shares(scenes, judge(pictures)),
-        "after_round_trip": judge_shares(scenes, judge(round_trip(vae, pictures))),
+        "rendered": judge_shares(scenes, judge(images)),
+        "after_round_trip": judge_shares(scenes, judge(round_trip(vae, images))),
     }
 
 
-def measure_base(pipe: Any, judge: Judge, amounts: Amounts) -> dict[str, Any]:
+def measure_base(base: Base, judge: Judge, amounts: Amounts) -> dict[str, Any]:
     """Generate and judge every prompt, with a bar; `two_described` and `three_described` beside `base_shares`."""
     prompts = prompts_of(amounts)
     scenes = {
@@ -266,10 +263,9 @@ def measure_base(pipe: Any, judge: Judge, amounts: Amounts) -> dict[str, Any]:
         for things, name in ((2, "two_described"), (3, "three_described"))
     }
     texts = [[full_caption(scene.things, scene.background) for scene in of] for of in scenes.values()]
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with study.progress() as bar:
         images = [
-            list(progress.track(draw(pipe, of), len(of), description="generate"))
+            list(bar.track(generate(base, of), len(of), description="generate"))
             for of in ([prompt.text for prompt in prompts], *texts)
         ]
     shares = {
@@ -281,61 +277,49 @@ def measure_base(pipe: Any, judge: Judge, amounts: Amounts) -> dict[str, Any]:
 def run(amounts: Amounts) -> dict[str, Any]:
     """Everything that the result file holds."""
     begun = time.perf_counter()
-    pipe: Any = StableDiffusionPipeline.from_pretrained(toyland.BASE, safety_checker=None, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    judge = Judge.load(toyland.JUDGE)
-    judged = measure_judge(judge, pipe.vae, amounts.scenes)
-    base = measure_base(pipe, judge, amounts)
+    base, judge = load_base(toyland.BASE, device="cpu"), Judge.load(toyland.JUDGE)
+    base.pipe.set_progress_bar_config(disable=True)
+    judged = measure_judge(judge, base.vae, amounts.scenes)
+    generated = measure_base(base, judge, amounts)
     together, largest = weights_mib()
     result: dict[str, Any] = {
         "judge": {name: min(way[name] for way in judged.values()) for name in ("class", "attributes")},
-        "autoencoder_psnr_db": round(decibels(pipe.vae, amounts.coded), 2),
-        "one_object_class": base["one_object_found"],
-        "two_objects_both_classes": base["two_objects_found"],
-        "background": base["background"],
-        "described_appearance": base["described"],
-        "two_described": base["two_described"]["all"],
-        "three_described": base["three_described"]["all"],
+        "autoencoder_psnr_db": round(decibels(base.vae, amounts.coded), 2),
+        "one_object_class": generated["one_object_found"],
+        "two_objects_both_classes": generated["two_objects_found"],
+        "background": generated["background"],
+        "described_appearance": generated["described"],
+        "two_described": generated["two_described"]["all"],
+        "three_described": generated["three_described"]["all"],
         "prompts": amounts.one + amounts.two + amounts.described + amounts.two_described + amounts.three_described,
         "judge_in_detail": judged,
-        "base_in_detail": base,
-        "same_subject": {"threshold": SAME_SUBJECT, **same_subject(judge, pipe.vae, amounts.subjects)},
+        "base_in_detail": generated,
+        "same_subject": {"threshold": SAME_SUBJECT, **same_subject(judge, base.vae, amounts.subjects)},
         "weights_mib": {"together": round(together, 2), "largest_file": round(largest, 2)},
         "sampling": {
-            "scheduler": type(pipe.scheduler).__name__,
+            "scheduler": type(base.scheduler).__name__,
             "steps": STEPS,
-            "guidance_scale": toyland.GUIDANCE_SCALE,
+            "guidance_scale": base.defaults.guidance_scale,
         },
-        **circumstances(),
+        **run_info(),
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - begun),
     }
     return result | {"checks": checks_of(result)}
 
 
-def show(result: dict[str, Any]) -> None:
-    """The floors, one a line."""
-    console = Console()
-    for one in result["checks"]:
-        console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; `arguments` are the process's own unless given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_const", const=0.1, dest="share", help="--share 0.1")
     parser.add_argument("--share", type=float, default=1.0, help="of the prompts and scenes; less than 1 needs --out")
-    parser.add_argument("--out", type=Path, help="result file")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    chosen = parser.parse_args(arguments)
-    if chosen.share != 1 and chosen.out is None:
-        parser.error("a share of the prompts needs --out FILE, so that the committed result stays as it is")
-    torch.set_num_threads(chosen.threads)
-    result = run(Amounts().reduced(chosen.share) if chosen.share != 1 else Amounts())
-    out: Path = chosen.out or RESULTS
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    show(result)
+    args = parser.parse_args(arguments)
+    out = whole_or_elsewhere(parser, args.out, RESULT, whole=args.share == 1)
+    torch.set_num_threads(args.threads)
+    result = run(Amounts().reduced(args.share) if args.share != 1 else Amounts())
+    write(out, result)
+    show_checks(result["checks"])
 
 
 if __name__ == "__main__":

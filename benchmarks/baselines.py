@@ -1,4 +1,4 @@
-"""How others put adapters into a U-Net and train them: small baselines, for the benchmarks alone."""
+"""How other implementations apply adapters to a U-Net and train them: small baselines, for the benchmarks only."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.pictures import read_image
+from tara.adapters.adapter import Adapter
+from tara.families.base import Base
+from tara.storage.images import read_image
 
 TEXT_PROJECTIONS = ("attn2.to_k", "attn2.to_v")
 
 
 def twin(pipe: Any) -> Any:
-    """A pipeline with modules of its own and another one's weights: what wraps or hooks the modules stays here."""
+    """A pipeline with modules of its own that share another one's weights; hooks on it do not affect the other."""
     shared = {id(tensor): tensor for tensor in (*pipe.unet.parameters(), *pipe.unet.buffers())}
-    like: Any = type(pipe)(**{**pipe.components, "unet": deepcopy(pipe.unet, shared)})
-    like.set_progress_bar_config(disable=True)
-    return like
+    copy: Any = type(pipe)(**{**pipe.components, "unet": deepcopy(pipe.unet, shared)})
+    copy.set_progress_bar_config(disable=True)
+    return copy
 
 
 @dataclass(frozen=True, eq=False)
 class PublishedAdapter:
-    """An adapter as the published code inserts it: the product of both matrices, per layer, multiplied at each step."""
+    """An adapter as the published code applies it: the product of both matrices, per layer, multiplied at each step."""
 
     dense: Mapping[str, Tensor]
     tokens: tuple[int, ...]
@@ -84,29 +84,29 @@ def load_into_diffusers(pipe: Any, adapters: Sequence[Adapter], folder: Path) ->
     for adapter in adapters:
         file = adapter.save(folder / adapter.name)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the adapter before, as is meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the previous adapter, on purpose
             pipe.load_lora_weights(str(file), adapter_name=file.stem)
         names.append(file.stem)
     return names
 
 
-def usual_step(pipe: Any, photo: Path, phrase: str, pixels: int, rank: int) -> Callable[[], Any]:
-    """A step as the usual training script takes it: everything is encoded anew, and LoRA is on q, k, v and out."""
-    backbone = Backbone(pipe)
+def usual_step(pipe: Any, photo: Path, phrase: str, side: int, rank: int) -> Callable[[], Any]:
+    """A step of the usual training script: image and caption are encoded every time, and LoRA is on q, k, v and out."""
+    base = Base(pipe)
     pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    learned = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-4)
-    image = read_image(photo).resize((pixels, pixels))
-    picture = pipe.image_processor.preprocess(image).to(backbone.dtype)
+    trainable = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4)
+    image = read_image(photo).resize((side, side))
+    pixels = pipe.image_processor.preprocess(image).to(base.dtype)
 
     def step() -> None:
-        mean, deviation = backbone.encode_images(picture)
+        mean, deviation = base.encode_images(pixels)
         latents, noise = mean + deviation * torch.randn_like(mean), torch.randn_like(mean)
         timesteps = torch.randint(0, 1000, (1,))
         noisy = pipe.scheduler.add_noise(latents, noise, timesteps)
-        predicted = backbone.predict(noisy, timesteps, backbone.encode([phrase]))
+        predicted = base.predict(noisy, timesteps, base.encode([phrase]))
         torch.nn.functional.mse_loss(predicted.float(), noise.float()).backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,20 +1,21 @@
-"""What does it cost to compose: denoising steps with N adapters, beside the same pipeline without any?
+"""What does composing cost? Denoising steps with N adapters, relative to the same pipeline without any.
 
     python benchmarks/composition_speed.py                  writes benchmarks/results/composition_speed_cpu.json
     python benchmarks/composition_speed.py --family sd15    measures one family, and keeps the other one's rows
-    python benchmarks/composition_speed.py --device cuda    pictures of the families' own sizes, and the wall's clock
+    python benchmarks/composition_speed.py --device cuda    images of the families' own sizes, in wall-clock time
 
 SD 1.5 and SDXL at full size, with random weights in bfloat16. A case is one guided denoising step of a stock diffusers
-pipeline (`num_inference_steps=1`, latents out), with everything that is done once per prompt done before:
+pipeline (`num_inference_steps=1`, latents as output); what is computed once per prompt is computed before:
 
-- `untouched`: stock processors; `tara cross_kv`, `tara attention`: N adapters of each kind of ours;
+- `untouched`: stock processors; `tara cross_kv`, `tara attention`: N of our adapters, of each target set;
 - `diffusers`: the same cross_kv files by `load_lora_weights` and `set_adapters`, which acts on all tokens;
 - `published`: the published form, a dense matrix per layer and adapter multiplied at every step (baselines.py).
 
 For `operations` the step is not timed: its operations are listed, and its floating-point operations counted, with no
-adapter and with 32 of either kind. A `batch of 8`, in half the side, gives each picture two adapters of its own, which
-diffusers draws one by one; `untouched, one by one` tells what not being a batch costs by itself. On a CPU every case is
-timed side by side with `untouched`, both on U-Nets of their own that share one set of weights: speed_shared.py.
+adapter and with 32 of either target set. A `batch of 8`, at half the side, gives each image two adapters of its own,
+which diffusers generates one by one; `untouched, one by one` shows what the missing batch costs by itself. On a CPU
+every case is timed side by side with `untouched`, both on U-Nets of their own that share one set of weights:
+speed_shared.py.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from result_files import check
 from speed_shared import Case, Shape
 
 import tara
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.config import Targets
-from tara.tokens import word_spans
+from tara.adapters.adapter import Adapter
+from tara.core.tokens import word_spans
+from tara.families.base import Base
+from tara.training.settings import Targets
 
 STEP, BATCH, OPERATIONS = "denoising step", "batch of 8", "operations"
-MARGIN = 2 * 2**30  # bytes of memory that are left free
+MARGIN = 2 * 2**30  # bytes of memory to leave free
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many adapters each way of composing is timed with."""
+    """How many adapters each case is timed with."""
 
     cross_kv: Sequence[int] = (0, 1, 2, 4, 8, 32)
     attention: Sequence[int] = (1, 2, 4, 8, 32)
@@ -65,9 +66,9 @@ class Comparison:
         self.pixels = shape.pixels if device == "cpu" else shape.own_pixels
         self.prompt = " ".join(speed.WORDS)
         most = max(*counts.cross_kv, *counts.diffusers), max(*counts.attention, *counts.published)
-        # a step is the same in every context, and this one is prepared soonest
+        # a step is the same in every context, and this one takes the least preparation
         self.cross_kv, self.attention = (
-            speed.random_adapters(Backbone(self.pipe), count, targets, "prompt")
+            speed.random_adapters(Base(self.pipe), count, targets, "prompt")
             for count, targets in zip(most, get_args(Targets), strict=True)
         )
 
@@ -97,7 +98,7 @@ class Comparison:
         )
 
     def stock_step(self, pipe: Any, prompt: str | list[str], pixels: int) -> Callable[[], Any]:
-        """A step that knows nothing of us: embeddings in, stock processors."""
+        """A step without tara: embeddings as input, stock processors."""
         with tara.prepared(self.pipe, prompt) as arguments:
             stock = {name: value for name, value in arguments.items() if name != "cross_attention_kwargs"}
         return self.step(pipe, stock, pixels)
@@ -106,7 +107,7 @@ class Comparison:
     def our_step(
         self, adapters: Any, prompt: str | list[str], pixels: int, warm: bool = False
     ) -> Generator[Callable[[], Any]]:
-        """A step with adapters of ours; a warm one is not the first since their global parts were fused."""
+        """A step with our adapters; a warm one is not the first after their global parts were fused."""
         with tara.prepared(self.pipe, prompt, adapters) as arguments:
             call = self.step(self.pipe, arguments, pixels)
             if warm:
@@ -121,8 +122,8 @@ class Comparison:
         ]
 
     def tara(self) -> list[Case]:
-        """Ours, with each number of adapters of each kind."""
-        kinds = (
+        """Ours, with each number of adapters of each target set."""
+        sets = (
             ("cross_kv", self.cross_kv, self.counts.cross_kv),
             ("attention", self.attention, self.counts.attention),
         )
@@ -133,7 +134,7 @@ class Comparison:
                 columns={"adapters": count},
                 model=self.pipe.unet,
             )
-            for targets, adapters, counts in kinds
+            for targets, adapters, counts in sets
             for count in counts
         ]
 
@@ -155,7 +156,7 @@ class Comparison:
 
     def published(self) -> tuple[list[Case], list[dict[str, Any]]]:
         """The published form, and rows of what does not fit into memory."""
-        pipe, tokenized = baselines.twin(self.pipe), Backbone(self.pipe).tokenize(self.prompt)
+        pipe, tokenized = baselines.twin(self.pipe), Base(self.pipe).tokenize(self.prompt)
         dense: list[baselines.PublishedAdapter] = []
         cases: list[Case] = []
         left_out: list[dict[str, Any]] = []
@@ -166,8 +167,8 @@ class Comparison:
             with baselines.published(pipe.unet, dense[:count]):
                 yield call
 
-        size = _dense_bytes(self.attention[0], self.pipe.unet.dtype)
-        # as much as that is fused beside the weights, too
+        size = dense_bytes(self.attention[0], self.pipe.unet.dtype)
+        # one adapter's size more, for fusing beside the weights
         limit = free_bytes(self.device) - size - MARGIN if self.most_bytes is None else self.most_bytes
         for count in self.counts.published:
             columns = {"adapters": count, "dense_mb": round(count * size / 1e6)}
@@ -182,7 +183,7 @@ class Comparison:
         return cases, left_out
 
     def operations(self) -> list[dict[str, Any]]:
-        """A step's operations with no adapter and with all of a kind: where the lists differ, and their counts."""
+        """Operations of a step with no adapter and with all of a target set: where they differ, and their counts."""
         none, flops_of_none = self.counted([])
         untouched = speed.counted(self.stock_step(self.stock, self.prompt, self.pixels))[1]
         rows: list[dict[str, Any]] = []
@@ -204,12 +205,12 @@ class Comparison:
         return rows
 
     def counted(self, adapters: Sequence[Adapter]) -> tuple[list[tuple[Any, ...]], int]:
-        """The operations of a step with adapters that are prepared, and its floating-point operations."""
+        """The operations of a step with prepared adapters, and its floating-point operations."""
         with self.our_step(adapters, self.prompt, self.pixels, warm=True) as call:
             return speed.counted(call)
 
     def batches(self) -> list[Case]:
-        """Eight pictures, each with two adapters of its own, beside eight with none and beside one after the other."""
+        """Eight images, each with two adapters of its own, beside eight with none and beside one after the other."""
         prompts, pixels = [f"{one} and {other}" for one, other in self.pairs()], self.pixels // 2
         lists = [[self.named(one), self.named(other)] for one, other in self.pairs()]
         summed = baselines.twin(self.pipe)
@@ -227,16 +228,16 @@ class Comparison:
         ]
 
     def one_by_one(self, name: str, pipe: Any, prompts: Sequence[str], pixels: int, adapters: int) -> Case:
-        """What adapters in the weights come to when every picture has its own: a step for each picture."""
+        """What adapters in the weights need when every image has its own: a step for each image."""
         calls = [self.stock_step(pipe, prompt, pixels) for prompt in prompts]
 
-        def draw() -> None:
+        def generate() -> None:
             for pair, call in zip(self.pairs(), calls, strict=True):
                 if adapters:
                     pipe.set_adapters(list(pair))
                 call()
 
-        return speed.case(name, draw, model=pipe.unet, **({"adapters": adapters} if adapters else {}))
+        return speed.case(name, generate, model=pipe.unet, **({"adapters": adapters} if adapters else {}))
 
     def pairs(self) -> list[tuple[str, str]]:
         """Eight different pairs of four words."""
@@ -248,7 +249,8 @@ class Comparison:
         return self.cross_kv[speed.WORDS.index(word)]
 
 
-def _dense_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+def dense_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+    """Size of an adapter's layers as dense matrices."""
     return sum(low_rank.d_in * low_rank.d_out for low_rank in adapter.layers.values()) * dtype.itemsize
 
 
@@ -256,63 +258,63 @@ def measure(
     family: str, shape: Shape, device: str, rounds: int, counts: Counts, most_bytes: int | None = None
 ) -> list[dict[str, Any]]:
     """The rows of one family; runs in a process of its own, whose memory is given back."""
-    speed.be_alone()
+    speed.set_up_process()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         rows = Comparison(shape, device, counts, Path(folder), most_bytes).rows(rounds)
     return [{"family": family, **row} for row in rows]
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free where the base is."""
+    """Free memory of the base's device."""
     return psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
 
 
 def checks_of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the issue promises of one family's rows."""
+    """The bounds of one family's rows."""
     steps = [row for row in rows if row["part"] == STEP]
     (control,) = speed.rows_where(steps, case=speed.CONTROL)
     low, high = control["ratio"][1:]
-    found: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []
     ours = {row["adapters"]: row for row in speed.rows_where(steps, case="tara cross_kv")}
     for count, row in ours.items():
         name = f"{family}, cross_kv, N = {count}, step over untouched, no more than the A/A control"
-        found.append(speed.at_most(name, row["ratio"][0], high))
+        checks.append(speed.at_most(name, row["ratio"][0], high))
     for row in speed.rows_where(rows, part=OPERATIONS):
         extra, name = row["flops"] - row["flops_without_adapters"], f"{family}, {row['case'].removeprefix('tara ')}"
-        found += [
+        checks += [
             speed.at_most(f"{name}, operations that differ between N = 0 and N = 32", row["different"], 0),
             speed.at_most(f"{name}, FLOPs of N = 32 beyond N = 0", extra, 0),
         ]
-    # kept rows of a result file from before `ratios` have their medians alone
+    # rows of an older result file, from before `ratios`, have only medians
     many, none = (ours[count].get("ratios", ours[count]["ratio"][:1]) for count in (max(ours), 0))
     most = median(one / other for one, other in zip(many, none, strict=True))
     name = f"{family}, cross_kv, step of N = {max(ours)} over N = 0, inside the A/A interval"
-    found.append(check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
+    checks.append(check(name, round(most, 4), f"{low} to {high}", low <= most <= high))
     for row in speed.rows_where(steps, case="tara attention"):
         name = f"{family}, attention, N = {row['adapters']}, step over untouched"
-        found.append(speed.at_most(name, row["ratio"][0], 1.02))
+        checks.append(speed.at_most(name, row["ratio"][0], 1.02))
     for row in speed.rows_where(rows, part=BATCH, case="tara cross_kv"):
         name = f"{family}, batch of 8 adapter sets over batch of 8 with none"
-        found.append(speed.at_most(name, row["ratio"][0], 1.02))
-    return found
+        checks.append(speed.at_most(name, row["ratio"][0], 1.02))
+    return checks
 
 
 ROUNDS = {"sd15": 7, "sdxl": 4}
-BATCH_ROUNDS = 2  # far from its bound, and eight pictures one by one take long
+BATCH_ROUNDS = 2  # far from its bound, and eight images one by one take long
 COUNTS = {"sd15": Counts(published=(1, 2, 8)), "sdxl": Counts(published=(1, 8))}
 
 
 def main() -> None:
-    """Parse, run each family in a process of its own, write, show."""
-    chosen = speed.chosen(__doc__ or "")
+    """The command line: each family runs in a process of its own."""
+    args = speed.parse_arguments(__doc__)
     torch.set_num_threads(1)
-    for family in [chosen.family] if chosen.family else list(speed.SHAPES):
-        own = speed.alone(measure, family, speed.SHAPES[family], chosen.device, ROUNDS[family], COUNTS[family])
-        rows = speed.merged(chosen.out, own)
+    for family in [args.family] if args.family else list(speed.SHAPES):
+        own = speed.alone(measure, family, speed.SHAPES[family], args.device, ROUNDS[family], COUNTS[family])
+        rows = speed.merged(args.out, own)
         checks = [one for measured in speed.families_of(rows) for one in checks_of(measured, _of(measured, rows))]
-        if chosen.device == "cpu":
+        if args.device == "cpu":
             rows.append(speed.skipped(STEP, "on an NVIDIA GPU", speed.NO_GPU))
-        speed.write(chosen.out, rows, checks, chosen.device)
+        speed.write(args.out, rows, checks, args.device)
 
 
 def _of(family: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,22 +1,21 @@
-"""Do Stable Diffusion 1.5 and SDXL fit, at full size, into the memory of an ordinary computer? A proof without weights.
+"""Do Stable Diffusion 1.5 and SDXL fit, at full size, into the memory of a desktop computer? Measured without weights.
 
     python benchmarks/full_size.py                  writes benchmarks/results/full_size_cpu.json
     python benchmarks/full_size.py --family sd15    measures one family, and keeps the other one's row
 
-Both bases are built from their public configs with random weights in float32: every layer's real name and shape, no
-download, pictures of noise. Two subjects of the DreamBooth data set (`--photos`) are learned side by side for a few
-steps at 256 pixels, text keys and values only; then a stock diffusers pipeline draws both in one picture. Each family
-has a process of its own, whose maximum resident memory is its peak. In a row:
+Both bases are built from their public configs with random weights in float32: every layer has its real name and shape,
+nothing is downloaded, and the images are noise. Two subjects of the DreamBooth data set (`--photos`) are trained side
+by side for a few steps at 256 pixels, on text keys and values only; then a stock diffusers pipeline generates both in
+one image. Each family has a process of its own, whose maximum resident memory is its peak. In a row:
 
-- `seconds` and, what other work on the machine changes little, `cpu_seconds`: `load` draws the weights; `caching`
-  encodes photos and captions, once for a training; `training_step` and `denoising_step` are means, of both subjects
-  together and of one guided picture with both adapters; `picture` is the whole of it, with its text and its decoding.
+- `seconds`, and `cpu_seconds`, which other work on the machine changes little: `load` initialises the weights;
+  `caching` encodes photos and captions, once for a training; `training_step` and `denoising_step` are means, of both
+  subjects together and of one guided image with both adapters; `picture` is the whole image, with text and decoding.
 - `peak_memory_gib`: by the end of each part, so that the last one is the peak of all.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import sys
@@ -31,28 +30,27 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from result_files import check, circumstances
+from result_files import check, command_line, earlier_rows, run_info, show_checks, write
 from rich.console import Console
 
 import tara
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.config import ConceptSettings, concept_settings, train_settings
-from tara.single_file import CONFIGS, ORIGINALS, clip_tokenizer
-from tara.training import Training
+from tara.adapters.adapter import Adapter
+from tara.families.base import Base
+from tara.families.single_file import CONFIGS, ORIGINALS, clip_tokenizer
+from tara.training.concepts import check_inputs
+from tara.training.loop import Training
+from tara.training.settings import ConceptSettings, concept_settings, train_settings
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "full_size_cpu.json"
-PHOTOS = ROOT.parent / "shared" / "data" / "dreambooth"
+PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 SUBJECTS = {"dog": "xlo", "cat": "szn"}
-"""Folders of the data set, whose table knows their class words, and the rare words for them."""
-RESOLUTION = 256
+"""Folders of the data set, whose table has their class words, and the rare words for them."""
+RESOLUTION, RANK = 256, 8
 Moment = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A family's configs, the memory that it must fit into, and whether its training saves memory for time."""
+    """A family's configs, the memory that it must fit into, and whether its training uses gradient checkpointing."""
 
     configs: str
     memory_gib: float
@@ -73,7 +71,7 @@ class Journal:
         self.cpu_seconds: dict[str, float] = {}
         self.peak_memory_gib: dict[str, float] = {}
 
-    def take(self, part: str, work: Callable[[], Any], times: int = 1) -> Any:
+    def measure(self, part: str, work: Callable[[], Any], times: int = 1) -> Any:
         """Do a part that consists of so many equal ones, and note it."""
         begun = now()
         result = work()
@@ -89,7 +87,7 @@ class Journal:
 
 
 def now() -> Moment:
-    """On the wall's clock and on this process's."""
+    """Wall-clock time and this process's CPU time."""
     return time.perf_counter(), time.process_time()
 
 
@@ -100,23 +98,23 @@ def peak_memory() -> int:
 
 
 def random_pipeline(configs: Path) -> Any:
-    """A stock pipeline of a family's published shape; every weight is drawn where it stays, so none is held twice."""
+    """A stock pipeline of a family's published shape; every weight is initialised in place, so none is held twice."""
     index: dict[str, Any] = json.loads((configs / "model_index.json").read_text(encoding="utf-8"))
     parts: dict[str, Any] = {name: clip_tokenizer(padding) for name, padding in ORIGINALS[configs.name].padding.items()}
     for name, value in index.items():
         if not isinstance(value, list):
             parts |= {} if name.startswith("_") else {name: value}
         elif name not in parts:
-            library, kind = value
-            parts[name] = None if kind is None else random_part(library, kind, configs / name)
+            library, class_name = value
+            parts[name] = None if class_name is None else random_part(library, class_name, configs / name)
     return getattr(diffusers, index["_class_name"])(**parts)
 
 
-def random_part(library: str, kind: str, configs: Path) -> Any:
-    """One part of a pipeline by its config; a model's weights as their layers draw them."""
+def random_part(library: str, class_name: str, configs: Path) -> Any:
+    """One part of a pipeline by its config, with the weights that its layers initialise."""
     if library == "transformers":
-        return getattr(transformers, kind)(transformers.CLIPTextConfig.from_pretrained(configs))
-    part: Any = getattr(diffusers, kind)
+        return getattr(transformers, class_name)(transformers.CLIPTextConfig.from_pretrained(configs))
+    part: Any = getattr(diffusers, class_name)
     return part.from_config(part.load_config(configs))
 
 
@@ -125,26 +123,26 @@ def measure(family: str, photos: Path, steps: int, threads: int) -> dict[str, An
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     fit, journal = FITS[family], Journal()
-    pipe = journal.take("load", lambda: random_pipeline(CONFIGS / fit.configs))
+    pipe = journal.measure("load", lambda: random_pipeline(CONFIGS / fit.configs))
     pipe.set_progress_bar_config(disable=True)
-    backbone = Backbone.from_pipeline(pipe)
     settings = train_settings(
         base=family,
+        rank=RANK,
         steps=steps,
         resolution=RESOLUTION,
         flip=False,
         gradient_checkpointing=fit.gradient_checkpointing,
     )
-    concepts = [concept_settings(images=photos / folder, word=word) for folder, word in SUBJECTS.items()]
-    training = journal.take("caching", lambda: Training(concepts, settings, backbone))
-    records = journal.take("training_step", lambda: list(training.steps()), steps)
+    concepts = [concept_settings(images=photos / folder, rare_word=word) for folder, word in SUBJECTS.items()]
+    training = journal.measure("caching", lambda: Training(check_inputs(concepts, settings, Base(pipe))))
+    records = journal.measure("training_step", lambda: list(training.steps()), steps)
     adapters = training.adapters()
-    drawn = compose(pipe, concepts, adapters, steps, journal)
+    denoising = compose(pipe, concepts, adapters, steps, journal)
     return {
         "family": family,
         "parameters": {name: part.num_parameters() for name, part in _models(pipe).items()},
         "resolution": RESOLUTION,
-        "steps": {"training": steps, "denoising": drawn},
+        "steps": {"training": steps, "denoising": denoising},
         "gradient_checkpointing": fit.gradient_checkpointing,
         "layers_that_learn": len(adapters[0].layers),
         "losses": [round(record.loss, 4) for record in records],
@@ -158,15 +156,15 @@ def measure(family: str, photos: Path, steps: int, threads: int) -> dict[str, An
 def compose(
     pipe: Any, concepts: Sequence[ConceptSettings], adapters: Sequence[Adapter], steps: int, journal: Journal
 ) -> int:
-    """Draw both subjects in one picture; the number of denoising steps that the scheduler made of ``steps``."""
-    prompt = " and ".join(f"a {concept.word} {concept.kind}" for concept in concepts)
+    """Generate both subjects in one image; the number of denoising steps that the scheduler made of ``steps``."""
+    prompt = " and ".join(f"a {concept.rare_word} {concept.class_word}" for concept in concepts)
     moments: list[Moment] = []
 
     def after_step(_pipe: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         moments.append(now())
         return tensors
 
-    def draw() -> None:
+    def generate() -> None:
         with tara.prepared(pipe, prompt, adapters) as arguments:
             moments.append(now())
             pipe(
@@ -178,7 +176,7 @@ def compose(
                 callback_on_step_end=after_step,
             )
 
-    journal.take("picture", draw)
+    journal.measure("picture", generate)
     denoising = len(moments) - 1
     journal.note("denoising_step", moments[0], moments[-1], denoising)
     return denoising
@@ -193,16 +191,16 @@ def run(families: Sequence[str], photos: Path, steps: int, threads: int) -> list
     rows: list[dict[str, Any]] = []
     for family in families:
         print(f"{family}, {steps} steps", file=sys.stderr, flush=True)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            row = alone.submit(measure, family, photos, steps, threads).result()
-        # the photos' place is this machine's affair
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            row = process.submit(measure, family, photos, steps, threads).result()
+        # without the folder of the photos, which is another one on every machine
         command = f"python benchmarks/full_size.py --family {family} --steps {steps} --threads {threads}"
-        rows.append(row | circumstances() | {"command": command})
+        rows.append(row | run_info() | {"command": command})
     return rows
 
 
 def result_of(rows: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """The result file: the rows, earlier ones of other families, and what this project promises of them."""
+    """The result file: the rows, earlier ones of other families, and the bounds of memory."""
     by_family = {row["family"]: row for row in (*earlier, *rows)}
     kept = [by_family[family] for family in FITS if family in by_family]
     return {"rows": kept, "checks": [_check(row) for row in kept]}
@@ -219,26 +217,22 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         seconds = ", ".join(f"{part} {value}" for part, value in row["cpu_seconds"].items())
         console.print(f"{row['family']}: CPU seconds: {seconds}; {max(row['peak_memory_gib'].values())} GiB")
-    for one in result["checks"]:
-        console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
+    show_checks(result["checks"])
 
 
 def main() -> None:
-    """Parse, run, write, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = command_line(__doc__, "full_size_cpu.json")
     parser.add_argument("--family", choices=FITS, help="only this one")
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of the DreamBooth data set")
     parser.add_argument("--steps", type=int, default=2, help="training steps, and denoising steps")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    chosen = parser.parse_args()
-    if not (chosen.photos / next(iter(SUBJECTS))).is_dir():
-        parser.error(f"{chosen.photos} is not the folder of the DreamBooth data set; give it as --photos")
-    earlier = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"] if chosen.out.is_file() else []
-    families = [chosen.family] if chosen.family else list(FITS)
-    result = result_of(run(families, chosen.photos, chosen.steps, chosen.threads), earlier)
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args = parser.parse_args()
+    if not (args.photos / next(iter(SUBJECTS))).is_dir():
+        parser.error(f"{args.photos} is not the folder of the DreamBooth data set; give it as --photos")
+    families = [args.family] if args.family else list(FITS)
+    result = result_of(run(families, args.photos, args.steps, args.threads), earlier_rows(args.out))
+    write(args.out, result)
     show(result)
 
 

@@ -1,20 +1,19 @@
-"""Does every reader of other people's files end with a result or one sentence, whatever bytes it is given?
+"""Does every reader of other people's files end with a result or one sentence, whatever the bytes?
 
     python benchmarks/fuzz.py                     110,000 inputs; writes benchmarks/results/fuzz_cpu.json
-    python benchmarks/fuzz.py --reader adapter    one reader alone, written nowhere
+    python benchmarks/fuzz.py --reader adapter    one reader alone, without a result file
 
-Each input is a good file with one to four things done to it (`hostile.py`): bits, lengths, words, pieces of others.
-After them come the giants (`giants.py`): files that no chance makes, such as bombs, a million keys, ranks of 10^5,
-each in a process of its own. An input fails when its reader
+Each input is a valid file with one to four mutations (`hostile.py`): bits, lengths, words, pieces of other files.
+The stress cases (`stress_cases.py`) follow: files beyond random mutations, such as bombs, a million keys, ranks of
+10^5, each in a process of its own. An input fails when its reader
 
-- raises anything but a TaraError, or one whose sentence, as the command line prints it, is not one line;
-- takes more than 5 seconds of the processor, or a minute of the clock (its process is ended);
+- raises anything but a TaraError, or one whose message, as the command line prints it, is not one line;
+- takes more than 5 seconds of CPU time, or a minute of wall-clock time (its process is ended);
 - takes more memory than twice the file and 200 MiB.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import random
@@ -32,24 +31,23 @@ from typing import Any
 
 import hostile
 import torch
-from giants import Giant, giants
 from hostile import Reader
-from result_files import check, circumstances
+from result_files import check, command_line, run_info, show_checks, write
+from stress_cases import StressCase, stress_cases
 
 from tara.cli.terminal import one_line
 from tara.errors import TaraError
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "fuzz_cpu.json"
-INPUTS, SECONDS, STANDSTILL, MEMORY = 110_000, 5, 60, 200 * 2**20
+INPUTS, SECONDS, WALL_SECONDS, MEMORY = 110_000, 5, 60, 200 * 2**20
 SHOWN = 5
-"""Failures of a reader that the result file tells in full."""
+"""Failures of a reader that are in the result file in full."""
 TOO_LARGE = "MiB for a file of"
+STRESS = "stress cases"
 
 
 @dataclass
 class Tally:
-    """What became of a reader's inputs."""
+    """The outcomes of a reader's inputs."""
 
     reader: str
     inputs: int = 0
@@ -77,10 +75,10 @@ def peak_memory() -> int:
 
 
 def attempt(read: Callable[[Path], object], path: Path, tally: Tally, size: int) -> None:
-    """One input, and what became of it."""
+    """Read one input, and count its outcome."""
     before, begun = peak_memory(), time.process_time()
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody hears them: they end this process
-    signal.setitimer(signal.ITIMER_REAL, STANDSTILL)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # without a handler they end this process
+    signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     try:
         read(path)
         tally.loaded += 1
@@ -106,17 +104,17 @@ def attempt(read: Callable[[Path], object], path: Path, tally: Tally, size: int)
 
 
 def mutants(reader: Reader, seed: int, numbers: range) -> Iterator[bytes]:
-    """The reader's inputs of these numbers; each is a function of its number."""
+    """The reader's inputs by number; each is a function of its number."""
     for number in numbers:
         chance = random.Random(f"{reader.name} {seed} {number}")
-        yield hostile.spoiled(chance.choice(reader.samples), chance, reader.samples)
+        yield hostile.mutated(chance.choice(reader.samples), chance, reader.samples)
 
 
 def fuzz(reader: Reader, count: int, seed: int) -> Tally:
-    """Give a reader so many inputs; an input that ends its process is a failure, and the next ones follow."""
+    """Give a reader ``count`` inputs; an input that ends its process is a failure, and the next ones follow."""
     tally, done = Tally(reader.name), 0
     while done < count:
-        part, ended = _apart(lambda tell, done=done: _block(reader, range(done, count), seed, tell))
+        part, ended = _in_process(lambda report, done=done: _block(reader, range(done, count), seed, report))
         done += part.inputs
         if ended:
             done += 1
@@ -126,7 +124,7 @@ def fuzz(reader: Reader, count: int, seed: int) -> Tally:
     return tally
 
 
-def _block(reader: Reader, numbers: range, seed: int, tell: Callable[[Tally], object]) -> None:
+def _block(reader: Reader, numbers: range, seed: int, report: Callable[[Tally], object]) -> None:
     tally = Tally(reader.name)
     with tempfile.TemporaryDirectory() as place:
         for name, content in (reader.beside or {}).items():
@@ -136,13 +134,13 @@ def _block(reader: Reader, numbers: range, seed: int, tell: Callable[[Tally], ob
         for content in mutants(reader, seed, numbers):
             path.unlink(missing_ok=True)
             path.write_bytes(content)
-            tell(tally)
+            report(tally)
             attempt(reader.read, path, tally, len(content))
-    tell(tally)
+    report(tally)
 
 
-def _apart(work: Callable[[Callable[[Tally], object]], object]) -> tuple[Tally, str]:
-    """Work in a process of its own; the last tally that it told, and how it ended if not by itself."""
+def _in_process(work: Callable[[Callable[[Tally], object]], object]) -> tuple[Tally, str]:
+    """Work in a process of its own; its last reported tally, and how it was ended, if it was."""
     context = multiprocessing.get_context("fork")  # everything is imported already
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_quietly, args=(work, sender.send))
@@ -154,16 +152,16 @@ def _apart(work: Callable[[Callable[[Tally], object]], object]) -> tuple[Tally, 
             last = receiver.recv()
     except EOFError:
         process.join()
-    return last, "" if process.exitcode == 0 else _how(process.exitcode)
+    return last, "" if process.exitcode == 0 else _end(process.exitcode)
 
 
-def _how(code: int | None) -> str:
+def _end(code: int | None) -> str:
     return f"over {SECONDS} s" if code in (-signal.SIGPROF, -signal.SIGALRM) else f"exit code {code}"
 
 
-def _quietly(work: Callable[[Callable[[Tally], object]], object], tell: Callable[[Tally], object]) -> None:
+def _quietly(work: Callable[[Callable[[Tally], object]], object], report: Callable[[Tally], object]) -> None:
     warnings.simplefilter("ignore")  # as the command line does
-    work(tell)
+    work(report)
 
 
 def _add(tally: Tally, part: Tally) -> None:
@@ -175,37 +173,37 @@ def _add(tally: Tally, part: Tally) -> None:
     tally.most_memory = max(tally.most_memory, part.most_memory)
 
 
-def monsters() -> Tally:
-    """The giants, each in a process and a folder of its own."""
-    tally = Tally("giants")
-    for giant in giants():
+def stress() -> Tally:
+    """The stress cases, each in a process and a folder of its own."""
+    tally = Tally(STRESS)
+    for case in stress_cases():
         with tempfile.TemporaryDirectory() as place:
-            # written by another process than it is read by, whose memory is measured
-            _apart(lambda _, giant=giant, place=place: giant.write(Path(place)))
-            path = Path(place) / giant.file
+            # written by another process than the reading one, whose memory is measured
+            _in_process(lambda _, case=case, place=place: case.write(Path(place)))
+            path = Path(place) / case.file
 
-            def alone(tell: Callable[[Tally], object], giant: Giant = giant, path: Path = path) -> None:
-                part = Tally(giant.name)
-                tell(part)
-                attempt(giant.read, path, part, path.stat().st_size)
-                part.failures = [f"{giant.name}: {failure}" for failure in part.failures]
-                tell(part)
+            def read(report: Callable[[Tally], object], case: StressCase = case, path: Path = path) -> None:
+                part = Tally(case.name)
+                report(part)
+                attempt(case.read, path, part, path.stat().st_size)
+                part.failures = [f"{case.name}: {failure}" for failure in part.failures]
+                report(part)
 
-            part, ended = _apart(alone)
+            part, ended = _in_process(read)
         if ended:
-            part.inputs, part.failures = 1, [f"{giant.name}: {ended}"]
-        print(f"{giant.name}: {part.row()}", file=sys.stderr, flush=True)
+            part.inputs, part.failures = 1, [f"{case.name}: {ended}"]
+        print(f"{case.name}: {part.row()}", file=sys.stderr, flush=True)
         _add(tally, part)
     return tally
 
 
 def run(readers: Sequence[Reader], inputs: int, seed: int) -> list[Tally]:
-    """All readers, then the giants."""
+    """All readers, then the stress cases."""
     tallies: list[Tally] = []
     for reader in readers:
         tallies.append(fuzz(reader, inputs // len(readers), seed))
         print(tallies[-1].row(), file=sys.stderr, flush=True)
-    return [*tallies, monsters()]
+    return [*tallies, stress()]
 
 
 def result_of(tallies: Sequence[Tally]) -> dict[str, Any]:
@@ -215,7 +213,7 @@ def result_of(tallies: Sequence[Tally]) -> dict[str, Any]:
     slowest = max(one.slowest for one in tallies)
     return {
         "rows": [one.row() for one in tallies],
-        **circumstances(),
+        **run_info(),
         "checks": [
             check("inputs", inputs, ">= 100000", inputs >= 100_000),
             check("inputs that ended with neither a result nor a sentence", failures, "== 0", failures == 0),
@@ -226,24 +224,23 @@ def result_of(tallies: Sequence[Tally]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, run, write."""
+    """The command line."""
     readers = hostile.readers()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reader", choices=[*(reader.name for reader in readers), "giants"], help="only this one")
+    parser = command_line(__doc__, "fuzz_cpu.json")
+    parser.add_argument("--reader", choices=[*(reader.name for reader in readers), STRESS], help="only this one")
     parser.add_argument("--inputs", type=int, default=INPUTS, help="mutated files in all")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.reader == "giants":
-        monsters()
-    elif chosen.reader:
-        reader = next(one for one in readers if one.name == chosen.reader)
-        print(json.dumps(fuzz(reader, chosen.inputs, chosen.seed).row(), indent=1))
+    if args.reader == STRESS:
+        stress()
+    elif args.reader:
+        reader = next(one for one in readers if one.name == args.reader)
+        print(json.dumps(fuzz(reader, args.inputs, args.seed).row(), indent=1))
     else:
-        result = result_of(run(readers, chosen.inputs, chosen.seed))
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(result["checks"], indent=1))
+        result = result_of(run(readers, args.inputs, args.seed))
+        write(args.out, result)
+        show_checks(result["checks"])
 
 
 if __name__ == "__main__":

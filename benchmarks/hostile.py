@@ -1,6 +1,6 @@
-"""Files as an adversary would write them: good ones of every kind, what spoils them, and a few that no chance makes.
+"""Readers of other people's files, valid files of every kind for them, and random mutations of these.
 
-`fuzz.py` gives them to the readers; good files are made here from configs and random numbers, nothing is downloaded.
+`fuzz.py` gives the mutated files to the readers; valid files are made here from configs, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from tara.adapter import load_adapter
-from tara.card import AdapterCard
-from tara.checkpoints import HEADER_KEY, load_checkpoint
-from tara.data import read_examples
-from tara.evaluation.folder import find_pictures
-from tara.pictures import read_picture
-from tara.provenance import Origin, UsedFile, png_with_origin, read_origin
-from tara.recipe_files import read_recipe
-from tara.single_file import read_contents
+from tara.adapters.adapter import load_adapter
+from tara.adapters.card import AdapterCard
+from tara.evaluation.folder import find_images
+from tara.families.settings import BaseSettings
+from tara.families.single_file import read_contents
+from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, read_provenance
+from tara.storage.images import read_picture
+from tara.training.data.examples import read_examples
+from tara.training.run.checkpoints import HEADER_KEY, load_checkpoint
+from tara.training.run.recipe_files import read_recipe
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 TABLE = "metadata.jsonl"
@@ -38,31 +39,31 @@ CARD = AdapterCard(rare_word="xlo", class_word="dog", family="sd1", rank=2, alph
 PEFT_CONFIG = {"r": 2, "lora_alpha": 4, "rank_pattern": {}, "alpha_pattern": {r"to_\w+": 8}, "target_modules": [LAYER]}
 RECIPE = b"""
 [settings]
-base = "toyland"
+base = "sd15"
 steps = 100
 learning_rate = 1e-4
 captions = "fixed"
 
 [[concept]]
 images = "photos"
-word = "xlo"
-kind = "dog"
-captions = ["a {word} {kind}", 'the {word}']
+rare_word = "xlo"
+class_word = "dog"
+caption_templates = ["a {rare_word} {class_word}", 'the {rare_word}']
 is_style = false
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A reader of files that others wrote: what it is given, where that lies, and good examples of it."""
+    """A reader of files that others wrote: the file that it gets, and valid examples of it."""
 
     name: str
     file: str
     read: Callable[[Path], object]
-    """Given the path of the file; what it raises beside a TaraError is a failure."""
+    """Called with the path of the file; anything but a TaraError that it raises is a failure."""
     samples: tuple[bytes, ...]
     beside: Mapping[str, bytes] | None = None
-    """Other files of the same folder, which stay as they are."""
+    """Other files of the same folder, which are not mutated."""
 
 
 def packed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None = None) -> bytes:
@@ -71,7 +72,7 @@ def packed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None
 
 
 def with_header(header: bytes, data: bytes = b"") -> bytes:
-    """A safetensors file of any header, with the length that belongs to it."""
+    """A safetensors file of any header, with the length of that header."""
     return struct.pack("<Q", len(header)) + header + data
 
 
@@ -104,7 +105,7 @@ def adapters() -> tuple[bytes, ...]:
     )
 
 
-def picture_bytes(style: str, **options: Any) -> bytes:
+def image_bytes(style: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(buffer, format=style, **options)
     return buffer.getvalue()
@@ -112,22 +113,26 @@ def picture_bytes(style: str, **options: Any) -> bytes:
 
 def readers() -> tuple[Reader, ...]:
     """Every reader of a file that may come from somebody else."""
-    photo = picture_bytes("PNG")
-    origin = Origin(
-        prompt="a xlo dog", seed=3, adapters=(UsedFile(given="a.safetensors:0.8", path="a.safetensors", sha256="0"),)
+    photo = image_bytes("PNG")
+    provenance = Provenance(
+        prompt="a xlo dog",
+        seed=3,
+        adapters=(UsedFile(given="a.safetensors:0.8", path="a.safetensors", sha256="0"),),
+        base=BaseSettings(base="sd15"),
     )
-    told = png_with_origin(Image.new("RGB", (8, 8)), origin)
+    generated = png_with_provenance(Image.new("RGB", (8, 8)), provenance)
     exif = Image.Exif()
     exif[0x0112] = 6
     checkpoint = packed({"weights": torch.ones(1, 4)}, {HEADER_KEY: json.dumps({"step": 3, "optimizer": {}})})
     original = {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2, 4)}
     original |= {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.ones(2, 768)}
-    run = {"settings": {"base": "toyland", "steps": 9}, "concepts": [{"images": "a", "word": "xlo", "kind": "dog"}]}
+    concept = {"images": "a", "rare_word": "xlo", "class_word": "dog"}
+    run = {"settings": {"base": "sd15", "steps": 9}, "concepts": [concept]}
     listed = [{"file": "0.png", "prompt": "a xlo dog", "seed": 1, "subjects": ["xlo dog"]}]
     peft = {"adapter_model.safetensors": adapters()[4]}
     photos = {"0.png": photo}
-    table = b'{"file_name": "0.png", "text": "a {word} {kind}"}\n'
-    jpeg, webp = picture_bytes("JPEG", exif=exif), picture_bytes("WEBP")
+    table = b'{"file_name": "0.png", "text": "a {rare_word} {class_word}"}\n'
+    jpeg, webp = image_bytes("JPEG", exif=exif), image_bytes("WEBP")
     return (
         Reader(name="adapter", file="a.safetensors", read=load_adapter, samples=adapters()),
         Reader(
@@ -147,21 +152,21 @@ def readers() -> tuple[Reader, ...]:
         Reader(
             name="caption",
             file="0.txt",
-            read=lambda path: read_examples(path.parent, ["a {word}"]),
-            samples=(b"a {word} {kind} on grass\n", "\ufeffein schönes Bild".encode()),
+            read=lambda path: read_examples(path.parent, ["a {rare_word}"]),
+            samples=(b"a {rare_word} {class_word} on grass\n", "\ufeffein schönes Bild".encode()),
             beside=photos,
         ),
         Reader(
             name="caption table",
             file=TABLE,
-            read=lambda path: read_examples(path.parent, ["a {word}"]),
+            read=lambda path: read_examples(path.parent, ["a {rare_word}"]),
             samples=(table,),
             beside=photos,
         ),
         Reader(
-            name="picture", file="0.png", read=read_picture, samples=(photo, told, jpeg, webp, picture_bytes("GIF"))
+            name="image", file="0.png", read=read_picture, samples=(photo, generated, jpeg, webp, image_bytes("GIF"))
         ),
-        Reader(name="PNG metadata", file="seed-0003.png", read=read_origin, samples=(told,)),
+        Reader(name="PNG metadata", file="seed-0003.png", read=read_provenance, samples=(generated,)),
         Reader(name="recipe", file="r.toml", read=read_recipe, samples=(RECIPE,)),
         Reader(
             name="run settings",
@@ -170,9 +175,9 @@ def readers() -> tuple[Reader, ...]:
             samples=(json.dumps(run).encode(),),
         ),
         Reader(
-            name="list of pictures",
+            name="list of images",
             file="list.json",
-            read=lambda path: find_pictures([path]),
+            read=lambda path: find_images([path]),
             samples=(json.dumps(listed).encode(),),
             beside=photos,
         ),
@@ -198,18 +203,18 @@ WORDS = (
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
 
 
-def spoiled(good: bytes, chance: random.Random, others: tuple[bytes, ...]) -> bytes:
-    """A file with one to four things done to it; half of the safetensors files keep a header of the right length."""
+def mutated(good: bytes, chance: random.Random, others: tuple[bytes, ...]) -> bytes:
+    """A file with one to four mutations; half of the safetensors files keep a header of the right length."""
     is_container = len(good) > 8 and int.from_bytes(good[:8], "little") <= len(good) - 8
     if is_container and chance.random() < 0.5:
         size = int.from_bytes(good[:8], "little")
-        return with_header(_spoiled(good[8 : 8 + size], chance, others), good[8 + size :])
+        return with_header(_mutated(good[8 : 8 + size], chance, others), good[8 + size :])
     if good.startswith(b"\x89PNG") and chance.random() < 0.5:
-        return with_checksums(_spoiled(good, chance, others))
-    return _spoiled(good, chance, others)
+        return with_checksums(_mutated(good, chance, others))
+    return _mutated(good, chance, others)
 
 
-def _spoiled(good: bytes, chance: random.Random, others: tuple[bytes, ...]) -> bytes:
+def _mutated(good: bytes, chance: random.Random, others: tuple[bytes, ...]) -> bytes:
     content = bytearray(good)
     for _ in range(chance.randint(1, 4)):
         start = chance.randint(0, len(content))
@@ -238,7 +243,7 @@ def _spoiled(good: bytes, chance: random.Random, others: tuple[bytes, ...]) -> b
 
 
 def with_checksums(content: bytes) -> bytes:
-    """A spoiled PNG whose chunks have the checksums that belong to them, so that it is not refused for those."""
+    """A mutated PNG with right checksums for its chunks, so that it is not refused for those."""
     parts, place = [content[:8]], 8
     while place + 12 <= len(content):
         size = int.from_bytes(content[place : place + 4], "big")

@@ -1,21 +1,20 @@
-"""What is left when a command is killed at any moment (`kill -9`), and does the next start make it whole?
+"""What is left when a command is killed at any moment (`kill -9`), and does the next start complete it?
 
     python benchmarks/kills.py                  writes benchmarks/results/kills_cpu.json
-    python benchmarks/kills.py --only train     one command alone, written nowhere
+    python benchmarks/kills.py --only train     one command alone, without a result file
 
 Each trial starts `tara train`, `generate` or `evaluate` in an empty folder, on a tiny base with random weights, in a
-process that is killed: half of the trials at a random time, half at a random one of its touches of the disk (a file
-opened, renamed or removed), where files would tear. Then the same command runs to its end. A trial fails unless
+process that is killed: half of the trials at a random time, half at a random file operation (a file opened, renamed or
+removed), where half-written files are likely. Then the same command runs to its end. A trial fails unless
 
-- every file that the killed process left under its own name is whole: pictures, checkpoints, adapters, settings;
-- the second start ends well, and pictures that were finished are not written again;
-- adapters, checkpoints and pictures equal those of a command that was never stopped, byte for byte;
-- nothing half-written is left in the end.
+- every file that the killed process left under its own name is whole: images, checkpoints, adapters, settings;
+- the second start succeeds, and finished images are not written again;
+- adapters, checkpoints and images equal those of a command that was never stopped, byte for byte;
+- no half-written file is left in the end.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -32,33 +31,32 @@ from typing import Any
 
 import torch
 from PIL import Image
-from result_files import check, circumstances
+from result_files import check, command_line, run_info, show_checks, write
 from tqdm import tqdm
 
-import tara.training_run
-from tara.adapter import load_adapter
-from tara.checkpoints import load_checkpoint
+from tara.adapters.adapter import load_adapter
 from tara.cli import main as tara_command
+from tara.training.run import previews
+from tara.training.run.checkpoints import load_checkpoint
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
-tqdm.monitor_interval = 0  # nor does this one
+tqdm.monitor_interval = 0  # nor does its thread
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # tiny bases and models, made from configs
 import tiny_bases  # noqa: E402
 import tiny_models  # noqa: E402
 from training_fixtures import photo_folder  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "kills_cpu.json"
 TRIALS = {"train": 100, "generate": 100, "evaluate": 100}
-TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 EXACT = (".safetensors", ".png")
-DRAWN = ("loss.png", "sheet.png")
-"""Pictures of the results, which a second start draws again."""
+REWRITTEN = ("loss.png", "sheet.png")
+"""Plots and sheets, which a second start writes again."""
 
 
 @dataclass
 class Tally:
-    """What became of a command's trials."""
+    """The outcomes of a command's trials."""
 
     command: str
     trials: int = 0
@@ -67,7 +65,7 @@ class Tally:
 
 
 class Commands:
-    """The commands of the trials, and what they start from."""
+    """The commands of the trials, and their base, models and photos."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -75,16 +73,17 @@ class Commands:
         self._models = [build(place / build.__name__) for build in (tiny_models.dinov2, tiny_models.owlv2)]
         for word, seed in (("xlo", 1), ("szn", 2)):
             photo_folder(place / word, 2, seed)
-        for command in TRIALS:  # here, not apart: what they import is then there in every process to come
+        for command in TRIALS:  # in this process: later ones are forked and have its imports
             out = place / ("trained" if command == "train" else f"first-{command}")
             assert tara_command(self.arguments(command, out)) == 0
 
     def arguments(self, command: str, out: Path) -> list[str]:
         base = ["--base", self._place / "base", "--device", "cpu"]
         adapters = [part for word in ("dog", "cat") for part in ("-a", self._place / "trained" / f"{word}.safetensors")]
-        looks = ["--detector", self._place / "owlv2", "--dino", self._place / "dinov2", "--confidence", 0]
-        looks += ["--clip", "none", "--plain-dino", "none", "-r", f"xlo={self._place / 'xlo'}"]
-        told: dict[str, list[Any]] = {
+        models = ["--detector", self._place / "owlv2", "--dino", self._place / "dinov2", "--confidence", 0]
+        models += ["--clip", "none", "--plain-dino", "none"]
+        references = [part for word in ("xlo", "szn") for part in ("-r", f"{word}={self._place / word}")]
+        options: dict[str, list[Any]] = {
             "train": [self._recipe(out), "--resume"],
             "generate": [
                 "a xlo dog and a szn cat",
@@ -97,26 +96,27 @@ class Commands:
                 "--batch-size",
                 2,
             ],
-            "evaluate": ["pairs", *adapters, *base, *looks, "-r", f"szn={self._place / 'szn'}", "--steps", 1],
+            "evaluate": ["pairs", *adapters, *base, *models, *references, "--steps", 1],
         }
-        told["evaluate"] += ["--prompt", "{subjects} on the beach", "--seeds", "0-2"]
+        options["evaluate"] += ["--prompt", "{subjects} on the beach", "--seeds", "0-2"]
         where = [] if command == "train" else ["--out", out]
-        return [str(part) for part in (command, *told[command], *where)]
+        return [str(part) for part in (command, *options[command], *where)]
 
     def _recipe(self, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         settings = {"base": str(self._place / "base"), "device": "cpu", "steps": 4, "rank": 2, "learning_rate": 0.01}
         settings |= {"checkpoint_every": 2, "preview_every": 2, "preview_images": 1}
         lines = ["[settings]", *(f"{name} = {json.dumps(value)}" for name, value in settings.items())]
-        for word, kind in (("xlo", "dog"), ("szn", "cat")):
-            about = {"images": str(self._place / word), "word": word, "kind": kind, "out": f"{kind}.safetensors"}
-            lines += ["[[concept]]", *(f"{name} = {json.dumps(value)}" for name, value in about.items())]
+        for word, class_word in (("xlo", "dog"), ("szn", "cat")):
+            concept = {"images": str(self._place / word), "rare_word": word, "class_word": class_word}
+            concept["out"] = f"{class_word}.safetensors"
+            lines += ["[[concept]]", *(f"{name} = {json.dumps(value)}" for name, value in concept.items())]
         path = out / "both.toml"
         path.write_text("\n".join(lines), encoding="utf-8")
         return path
 
     def run(self, arguments: list[str], before: Callable[[], object] = lambda: None) -> multiprocessing.Process:
-        """Start a command in a process of its own, silently."""
+        """Run a command in a process of its own, silently."""
         process = multiprocessing.get_context("fork").Process(target=_command, args=(arguments, before))
         process.start()
         process.join()
@@ -128,37 +128,37 @@ def _command(arguments: list[str], before: Callable[[], object]) -> None:
     if not os.environ.get("KILLS_SPEAK"):
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-    tqdm.set_lock(threading.RLock())  # its own lock is shared by all forks: one that is killed with it stops all others
+    tqdm.set_lock(threading.RLock())  # the default one is shared by all forks: one that dies with it blocks the others
     before()
     sys.exit(tara_command(arguments))
 
 
 def at_time(seconds: float) -> Callable[[], object]:
-    """Be killed after so long on the processor: by the clock, other work on the machine would move the moment."""
+    """Be killed after this much CPU time, which other work on the machine does not change."""
 
     def arm() -> None:
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends a process as SIGKILL does: nothing is cleaned up
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends a process without clean-up, as SIGKILL does
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
     return arm
 
 
-def at_touch(number: int, folder: Path, note: Path) -> Callable[[], object]:
-    """Be killed at the n-th touch of the folder; 0 kills never, and notes how many there are."""
+def at_operation(number: int, folder: Path, note: Path) -> Callable[[], object]:
+    """Be killed at the n-th file operation in the folder; 0 never kills, and notes how many there are."""
 
     def arm() -> None:
-        seen = 0
+        count = 0
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal seen
-            if event not in TOUCHES or not str(arguments[0]).startswith(str(folder)):
+            nonlocal count
+            if event not in OPERATIONS or not str(arguments[0]).startswith(str(folder)):
                 return
-            seen += 1
-            if seen == number:
+            count += 1
+            if count == number:
                 os.write(descriptor, f"{event} {Path(str(arguments[0])).name}".encode())
                 os.kill(os.getpid(), signal.SIGKILL)
             if not number:
-                os.pwrite(descriptor, f"{seen:9}".encode(), 0)
+                os.pwrite(descriptor, f"{count:9}".encode(), 0)
 
         descriptor = os.open(note, os.O_CREAT | os.O_WRONLY)
         sys.addaudithook(hook)
@@ -181,11 +181,11 @@ def whole(path: Path) -> str:
 
 
 def results_in(folder: Path) -> dict[str, bytes]:
-    """What has to be the same, whether a command was stopped or not."""
+    """The files that must not depend on whether a command was stopped."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.suffix in EXACT and path.name not in DRAWN
+        if path.suffix in EXACT and path.name not in REWRITTEN
     }
 
 
@@ -196,20 +196,23 @@ def files_in(folder: Path) -> list[Path]:
 def trial(
     commands: Commands, command: str, out: Path, arm: Callable[[], object], expected: Mapping[str, bytes]
 ) -> list[str]:
-    """One command killed and started again; what is wrong then."""
+    """One command killed and started again; the faults of the result."""
     arguments = commands.arguments(command, out)
     commands.run(arguments, arm)
     faults = [fault for path in files_in(out) if (fault := whole(path))]
     finished = {
-        path: path.stat().st_mtime_ns for path in files_in(out) if path.suffix == ".png" and path.name not in DRAWN
+        path: path.stat().st_mtime_ns for path in files_in(out) if path.suffix == ".png" and path.name not in REWRITTEN
     }
     process = commands.run(arguments)
     if process.exitcode != 0:
         faults.append(f"the second start ended with {process.exitcode}")
-    found = results_in(out)
-    faults += [f"{name} differs" for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-    if command != "train":  # a preview behind the last checkpoint is drawn again with its step
-        faults += [f"{path.name} was drawn again" for path, then in finished.items() if path.stat().st_mtime_ns != then]
+    results = results_in(out)
+    names = expected.keys() | results.keys()
+    faults += [f"{name} differs" for name in names if expected.get(name) != results.get(name)]
+    if command != "train":  # a preview after the last checkpoint is generated again with its step
+        faults += [
+            f"{path.name} was generated again" for path, then in finished.items() if path.stat().st_mtime_ns != then
+        ]
     faults += [f"{path.name} is left" for path in out.rglob(".*") if path.is_file()]
     return faults
 
@@ -220,18 +223,18 @@ def kill(commands: Commands, command: str, trials: int, place: Path, seed: int) 
     never, note = place / f"{command}-never", place / "note"
     note.unlink(missing_ok=True)
     begun = os.times()
-    commands.run(commands.arguments(command, never), at_touch(0, never, note))
+    commands.run(commands.arguments(command, never), at_operation(0, never, note))
     ended = os.times()
     seconds = ended.children_user + ended.children_system - begun.children_user - begun.children_system
-    touches = int(note.read_text())
-    print(f"{command}: {seconds:.2f} CPU seconds, {touches} touches of the disk", file=sys.stderr, flush=True)
+    operations = int(note.read_text())
+    print(f"{command}: {seconds:.2f} CPU seconds, {operations} file operations", file=sys.stderr, flush=True)
     expected = results_in(never)
     for number in range(trials):
         note.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as folder:
             out = Path(folder)
-            touch, moment = chance.randint(1, touches), seconds * chance.random()
-            arm = at_touch(touch, out, note) if number % 2 else at_time(moment)
+            operation, moment = chance.randint(1, operations), seconds * chance.random()
+            arm = at_operation(operation, out, note) if number % 2 else at_time(moment)
             faults = trial(commands, command, out, arm, expected)
         at = note.read_text().split(" ")[0] if note.is_file() and note.stat().st_size else "a random time"
         tally.killed_at[at] += 1
@@ -254,29 +257,28 @@ def result_of(tallies: list[Tally]) -> dict[str, Any]:
     ]
     trained = sum(one.trials for one in tallies if one.command == "train")
     checks.append(check("kills of a training", trained, ">= 100", trained >= 100))
-    return {"rows": rows, **circumstances(), "checks": checks}
+    return {"rows": rows, **run_info(), "checks": checks}
 
 
 def main() -> None:
-    """Parse, run, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = command_line(__doc__, "kills_cpu.json")
     parser.add_argument("--only", choices=TRIALS, help="only this command")
-    parser.add_argument("--trials", type=int, help="of each command")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file")
-    chosen = parser.parse_args()
+    parser.add_argument("--trials", type=int, help="trials of each command")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    tara.training_run.PREVIEW_STEPS = 1
+    previews.STEPS = 1
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         commands = Commands(place)
-        wanted = {chosen.only: TRIALS[chosen.only]} if chosen.only else TRIALS
+        wanted = {args.only: TRIALS[args.only]} if args.only else TRIALS
         tallies: list[Tally] = []
         for name, count in wanted.items():
-            tallies.append(kill(commands, name, chosen.trials or count, place, chosen.seed))
-            if not chosen.only:  # after each of them: all take a while
-                chosen.out.write_text(json.dumps(result_of(tallies), indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result_of(tallies)["checks"], indent=1))
+            tallies.append(kill(commands, name, args.trials or count, place, args.seed))
+            if not args.only:  # after each command, because all of them take hours
+                write(args.out, result_of(tallies))
+    show_checks(result_of(tallies)["checks"])
 
 
 if __name__ == "__main__":

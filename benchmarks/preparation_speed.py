@@ -1,24 +1,23 @@
-"""What does it cost before and between pictures: preparing a prompt, loading, keeping and switching adapters, starting?
+"""What does it cost before and between images: preparing a prompt, loading, keeping and switching adapters, starting?
 
     python benchmarks/preparation_speed.py                  writes benchmarks/results/preparation_speed_cpu.json
     python benchmarks/preparation_speed.py --base toyland   measures one base, and keeps the others' rows
 
 SD 1.5 and SDXL at full size, with random weights in bfloat16:
 
-- `preparing`: a prompt with 8 adapters and one with none (encode, keys and values, deltas), over 25 denoising steps of
-  a picture of the family's own size;
-- `loading`: 8 adapter files, over safetensors' own `load_file` of the same ones;
-- `memory`: what 32 loaded adapters hold and what the process grows by, over the size of their files;
-- `switching`: the U-Net's weights that change, and the graphs that `torch.compile` builds anew, while sets of adapters
+- `preparing`: a prompt with 8 adapters and one with none (encode, keys and values, deltas), relative to 25 denoising
+  steps of an image of the family's own size;
+- `loading`: 8 adapter files, relative to safetensors' own `load_file` of the same files;
+- `memory`: the tensors of 32 loaded adapters and the growth of the process, relative to the size of their files;
+- `switching`: the U-Net's weights that change, and the graphs that `torch.compile` builds again, while sets of adapters
   take turns (a backend that only counts: it needs no compiler, and recompiles when any other would).
 
-With the embedded base, `starting`: a process's time from `tara --help` to its end, and from `tara generate` to the end
-of its first denoising step. How cases take turns: speed_shared.py.
+With the embedded base, `starting`: the time of a process with `tara --help`, and with `tara generate` until the end of
+its first denoising step. How cases are interleaved: speed_shared.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -33,13 +32,15 @@ from typing import Any
 import psutil
 import speed_shared as speed
 import torch
+from result_files import command_line
 from safetensors.torch import load_file
 from speed_shared import Shape
 
 import tara
-from tara.adapter import Adapter
-from tara.backbone import Backbone
-from tara.bases import load_base
+import toyland
+from tara.adapters.adapter import Adapter
+from tara.families.base import Base
+from tara.families.loading import load_base
 
 PREPARING, LOADING, MEMORY, SWITCHING, STARTING = "preparing", "loading", "memory", "switching", "starting"
 STEPS_OF_A_PICTURE = 25
@@ -47,13 +48,13 @@ PREPARED, KEPT = 8, 32
 TOYLAND = "toyland"
 FIRST_STEP = """
 import json, os, sys
-import tara.sampling
+import tara.inference.pipeline
 from tara.cli import main
 
 def first_step_done(*_):
     os._exit(0)
 
-tara.sampling._StepReport.__call__ = first_step_done
+tara.inference.pipeline.DenoisingStep = first_step_done  # what a step is reported as
 sys.exit(main(json.loads(sys.argv[1])) or 1)
 """
 """Runs a command until its first denoising step is done."""
@@ -64,15 +65,15 @@ class Preparation:
 
     def __init__(self, shape: Shape, folder: Path, adapters: int) -> None:
         self.pipe, self.pixels = speed.build_pipeline(shape), shape.own_pixels
-        self.adapters = speed.random_adapters(Backbone(self.pipe), adapters)
+        self.adapters = speed.random_adapters(Base(self.pipe), adapters)
         self.files = [adapter.save(folder / adapter.name) for adapter in self.adapters]
 
     def rows(self, rounds: int) -> list[dict[str, Any]]:
-        """All rows of the family; the long steps of `preparing` are timed fewer times than what is short."""
+        """All rows of the family; the long steps of `preparing` are timed less often than the short parts."""
         return [self.memory(), *self.loading(3 * rounds), *self.preparing(rounds), self.switching()]
 
     def preparing(self, rounds: int) -> list[dict[str, Any]]:
-        """Ratios are to all the steps of a picture."""
+        """Ratios are to all steps of an image."""
         with tara.prepared(self.pipe, self.prompt(PREPARED)) as arguments:
             stock = {name: value for name, value in arguments.items() if name != "cross_attention_kwargs"}
         step = partial(
@@ -88,7 +89,7 @@ class Preparation:
         ]
 
     def prompt(self, adapters: int) -> str:
-        """A prompt with the words of so many adapters."""
+        """A prompt with the words of this many adapters."""
         return " and ".join(f"a {word}" for word in speed.WORDS[:adapters])
 
     def prepare(self, count: int) -> None:
@@ -97,7 +98,7 @@ class Preparation:
             pass
 
     def loading(self, rounds: int) -> list[dict[str, Any]]:
-        """Eight files, by us and by safetensors."""
+        """Eight files, loaded by tara and by safetensors."""
 
         def load(read: Callable[[Path], Any]) -> None:
             for file in self.files[:PREPARED]:
@@ -111,8 +112,8 @@ class Preparation:
         return speed.timed_rows(LOADING, cases, rounds)
 
     def memory(self) -> dict[str, Any]:
-        """What loaded adapters hold: their tensors, and what the process grew by."""
-        tara.load_adapter(self.files[0])  # what is loaded once for all of them
+        """The tensors of loaded adapters, and the growth of the process."""
+        tara.load_adapter(self.files[0])  # so that imports are done
         process = psutil.Process()
         before = process.memory_info().rss
         loaded = [tara.load_adapter(file) for file in self.files]
@@ -131,7 +132,7 @@ class Preparation:
         }
 
     def switching(self) -> dict[str, Any]:
-        """Draw a step each with other sets of adapters, through a compiled U-Net, and look at its weights meanwhile."""
+        """Take a step with each of several sets of adapters, through a compiled U-Net, and compare its weights."""
         graphs: list[Any] = []
 
         def counting(graph: Any, _: Any) -> Any:
@@ -163,27 +164,27 @@ def _tensors(adapter: Adapter) -> list[torch.Tensor]:
 
 
 def _weights(unet: Any) -> list[tuple[int, int]]:
-    """Where each weight lies, and how often it was written to."""
+    """Each weight's address, and how often it was written to."""
     return [(parameter.data_ptr(), parameter._version) for parameter in unet.parameters()]
 
 
 def measure(family: str, shape: Shape, rounds: int, adapters: int = KEPT) -> list[dict[str, Any]]:
     """The rows of one family; runs in a process of its own, whose memory is given back."""
-    speed.be_alone()
+    speed.set_up_process()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         rows = Preparation(shape, Path(folder), adapters).rows(rounds)
     return [{"family": family, **row} for row in rows]
 
 
 def starting(rounds: int) -> list[dict[str, Any]]:
-    """Time to start: the help, and a picture on the embedded base."""
+    """Time to start: the help, and an image on the embedded base."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        backbone = load_base(TOYLAND, device="cpu")
-        (adapter,) = speed.random_adapters(backbone, 1)
+        (adapter,) = speed.random_adapters(load_base(toyland.BASE, device="cpu"), 1)
         file = adapter.save(folder / adapter.name)
         prompt = f"a {adapter.card.rare_word} on the beach"
-        flags = ["--adapter", str(file), "--seeds", "0", "--device", "cpu", "--out", str(folder)]
+        flags = ["--base", str(toyland.BASE), "--adapter", str(file), "--seeds", "0"]
+        flags += ["--device", "cpu", "--out", str(folder)]
         commands = {
             "tara --help": [sys.executable, "-m", "tara", "--help"],
             "tara generate, first denoising step": [
@@ -207,7 +208,7 @@ def _started(command: Sequence[str], rounds: int) -> dict[str, Any]:
         subprocess.run(command, check=True, capture_output=True)
         wall.append(time.perf_counter() - begun)
         cpu.append(_used_by_children() - used)
-    # the first one reads its files from disk
+    # the first run reads its files from disk
     return {"seconds": speed.spread(wall[1:]), "cpu_seconds": speed.spread(cpu[1:]), "rounds": rounds}
 
 
@@ -217,45 +218,44 @@ def _used_by_children() -> float:
 
 
 def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the issue promises."""
-    found: list[dict[str, Any]] = []
+    """The bounds of all families' rows."""
+    checks: list[dict[str, Any]] = []
     for family in speed.families_of(rows):
         own = [row for row in rows if row.get("family") == family]
         for row in speed.rows_where(own, part=PREPARING, adapters=PREPARED):
-            name = f"{family}, preparing 8 adapters over a picture of {STEPS_OF_A_PICTURE} steps"
-            found.append(speed.at_most(name, row["ratio"][0], 0.01))
+            name = f"{family}, preparing 8 adapters over an image of {STEPS_OF_A_PICTURE} steps"
+            checks.append(speed.at_most(name, row["ratio"][0], 0.01))
         for row in speed.rows_where(own, part=LOADING, case="tara"):
-            found.append(speed.at_most(f"{family}, loading 8 adapters over load_file", row["ratio"][0], 2))
+            checks.append(speed.at_most(f"{family}, loading 8 adapters over load_file", row["ratio"][0], 2))
         for row in speed.rows_where(own, part=MEMORY):
             for name in ("tensors_over_file", "process_over_file"):
                 value = abs(row[name] - 1)
-                found.append(speed.at_most(f"{family}, {name}, from 1", round(value, 4), 0.05))
-            found.append(speed.at_most(f"{family}, dense matrices", row["dense_matrices"], 0))
+                checks.append(speed.at_most(f"{family}, {name}, from 1", round(value, 4), 0.05))
+            checks.append(speed.at_most(f"{family}, dense matrices", row["dense_matrices"], 0))
         for row in speed.rows_where(own, part=SWITCHING):
-            found.append(speed.at_most(f"{family}, weights changed by switching", row["weights_changed"], 0))
-            found.append(speed.at_most(f"{family}, recompilations when switching", row["recompilations"], 0))
+            checks.append(speed.at_most(f"{family}, weights changed by switching", row["weights_changed"], 0))
+            checks.append(speed.at_most(f"{family}, recompilations when switching", row["recompilations"], 0))
         for row in speed.rows_where(own, part=STARTING, case="tara --help"):
-            found.append(speed.at_most("tara --help, seconds", row["seconds"][0], 0.3))
-    return found
+            checks.append(speed.at_most("tara --help, seconds", row["seconds"][0], 0.3))
+    return checks
 
 
 ROUNDS = {"sd15": 2, "sdxl": 1, TOYLAND: 5}
 
 
 def main() -> None:
-    """Parse, run each family in a process of its own, write, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line: each family runs in a process of its own."""
+    parser = command_line(__doc__, "preparation_speed_cpu.json")
     parser.add_argument("--base", choices=ROUNDS, help="only this one")
-    parser.add_argument("--out", type=Path, default=speed.RESULTS / "preparation_speed_cpu.json", help="result file")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    for base in [chosen.base] if chosen.base else list(ROUNDS):
+    for base in [args.base] if args.base else list(ROUNDS):
         if base == TOYLAND:
             own = speed.alone(starting, ROUNDS[base])
         else:
             own = speed.alone(measure, base, speed.SHAPES[base], ROUNDS[base])
-        rows = speed.merged(chosen.out, own)
-        speed.write(chosen.out, rows, checks_of(rows))
+        rows = speed.merged(args.out, own)
+        speed.write(args.out, rows, checks_of(rows))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""What the speed benchmarks share: full-size bases, adapters for them, taking turns before a clock, and counting.
+"""What the speed benchmarks share: full-size bases, adapters for them, interleaved timing, and counting of operations.
 
-Every case of a comparison is timed once in each round, in an order of the round's own, so neither what else happens on
-the machine nor the case before strikes one of them alone. A figure is [median, lowest, highest] over the rounds, and a
-ratio is taken within its round. Where a figure may come near its bound the first case is there twice: the ratio of the
-second to the first, an A/A control, is what noise alone does.
-On a CPU a case may go side by side with the first one (`rows_side_by_side`): on one core, the two take turns at every
-block of their models, some seventy times in a step, and the ratio is of such pairs. What else runs on the machine, or
-on the core's other half, makes a step up to twice as slow for seconds at a time, and meets both alike then.
-On a CPU it is one thread and the process's own CPU time; on a GPU the wall's clock between two synchronisations.
+Every case of a comparison is timed once in each round, in a random order, so that neither other work on the machine nor
+the previous case slows down one of them alone. A figure is [median, lowest, highest] over the rounds, and a ratio is
+taken within its round. Where a figure may come near its bound the first case is there twice: the ratio of the second to
+the first, an A/A control, shows the noise.
+On a CPU a case may run side by side with the first one (`rows_side_by_side`): on one core, the two take turns at every
+block of their models, some seventy times in a step, and the ratio is of such pairs. Other work on the machine, or on
+the core's other hardware thread, makes a step up to twice as slow for seconds at a time; so it slows down both alike.
+On a CPU it is one thread and the process's own CPU time; on a GPU wall-clock time between two synchronisations.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import sys
@@ -35,22 +33,22 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from full_size import random_pipeline
-from result_files import check, circumstances
+from result_files import RESULTS, check, command, command_line, earlier_rows, run_info, show_checks
+from result_files import write as write_result
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tara.adapter import Adapter, AdapterCard, Context
-from tara.backbone import Backbone
-from tara.config import Targets
-from tara.lora import LowRank, fresh
-from tara.pipelines import make_scheduler
-from tara.single_file import CONFIGS
-from tara.training import target_layers
+from tara.adapters.adapter import Adapter
+from tara.adapters.card import AdapterCard, Context
+from tara.core.lora import LowRank, initial
+from tara.families.base import Base
+from tara.families.single_file import CONFIGS
+from tara.inference.settings import make_scheduler
+from tara.training.settings import Targets
 
-RESULTS = Path(__file__).parent / "results"
 RANK = 8
 WORDS = (
     *("cat", "dog", "cow", "pig", "fox", "owl", "bee", "ant", "bat", "rat", "elk", "hen", "ape", "ram", "yak", "emu"),
@@ -60,10 +58,10 @@ WORDS = (
 """Words of one token each: the text encoder reads 32 of them in one prompt."""
 AGAIN = ", again"
 CONTROL = f"untouched{AGAIN}"
-KEEPING_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
-"""Of glibc's allocator, which reads them when a process starts; all threads have one heap."""
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+"""Settings of glibc's allocator, which reads them when a process starts; all threads have one heap."""
 BLOCKS = ResnetBlock2D, Attention, FeedForward
-"""Parts of a U-Net before which two of them take turns."""
+"""Parts of a U-Net at which two calls take turns."""
 NO_GPU = "measured with --device cuda, where there is one"
 
 
@@ -82,29 +80,28 @@ SHAPES = {"sd15": Shape(configs="sd1", own_pixels=512), "sdxl": Shape(configs="s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """What a script was asked for: one family (all when None), where it is measured, and the result file."""
+class Arguments:
+    """What a script's command line says: one family (all when None), the device, and the result file."""
 
     family: str | None
     device: str
     out: Path
 
 
-def chosen(description: str) -> Chosen:
-    """Read the command line; a result file is called as its script is, and `cpu` or `gpu`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(description: str | None) -> Arguments:
+    """Read the command line; a result file has its script's name with `cpu` or `gpu`."""
+    parser = command_line(description)
     parser.add_argument("--family", choices=SHAPES, help="only this one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, help="result file")
-    told = parser.parse_args()
-    if told.device == "cuda" and not torch.cuda.is_available():
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; leave --device out")
-    name = f"{Path(sys.argv[0]).stem}_{'cpu' if told.device == 'cpu' else 'gpu'}.json"
-    return Chosen(family=told.family, device=told.device, out=told.out or RESULTS / name)
+    name = f"{Path(sys.argv[0]).stem}_{'cpu' if args.device == 'cpu' else 'gpu'}.json"
+    return Arguments(family=args.family, device=args.device, out=args.out or RESULTS / name)
 
 
 def build_pipeline(shape: Shape, device: str = "cpu") -> Any:
-    """A stock pipeline of a family's published shape with random weights, and a scheduler of as many steps as asked."""
+    """A frozen stock pipeline of a family's published shape with random weights, and DDIM."""
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(shape.dtype)
@@ -112,35 +109,34 @@ def build_pipeline(shape: Shape, device: str = "cpu") -> Any:
         pipe = random_pipeline(CONFIGS / shape.configs)
     finally:
         torch.set_default_dtype(before)
-    pipe.scheduler = make_scheduler("ddim", pipe.scheduler.config)
+    pipe.scheduler = make_scheduler("ddim", pipe.scheduler.config, steps=1)
     pipe.set_progress_bar_config(disable=True)
-    Backbone(pipe).freeze()
+    for part in Base(pipe).parts:
+        part.requires_grad_(False).eval()
     return pipe.to(device)
 
 
-def random_adapters(
-    backbone: Backbone, count: int, targets: Targets = "cross_kv", context: Context = "delta"
-) -> list[Adapter]:
+def random_adapters(base: Base, count: int, targets: Targets = "cross_kv", context: Context = "delta") -> list[Adapter]:
     """Adapters of rank 8 as training makes them, with random weights, each for another word."""
-    found: list[Adapter] = []
+    adapters: list[Adapter] = []
     for number, word in enumerate(WORDS[:count]):
         generator = torch.Generator().manual_seed(number)
         layers: dict[str, LowRank] = {}
-        for path in target_layers(backbone, targets):
-            begun = fresh(*backbone.projection_sizes(path), rank=RANK, generator=generator)
-            layers[path] = LowRank(begun.a, 0.01 * torch.randn(begun.b.shape, generator=generator), begun.scale)
+        for path in base.target_layers(targets):
+            fresh = initial(*base.projection_sizes(path), rank=RANK, generator=generator)
+            layers[path] = LowRank(fresh.a, 0.01 * torch.randn(fresh.b.shape, generator=generator), fresh.scale)
         card = AdapterCard(
             rare_word=word,
             class_word="",
-            family=backbone.family.name,
+            family=base.family.name,
             rank=RANK,
             alpha=RANK,
             targets=targets,
             phrase=f"a photo of a {word}",
             context=context,
         )
-        found.append(Adapter(card, layers, name=f"{word}.safetensors"))
-    return found
+        adapters.append(Adapter(card, layers, name=f"{word}.safetensors"))
+    return adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +162,7 @@ def case(
 
 
 def clock(device: str) -> Callable[[], float]:
-    """What tells the time in seconds: a CPU's own time, or the wall's once a GPU has done what it was asked."""
+    """The clock of a device, in seconds: CPU time, or wall-clock time after the GPU has finished."""
     if device == "cpu":
         return time.process_time
 
@@ -180,16 +176,16 @@ def clock(device: str) -> Callable[[], float]:
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
     """Work in a process of its own, which then gives its memory back.
 
-    It keeps what it has freed until then: else some cases, by where the heap happens to end, get fresh pages at every
+    Until then it keeps what it frees: otherwise some cases, depending on where the heap ends, get fresh pages at every
     call and others none, which is 5 % of a step.
     """
-    os.environ.update(KEEPING_MEMORY)
+    os.environ.update(KEEP_FREED_MEMORY)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
 
-def be_alone() -> None:
-    """What every measuring process begins with: one thread, and no notes and progress bars of others."""
+def set_up_process() -> None:
+    """How every measuring process begins: one thread, and no messages or progress bars of other libraries."""
     torch.set_num_threads(1)
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
@@ -223,9 +219,9 @@ def timed_rows(
 
 
 def rows_side_by_side(part: str, cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
-    """The same on a CPU's own time, with every case side by side with the first one, and a ratio of each such pair.
+    """The same in CPU time, with every case side by side with the first one, and a ratio of each such pair.
 
-    The first one's row is of what it took beside the second one, its control.
+    The first one's row is of its times beside the second one, its control.
     """
     first, *others = cases
     pairs: list[list[tuple[float, float]]] = [[] for _ in others]
@@ -235,7 +231,7 @@ def rows_side_by_side(part: str, cases: Sequence[Case], rounds: int) -> list[dic
             for index in random.Random(number).sample(range(len(others)), len(others)):
                 with others[index].ready() as call:
                     models = [one.model for one in (first, others[index]) if one.model is not None]
-                    # who comes second finds the weights of every block in the cache, so each leads once
+                    # the second call has the weights of every block in the cache already, so each leads once
                     both = [side_by_side(base, call, models, leader) for leader in (0, 1)]
                     pairs[index].append((sum(pair[0] for pair in both) / 2, sum(pair[1] for pair in both) / 2))
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -261,15 +257,15 @@ def side_by_side(
 
 
 class _Turns:
-    """Of two threads one works at a time, and both on the same core."""
+    """Two threads, of which one works at a time, both on the same core."""
 
     def __init__(self, leader: int) -> None:
         self.changed, self.place, self.turn, self.alone = threading.Condition(), threading.local(), leader, False
 
     def seconds(self, place: int, call: Callable[[], Any]) -> float:
-        """What a call takes of its thread's own time."""
-        torch.set_num_threads(1)  # is a thread's own
-        if hasattr(os, "sched_setaffinity"):  # as is this, where there is such a thing
+        """CPU time of a call in this thread."""
+        torch.set_num_threads(1)  # per thread
+        if hasattr(os, "sched_setaffinity"):  # per thread too; Linux only
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         self.place.mine = place
         with self.changed:
@@ -284,14 +280,14 @@ class _Turns:
                 self.changed.notify_all()
 
     def pass_on(self, *_: Any) -> None:
-        """Let the other one work, until it lets this one: the hook before a block."""
+        """Let the other thread work until it passes on: the hook before a block."""
         with self.changed:
             self.turn = 1 - self.place.mine
             self.changed.notify_all()
             self.changed.wait_for(self.may_work)
 
     def may_work(self) -> bool:
-        """Is it this thread's turn, or has the other one ended?"""
+        """Whether it is this thread's turn, or the other one has ended."""
         return self.alone or self.turn == self.place.mine
 
 
@@ -309,7 +305,7 @@ def _timed_row(part: str, one: Case, own: Sequence[float], bases: Sequence[float
 
 
 def skipped(part: str, name: str, why: str, **columns: Any) -> dict[str, Any]:
-    """A row of what this machine cannot do."""
+    """A row for what this machine cannot measure."""
     return {"part": part, "case": name, **columns, "skipped": why}
 
 
@@ -323,12 +319,12 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the operation, and do it."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        self.found.append((str(func), *((tuple(tensor.shape), tensor.dtype) for tensor in tensors)))
+        self.calls.append((str(func), *((tuple(tensor.shape), tensor.dtype) for tensor in tensors)))
         return func(*args, **(kwargs or {}))
 
 
@@ -342,7 +338,7 @@ def counted(call: Callable[[], Any]) -> tuple[list[tuple[Any, ...]], int]:
     on_cpu: Any = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as flops, Operations() as operations:
         call()
-    return operations.found, int(flops.get_total_flops())
+    return operations.calls, int(flops.get_total_flops())
 
 
 def at_most(name: str, value: float, bound: float) -> dict[str, Any]:
@@ -359,11 +355,9 @@ def rows_where(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> Iterator[Map
 
 def merged(path: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of some families, and an earlier result file's rows of the others, in the families' order."""
-    command = " ".join(["python", *sys.argv])
-    fresh_families = {row["family"] for row in rows}
-    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    kept = [row for row in earlier if row.get("family") in set(FAMILIES) - fresh_families]
-    both = [*kept, *({**row, "command": command} for row in rows)]
+    measured = {row["family"] for row in rows}
+    kept = [row for row in earlier_rows(path) if row.get("family") in set(FAMILIES) - measured]
+    both = [*kept, *({**row, "command": command()} for row in rows)]
     return sorted(both, key=lambda row: FAMILIES.index(row["family"]))
 
 
@@ -376,25 +370,19 @@ def write(
     path: Path, rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]], device: str = "cpu"
 ) -> None:
     """Write a result file and show it."""
-    result = {
-        **circumstances(),
-        **({} if device == "cpu" else {"hardware": torch.cuda.get_device_name()}),
-        "threads": torch.get_num_threads(),
-        "rows": rows,
-        "checks": checks,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    gpu = {} if device == "cpu" else {"hardware": torch.cuda.get_device_name()}
+    write_result(path, {**run_info(), **gpu, "threads": torch.get_num_threads(), "rows": rows, "checks": checks})
     console, table = Console(highlight=False), Table("family", "part", "case", "N", "seconds", "ratio")
     for row in rows:
         figures = (
-            [row["skipped"], ""] if "skipped" in row else [_spelled(row.get(name)) for name in ("seconds", "ratio")]
+            [row["skipped"], ""]
+            if "skipped" in row
+            else [_format_ratio(row.get(name)) for name in ("seconds", "ratio")]
         )
         table.add_row(row.get("family", ""), row["part"], row["case"], str(row.get("adapters", "")), *figures)
     console.print(table)
-    for one in checks:
-        console.print(f"{'holds ' if one['holds'] else 'MISSED'}  {one['name']}: {one['value']} ({one['bound']})")
+    show_checks(checks)
 
 
-def _spelled(figure: Sequence[float] | None) -> str:
+def _format_ratio(figure: Sequence[float] | None) -> str:
     return "" if figure is None else f"{figure[0]:.4g} ({figure[1]:.4g} to {figure[2]:.4g})"

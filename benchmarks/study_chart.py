@@ -1,4 +1,4 @@
-"""The study's variants beside the default, as one picture: differences with their intervals."""
+"""The study's variants relative to the default, as one plot: differences with their intervals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 PANELS = (("success", "success"), ("identity_absent_zero", "identity, absent counted as 0"), ("leakage", "leakage"))
-"""Figures of the gains, and what stands over their panels."""
+"""Metrics of the gains, and the titles of their panels."""
 COLORS = ("#2a6cb0", "#cf6228", "#3d8f5f", "#7d5ba6")
 ROW = 0.24  # inches
 
 
-def draw_chart(gains: list[dict[str, Any]], path: Path) -> None:
-    """Each variant minus the default over pairs and triples, one colour a part, written as PNG."""
+def plot_gains(gains: list[dict[str, Any]], path: Path) -> None:
+    """Each variant minus the default over pairs and triples, one colour a part, as a PNG file."""
     shown = gains[1:]  # the first is the default itself
     parts = list(dict.fromkeys(row["part"] for row in shown))
     figure = Figure(figsize=(11, 1.2 + ROW * len(shown)), layout="constrained")

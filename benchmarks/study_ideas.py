@@ -1,35 +1,38 @@
 """Ideas for more faithful composition, as the study tries them: each changes text, training or attention a little.
 
-None needs boxes from a user, a segmenter or optimisation while drawing. :class:`RegionProcessor` is given regions by
-the judge: it tells what an assignment of places to subjects could bring at best, not what a product could do.
+None needs boxes from a user, a segmenter or optimisation during sampling. `RegionProcessor` gets its regions from the
+judge: it shows what an assignment of regions to subjects could gain at best, not what a product could do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from toyland_cast import Member
+from toyland_cast import SAMPLING_STEPS, Member
 
-import tara
-from tara.attention import KEY, TextConditioning, TextKVProcessor
-from tara.attention_study import Subject, subjects_of
-from tara.backbone import Backbone
-from tara.binding import AdapterUse
-from tara.composers import Composer
-from tara.config import ConceptSettings, concept_settings
-from tara.demo import SAMPLING_STEPS
+from tara.analysis.attention import Subject, subjects_of
 from tara.evaluation.scores import Box
-from tara.sampling import Studio
-from tara.text_rows import TextRows
-from tara.training import Training
+from tara.families.base import Base
+from tara.families.processors import KEY, TextConditioning, TextKVProcessor
+from tara.inference.binding import ActiveAdapter
+from tara.inference.composers import Composer
+from tara.inference.pipeline import Pipeline
+from tara.inference.prepare import PreparedBatch, applied, prepared_batch, prompt_rows
+from tara.inference.settings import GenerationSettings
+from tara.training import loop
+from tara.training.loop import StepRecord, Training
+from tara.training.settings import ConceptSettings, concept_settings
+from tara.training.text_batch import TextBatch
+from tara.training.weights import ConceptWeights
 from toyland.render import SIZE
 
 Rows = Sequence[Sequence[Subject]]
@@ -37,36 +40,52 @@ Rows = Sequence[Sequence[Subject]]
 Edit = Callable[[TextConditioning, Rows], TextConditioning]
 """Other keys and values for the same prompts; the conditional rows are the last ones."""
 Regions = Sequence[Sequence[Box | None]]
-"""For each conditional row the box of each subject, as parts of the picture's sides; None where none is known."""
+"""For each conditional row the box of each subject, as fractions of the image's sides; None where none is known."""
 
 GRID = 16
 """Side of the embedded base's latents."""
 
 
-def draw_edited(
-    backbone: Backbone,
+def generate_edited(
+    base: Base,
     prompts: Sequence[str],
-    uses: Sequence[Sequence[AdapterUse]],
+    adapters: Sequence[Sequence[ActiveAdapter]],
     seed: int,
     *,
     edit: Edit | None = None,
+    delay: int = 0,
     regions: Regions | None = None,
     strength: float = 0.0,
 ) -> list[Image.Image]:
-    """The pictures that :class:`tara.sampling.Studio` draws of these prompts, with another text or bound to places."""
-    pipe = backbone.pipe
-    arguments = tara.prepare(pipe, list(prompts), [list(own) for own in uses], guidance_scale=backbone.guidance_scale)
-    rows = [subjects_of(backbone.tokenize(prompt), own) for prompt, own in zip(prompts, uses, strict=True)]
+    """The images that `tara.Pipeline` generates of these prompts, with one thing changed.
+
+    Args:
+        base: the embedded base.
+        prompts: one image each.
+        adapters: of each prompt.
+        seed: of all images.
+        edit: changes keys and values.
+        delay: steps at the beginning without adapters, in which the base lays out the scene (as in LaTexBlend).
+        regions: binds each subject's words to its box.
+        strength: of ``regions``.
+    """
+    settings = GenerationSettings(steps=SAMPLING_STEPS, guidance_scale=base.defaults.guidance_scale)
+    rows = prompt_rows(base, prompts, adapters, None, settings.composed_by)
+    batch = prepared_batch(base, base.pipe, rows, settings)
+    if delay:
+        bare = prepared_batch(base, base.pipe, [replace(row, acting=()) for row in rows], settings)
+        composer = Composer(description="", masked=True, turns=lambda step, count: (0,) if step < delay else (1,))
+        batch = PreparedBatch(batch.arguments, (*bare.evaluations, *batch.evaluations), composer)
+    arguments = dict(batch.arguments)
     conditioning: TextConditioning = arguments["cross_attention_kwargs"][KEY]
+    subjects = [subjects_of(base.tokenize(prompt), own) for prompt, own in zip(prompts, adapters, strict=True)]
     if edit is not None:
-        arguments["cross_attention_kwargs"] = {KEY: edit(conditioning, rows)}
-    try:
+        arguments["cross_attention_kwargs"] = {KEY: edit(conditioning, subjects)}
+    with applied(base, batch):
         if regions is not None:
-            _bind_to_places(backbone, place_bias(rows, regions, conditioning, strength))
+            _bind_to_regions(base, region_bias(subjects, regions, conditioning, strength))
         generators = [torch.Generator("cpu").manual_seed(seed) for _ in prompts]
-        return list(pipe(**arguments, generator=generators, num_inference_steps=SAMPLING_STEPS).images)
-    finally:
-        tara.release(pipe)
+        return list(base.pipe(**arguments, generator=generators, num_inference_steps=SAMPLING_STEPS).images)
 
 
 def tie_keys(conditioning: TextConditioning, rows: Rows) -> TextConditioning:
@@ -74,7 +93,7 @@ def tie_keys(conditioning: TextConditioning, rows: Rows) -> TextConditioning:
 
     def tied(keys: Tensor, row: int, subjects: Sequence[Subject]) -> None:
         for subject in subjects:
-            keys[row, list(subject.rare)] = keys[row, list(subject.kind)].mean(0)
+            keys[row, list(subject.rare)] = keys[row, list(subject.class_word)].mean(0)
 
     return _with_keys(conditioning, rows, tied)
 
@@ -83,8 +102,8 @@ def set_apart(conditioning: TextConditioning, rows: Rows, factor: float) -> Text
     """Keys of rare words of one class go ``factor`` times as far from their mean: ``k_i = mean + s (k_i - mean)``."""
 
     def apart(keys: Tensor, row: int, subjects: Sequence[Subject]) -> None:
-        for kind in {subject.use.class_word for subject in subjects}:
-            same = [subject for subject in subjects if subject.use.class_word == kind]
+        for class_word in {subject.active.class_word for subject in subjects}:
+            same = [subject for subject in subjects if subject.active.class_word == class_word]
             own = torch.stack([keys[row, list(subject.rare)].mean(0) for subject in same])
             for subject, shift in zip(same, (factor - 1) * (own - own.mean(0)), strict=True):
                 keys[row, list(subject.rare)] += shift
@@ -103,30 +122,28 @@ def _with_keys(
     return replace(conditioning, kv=kv)
 
 
-def delayed(steps: int) -> Composer:
-    """The base alone for the first steps, in which it lays out the scene; the adapters' rows after (LaTexBlend)."""
-    return Composer(
-        meaning=f"no adapters in the first {steps} steps",
-        everywhere=False,
-        members=lambda uses: ((), uses),
-        turn=lambda step, members: (0,) if step < steps else (1,),
-    )
-
-
 class TiedTraining(Training):
-    """Values are learned alone: the keys of the rare word are its class word's, as :func:`tie_keys` makes them."""
+    """Trains values alone: the keys of the rare word are its class word's, as `tie_keys` makes them."""
 
-    def _conditioning(self, text: TextRows) -> TextConditioning:
-        learned = super()._conditioning(text)
-        kv = {layer: (keys.clone(), values) for layer, (keys, values) in learned.kv.items()}
-        for keys, _ in kv.values():
-            for row, caption in enumerate(text.captions):
-                keys[row, list(caption.first_rare)] = keys[row, list(caption.kind)].mean(0)
-        return replace(learned, kv=kv)
+    def steps(self) -> Iterator[StepRecord]:
+        """As `Training.steps`."""
+        with mock.patch.object(loop, "text_conditioning", partial(_tied_conditioning, loop.text_conditioning)):
+            yield from super().steps()
 
 
-def place_bias(rows: Rows, regions: Regions, conditioning: TextConditioning, strength: float) -> Tensor:
-    """(rows, tokens, grid, grid): added to attention scores, ``strength`` inside a subject's box and less outside."""
+def _tied_conditioning(
+    conditioned: Callable[..., TextConditioning], base: Base, text: TextBatch, weights: ConceptWeights
+) -> TextConditioning:
+    conditioning = conditioned(base, text, weights)
+    kv = {layer: (keys.clone(), values) for layer, (keys, values) in conditioning.kv.items()}
+    for keys, _ in kv.values():
+        for row, caption in enumerate(text.captions):
+            keys[row, list(caption.first_rare_positions)] = keys[row, list(caption.class_positions)].mean(0)
+    return replace(conditioning, kv=kv)
+
+
+def region_bias(rows: Rows, regions: Regions, conditioning: TextConditioning, strength: float) -> Tensor:
+    """(rows, tokens, grid, grid): added to attention scores, ``strength`` in a subject's box, minus it outside."""
     tokens = next(iter(conditioning.kv.values()))[0].shape[1]
     bias = torch.zeros(conditioning.rows, tokens, GRID, GRID)
     first = conditioning.rows - len(rows)
@@ -137,7 +154,7 @@ def place_bias(rows: Rows, regions: Regions, conditioning: TextConditioning, str
             left, top, right, bottom = (min(max(round(GRID * side), 0), GRID) for side in box)
             inside = torch.zeros(GRID, GRID)
             inside[top:bottom, left:right] = 1
-            bias[first + row, [*subject.rare, *subject.kind]] = strength * (2 * inside - 1)
+            bias[first + row, [*subject.rare, *subject.class_word]] = strength * (2 * inside - 1)
     return bias
 
 
@@ -164,57 +181,59 @@ class RegionProcessor(TextKVProcessor):
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, tara=tara, **kwargs)
 
 
-def _bind_to_places(backbone: Backbone, bias: Tensor) -> None:
-    ours = backbone.unet.attn_processors
-    bound = {name: RegionProcessor(one.layer, one.stock, bias) for name, one in ours.items()}
-    backbone.unet.set_attn_processor(bound)
+def _bind_to_regions(base: Base, bias: Tensor) -> None:
+    ours = base.denoiser.attn_processors
+    base.denoiser.set_attn_processor({name: RegionProcessor(one.layer, one.stock, bias) for name, one in ours.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diptychs:
-    """Half of the photos stand beside a picture that the base made itself, and the caption names both (TokenVerse).
+    """Half of the photos are placed beside an image that the base generated, and the caption names both (TokenVerse).
 
-    ``same_class`` partners are things of the subject's own class. Without ``partner_counts`` the loss looks at the
+    ``same_class`` partners are things of the subject's own class. Without ``partner_counts`` the loss covers the
     subject's half alone; with it the partner's half keeps the adapter from changing what the base makes of other words.
     """
 
     same_class: bool
     partner_counts: bool
 
-    def __call__(self, members: Sequence[Member], backbone: Backbone, folder: Path) -> list[ConceptSettings]:
+    def __call__(self, members: Sequence[Member], base: Base, folder: Path) -> list[ConceptSettings]:
         """The members' photos and as many diptychs, with captions and, where only a half counts, masks."""
-        return [self._concept(member, Studio(backbone), members, folder / member.word) for member in members]
+        return [self._concept(member, Pipeline(base), members, folder / member.word) for member in members]
 
-    def _concept(self, member: Member, studio: Studio, members: Sequence[Member], folder: Path) -> ConceptSettings:
-        photos, masks, kind = folder / "photos", folder / "masks", member.subject.kind
+    def _concept(self, member: Member, pipeline: Pipeline, members: Sequence[Member], folder: Path) -> ConceptSettings:
+        photos, masks, class_word = folder / "photos", folder / "masks", member.subject.kind
         for place in (photos, masks):
             place.mkdir(parents=True, exist_ok=True)
-        kinds = [other.subject.kind for other in members if other.subject.kind != kind]
+        others = [other.subject.kind for other in members if other.subject.kind != class_word]
         for number, path in enumerate(sorted(member.photos.glob("*.png"))):
             with Image.open(path) as stored:
                 photo = stored.convert("RGB")
-            partner = kind if self.same_class else kinds[number % len(kinds)]
-            (drawn,) = studio([f"a photo of a {partner}"], seeds=[number], steps=SAMPLING_STEPS)
+            partner = class_word if self.same_class else others[number % len(others)]
+            (generated,) = pipeline([f"a photo of a {partner}"], seeds=[number], steps=SAMPLING_STEPS)
             both = Image.new("RGB", (2 * SIZE, SIZE))
             both.paste(photo, (0, 0))
-            both.paste(drawn, (SIZE, 0))
+            both.paste(generated, (SIZE, 0))
             half = Image.new("L", both.size)
             half.paste(255, (0, 0, SIZE, SIZE))
-            for name, picture, mask in (
+            for name, image, mask in (
                 (f"{number}", photo, Image.new("L", photo.size, 255)),
                 (f"{number}-both", both, half),
             ):
-                picture.save(photos / f"{name}.png")
+                image.save(photos / f"{name}.png")
                 mask.save(masks / f"{name}.png")
-            caption = f"a photo of a {member.word} {kind} and a {partner}"
+            caption = f"a photo of a {member.word} {class_word} and a {partner}"
             (photos / f"{number}-both.txt").write_text(caption, encoding="utf-8")
         return concept_settings(
-            images=photos, word=member.word, kind=kind, masks=None if self.partner_counts else masks
+            images=photos,
+            rare_word=member.word,
+            class_word=class_word,
+            masks=None if self.partner_counts else masks,
         )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How such photos are trained on: as wide as they are."""
+        """Training settings for such photos: they keep their shape."""
         return {"buckets": True, "masked_loss": not self.partner_counts, "background_weight": 0.0}
 
 

@@ -1,20 +1,20 @@
-"""How much memory does it take to train at full size, and what is in it?
+"""How much memory does training at full size take, and what is in it?
 
     python benchmarks/training_memory.py                  writes benchmarks/results/training_memory_cpu.json
     python benchmarks/training_memory.py --family sd15    measures one family, and keeps the other one's row
-    python benchmarks/training_memory.py --device cuda    the same on a GPU, with what its allocator gave out beside it
+    python benchmarks/training_memory.py --device cuda    the same on a GPU, with its allocator's peak
 
 SD 1.5 at 512 pixels and SDXL at 1024, random weights in bfloat16, one photo a step, text keys and values, with gradient
-checkpointing and, SD 1.5, without. Every tensor that a run makes is counted from its making to its end, and weights are
-added by their size, so the figures are of what a GPU's allocator is asked for, on whichever device the run is. Beside
-them a GPU holds the CUDA context (some hundred MiB), what convolutions borrow while they run, and gaps. In a row, GiB:
+checkpointing and, for SD 1.5, without. Every tensor that a run allocates is counted until it is freed, and weights are
+added by their size, so the figures are what a GPU's allocator is asked for, on whichever device the run is. In addition
+a GPU holds the CUDA context (some hundred MiB), workspaces of convolutions, and gaps. In a row, GiB:
 
-- `caching`: the most while photos and captions are encoded, with the whole base on the device (`weights`), and the
-  autoencoder `at_work` on a photo;
-- `step`: the most while steps are taken, with the U-Net alone on it (text encoders and autoencoder rest in the CPU's
-  memory), and what that consists of: `weights`; `learned`, the adapter with its gradient and AdamW's two averages;
-  `cached`, encoded photos and captions; `waiting`, what the forward pass leaves for the backward pass (of each block
-  its input, with checkpointing); `at_work`, the rest: what is being computed again, or differentiated.
+- `caching`: the peak while photos and captions are encoded, with the whole base on the device (`weights`), and the
+  autoencoder's activations (`at_work`);
+- `step`: the peak of the steps, with the U-Net alone on the device (text encoders and autoencoder are offloaded to CPU
+  memory), and what it consists of: `weights`; `learned`, the adapter with its gradient and AdamW's two averages;
+  `cached`, encoded photos and captions; `waiting`, what the forward pass keeps for the backward pass (with
+  checkpointing, the input of each block); `at_work`, the rest: what is being recomputed, or differentiated.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_speed import concepts_in
 
-from tara.backbone import Backbone
-from tara.config import train_settings
-from tara.training import Training
+from tara.families.base import Base
+from tara.training.concepts import check_inputs
+from tara.training.loop import Training
+from tara.training.settings import train_settings
 
 MEMORY, CACHING, STEP = "memory", "caching", "step"
 STEPS = 2
-"""AdamW makes its averages in the first one."""
+"""AdamW allocates its averages in the first one."""
 BOUNDS_GIB = {"sd15": 4, "sdxl": 10}
 CHECKPOINTING = {"sd15": (True, False), "sdxl": (True,)}
 
 
 class LiveBytes(TorchDispatchMode):
-    """What a device's tensors hold that were made since it was entered and are still there; ``most`` is the peak."""
+    """Bytes of a device's tensors that were allocated since it was entered and are alive; ``most`` is the peak."""
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
     def forget_peak(self) -> None:
-        """Begin a new part."""
+        """Start a new part."""
         self.most = self.now
 
 
@@ -87,11 +88,19 @@ def measure(
     family: str, shape: Shape, pixels: int, checkpointing: bool = True, device: str = "cpu"
 ) -> list[dict[str, Any]]:
     """The rows of one family; runs in a process of its own."""
-    speed.be_alone()
+    speed.set_up_process()
     pipe = speed.build_pipeline(shape, device)
-    settings = train_settings(steps=STEPS, resolution=pixels, flip=False, gradient_checkpointing=checkpointing)
+    settings = train_settings(
+        base=family,
+        rank=speed.RANK,
+        steps=STEPS,
+        batch_size=1,
+        resolution=pixels,
+        flip=False,
+        gradient_checkpointing=checkpointing,
+    )
     with tempfile.TemporaryDirectory() as folder, LiveBytes(device) as live:
-        training = Training(concepts_in(Path(folder), 1), settings, Backbone(pipe))
+        training = Training(check_inputs(concepts_in(Path(folder), 1), settings, Base(pipe)))
         caching, kept = live.most, live.now
         live.forget_peak()
         after_forward: list[int] = []
@@ -100,12 +109,12 @@ def measure(
             torch.cuda.reset_peak_memory_stats()
         most = allocated = 0
         for record in training.steps():
-            # not after the last one: then what has rested comes back
+            # not after the last one, when offloaded parts come back
             most = live.most
             allocated = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
             print(f"{family}: step {record.index} of {STEPS}", file=sys.stderr, flush=True)
     factors = training.state().tensors["weights"].nbytes
-    # the last call comes after AdamW has made its averages
+    # the last call comes after AdamW has allocated its averages
     parts = {
         "weights": _bytes_of(pipe.unet),
         "learned": factors * len(("factors", "gradient", "first moment", "second moment")),
@@ -137,7 +146,7 @@ def _in_gib(sizes: Mapping[str, int]) -> dict[str, float]:
 
 
 def checks_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the issue promises."""
+    """The bounds of all rows."""
     return [
         speed.at_most(f"{family}, {row['pixels']} pixels, {_way(row)}, peak of {row['case']}, GiB", row["gib"], bound)
         for family, bound in BOUNDS_GIB.items()
@@ -150,18 +159,18 @@ def _way(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parse, run, write, show."""
-    chosen = speed.chosen(__doc__ or "")
+    """The command line."""
+    args = speed.parse_arguments(__doc__)
     torch.set_num_threads(1)
-    for family in [chosen.family] if chosen.family else list(speed.SHAPES):
+    for family in [args.family] if args.family else list(speed.SHAPES):
         shape, own = speed.SHAPES[family], []
         for checkpointing in CHECKPOINTING[family]:
-            own += speed.alone(measure, family, shape, shape.own_pixels, checkpointing, chosen.device)
-        rows = speed.merged(chosen.out, own)
+            own += speed.alone(measure, family, shape, shape.own_pixels, checkpointing, args.device)
+        rows = speed.merged(args.out, own)
         checks = checks_of(rows)
-        if chosen.device == "cpu":
+        if args.device == "cpu":
             rows.append(speed.skipped(MEMORY, "what a GPU's allocator gave out", speed.NO_GPU))
-        speed.write(chosen.out, rows, checks, chosen.device)
+        speed.write(args.out, rows, checks, args.device)
 
 
 if __name__ == "__main__":

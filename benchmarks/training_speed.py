@@ -1,4 +1,4 @@
-"""What does it cost to train: a step beside its floor and beside the usual script, and many concepts beside one.
+"""What does training cost? A step relative to its floor and to the usual script, and many concepts relative to one.
 
     python benchmarks/training_speed.py                  writes benchmarks/results/training_speed_cpu.json
     python benchmarks/training_speed.py --base toyland   measures one base, and keeps the others' rows
@@ -6,19 +6,18 @@
 `step`: SD 1.5 and SDXL at full size, with random weights in bfloat16, 256 pixels, one photo a step:
 
 - `floor`: the frozen base's forward pass, and the gradient of its loss with respect to the text's keys and values:
-  no way to learn those can do with less;
+  no training of those can take less;
 - `tara cross_kv`, `tara attention`: a whole step of ours, with alignment loss, clipping and AdamW;
 - `usual script`: autoencoder and text encoder at every step, PEFT's LoRA on q, k, v and out of every attention.
 
 `concepts`: a step of M concepts in one run on the embedded base; `seconds` are per concept, the ratio is to a run of
 one. `runs`: whole runs of 100 steps, M concepts in one process and each in a process of its own, one after the other,
-from the start of Python to the adapters; `seconds` of the CPU per concept, the ratio is to separate runs,
-`peak_memory_mib` the largest process's. How cases take turns: speed_shared.py.
+from the start of Python to the adapters; `seconds` are CPU time per concept, the ratio is to separate runs,
+`peak_memory_mib` is the largest process's. How cases are interleaved: speed_shared.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -31,14 +30,17 @@ import full_size
 import speed_shared as speed
 import torch
 import toyland_cast as study
+from result_files import command_line
 from speed_shared import Shape
 
-from tara.attention import TextConditioning
-from tara.backbone import Backbone
-from tara.bases import load_base
-from tara.config import ConceptSettings, Recipe, Targets, concept_settings, train_settings
-from tara.training import Training
-from tara.training_run import train_recipe
+import toyland
+from tara.families.base import Base
+from tara.families.loading import load_base
+from tara.families.processors import TextConditioning
+from tara.training.concepts import check_inputs
+from tara.training.loop import Training
+from tara.training.run.run import train_recipe
+from tara.training.settings import ConceptSettings, Recipe, Targets, concept_settings, train_settings
 from toyland.subjects import draw_subjects, reference_pictures
 
 STEP, CONCEPTS, RUNS = "step", "concepts", "runs"
@@ -51,26 +53,34 @@ RUN_STEPS = 100
 
 def concepts_in(folder: Path, count: int) -> list[ConceptSettings]:
     """Concepts with two photos each."""
-    kinds = [study.KINDS[number % len(study.KINDS)] for number in range(count)]
-    found: list[ConceptSettings] = []
-    for number, subject in enumerate(draw_subjects(0, kinds)):
+    class_words = [study.KINDS[number % len(study.KINDS)] for number in range(count)]
+    concepts: list[ConceptSettings] = []
+    for number, subject in enumerate(draw_subjects(0, class_words)):
         word = f"x{'bcdfghjklmnpqrst'[number]}o"
         photos = folder / word
         photos.mkdir(exist_ok=True)
-        for picture, image in enumerate(reference_pictures(subject, number)[:PHOTOS]):
-            image.save(photos / f"{picture}.png")
-        found.append(concept_settings(images=photos, word=word, kind=subject.kind))
-    return found
+        for index, image in enumerate(reference_pictures(subject, number)[:PHOTOS]):
+            image.save(photos / f"{index}.png")
+        concepts.append(concept_settings(images=photos, rare_word=word, class_word=subject.kind))
+    return concepts
 
 
 def stepping(
-    backbone: Backbone, concepts: Sequence[ConceptSettings], pixels: int, targets: Targets = "cross_kv"
+    base: Base, concepts: Sequence[ConceptSettings], pixels: int, targets: Targets = "cross_kv"
 ) -> Callable[[], Any]:
-    """A training that is under way; each call is one whole step."""
-    backbone.wake()  # on a GPU an earlier training lets parts of the base rest
-    settings = train_settings(targets=targets, steps=MORE_STEPS_THAN_TIMED, resolution=pixels, flip=False)
-    steps = Training(concepts, settings, backbone).steps()
-    next(steps)  # which also encodes the caption and makes the optimiser's averages
+    """A training in progress; each call is one whole step."""
+    base.onload()  # on a GPU an earlier training has offloaded parts of the base
+    settings = train_settings(
+        base=base.family.name,
+        targets=targets,
+        rank=speed.RANK,
+        steps=MORE_STEPS_THAN_TIMED,
+        batch_size=1,
+        resolution=pixels,
+        flip=False,
+    )
+    steps = Training(check_inputs(concepts, settings, base)).steps()
+    next(steps)  # which also encodes the caption and allocates the optimiser's averages
     return lambda: next(steps)
 
 
@@ -84,31 +94,31 @@ class Steps:
 
     def rows(self, rounds: int) -> list[dict[str, Any]]:
         """All rows of the family."""
-        backbone = Backbone(self.pipe)
-        floor = self.floor(backbone)
+        base = Base(self.pipe)
+        floor = self.floor(base)
         cases = [
             speed.case(FLOOR, floor),
             speed.case(f"{FLOOR}{speed.AGAIN}", floor),
-            speed.case("tara cross_kv", stepping(backbone, self.concepts, self.pixels)),
-            speed.case("tara attention", stepping(backbone, self.concepts, self.pixels, "attention")),
+            speed.case("tara cross_kv", stepping(base, self.concepts, self.pixels)),
+            speed.case("tara attention", stepping(base, self.concepts, self.pixels, "attention")),
             speed.case("usual script", self.usual()),
         ]
         return speed.timed_rows(STEP, cases, rounds)
 
-    def floor(self, backbone: Backbone) -> Callable[[], Any]:
+    def floor(self, base: Base) -> Callable[[], Any]:
         """Forward, and the gradient of the loss with respect to keys and values."""
-        side = self.pixels // backbone.vae_scale
-        latents = torch.randn(1, backbone.latent_channels, side, side, dtype=backbone.dtype)
-        encoding, timesteps = backbone.encode([self.concepts[0].phrase]), torch.tensor([500])
+        side, channels = self.pixels // base.vae_scale, self.pipe.vae.config.latent_channels
+        latents = torch.randn(1, channels, side, side, dtype=base.dtype)
+        encoding, timesteps = base.encode([self.concepts[0].phrase]), torch.tensor([500])
         kv = {
             layer: (keys.detach().requires_grad_(), values.detach().requires_grad_())
-            for layer, (keys, values) in backbone.kv(encoding.embeddings).items()
+            for layer, (keys, values) in base.text_kv(encoding.embeddings).items()
         }
         leaves = [part for pair in kv.values() for part in pair]
-        backbone.install()
+        base.processors.install()
 
         def step() -> Any:
-            predicted = backbone.predict(latents, timesteps, encoding, TextConditioning(kv))
+            predicted = base.predict(latents, timesteps, encoding, TextConditioning(kv))
             return torch.autograd.grad((predicted.float() - latents.float()).square().mean(), leaves)
 
         return step
@@ -121,19 +131,19 @@ class Steps:
 
 def measure(family: str, shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """The rows of one family; runs in a process of its own, whose memory is given back."""
-    speed.be_alone()
+    speed.set_up_process()
     with tempfile.TemporaryDirectory() as folder:
         return [{"family": family, **row} for row in Steps(shape, Path(folder)).rows(rounds)]
 
 
 def many_concepts(rounds: int, many: Sequence[int] = MANY) -> list[dict[str, Any]]:
-    """Runs of one and of many concepts on the embedded base, which take turns."""
-    speed.be_alone()
-    backbone = load_base("toyland", device="cpu")
+    """Runs of one and of many concepts on the embedded base, interleaved."""
+    speed.set_up_process()
+    base = load_base(toyland.BASE, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         concepts = concepts_in(Path(folder), max(many))
         cases = [
-            speed.case(f"{count} in one run", stepping(backbone, concepts[:count], backbone.resolution), concepts=count)
+            speed.case(f"{count} in one run", stepping(base, concepts[:count], base.resolution), concepts=count)
             for count in many
         ]
         rows = speed.timed_rows(CONCEPTS, cases, rounds)
@@ -146,25 +156,28 @@ def _per_concept(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole_run(concepts: Sequence[ConceptSettings], steps: int) -> tuple[float, int]:
-    """Train in this process, which was started for it: its CPU seconds, and its maximum resident memory in MiB."""
-    speed.be_alone()
-    train_recipe(Recipe(settings=train_settings(device="cpu", threads=1, steps=steps), concepts=tuple(concepts)))
+    """Train in this process, which was started for it; its CPU seconds, and its maximum resident memory in MiB."""
+    speed.set_up_process()
+    settings = train_settings(
+        base=str(toyland.BASE), device="cpu", threads=1, steps=steps, rank=speed.RANK, batch_size=1
+    )
+    train_recipe(Recipe(settings=settings, concepts=tuple(concepts)))
     return time.process_time(), full_size.peak_memory() >> 20
 
 
 def whole_runs(rounds: int, many: Sequence[int] = MANY, steps: int = RUN_STEPS) -> list[dict[str, Any]]:
-    """M concepts in one run, and in as many as there are concepts: of the same runs of one, the first M."""
+    """M concepts in one run, and in M runs of one concept each, which are measured once for all M."""
     groups = [[number] for number in range(max(many))] + [list(range(count)) for count in many]
     done: list[list[tuple[float, int]]] = []
     with tempfile.TemporaryDirectory() as place:
         concepts = concepts_in(Path(place), max(many))
         for number in range(rounds):
-            found: dict[int, tuple[float, int]] = {}
+            measured: dict[int, tuple[float, int]] = {}
             for index in sorted(range(len(groups)), reverse=bool(number % 2)):
                 with tempfile.TemporaryDirectory() as out:
                     placed = [_placed(concepts[one], Path(out)) for one in groups[index]]
-                    found[index] = speed.alone(whole_run, placed, steps)
-            done.append([found[index] for index in range(len(groups))])
+                    measured[index] = speed.alone(whole_run, placed, steps)
+            done.append([measured[index] for index in range(len(groups))])
             print(f"runs, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     rows: list[dict[str, Any]] = []
     for group, count in enumerate(many, max(many)):
@@ -189,26 +202,26 @@ def whole_runs(rounds: int, many: Sequence[int] = MANY, steps: int = RUN_STEPS) 
 
 
 def _placed(concept: ConceptSettings, folder: Path) -> ConceptSettings:
-    return concept.model_copy(update={"out": folder / f"{concept.word}.safetensors"})
+    return concept.model_copy(update={"out": folder / f"{concept.rare_word}.safetensors"})
 
 
 def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the issue promises."""
-    found = [
+    """The bounds of all rows."""
+    checks = [
         speed.at_most(f"{row['family']}, cross_kv, step over the floor", row["ratio"][0], 1.05)
         for row in speed.rows_where(rows, part=STEP, case="tara cross_kv")
     ]
-    found += [
+    checks += [
         speed.at_most(f"toyland, {row['concepts']} concepts in one run, time of each over alone", row["ratio"][0], 1)
         for row in speed.rows_where(rows, part=CONCEPTS)
         if row["concepts"] > 1
     ]
-    found += [
+    checks += [
         speed.at_most(f"toyland, {row['concepts']} concepts, a whole run over separate ones", row["ratio"][0], 1)
         for row in speed.rows_where(rows, part=RUNS, case="one run")
         if row["concepts"] > 1
     ]
-    return found
+    return checks
 
 
 RUN_ROUNDS = 2
@@ -224,16 +237,14 @@ def rows_of(base: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Parse, run, write, show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = command_line(__doc__, "training_speed_cpu.json")
     parser.add_argument("--base", choices=ROUNDS, help="only this one")
-    parser.add_argument("--out", type=Path, default=speed.RESULTS / "training_speed_cpu.json", help="result file")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    for base in [chosen.base] if chosen.base else list(ROUNDS):
-        rows = speed.merged(chosen.out, rows_of(base))
-        checks = checks_of(rows)
-        speed.write(chosen.out, rows, checks)
+    for base in [args.base] if args.base else list(ROUNDS):
+        rows = speed.merged(args.out, rows_of(base))
+        speed.write(args.out, rows, checks_of(rows))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 with jaxtyping.install_import_hook(
-    ["tara.attention_maps", "tara.lora", "tara.losses", "tara.tokens"], "beartype.beartype"
+    ["tara.core.attention_maps", "tara.core.lora", "tara.core.losses", "tara.core.tokens"], "beartype.beartype"
 ):
-    import tara.attention_maps
-    import tara.lora
-    import tara.losses
-    import tara.tokens  # noqa: F401
+    import tara.core.attention_maps
+    import tara.core.lora
+    import tara.core.losses
+    import tara.core.tokens  # noqa: F401
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     for kind, word, out in (("dog", "xlo", "rex"), ("cat", "szn", "tom")):
         photos = photo_folder(folder / kind, seed=len(word))
-        flags = ["--images", str(photos), "--word", word, "--kind", kind, "--base", str(base), *TINY]
+        flags = ["--images", str(photos), "--rare-word", word, "--class-word", kind, "--base", str(base), *TINY]
         assert main(["train", *flags, "--out", str(folder / f"{out}.safetensors")]) == 0
     return folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from tara.card import AdapterCard
+from tara.adapters.card import AdapterCard
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tara.cli.outcome import outcome
+from tara.cli.exit_codes import run_command
 
 
 def train() -> None:
@@ -16,9 +16,9 @@ def train() -> None:
     import torch
 
     import tiny_bases
-    from tara.recipe_files import read_recipe
-    from tara.training import StepRecord
-    from tara.training_run import train_recipe
+    from tara.training.loop import StepRecord
+    from tara.training.run.recipe_files import read_recipe
+    from tara.training.run.run import train_recipe
     from training_fixtures import in_float64
 
     path, stop = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -33,4 +33,4 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(outcome(train, shared=True))
+    sys.exit(run_command(train, distributed=True))

@@ -64,24 +64,24 @@ def _unet_name(unet: Any, key: str) -> str:
     for ours, theirs in UNET.items():
         if key.startswith(f"{ours}."):
             return key.replace(ours, theirs, 1)
-    side, block, kind, number, rest = re.fullmatch(
+    side, block, kind, number, offload = re.fullmatch(
         r"(down|mid|up)_blocks?\.?(\d*)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", key
     ).groups()  # type: ignore[union-attr] -- a test may fail here
     if kind == "resnets":
-        name, _, end = rest.rpartition(".")
-        rest = f"{RESNET[name]}.{end}"
+        name, _, end = offload.rpartition(".")
+        offload = f"{RESNET[name]}.{end}"
     part = {"resnets": 0, "attentions": 1}.get(kind)
     if side == "mid":
-        return f"middle_block.{1 if part else 2 * int(number)}.{rest}"
+        return f"middle_block.{1 if part else 2 * int(number)}.{offload}"
     first = int(block) * step
     if kind == "downsamplers":
-        return f"input_blocks.{first + step}.0.op.{rest.removeprefix('conv.')}"
+        return f"input_blocks.{first + step}.0.op.{offload.removeprefix('conv.')}"
     if kind == "upsamplers":
         with_attention = hasattr(unet.up_blocks[int(block)], "attentions")
-        return f"output_blocks.{first + step - 1}.{2 if with_attention else 1}.{rest}"
+        return f"output_blocks.{first + step - 1}.{2 if with_attention else 1}.{offload}"
     if side == "down":
-        return f"input_blocks.{1 + first + int(number)}.{part}.{rest}"
-    return f"output_blocks.{first + int(number)}.{part}.{rest}"
+        return f"input_blocks.{1 + first + int(number)}.{part}.{offload}"
+    return f"output_blocks.{first + int(number)}.{part}.{offload}"
 
 
 def original_vae(vae: Any) -> dict[str, Tensor]:

@@ -4,18 +4,18 @@ from typing import Any
 
 import torch
 
-from tara.adapter import Adapter, AdapterCard
-from tara.backbone import Backbone
-from tara.lora import LowRank, fresh
+from tara.adapters.adapter import Adapter, AdapterCard
+from tara.core.lora import LowRank, initial
+from tara.families.base import Base
 
 CROSS_KV = ("attn2.to_k", "attn2.to_v")
 ATTENTION = (*CROSS_KV, "attn2.to_q", "attn2.to_out.0", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 
 
 def random_adapter(
-    backbone: Backbone,
-    word: str = "xlo",
-    kind: str = "dog",
+    backbone: Base,
+    rare_word: str = "xlo",
+    class_word: str = "dog",
     *,
     targets: tuple[str, ...] = CROSS_KV,
     scale: float = 4.0,
@@ -30,16 +30,16 @@ def random_adapter(
         for projection in ("to_q", "to_k", "to_v", "to_out.0"):
             path = f"{attention}.{projection}"
             if path.endswith(targets):
-                delta = fresh(*backbone.projection_sizes(path), rank=4, scale=scale, generator=generator)
+                delta = initial(*backbone.projection_sizes(path), rank=4, scale=scale, generator=generator)
                 b = strength * torch.randn(delta.b.shape, generator=generator)
                 layers[path] = LowRank(delta.a, b, scale)
     described = {
-        "rare_word": word,
-        "class_word": kind,
+        "rare_word": rare_word,
+        "class_word": class_word,
         "family": backbone.family.name,
         "rank": 4,
         "alpha": 4 * scale,
-        "phrase": f"a photo of a {word} {kind}",
+        "phrase": f"a photo of a {rare_word} {class_word}",
         "context": "prompt",
     }
-    return Adapter(AdapterCard(**(described | card)), layers, name=f"{word}-{kind}.safetensors")
+    return Adapter(AdapterCard(**(described | card)), layers, name=f"{rare_word}-{class_word}.safetensors")

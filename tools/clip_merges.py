@@ -1,4 +1,4 @@
-"""Make src/tara/original_configs/merges.txt.gz: the merges of CLIP's tokenizer, from the open_clip_torch wheel.
+"""Make src/tara/families/original_configs/merges.txt.gz: the merges of CLIP's tokenizer, from the open_clip_torch wheel.
 
 The wheel's list (MIT licence, beside the result) goes on behind what CLIP uses, so the result is a fifth of its size:
 
@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 MERGES = 49152 - 256 - 2  # what CLIP's vocabulary holds besides bytes and two special tokens
-RESULT = Path(__file__).parents[1] / "src" / "tara" / "original_configs" / "merges.txt.gz"
+RESULT = Path(__file__).parents[1] / "src" / "tara" / "families" / "original_configs" / "merges.txt.gz"
 
 
 def main(wheel: str) -> None:

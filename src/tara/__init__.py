@@ -1,20 +1,20 @@
-"""Several personal subjects in one picture: token-aware low-rank adapters for diffusion models."""
+"""Several personal concepts in one image: token-aware low-rank adapters for diffusion models."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tara.adapter import Adapter, load_adapter
-    from tara.conditioning import prepare, prepared, release
+    from tara.adapters.adapter import Adapter, load_adapter
     from tara.errors import TaraError
-    from tara.sampling import Studio
-    from tara.training_run import train
+    from tara.inference.pipeline import Pipeline
+    from tara.inference.prepare import prepare, prepared, release
+    from tara.training.run.run import train
 
     __version__: str
 
 __all__ = [
     "Adapter",
-    "Studio",
+    "Pipeline",
     "TaraError",
     "__version__",
     "load_adapter",
@@ -24,15 +24,15 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "Adapter": "tara.adapter",
-    "Studio": "tara.sampling",
+_MODULES = {
+    "Adapter": "tara.adapters.adapter",
+    "Pipeline": "tara.inference.pipeline",
     "TaraError": "tara.errors",
-    "load_adapter": "tara.adapter",
-    "prepare": "tara.conditioning",
-    "prepared": "tara.conditioning",
-    "release": "tara.conditioning",
-    "train": "tara.training_run",
+    "load_adapter": "tara.adapters.adapter",
+    "prepare": "tara.inference.prepare",
+    "prepared": "tara.inference.prepare",
+    "release": "tara.inference.prepare",
+    "train": "tara.training.run.run",
 }
 
 
@@ -40,6 +40,10 @@ def __getattr__(name: str) -> Any:
     # torch and diffusers take seconds to import: `import tara` and `tara --help` do without until a name is used
     if name == "__version__":
         return import_module("importlib.metadata").version("tara")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tara' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

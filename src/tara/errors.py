@@ -1,5 +1,6 @@
 """What a user is told when something cannot be done."""
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -12,7 +13,17 @@ class TaraWarning(UserWarning):
     """Something that works, but hardly as its maker meant it."""
 
 
+def warn(message: str) -> None:
+    """Warn (TaraWarning) on behalf of the function that calls this one."""
+    warnings.warn(message, TaraWarning, stacklevel=3)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` with a leading space when a ``known`` name is close to ``name``, else nothing."""
     close = get_close_matches(name, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(failure: BaseException) -> str:
+    """The first line of another library's message, or the failure's type when it has none."""
+    return next(iter(str(failure).strip().splitlines()), type(failure).__name__)

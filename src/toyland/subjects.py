@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from toyland.judge import Finding
+from toyland.judge import Finding, Verdict
 from toyland.render import render
 from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, PATTERNS, Appearance, Rgb, Subject, place, random_subject
 
@@ -88,6 +89,25 @@ def features(seen: Finding, subject: Subject) -> dict[str, float]:
 def likeness(seen: Finding, subject: Subject) -> float:
     """How like the subject a finding looks, 0 to 1: the mean of its :func:`features`."""
     return float(np.mean(list(features(seen, subject).values())))
+
+
+def detections(verdict: Verdict, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What the judge finds in one image, compared with the subjects that it should show, as plain arrays.
+
+    Returns:
+        ``boxes``: left, top, right, bottom of each finding, as fractions of the sides; ``class_match`` (subjects,
+        findings): whether a finding is of a subject's class; ``similarity``: {"judge": `likeness` (subjects, findings)};
+        ``thresholds`` (subjects,): :data:`SAME_SUBJECT`.
+    """
+    things, shape = verdict.things, (len(subjects), len(verdict.things))
+    similarity = [[likeness(thing, subject) for thing in things] for subject in subjects]
+    class_match = [[thing.kind == subject.kind for thing in things] for subject in subjects]
+    return {
+        "boxes": tuple((one.x - one.size, one.y - one.size, one.x + one.size, one.y + one.size) for one in things),
+        "class_match": np.array(class_match, dtype=bool).reshape(shape),
+        "similarity": {"judge": np.array(similarity, dtype=float).reshape(shape)},
+        "thresholds": np.full(len(subjects), SAME_SUBJECT),
+    }
 
 
 def unerring_finding(

@@ -240,8 +240,11 @@ def export(shop: Workshop) -> None:
         "requires_safety_checker": False,
     }
     pipeline = StableDiffusionPipeline(**parts).to(torch.float16)
-    shutil.rmtree(toyland.BASE, ignore_errors=True)
+    suited = toyland.BASE / "defaults.json"  # settings that suit the base; no stage changes them
+    kept = suited.read_bytes()
+    shutil.rmtree(toyland.BASE)
     pipeline.save_pretrained(toyland.BASE, max_shard_size="14MB", safe_serialization=True)
+    suited.write_bytes(kept)
     save_file(_in(torch.float16, load_file(shop.folder / "judge.safetensors")), toyland.JUDGE)
 
 

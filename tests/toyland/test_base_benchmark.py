@@ -40,7 +40,7 @@ def test_less_than_all_prompts_never_overwrite_the_committed_result(
     for arguments in (["--quick"], ["--share", "0.5"]):
         with pytest.raises(SystemExit):
             benchmark.main(arguments)
-        assert "needs --out" in capsys.readouterr().err
+        assert "give --out FILE" in capsys.readouterr().err
 
 
 def test_the_new_prompts_leave_the_former_ones_as_they_were(benchmark: ModuleType) -> None:

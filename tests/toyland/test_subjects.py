@@ -1,4 +1,4 @@
-"""Likeness, for findings of an unerring judge."""
+"""Likeness, and scores of subjects, for findings of an unerring judge."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from looks import picture_of
+from tara.evaluation.scores import Detections, ImageScore
+from tara.evaluation.scores import score as score_of
+from toyland.judge import Verdict
 from toyland.subjects import (
     SAME_SUBJECT,
+    detections,
     draw_subjects,
     likeness,
     reference_pictures,
@@ -86,3 +91,79 @@ def test_reference_pictures_show_the_subject_before_different_backgrounds() -> N
     assert len(corners) == 5
     again = reference_pictures(CAT, seed=3)
     assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in again]
+
+
+def score(verdict: Verdict, subjects: tuple[Subject, ...]) -> ImageScore:
+    return score_of(Detections(**detections(verdict, subjects)))
+
+
+def identity(score: ImageScore) -> list[float]:
+    return [*score.values()["identity"].values()]
+
+
+def leakage(score: ImageScore) -> list[float]:
+    return [*score.values()["leakage"].values()]
+
+
+def test_both_subjects_with_their_own_appearance_are_a_success() -> None:
+    for subjects in ((CAT, CAR), (CAT, OTHER_CAT), (CAT, OTHER_CAT, CAR)):
+        result = score(picture_of(*subjects), subjects)
+        assert result.success
+        assert result.present == (True,) * len(subjects)
+        assert identity(result) == pytest.approx([1.0] * len(subjects))
+        assert leakage(result) == pytest.approx([0.0] * len(subjects))
+
+
+def test_two_subjects_of_one_class_are_assigned_wherever_they_are() -> None:
+    assert score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).success
+    assert identity(score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT))) == pytest.approx([1.0, 1.0])
+
+
+def test_one_finding_is_assigned_to_one_subject_only() -> None:
+    result = score(picture_of(CAT), (CAT, OTHER_CAT))
+    assert not result.success
+    assert result.present == (True, False)
+    assert identity(result) == [pytest.approx(1)]
+    assert list(result.values()["leakage"]) == [0]
+
+
+def test_a_missing_subject_is_no_success_and_has_no_identity() -> None:
+    result = score(picture_of(CAR), (CAT, CAR))
+    assert not result.success
+    assert result.present == (False, True)
+    assert list(result.values()["identity"]) == [1]
+
+
+def test_the_right_appearance_on_another_class_is_not_the_subject() -> None:
+    result = score(picture_of(replace(CAT, kind="dog"), CAR), (CAT, CAR))
+    assert result.present == (False, True)
+
+
+def test_an_image_without_findings_scores_nothing() -> None:
+    empty = Verdict(things=(), background="beach", style="none")
+    result = score(empty, (CAT, CAR))
+    assert not result.success
+    assert result.present == (False, False)
+    assert leakage(result) == []
+
+
+def test_another_subject_of_the_class_is_present_but_no_success() -> None:
+    result = score(picture_of(OTHER_CAT, CAR), (CAT, CAR))
+    assert result.present == (True, True)
+    assert not result.success
+
+
+def test_further_objects_do_no_harm() -> None:
+    assert score(picture_of(CAT, CAR, replace(CAR, kind="boat")), (CAT, CAR)).success
+
+
+def test_an_appearance_that_moved_to_the_other_subject_is_leakage() -> None:
+    swapped = picture_of(replace(CAT, look=CAR.look), replace(CAR, look=CAT.look))
+    result = score(swapped, (CAT, CAR))
+    assert not result.success
+    own = resemblance(replace(CAR, kind="cat"), CAT)
+    assert leakage(result) == pytest.approx([1 - own, 1 - own])
+
+
+def test_a_single_subject_has_no_leakage() -> None:
+    assert leakage(score(picture_of(CAT), (CAT,))) == []

@@ -7,39 +7,27 @@ from importlib.metadata import version
 
 import cyclopts
 
-from tara.cli.outcome import outcome
+from tara.cli.exit_codes import run_command
 from tara.cli.terminal import any_text
 from tara.errors import TaraError
 
 app = cyclopts.App(
     name="tara",
-    help="Personal subjects in one picture: train a small adapter for each, then name them together.",
+    help="Several personal concepts in one image: train an adapter for each, then name them in one prompt.",
     version=lambda: version("tara"),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # it has a message of ours
     result_action="return_value",
 )
 COMMANDS = {
-    "train": (
-        "tara.cli.train:train",
-        "Learn one or several subjects or styles from photos: one adapter file for each.",
-    ),
-    "generate": ("tara.cli.generate:generate", "Draw pictures with any number of adapters in one prompt."),
-    "evaluate": (
-        "tara.cli.evaluate:evaluate",
-        "Score pictures subject by subject: who is there, how like itself, how like another.",
-    ),
-    "attention": (
-        "tara.cli.attention:attention",
-        "Show where each adapter's rare word and its class word attend.",
-    ),
-    "compare": (
-        "tara.cli.compare:compare",
-        "Draw the same prompt, adapters and seeds through every composer, side by side.",
-    ),
-    "inspect": ("tara.cli.card:inspect", "Show what an adapter file says about itself."),
-    "convert": ("tara.cli.convert:convert", "Write an adapter as kohya, diffusers, PEFT or tara file."),
-    "demo": ("tara.cli.demo:demo", "Train two bundled subjects and put them into one picture, in minutes on a CPU."),
+    "train": ("tara.cli.train:train", "Train an adapter for each concept, from a few photos."),
+    "generate": ("tara.cli.generate:generate", "Generate images with any number of adapters in one prompt."),
+    "evaluate": ("tara.cli.evaluate:evaluate", "Score images subject by subject: presence, identity, leakage."),
+    "attention": ("tara.cli.attention:attention", "Show where rare words and class words attend."),
+    "compare": ("tara.cli.compare:compare", "Generate one prompt with several composers, side by side."),
+    "inspect": ("tara.cli.inspect:inspect", "Show what is in an adapter file."),
+    "convert": ("tara.cli.convert:convert", "Write an adapter as a kohya, diffusers, PEFT or tara file."),
+    "demo": ("tara.cli.demo:demo", "Train two subjects and generate them together, in minutes on a CPU."),
 }
 for name, (place, summary) in COMMANDS.items():
     # by name, so that `tara --help` imports none of them
@@ -52,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         any_text()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     again = shlex.join(["tara", *tokens])
-    return outcome(lambda: _call(tokens), again, shared=tokens[:1] == ["train"])
+    return run_command(lambda: _call(tokens), again, distributed=tokens[:1] == ["train"])
 
 
 def _call(tokens: Sequence[str]) -> None:

@@ -2,97 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import Typed, given, whole_number, with_flags
-from tara.cli.generate import FLAGS, Adapters, Device, Order, loaded, order_of, remembering_png, sampling_values
-from tara.cli.progress import only_our_bars, progress
+from tara.cli.options import Typed, given, whole_number, with_flags
+from tara.cli.progress import progress
+from tara.cli.requests import Adapters, Asked, Device, asked_for, loaded, pipeline_for
 from tara.cli.terminal import say
-from tara.config import PAGE
-from tara.errors import TaraError
-from tara.files import atomic_write, check_writable
-from tara.folder_lock import claimed
-from tara.provenance import PictureSettings
+from tara.families.settings import BaseSettings
+from tara.inference.settings import GenerationSettings
+from tara.report.page import PAGE
+from tara.storage.files import atomic_write, check_writable
+from tara.storage.lock import claimed
 
 if TYPE_CHECKING:
-    from tara.attention_study import Attended
-    from tara.sampling import SamplingStep
+    from tara.inference.pipeline import DenoisingStep
 
 
 def _attention(
-    prompt: Annotated[str, Parameter(help="What to draw, with each adapter's rare word and class word in it")],
+    prompt: Annotated[str, Parameter(help="Prompt, with each adapter's rare word and class word in it")],
     /,
     *,
     adapter: Adapters = (),
-    seed: Annotated[int, Parameter(help="Seed of the picture", converter=whole_number)] = 0,
-    out: Annotated[Path, Parameter(help="Folder to write to")] = Path("attention"),
+    seed: Annotated[int, Parameter(help="Seed of the image", converter=whole_number)] = 0,
+    out: Annotated[Path, Parameter(help="Output folder")] = Path("attention"),
     device: Device = None,
     typed: Typed = "",
     **values: Any,
 ) -> None:
-    """Show where each rare word and its class word attend: `tara attention "a xlo dog" -a rex.safetensors`.
+    """Show where each rare word and its class word attend, over the image that `tara generate` makes with that seed.
 
-    Adapters of the same two words, such as one trained with the alignment loss and one without, are drawn one above the
-    other. The pictures are those of `tara generate` with that seed.
+    tara attention "a xlo dog" -a rex.safetensors --base sd15
+
+    Adapters of the same two words, such as one trained with the alignment loss and one without, are shown one above the
+    other.
     """
-    from tara.attention_page import Looked, label_of, write_attention
+    from tara.analysis.attention import alternative_rows, check_words, record_attention
+    from tara.analysis.attention_page import AttentionRow, write_attention
 
-    orders = _orders(prompt, adapter, seed, given(PictureSettings, values, FLAGS))
+    base, settings = given(BaseSettings, values), given(GenerationSettings, values)
+    rows: list[Asked] = []
+    for numbers in alternative_rows(loaded(adapter)[0]) or [()]:
+        specs = tuple(adapter[number] for number in numbers)
+        rows.append(asked_for(prompt, specs, str(seed), None, base, settings))
+        check_words(rows[-1].request)
     check_writable(out)
     with claimed(out):
-        rows: list[Looked] = []
-        for number, (order, attended) in enumerate(zip(orders, _attended(orders, device), strict=True), 1):
-            rows.append(Looked(label_of(attended), f"picture-{number}.png", attended))
-            atomic_write(out / rows[-1].file, remembering_png(attended.picture, order))
-        write_attention(out, rows, seed=seed, command=typed)
-    for row in rows:
+        pipeline = pipeline_for(rows[0].base, device)
+        shown: list[AttentionRow] = []
+        with progress("Generating", len(rows)) as advance:
+
+            def on_step(step: DenoisingStep) -> None:
+                advance(len(shown) + step.fraction, "")
+
+            for number, asked in enumerate(rows, 1):
+                (attention,) = record_attention(pipeline, asked.request, on_step)
+                atomic_write(out / f"image-{number}.png", asked.png(attention.generated.image, seed))
+                shown.append(AttentionRow(f"image-{number}.png", attention))
+        write_attention(out, shown, seed=seed, command=typed)
+    for row in shown:
         say(row.label)
-        for subject, scores in zip(row.attended.subjects, row.attended.scores, strict=True):
-            words = f"{subject.use.rare_word} on {subject.use.class_word}"
+        for subject, scores in zip(row.attention.subjects, row.attention.scores, strict=True):
+            words = f"{subject.active.rare_word} on {subject.active.class_word}"
             say(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
     say(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")
 
 
-attention = with_flags(_attention, {PictureSettings: FLAGS}, ["Pictures"])
-
-
-def _orders(prompt: str, adapters: Sequence[str], seed: int, changed: dict[str, Any]) -> list[Order]:
-    """One order for each row of adapters; what needs no base to be seen is refused here."""
-    from tara.attention_study import check_rare_words_are_drawn, class_spans, side_by_side
-    from tara.binding import check_named
-
-    if not adapters:
-        raise TaraError("There is no adapter whose words could be looked at. Give --adapter rex.safetensors.")
-    uses, _ = loaded(adapters)
-    check_named(uses)
-    named = {id(use): spec for use, spec in zip(uses, adapters, strict=True)}
-    rows = [tuple(named[id(use)] for use in row) for row in side_by_side(uses)]
-    orders = [order_of(prompt, row, str(seed), None, changed) for row in rows]
-    for use in uses:
-        class_spans(prompt, use)
-    for order in orders:
-        check_rare_words_are_drawn(prompt, order.uses, order.settings.composer)
-    return orders
-
-
-def _attended(orders: Sequence[Order], device: str | None) -> list[Attended]:
-    """Draw the orders behind a progress bar."""
-    from tara.attention_study import attend
-    from tara.drawing import studio_of
-
-    settings = sampling_values(orders[0])
-    only_our_bars()
-    studio = studio_of(orders[0].settings, device)
-    found: list[Attended] = []
-    with progress("Drawing", len(orders)) as advance:
-
-        def on_step(step: SamplingStep) -> None:
-            advance(len(found) + step.fraction, "")
-
-        for order in orders:
-            found += attend(studio, order.prompt, order.uses, order.seeds, on_step=on_step, **settings)
-    return found
+attention = with_flags(_attention, {BaseSettings: "Base", GenerationSettings: "Images"})

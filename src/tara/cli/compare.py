@@ -1,138 +1,106 @@
-"""`tara compare`: the same prompt, adapters and seeds through every composer, on one sheet."""
+"""`tara compare`: the same prompt, adapters and seeds with every composer, on one sheet."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.flags import Typed, given, with_flags
-from tara.cli.generate import (
-    FLAGS,
-    Adapters,
-    Composers,
-    Device,
-    Order,
-    Prompt,
-    Seeds,
-    check_before_the_base,
-    order_of,
-    parse_composers,
-    remembering_png,
-    sampling_values,
-)
-from tara.cli.progress import only_our_bars, progress
+from tara.cli.options import Typed, given, with_flags
+from tara.cli.progress import progress
+from tara.cli.requests import Adapters, Asked, Composers, Device, Seeds, asked_for, parse_composers, pipeline_for
 from tara.cli.terminal import say
-from tara.composers import COMPOSERS
 from tara.errors import TaraError
-from tara.files import atomic_write, check_writable
-from tara.folder_lock import claimed
-from tara.provenance import DrawingSettings
+from tara.families.settings import BaseSettings
+from tara.inference.composers import COMPOSERS
+from tara.inference.settings import GenerationSettings
+from tara.storage.files import atomic_write, check_writable
+from tara.storage.lock import claimed
 
 if TYPE_CHECKING:
-    from tara.comparison import Compared
-    from tara.report import Table
-    from tara.sampling import Studio
+    from tara.analysis.comparison import ComposedImage
+    from tara.inference.pipeline import Pipeline
 
 ALL = ",".join(COMPOSERS)
-Pictures = Mapping[str, Sequence["Compared"]]
 
 
 def _compare(
-    prompt: Prompt = None,
+    prompt: Annotated[str | None, Parameter(help="Prompt, with the adapters' rare words in it")] = None,
     /,
     *,
     adapter: Adapters = (),
     seeds: Seeds = None,
     composers: Composers = ALL,
-    out: Annotated[Path, Parameter(help="Folder to write to")] = Path("compare"),
+    out: Annotated[Path, Parameter(help="Output folder")] = Path("compare"),
     device: Device = None,
     typed: Typed = "",
     **values: Any,
 ) -> None:
-    """Draw the same prompt, adapters and seeds through every composer, side by side, and say what each costs.
+    """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs.
 
-    `tara compare "a xlo dog and a szn cat on a beach" -a rex.safetensors -a tom.safetensors`
+    tara compare "a xlo dog and a szn cat on a beach" -a rex.safetensors -a tom.safetensors --base sd15
     """
-    from tara.drawing import studio_of
+    from tara.analysis.comparison import with_composer
 
-    order = order_of(prompt, adapter, seeds, None, given(DrawingSettings, values, FLAGS))
+    asked = asked_for(prompt, adapter, seeds, None, given(BaseSettings, values), given(GenerationSettings, values))
     names = parse_composers(composers)
-    if not order.uses:
+    if not adapter:
         raise TaraError("There is nothing to compose. Name each adapter: --adapter rex.safetensors.")
-    check_before_the_base(order, names)
-    sampling_values(order)
+    for name in names:
+        with_composer(asked.request, name).check()
     check_writable(out)
-    only_our_bars()
     with claimed(out):  # before the base, which may take minutes to load
-        studio = studio_of(order.settings, device)
-        pictures = _drawn(studio, order, names, out)
-        _write(out, studio, order, pictures, typed)
+        pipeline = pipeline_for(asked.base, device)
+        _write(out, pipeline, asked, _generate(pipeline, asked, names, out), typed)
 
 
-compare = with_flags(_compare, {DrawingSettings: FLAGS}, ["Pictures"])
+compare = with_flags(_compare, {BaseSettings: "Base", GenerationSettings: "Images"}, without=("composer",))
 
 
-def _drawn(studio: Studio, order: Order, names: Sequence[str], out: Path) -> dict[str, list[Compared]]:
-    """Draw behind a progress bar; each picture is written as soon as it is there."""
-    from tara.comparison import compared
+def _generate(pipeline: Pipeline, asked: Asked, names: Sequence[str], out: Path) -> dict[str, list[ComposedImage]]:
+    """All images, each written as soon as it is there."""
+    from tara.analysis.comparison import compare_composers
 
-    pictures: dict[str, list[Compared]] = {name: [] for name in names}
-    settings = sampling_values(order)
-    del settings["composer"]
-    with progress("Comparing", len(names) * len(order.seeds)) as advance:
+    images: dict[str, list[ComposedImage]] = {name: [] for name in names}
+    with progress("Comparing", len(names) * len(asked.request.seeds)) as advance:
 
         def on_step(step: Any) -> None:
-            advance(sum(map(len, pictures.values())) + step.step / step.steps, "")
+            advance(sum(map(len, images.values())) + step.step / step.steps, "")
 
-        for picture in compared(studio, order.prompt, order.uses, order.seeds, names, on_step=on_step, **settings):
-            drawn = order.settings.model_copy(update={"composer": picture.composer})
-            atomic_write(out / picture.path, remembering_png(picture, replace(order, settings=drawn)))
-            pictures[picture.composer].append(picture)
-    return pictures
+        for one in compare_composers(pipeline, asked.request, names, on_step):
+            atomic_write(out / one.path, asked.png(one.image, one.seed, composer=one.composer))
+            images[one.composer].append(one)
+    return images
 
 
-def _write(out: Path, studio: Studio, order: Order, pictures: Pictures, typed: str) -> None:
-    """Write the sheet, the page and the figures, and print the table."""
-    from tara.comparison import clock_of, figures, grid, table
-    from tara.report import contact_sheet, page, png_bytes
-    from tara.run_folder import versions
+def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[ComposedImage]], typed: str) -> None:
+    """Write the sheet, the page and the costs, and print the costs."""
+    from tara.analysis.comparison import clock_of, costs, grid, table
+    from tara.report.page import PAGE, page
+    from tara.report.sheet import contact_sheet
+    from tara.training.run.folder import versions
 
-    found, shown = figures(order.prompt, order.uses, pictures), grid(order.prompt, order.uses, pictures)
+    request, device = asked.request, pipeline.base.device
+    by_composer, shown = costs(request, images), grid(request, images)
+    costs_table = table(by_composer)
     results = {
-        "prompt": order.prompt,
-        "seeds": order.seeds,
-        "adapters": [file.model_dump() for file in order.used],
-        "settings": order.settings.model_dump(mode="json", exclude={"composer"}),
-        "clock": clock_of(studio.backbone.device)[0],
-        "composers": found,
-        "versions": versions(studio.backbone.device),
+        "prompt": request.prompt,
+        "seeds": request.seeds,
+        "adapters": [file.model_dump() for file in asked.adapters],
+        "settings": request.settings.model_dump(mode="json", exclude={"composer"}),
+        "clock": clock_of(device)[0],
+        "composers": by_composer,
+        "versions": versions(device),
         "command": typed,
     }
-    html = page(
-        title=order.prompt,
-        lead="One prompt, the same adapters and the same seeds, drawn by every composer.",
-        grids=[shown],
-        tables=[table(found)],
-        command=typed,
-    )
-    atomic_write(out / "sheet.png", png_bytes(contact_sheet(shown)))
+    lead = "One prompt, the same adapters and seeds, every composer."
+    html = page(title=request.prompt, lead=lead, grids=[shown], tables=[costs_table], command=typed)
+    atomic_write(out / "sheet.png", contact_sheet(shown).save)
     atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
-    atomic_write(out / "index.html", html.encode())
-    _show(table(found))
-    say(f"Look at {out / 'index.html'}, or at {out / 'sheet.png'}.")
-
-
-def _show(costs: Table) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(*costs.headings, box=box.SIMPLE_HEAD)
-    for row in costs.rows:
-        shown.add_row(*row)
-    Console().print(shown)
+    atomic_write(out / PAGE, html.encode())
+    for composer, evaluations, ratio, _ in costs_table.rows:
+        say(f"{composer:>10}: {evaluations} network evaluations, time ratio {ratio or '-'}")
+    say(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")

@@ -17,17 +17,17 @@ def convert(
         Parameter(help="Whose file to write; kohya's is also that of A1111 and ComfyUI"),
     ],
     out: Annotated[Path, Parameter(help="File to write; for peft a folder")],
-    word: Annotated[str | None, Parameter(help="Rare word, where the file does not tell it")] = None,
-    kind: Annotated[str | None, Parameter(help="Class word, where the file does not tell it")] = None,
+    rare_word: Annotated[str | None, Parameter(help="Rare word, where the file does not tell it")] = None,
+    class_word: Annotated[str | None, Parameter(help="Class word, where the file does not tell it")] = None,
     alpha: Annotated[float | None, Parameter(help="Alpha of every layer, where the file has lost it")] = None,
 ) -> None:
     """Write an adapter in another tool's style, with the same weights bit by bit and every layer's true alpha."""
     from dataclasses import replace
 
-    from tara.adapter import load_adapter
-    from tara.convert import convert as write
+    from tara.adapters.adapter import load_adapter
+    from tara.adapters.convert import convert as write
 
     adapter = load_adapter(file, alpha)
-    words = {name: given for name, given in (("rare_word", word), ("class_word", kind)) if given is not None}
+    words = {name: given for name, given in (("rare_word", rare_word), ("class_word", class_word)) if given is not None}
     adapter = replace(adapter, card=adapter.card.model_copy(update=words))
-    say(f"{write(adapter, to, out)}: {len(adapter.all_layers())} layers, unchanged, for {to}.")
+    say(f"{write(adapter, to, out)}: {len(adapter.all_layers)} layers, unchanged, for {to}.")

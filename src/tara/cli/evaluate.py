@@ -1,34 +1,41 @@
-"""`tara evaluate`: pictures, drawn for it or there already, scored subject by subject."""
+"""`tara evaluate`: images, generated for it or existing ones, scored subject by subject."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
+from pydantic import BaseModel
 
-from tara.cli.flags import Typed, given, with_flags
-from tara.cli.generate import DEFAULT_SEEDS, FLAGS, Adapters, Composers, loaded, parse_composers, parse_seeds
+from tara.cli.options import Typed, given, with_flags
 from tara.cli.progress import only_our_bars, progress
+from tara.cli.requests import (
+    DEFAULT_SEEDS,
+    Adapters,
+    Composers,
+    Seeds,
+    loaded,
+    parse_composers,
+    parse_seeds,
+    pipeline_for,
+)
 from tara.cli.terminal import say
-from tara.config import build
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
-from tara.files import check_writable
-from tara.folder_lock import claimed
-from tara.provenance import PictureSettings
+from tara.families.settings import BaseSettings
+from tara.inference.settings import GenerationSettings
+from tara.storage.files import check_writable
+from tara.storage.lock import claimed
+from tara.storage.validation import build
 
 if TYPE_CHECKING:
-    from tara.evaluation.protocols import Role, Scene
-    from tara.evaluation.sight import Sight
-    from tara.evaluation.subjects import Picture, Subject
+    from tara.evaluation.protocols import EvaluationPrompt, TrainedSubject
+    from tara.evaluation.subjects import ImageRecord, Subject
 
 SHOWN = ("success", "presence", "identity", "identity_absent_zero", "leakage")
-DRAWING: dict[str, str | None] = {**FLAGS, "composer": None, "image": None, "mask": None, "strength": None}
-"""Flags of the pictures; composers have one of their own, and pictures to be scored start from noise."""
-WHERE = "tara evaluate: "
 
 References = Annotated[
     tuple[str, ...],
@@ -36,158 +43,147 @@ References = Annotated[
         name=("--references", "-r"),
         negative=(),
         show_default=False,
-        help="WORD=FOLDER or 'WORD KIND=FOLDER': the photos of the subject that a rare word stands for. Give it once "
-        "per subject",
+        help="RARE_WORD=FOLDER or 'RARE_WORD CLASS_WORD=FOLDER': the photos of a subject; once per subject",
     ),
 ]
-Seeds = Annotated[str | None, Parameter(help="Seeds of each prompt: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
-Out = Annotated[Path, Parameter(help="Folder to write to; pictures that it holds are not drawn again")]
+Out = Annotated[Path, Parameter(help="Output folder; an interrupted command continues there")]
+FOLDER = Path("evaluation")
 
 
+@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the flags of a protocol that draws say; ``values`` are those of the settings."""
+class ProtocolFlags:
+    """The flags of a protocol that generates its images."""
 
-    adapters: tuple[str, ...]
-    references: tuple[str, ...]
-    composers: str
-    seeds: str | None
-    out: Path
-    values: dict[str, Any]
-
-    def composed(self) -> list[PictureSettings]:
-        """The settings of the pictures with each composer."""
-        drawing = given(PictureSettings, self.values, DRAWING)
-        names = parse_composers(self.composers)
-        return [build(PictureSettings, {**drawing, "composer": name}, WHERE) for name in names]
+    adapter: Adapters = ()
+    references: References = ()
+    composers: Composers = "tara"
+    seeds: Seeds = None
+    out: Out = FOLDER
 
 
 evaluate = App(
     name="evaluate",
-    help="Score pictures subject by subject: who is there, how like itself, how like another.",
+    help="Score images subject by subject: presence, identity, leakage.",
     help_format="plaintext",
 )
 
 
 def _folder(
-    *folders: Annotated[Path, Parameter(help="Folders of PNG files of `tara generate`, or JSON lists of pictures")],
+    *folders: Annotated[Path, Parameter(help="Folders of PNG files of `tara generate`, or JSON lists of images")],
     references: References = (),
-    out: Out = Path("evaluation"),
+    out: Out = FOLDER,
     typed: Typed = "",
     **values: Any,
 ) -> None:
-    """Score pictures that are there already; several folders are compared with each other, seed by seed."""
-    from tara.evaluation.folder import adapter_words, asked_pictures, find_pictures
+    """Score existing images; several folders are compared with each other, paired by prompt and seed."""
+    from tara.evaluation.folder import adapter_words, find_images, image_records
     from tara.evaluation.subjects import read_subjects
 
-    settings = build(EvaluationSettings, given(EvaluationSettings, values, {}), WHERE)
+    settings = build(EvaluationSettings, given(EvaluationSettings, values))
     if not folders:
-        raise TaraError("There is nothing to score. Give a folder of pictures: tara evaluate folder out -r xlo=photos.")
-    found = find_pictures(folders)
-    subjects = read_subjects(references, adapter_words(found))
-    pictures = asked_pictures(found, subjects)
-    check_writable(out)
-    with claimed(out):
-        sight = _sight(settings, subjects, [one.base for one in found], out)
-        _score("folder", pictures, sight, settings, out, typed)
+        raise TaraError("There is nothing to score. Give a folder of images: tara evaluate folder out -r xlo=photos.")
+    images = find_images(folders)
+    subjects = read_subjects(references, adapter_words(images))
+    _score("folder", image_records(images, subjects), subjects, settings, out, typed)
 
 
 def _pairs(
     *,
-    adapter: Adapters = (),
-    references: References = (),
     groups: Annotated[
-        str | None, Parameter(help="Groups of subjects, such as xlo+szn,xlo+qev+vrk; all pairs if left out")
+        str | None, Parameter(help="Groups of subjects, such as xlo+szn,xlo+qev+vrk [default: all pairs]")
     ] = None,
     prompt: Annotated[
         tuple[str, ...],
         Parameter(
             negative=(),
             show_default=False,
-            help="Prompt with {subjects}, such as '{subjects} in a garden'. Give it once per prompt; four places if "
-            "left out",
+            help="Prompt such as '{subjects} in a garden'; once per prompt [default: four places]",
         ),
     ] = (),
-    composers: Composers = "tara",
-    seeds: Seeds = None,
-    out: Out = Path("evaluation"),
+    flags: ProtocolFlags = ProtocolFlags(),
     typed: Typed = "",
     **values: Any,
 ) -> None:
-    """Draw all pairs of subjects, or listed groups, in a few places, and score them; same-class pairs are marked."""
-    from tara.evaluation.protocols import PROMPTS
-    from tara.evaluation.protocols import groups as scenes_of
+    """Generate all pairs of subjects, or the given groups, in a few places, and score the images."""
+    from tara.evaluation.protocols import PROMPTS, group_prompts
 
     listed = groups.split(",") if groups else []
-    order = Order(adapters=adapter, references=references, composers=composers, seeds=seeds, out=out, values=values)
-    _drawn("pairs", lambda roles: scenes_of(roles, listed, prompt or PROMPTS), order, typed)
+    _generate("pairs", lambda trained: group_prompts(trained, listed, prompt or PROMPTS), flags, typed, values)
 
 
-def _dreambooth(
-    *,
-    adapter: Adapters = (),
-    references: References = (),
-    composers: Composers = "tara",
-    seeds: Seeds = None,
-    out: Out = Path("evaluation"),
-    typed: Typed = "",
-    **values: Any,
+def _dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **values: Any) -> None:
+    """Generate each subject alone in the DreamBooth data set's 25 prompts for its class, and score the images."""
+    from tara.evaluation.protocols import dreambooth_prompts
+
+    _generate("dreambooth", dreambooth_prompts, flags, typed, values)
+
+
+GENERATION: dict[type[BaseModel], str] = {
+    EvaluationSettings: "Scoring",
+    BaseSettings: "Base",
+    GenerationSettings: "Images",
+}
+evaluate.command(with_flags(_folder, {EvaluationSettings: "Scoring"}), name="folder")
+for command, name in ((_pairs, "pairs"), (_dreambooth, "dreambooth")):
+    evaluate.command(with_flags(command, GENERATION, ("composer", "image", "mask", "strength")), name=name)
+
+
+def _generate(
+    protocol: str,
+    prompts_of: Callable[[list[TrainedSubject]], list[EvaluationPrompt]],
+    flags: ProtocolFlags,
+    typed: str,
+    values: dict[str, Any],
 ) -> None:
-    """Draw each subject alone in the DreamBooth data set's 25 prompts for things or living subjects, and score them."""
-    from tara.evaluation.protocols import dreambooth
-
-    order = Order(adapters=adapter, references=references, composers=composers, seeds=seeds, out=out, values=values)
-    _drawn("dreambooth", dreambooth, order, typed)
-
-
-evaluate.command(with_flags(_folder, {EvaluationSettings: {}}, ["Scoring"]), name="folder")
-for _command, _name in ((_pairs, "pairs"), (_dreambooth, "dreambooth")):
-    flagged = with_flags(_command, {EvaluationSettings: {}, PictureSettings: DRAWING}, ["Scoring", "Pictures"])
-    evaluate.command(flagged, name=_name)
-
-
-def _drawn(protocol: str, scenes_of: Callable[[list[Role]], list[Scene]], order: Order, typed: str) -> None:
-    """Draw a protocol's scenes, as far as they are not there already, and score them."""
-    from tara.evaluation.drawn import draw, pictures_of, plan, unfinished
-    from tara.evaluation.protocols import cast
+    """Plan the images of a protocol, generate those that are missing, and score all of them."""
+    from tara.evaluation.generated import generate, is_generated, plan
+    from tara.evaluation.protocols import trained_subjects
     from tara.evaluation.subjects import read_subjects
 
-    settings = build(EvaluationSettings, given(EvaluationSettings, order.values, {}), WHERE)
-    composed = order.composed()
-    seeds = DEFAULT_SEEDS if order.seeds is None else parse_seeds(order.seeds)
-    uses, files = loaded(order.adapters)
-    subjects = read_subjects(order.references, [(use.rare_word, use.class_word) for use in uses])
-    shots = plan(scenes_of(cast(uses, files, subjects)), composed, seeds, order.out)
-    check_writable(order.out)
-    missing = unfinished(shots)
-    with claimed(order.out):
-        # first, because a model that is not here should not be found out after an hour of drawing
-        sight = _sight(settings, subjects, [composed[0].base], order.out)
+    scoring, base, sampling = (given(model, values) for model in GENERATION)
+    settings, base = build(EvaluationSettings, scoring), build(BaseSettings, base)
+    composers = parse_composers(flags.composers)
+    by_composer = [build(GenerationSettings, {**sampling, "composer": composer}) for composer in composers]
+    seeds = DEFAULT_SEEDS if flags.seeds is None else parse_seeds(flags.seeds)
+    active, files = loaded(flags.adapter)
+    subjects = read_subjects(flags.references, [(one.rare_word, one.class_word) for one in active])
+    planned = plan(prompts_of(trained_subjects(active, files, subjects)), base, by_composer, seeds, flags.out)
+
+    missing = [one for one in planned if not is_generated(one)]
+
+    def generate_missing() -> None:
         if missing:
-            with progress("Drawing", len(missing)) as advance:
-                draw(missing, settings.device, settings.batch_size, advance)
-        _score(protocol, pictures_of(shots), sight, settings, order.out, typed)
+            pipeline = pipeline_for(base, settings.device)
+            with progress("Generating", len(missing)) as advance:
+                generate(pipeline, missing, settings.batch_size, advance)
 
-
-def _sight(settings: EvaluationSettings, subjects: Sequence[Subject], bases: Iterable[str | None], out: Path) -> Sight:
-    from tara.evaluation.sight import open_sight
-
-    only_our_bars()
-    return open_sight(settings, subjects, bases, out / "cache")
+    _score(protocol, [one.record for one in planned], subjects, settings, flags.out, typed, generate_missing)
 
 
 def _score(
-    protocol: str, pictures: Sequence[Picture], sight: Sight, settings: EvaluationSettings, out: Path, typed: str
+    protocol: str,
+    records: Sequence[ImageRecord],
+    subjects: Sequence[Subject],
+    settings: EvaluationSettings,
+    out: Path,
+    typed: str,
+    generate_missing: Callable[[], None] = lambda: None,
 ) -> None:
-    """Look, write, and print what a person wants to know first."""
-    from tara.evaluation.results import Circumstances
-    from tara.evaluation.run import evaluate as score
+    """Score images that exist or are generated first, write the results, and print the main metrics."""
+    from tara.evaluation.metrics import RunInfo
+    from tara.evaluation.results import evaluate as score
+    from tara.evaluation.scorer import load_scorer
 
-    how = Circumstances(protocol=protocol, command=typed, models=sight.models, thresholds=sight.thresholds)
-    with progress("Looking", len(pictures)) as advance:
-        found = score(pictures, sight, out, how, batch_size=settings.batch_size, tell=advance)
-    for series in found["series"]:
-        figures = {name: series["figures"].get(name) for name in SHOWN}
-        told = ", ".join(f"{name} {figure[0]:.2f}" for name, figure in figures.items() if figure)
-        say(f"{series['name']}, {series['images']} pictures: {told}")
-    say(f"Look at {out / 'index.html'}; the figures are in {out / 'results.json'} and {out / 'results.csv'}.")
+    only_our_bars()
+    check_writable(out)
+    with claimed(out):
+        scorer = load_scorer(settings, subjects, out / "cache")  # before hours of sampling: a model may be missing
+        generate_missing()
+        run_info = RunInfo(protocol=protocol, command=typed, models=scorer.models, thresholds=scorer.thresholds)
+        with progress("Scoring", len(records)) as advance:
+            results = score(records, scorer, out, run_info, batch_size=settings.batch_size, on_progress=advance)
+    for series in results["series"]:
+        means = [f"{name} {series['metrics'][name][0]:.2f}" for name in SHOWN if name in series["metrics"]]
+        say(f"{series['name']}, {series['count']} images: {', '.join(means)}")
+    say(f"Look at {out / 'index.html'}; the metrics are in {out / 'results.json'} and {out / 'results.csv'}.")

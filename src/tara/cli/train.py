@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.captions import together
-from tara.cli.flags import given, with_flags
+from tara.cli.options import given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
-from tara.commands import RENAMED
-from tara.config import PAGE, ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.errors import TaraError
-from tara.recipe_files import read_recipe
+from tara.report.page import PAGE
+from tara.training.data.captions import together
+from tara.training.run.recipe_files import read_recipe
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 
 if TYPE_CHECKING:
-    from tara.adapter import Adapter
-    from tara.training import StepRecord
+    from tara.adapters.adapter import Adapter
+    from tara.training.loop import StepRecord
 
 RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
 
@@ -37,44 +37,46 @@ def _train(
     ] = False,
     **values: Any,
 ) -> None:
-    """Learn one or several subjects or styles from photos: one adapter file for each.
+    """Train one adapter file for each concept, from photos.
 
-    `tara train --images photos/rex --word xlo --kind dog --out rex.safetensors`, or `tara train concepts.toml`.
+    tara train --images photos/rex --rare-word xlo --class-word dog --base sd15 --out rex.safetensors
+
+    tara train concepts.toml --base sdxl --steps 800
     """
     chosen = recipe_of(recipe, values)
     only_our_bars()
-    adapters = watched(chosen, resume=resume, overwrite=overwrite)
+    adapters = train_with_progress(chosen, resume=resume, overwrite=overwrite)
     for concept, adapter in zip(chosen.concepts, adapters, strict=True):
-        say(f"{concept.file} listens to '{adapter.card.rare_word}' and is a {adapter.card.class_word}.")
+        say(f"{concept.file} acts on '{adapter.card.rare_word} {adapter.card.class_word}'.")
     say(f"Look at {chosen.run_folder / PAGE}.")
-    say(f"Draw it: {shlex.join(_next_command(chosen))}")
+    say(f"Generate images: {shlex.join(_next_command(chosen))}")
 
 
-train = with_flags(_train, {ConceptSettings: RENAMED, TrainSettings: {}}, ["The concept", "Training"])
+train = with_flags(_train, {ConceptSettings: "The concept", TrainSettings: "Training"})
 
 
 def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
     """What is to be trained, from the flags by the names of their parameters and from a file or run folder, if any."""
-    concept = given(ConceptSettings, values, RENAMED)
-    settings = given(TrainSettings, values, {})
+    concept = given(ConceptSettings, values)
+    settings = given(TrainSettings, values)
     if recipe is None:
         return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
     if concept:
-        flags = ", ".join("--" + RENAMED.get(name, name).replace("_", "-") for name in concept)
+        flags = ", ".join("--" + name.replace("_", "-") for name in concept)
         raise TaraError(f"{flags} would describe a concept, but {recipe} does that. Give one or the other.")
     return read_recipe(recipe, **settings)
 
 
 def _next_command(recipe: Recipe) -> list[str]:
     """The `tara generate` command that shows what was learned."""
-    prompt = together((f"{concept.word} {concept.kind}", concept.is_style) for concept in recipe.concepts)
+    prompt = together((f"{concept.rare_word} {concept.class_word}", concept.is_style) for concept in recipe.concepts)
     adapters = [part for concept in recipe.concepts for part in ("-a", str(concept.file))]
     return ["tara", "generate", prompt, *adapters, "--base", recipe.settings.base]
 
 
-def watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
+def train_with_progress(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
     """Train behind a progress bar."""
-    from tara.training_run import train_recipe
+    from tara.training.run.run import train_recipe
 
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
     addresses: list[str] = []
@@ -89,7 +91,7 @@ def watched(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
             resume=resume,
             overwrite=overwrite,
             on_step=on_step,
-            on_class_picture=lambda there, wanted: advance(0, f"class pictures {there}/{wanted}"),
+            on_class_image=lambda there, wanted: advance(0, f"class images {there}/{wanted}"),
             on_upload=addresses.append,
         )
     for address in addresses:

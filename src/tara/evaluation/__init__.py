@@ -1,1 +1,1 @@
-"""How good pictures are, subject by subject: protocols, finding, scores, honest intervals, a page."""
+"""Metrics of generated images, subject by subject: protocols, detection, scores, intervals, a report page."""

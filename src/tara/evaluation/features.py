@@ -1,4 +1,4 @@
-"""What models made of pictures, kept on disk: a second look computes nothing anew."""
+"""A cache on disk for the outputs of models: an interrupted or repeated evaluation computes nothing twice."""
 
 import hashlib
 import io
@@ -11,56 +11,50 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tara.errors import TaraWarning
-from tara.evaluation.encoders import ImageEncoder
-from tara.files import atomic_write
+from tara.evaluation.models import ImageEncoder
+from tara.storage.files import atomic_write
 
 DIGEST = hashlib.sha256().digest_size
 Compute = Callable[[list[Image.Image]], Iterable[NDArray[np.float32]]]
 
 
 class FeatureCache:
-    """Arrays by what they were made from: a model and its question, and a picture's pixels.
-
-    Args:
-        folder: where they are kept.
-        batch_size: pictures that a model is given together.
-    """
+    """Arrays in a folder, by the model with its query and an image's pixels; a model gets ``batch_size`` images."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         self._folder, self._batch_size = folder, batch_size
 
     def vectors(self, encoder: ImageEncoder, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """The encoder's vectors (images, width) of one picture or several."""
+        """The encoder's vectors (images, width) of one image or several."""
         return np.stack(self(encoder.key, images, encoder.images))
 
-    def __call__(self, maker: str, images: Sequence[Image.Image], compute: Compute) -> list[NDArray[np.float32]]:
-        """One array for each picture, from disk or computed.
+    def __call__(self, key: str, images: Sequence[Image.Image], compute: Compute) -> list[NDArray[np.float32]]:
+        """One array per image, from disk or computed.
 
         Args:
-            maker: everything but the picture that the array depends on.
-            images: RGB pictures.
-            compute: arrays for pictures that have none yet, so many together as the cache was told.
+            key: everything but the image that the array depends on.
+            images: RGB images.
+            compute: returns the arrays of images that are not cached.
         """
-        paths = [self._path(maker, image) for image in images]
-        known = {path: array for path in paths if (array := _read(path)) is not None}
-        missing = {path: image for path, image in zip(paths, images, strict=True) if path not in known}
-        waiting = list(missing.items())
-        for start in range(0, len(waiting), self._batch_size):
-            some = waiting[start : start + self._batch_size]
-            for (path, _), array in zip(some, compute([image for _, image in some]), strict=True):
+        paths = [self._path(key, image) for image in images]
+        arrays = {path: array for path in paths if (array := _read(path)) is not None}
+        missing = [(path, image) for path, image in dict(zip(paths, images, strict=True)).items() if path not in arrays]
+        for start in range(0, len(missing), self._batch_size):
+            batch = missing[start : start + self._batch_size]
+            for (path, _), array in zip(batch, compute([image for _, image in batch]), strict=True):
                 atomic_write(path, _npy(array))
-                known[path] = array
-        return [known[path] for path in paths]
+                arrays[path] = array
+        return [arrays[path] for path in paths]
 
-    def _path(self, maker: str, image: Image.Image) -> Path:
-        digest = hashlib.sha256(f"{maker} {image.mode} {image.size}".encode())
+    def _path(self, key: str, image: Image.Image) -> Path:
+        digest = hashlib.sha256(f"{key} {image.mode} {image.size}".encode())
         digest.update(image.tobytes())
         name = digest.hexdigest()
         return self._folder / name[:2] / f"{name[2:]}.npy"
 
 
 def _read(path: Path) -> NDArray[np.float32] | None:
-    """An array, None where there is none yet; one that has been damaged since is told of, and made anew."""
+    """A cached array; None where there is none, or a damaged one, with a warning."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -68,12 +62,12 @@ def _read(path: Path) -> NDArray[np.float32] | None:
     array, digest = content[:-DIGEST], content[-DIGEST:]
     if hashlib.sha256(array).digest() == digest:
         return np.load(io.BytesIO(array), allow_pickle=False)
-    warnings.warn(f"'{path}' in the cache was damaged and is computed anew.", TaraWarning, stacklevel=2)
+    warnings.warn(f"'{path}' in the cache was damaged and is computed again.", TaraWarning, stacklevel=2)
     return None
 
 
 def _npy(array: NDArray[np.float32]) -> bytes:
-    """An array as an ``.npy`` file with the digest of its content behind it, which readers of such files pass over."""
+    """An array as an ``.npy`` file, followed by the digest of its content, which readers of such files ignore."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()

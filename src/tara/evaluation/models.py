@@ -1,38 +1,168 @@
-"""The models that an evaluation of photos and drawings looks with, loaded together before anything slow begins."""
+"""Pretrained models of transformers: image encoders, CLIP and open-vocabulary detectors, by hub id or folder."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
 
-from tara.bases import device_named
-from tara.evaluation.detectors import Detector
-from tara.evaluation.encoders import ClipEncoder, VisionEncoder
-from tara.evaluation.settings import NOTHING, EvaluationSettings
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from tara.errors import TaraError
+from tara.storage.hub import is_hub_id, not_fetched
+
+VISION_TRANSFORMERS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
+"""Model types whose class token represents the image."""
+OWL = "a photo of a {class_word}", 0.2
+DETECTORS = {"owlv2": OWL, "owlvit": OWL, "grounding-dino": ("a {class_word}", 0.3)}
+"""Query and default confidence by model type."""
+MAX_BOXES = 40
+"""Boxes of one image and class that are kept, before non-maximum suppression."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Models:
-    """A detector, the encoder that says who is who, and two that may be left out."""
+class VisionEncoder:
+    """A vision transformer such as DINO or DINOv2: the vector of an image is its class token after the last norm.
 
-    detector: Detector
-    dino: VisionEncoder
-    clip: ClipEncoder | None = None
-    plain_dino: VisionEncoder | None = None
-    names: Mapping[str, str]
-    """What each is for, and its name."""
-
-
-def load_models(settings: EvaluationSettings, detector: str) -> Models:
-    """Load everything that the settings name.
+    Vectors have length 1; ``key`` identifies the model in a cache.
 
     Raises:
-        TaraError: when a model is not here, with the command that fetches it, or is of another kind.
+        TaraError: when it cannot be loaded or is of another type.
     """
-    device = device_named(settings.device)
-    names = {"detector": detector, "identity": settings.dino, "clip": settings.clip, "plain_dino": settings.plain_dino}
-    return Models(
-        detector=Detector(detector, device, settings.confidence),
-        dino=VisionEncoder(settings.dino, device),
-        clip=None if settings.clip == NOTHING else ClipEncoder(settings.clip, device),
-        plain_dino=None if settings.plain_dino == NOTHING else VisionEncoder(settings.plain_dino, device),
-        names={use: name for use, name in names.items() if name != NOTHING},
-    )
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModel
+
+        self._model, self._processor, self.key = _loaded(name, device, VISION_TRANSFORMERS, AutoModel)
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "images width"]:
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
+        return _normalized(self._model(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 0])
+
+
+class ClipEncoder:
+    """CLIP: images and texts in one space.
+
+    Raises:
+        TaraError: when it cannot be loaded or is of another type.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self._model, self._processor, self.key = _loaded(name, device, ("clip",), CLIPModel)
+        self._tokenizer = load_part(AutoTokenizer, name)
+
+    @torch.inference_mode()
+    def images(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "images width"]:
+        inputs = self._processor(images=list(images), return_tensors="pt").to(self._model.device)
+        return _normalized(self._model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+        """One vector per text, which is truncated to the length of the text encoder."""
+        length = self._model.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).to(self._model.device)
+        features = self._model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return _normalized(features.pooler_output)
+
+
+ImageEncoder = VisionEncoder | ClipEncoder
+
+
+class Detector:
+    """An open-vocabulary object detector: OWLv2, OWL-ViT or Grounding DINO.
+
+    Raises:
+        TaraError: when it cannot be loaded or is of another type.
+    """
+
+    def __init__(self, name: str, device: torch.device, confidence: float | None = None) -> None:
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        self._model, self._processor, model_key = _loaded(
+            name, device, DETECTORS, AutoModelForZeroShotObjectDetection, AutoProcessor
+        )
+        self._query, default = DETECTORS[self._model.config.model_type]
+        self._confidence = default if confidence is None else confidence
+        self.key = f"{model_key} from {self._confidence}"
+
+    @torch.inference_mode()
+    def detect(self, image: Image.Image, class_word: str) -> Float[np.ndarray, "boxes 5"]:
+        """Boxes of a class by descending confidence: left, top, right, bottom (fractions of the sides), confidence.
+
+        One image at a time, because a batch pads smaller images, which changes what Grounding DINO detects.
+        """
+        query = self._query.format(class_word=class_word)
+        inputs = self._processor(images=[image], text=[[query]], return_tensors="pt").to(self._model.device)
+        (result,) = self._processor.post_process_grounded_object_detection(
+            self._model(**inputs), threshold=self._confidence, target_sizes=[(image.height, image.width)]
+        )
+        scores = result["scores"].float().cpu()
+        order = scores.argsort(descending=True)[:MAX_BOXES]
+        sides = torch.tensor(image.size * 2, dtype=torch.float32)
+        corners = torch.minimum(result["boxes"].float().cpu()[order].clamp(min=0), sides)
+        inside = (corners[:, 2:] - corners[:, :2] >= 1).all(1)  # by at least one pixel
+        return torch.cat([corners / sides, scores[order, None]], dim=1)[inside].numpy()
+
+
+def load_part(kind: Any, name: str, **options: Any) -> Any:
+    """A config, model, processor or tokenizer.
+
+    Raises:
+        TaraError: when it is not here, with the command that downloads it, or cannot be used.
+    """
+    if "Processor" in kind.__name__:
+        options["backend"] = "pil"  # torchvision is not a dependency, and scores must not depend on it
+    try:
+        return kind.from_pretrained(name, **options)
+    except Exception as failure:  # an unsuitable folder causes errors of any kind
+        if not Path(name).exists():
+            if is_hub_id(name):
+                raise not_fetched(name, failure) from failure
+            raise TaraError(f"There is no model '{name}'. Give its folder, or a hub id.") from failure
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0].rstrip(".")
+        raise TaraError(f"The model '{name}' cannot be used ({reason}). Give its folder, or a hub id.") from failure
+
+
+def _loaded(
+    name: str, device: torch.device, types: Collection[str], kind: Any, processor: Any = None
+) -> tuple[Any, Any, str]:
+    """A frozen model in float32 of one of the ``types``, its processor (of images by default), and its cache key.
+
+    Raises:
+        TaraError: see `load_part`; also when the model is of another type, or its file lacks weights.
+    """
+    from transformers import AutoConfig
+
+    # not from `transformers` itself, which before 5.18 then asks for torchvision without needing it
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    model_type = str(load_part(AutoConfig, name).model_type)
+    if model_type not in types:
+        raise TaraError(f"'{name}' is of the type {model_type}. Give a model of one of these: {', '.join(types)}.")
+    model, report = load_part(kind, name, output_loading_info=True)
+    # nothing uses the pooler, and DINO's file does not have it
+    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]
+    if missing:
+        raise TaraError(f"The model '{name}' is incomplete: it lacks '{missing[0]}'. Download it again.")
+    model = model.float().eval().requires_grad_(False).to(device)
+    return model, load_part(processor or AutoImageProcessor, name), _cache_key(name, model)
+
+
+def _cache_key(name: str, model: Any) -> str:
+    """A key that changes with the model: of a folder its files, of a hub id its commit."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{getattr(model.config, '_commit_hash', None)}"
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    files = repr([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
+    return f"{folder.name}@{hashlib.sha256(files.encode()).hexdigest()}"
+
+
+def _normalized(vectors: torch.Tensor) -> Float[np.ndarray, "rows width"]:
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

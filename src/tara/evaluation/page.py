@@ -1,4 +1,4 @@
-"""An evaluation as a page: pictures with what was found in them, the figures under them, the command last."""
+"""The report page of an evaluation: images with their detections, then the metrics, then the command."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,171 +6,143 @@ from itertools import combinations
 
 from PIL import Image, ImageDraw
 
-from tara.evaluation.figures import ABSENT, Figures, Scored, by_part, by_series, confusion, differences, figures, shots
-from tara.evaluation.results import Circumstances
-from tara.evaluation.statistics import spelled
-from tara.pictures import read_image
-from tara.plots import COLOURS
-from tara.report import Grid, Row, Table, page, shrunk, wrapped
+from tara.evaluation import metrics
+from tara.evaluation.metrics import ABSENT, Metrics, RunInfo, ScoredImage
+from tara.evaluation.statistics import format_ci
+from tara.report.grid import Grid, Row, Table, shrunk, wrapped
+from tara.report.page import page
+from tara.report.plots import COLOURS
+from tara.storage.images import read_image
 
 SIDE = 320
-"""Of a picture on the page, in pixels at most; the page holds its pictures itself."""
-MOST_ROWS = 24
+"""Maximum side of an image on the page, in pixels; the images are embedded."""
+MAX_ROWS = 24
 COLUMNS = 4
-FRAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
-"""What people call the colours of :data:`tara.plots.COLOURS`."""
-INTERVALS = "Mean and 95 % interval: a bootstrap over groups of subjects, or over pictures where there is one group."
+COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")
+"""Of :data:`tara.report.plots.COLOURS`."""
+INTERVALS = "Mean and 95 % bootstrap interval over groups of subjects, or over images where there is one group."
+PAIRED = "Over the prompts and seeds of both; empty where they share none."
 MEANINGS = {
-    "success": "all subjects of the prompt present, each like itself",
-    "presence": "share of the subjects that are there at all",
-    "identity": "likeness of those that are there to their own photos",
-    "identity_absent_zero": "the same with 0 for those that are not",
-    "leakage": "how much more one is like another subject of the prompt than like itself",
+    "success": "every subject of the prompt is present, with a similarity above its threshold",
+    "presence": "share of the subjects that are detected",
+    "identity": "similarity of the present subjects to their own photos",
+    "identity_absent_zero": "the same with 0 for absent subjects",
+    "leakage": "how much more similar a subject is to another one of the prompt than to itself",
     "identity_clip_i": "identity by CLIP",
-    "identity_absent_zero_clip_i": "identity_absent_zero by CLIP",
     "leakage_clip_i": "leakage by CLIP",
-    "clip_t": "picture and prompt, class words in place of rare words",
-    "plain_clip_t": "picture and prompt as it stands",
-    "plain_clip_i": "whole picture and all photos of its subjects, by CLIP",
-    "plain_dino": "the same by DINO",
-    "background": "the background that the prompt names",
+    "clip_t": "CLIP similarity of image and prompt, with class words in place of rare words",
+    "plain_clip_t": "CLIP similarity of image and prompt",
+    "plain_clip_i": "CLIP similarity of the whole image and all photos of its subjects",
+    "plain_dino": "DINO similarity of the whole image and all photos of its subjects",
 }
 
 
-def evaluation_page(scored: Sequence[Scored], how: Circumstances) -> str:
-    """The page as HTML: what was scored, and how the figures came about."""
-    names = list(by_series(scored))
-    lead = f"{len(scored)} pictures of {len(how.thresholds)} subjects, scored subject by subject."
+def evaluation_page(scored: Sequence[ScoredImage], run_info: RunInfo) -> str:
+    """The page as HTML."""
+    series = metrics.by_series(scored)
+    means = [
+        ((name, category, str(len(part))), metrics.mean_metrics(part))
+        for name, own in series.items()
+        for category, part in metrics.by_category(own).items()
+    ]
+    differences = [
+        ((f"{first} minus {second}",), metrics.metric_differences(series[first], series[second]))
+        for first, second in combinations(series, 2)
+    ]
+    meanings = [f"{name}: {text}." for name, text in MEANINGS.items() if any(name in values for _, values in means)]
     tables = [
-        _figures_table(scored),
-        *([_differences_table(scored)] if len(names) > 1 else []),
-        *(_confusion_table(name, some) for name, some in by_series(scored).items()),
-        _subjects_table(how),
-        Table(headings=("for", "model"), rows=tuple(how.models.items()), title="What looked"),
+        _metric_table("Metrics", ("series", "", "images"), means, " ".join([INTERVALS, *meanings])),
+        *([_metric_table("Differences", ("",), differences, PAIRED)] if differences else []),
+        *(_confusion_table(name, own) for name, own in series.items()),
+        Table(
+            headings=("subject", "photos", "minimum similarity"),
+            rows=tuple((of.name, of.photos.as_posix(), f"{low:.2f}") for of, low in run_info.thresholds.items()),
+            title="Subjects",
+            note="The minimum similarity counts as the subject itself.",
+        ),
+        Table(headings=("purpose", "model"), rows=tuple(run_info.models.items()), title="Models"),
     ]
     return page(
-        title=f"Evaluation: {', '.join(names)}",
-        lead=lead,
+        title=f"Evaluation: {', '.join(series)}",
+        lead=f"{len(scored)} images of {len(run_info.thresholds)} subjects, scored subject by subject.",
         grids=[_grid(scored)],
         tables=tables,
-        command=how.command,
+        command=run_info.command,
     )
 
 
-def _grid(scored: Sequence[Scored]) -> Grid:
-    """Series side by side, a row for each prompt and seed; a single series goes on from row to row."""
-    series = by_series(scored)
+def _grid(scored: Sequence[ScoredImage]) -> Grid:
+    """One column per series, a row for each prompt and seed; a single series is wrapped."""
+    series = metrics.by_series(scored)
     if len(series) == 1:
-        shown = scored[: MOST_ROWS * COLUMNS]
-        captions = [f"{_place(one)}: {_caption(one)}" for one in shown]
-        grid = wrapped([_marked(one) for one in shown], captions, columns=COLUMNS, title="Pictures")
-        return replace(grid, note=_note(scored, len(shown), len(scored), "pictures"))
-    cells = [dict(shots(some)) for some in series.values()]
-    asked = list(dict.fromkeys(shot for of in cells for shot in of))
-    rows = tuple(_row([of.get(shot) for of in cells]) for shot in asked[:MOST_ROWS])
-    note = _note(scored, len(rows), len(asked), "prompts and seeds")
-    return Grid(rows=rows, columns=tuple(series), title="Pictures", note=note)
+        shown, total, unit = scored[: MAX_ROWS * COLUMNS], len(scored), "images"
+        captions = [f"{_label(one)}: {_caption(one)}" for one in shown]
+        grid = wrapped([_framed(one) for one in shown], captions, columns=COLUMNS, title="Images")
+    else:
+        columns = [dict(metrics.keyed(own)) for own in series.values()]
+        keys = list(dict.fromkeys(key for column in columns for key in column))
+        shown, total, unit = keys[:MAX_ROWS], len(keys), "prompts and seeds"
+        rows = tuple(_row([column.get(key) for column in columns]) for key in shown)
+        grid = Grid(rows=rows, columns=tuple(series), title="Images")
+    colours = COLOUR_NAMES[: max(len(one.record.subjects) for one in scored)]
+    note = f"Frames, in the order of a prompt's subjects: {', '.join(colours)}."
+    return replace(grid, note=f"{note} The first {len(shown)} of {total} {unit}." if len(shown) < total else note)
 
 
-def _note(scored: Sequence[Scored], shown: int, there: int, what: str) -> str:
-    most = max(len(one.picture.subjects) for one in scored)
-    frames = f"Frames, in the order of a prompt's subjects: {', '.join(FRAMES[:most])}."
-    return f"{frames} The first {shown} of {there} {what}." if shown < there else frames
-
-
-def _row(cells: Sequence[Scored | None]) -> Row:
+def _row(images: Sequence[ScoredImage | None]) -> Row:
     return Row(
-        label=next(_place(cell) for cell in cells if cell),
-        images=tuple(_marked(cell) if cell else None for cell in cells),
-        captions=tuple(_caption(cell) if cell else "" for cell in cells),
+        label=next(_label(one) for one in images if one),
+        images=tuple(_framed(one) if one else None for one in images),
+        captions=tuple(_caption(one) if one else "" for one in images),
     )
 
 
-def _place(one: Scored) -> str:
-    seed = "" if one.picture.seed is None else f", seed\N{NO-BREAK SPACE}{one.picture.seed}"
-    return f"{one.picture.prompt}{seed}"
+def _label(one: ScoredImage) -> str:
+    seed = "" if one.record.seed is None else f", seed\N{NO-BREAK SPACE}{one.record.seed}"
+    return f"{one.record.prompt}{seed}"
 
 
-def _caption(one: Scored) -> str:
-    """What came of each subject, for instance ``xlo dog 0.81 · szn cat absent``."""
-    measure = one.score.measures[0]
+def _caption(one: ScoredImage) -> str:
+    """The identity of each subject, for instance ``xlo dog 0.81 · szn cat absent``."""
     parts: list[str] = []
-    for subject, score in zip(one.picture.subjects, one.score.subjects, strict=True):
-        told = f"{score.identity[measure]:.2f}{'' if score.right else ', not itself'}" if score.identity else ABSENT
-        parts.append(f"{subject.name} {told}")
+    for subject, score in zip(one.record.subjects, one.score.subjects, strict=True):
+        identity = score.identity.get(one.score.encoders[0])
+        below = "" if score.correct else ", below threshold"
+        parts.append(f"{subject.name} {ABSENT if identity is None else f'{identity:.2f}{below}'}")
     return " · ".join(parts)
 
 
-def _marked(one: Scored) -> Image.Image:
-    """The picture at the page's size, with a frame around every subject that was found in it."""
-    image = shrunk(read_image(one.picture.path), SIDE)
+def _framed(one: ScoredImage) -> Image.Image:
+    """The image at the page's size, with a frame around every present subject."""
+    image = shrunk(read_image(one.record.path), SIDE)
     draw, last = ImageDraw.Draw(image), (image.width - 1, image.height - 1)
-    for number, subject in enumerate(one.score.subjects):
+    for index, subject in enumerate(one.score.subjects):
         if subject.box is not None:
             corners = [round(min(max(0.0, part), 1.0) * side) for part, side in zip(subject.box, last * 2, strict=True)]
-            draw.rectangle(corners, outline=COLOURS[number % len(COLOURS)], width=max(1, max(image.size) // 100))
+            draw.rectangle(corners, outline=COLOURS[index % len(COLOURS)], width=max(1, max(image.size) // 100))
     return image
 
 
-def _figures_table(scored: Sequence[Scored]) -> Table:
-    rows = [
-        (name, part, str(len(some)), figures(some))
-        for name, series in by_series(scored).items()
-        for part, some in by_part(series).items()
-    ]
-    shown = _measured([figure for *_, figure in rows])
+def _metric_table(
+    title: str, headings: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Metrics]], note: str
+) -> Table:
+    """A row of ready text and its metrics; metrics without any value have no column."""
+    names = list(dict.fromkeys(name for _, values in rows for name in values))
+    cells = [[format_ci(values[name]) if name in values else "" for name in names] for _, values in rows]
     return Table(
-        headings=("series", "", "pictures", *shown),
-        rows=tuple((name, part, count, *_cells(found, shown)) for name, part, count, found in rows),
-        title="Figures",
-        note=f"{INTERVALS} {_meanings(shown)}",
+        headings=(*headings, *names),
+        rows=tuple((*first, *of) for (first, _), of in zip(rows, cells, strict=True)),
+        title=title,
+        note=note,
     )
 
 
-def _differences_table(scored: Sequence[Scored]) -> Table:
-    pairs = combinations(by_series(scored).items(), 2)
-    found = [(f"{one} minus {other}", differences(ours, theirs)) for (one, ours), (other, theirs) in pairs]
-    shown = _measured([figure for _, figure in found])
-    return Table(
-        headings=("", *shown),
-        rows=tuple((name, *_cells(figure, shown)) for name, figure in found),
-        title="Differences",
-        note="Over the prompts and seeds that both have; empty where they share none.",
-    )
-
-
-def _confusion_table(name: str, scored: Sequence[Scored]) -> Table:
-    counts = confusion(scored)
+def _confusion_table(name: str, scored: Sequence[ScoredImage]) -> Table:
+    counts = metrics.confusion(scored)
     columns = [*counts, ABSENT]
     return Table(
-        headings=("asked for", *columns),
-        rows=tuple((asked, *(str(of.get(column, "")) for column in columns)) for asked, of in counts.items()),
-        title=f"Who looks like whom: {name}",
-        note="How many of a row's subject looked most like which subject of their prompt.",
+        headings=("expected", *columns),
+        rows=tuple((expected, *(str(of.get(column, "")) for column in columns)) for expected, of in counts.items()),
+        title=f"Confusion: {name}",
+        note="How many detections of a row's subject are most similar to which subject of their prompt.",
     )
-
-
-def _subjects_table(how: Circumstances) -> Table:
-    rows = tuple((one.name, one.photos.as_posix(), f"{least:.2f}") for one, least in how.thresholds.items())
-    return Table(
-        headings=("subject", "photos", "least likeness"),
-        rows=rows,
-        title="Subjects",
-        note="The least likeness that counts as the subject itself.",
-    )
-
-
-def _measured(found: Sequence[Figures]) -> list[str]:
-    return list(dict.fromkeys(name for some in found for name, figure in some.items() if figure is not None))
-
-
-def _cells(found: Figures, shown: Sequence[str]) -> list[str]:
-    cells: list[str] = []
-    for name in shown:
-        figure = found.get(name)
-        cells.append("" if figure is None else spelled(figure))
-    return cells
-
-
-def _meanings(shown: Sequence[str]) -> str:
-    return " ".join(f"{name}: {MEANINGS[name]}." for name in shown if name in MEANINGS)

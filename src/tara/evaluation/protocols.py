@@ -1,134 +1,136 @@
-"""What is drawn to be scored: groups of subjects in a few places, or the DreamBooth data set's prompts."""
+"""Which prompts are evaluated: groups of subjects in a few places, or the prompts of the DreamBooth data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tara.binding import AdapterUse, check_named
-from tara.dreambooth import LIVE_CLASSES, TABLE, subject_of
 from tara.errors import TaraError, nearest
-from tara.evaluation.subjects import Subject, part_of
-from tara.provenance import UsedFile
+from tara.evaluation.subjects import Subject, class_category
+from tara.inference.binding import ActiveAdapter, check_named
+from tara.inference.provenance import UsedFile
+from tara.training.data.dreambooth import LIVE_CLASSES, TABLE, subject_of
 
 SUBJECTS = "{subjects}"
 PROMPTS = ("a photo of {subjects}", "{subjects} on the beach", "{subjects} in the snow", "{subjects} on the street")
-"""Of groups; they name places that every base knows, toyland's too."""
+"""Of groups, if no others are given."""
 LIVING, OBJECTS = "living subjects", "objects"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Role:
-    """A subject and the adapter that has learned it."""
+class TrainedSubject:
+    """A subject and the adapter that was trained on it."""
 
     subject: Subject
-    use: AdapterUse
+    active: ActiveAdapter
     file: UsedFile
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
-    """A prompt, numbered among those of its subjects, and the subjects that it names."""
+class EvaluationPrompt:
+    """A prompt, its number among those of the same subjects, and the subjects that it names."""
 
-    roles: tuple[Role, ...]
-    prompt: str
+    text: str
     number: int
-    part: str
+    trained: tuple[TrainedSubject, ...]
+    category: str
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        """Who should be in its pictures."""
-        return tuple(role.subject for role in self.roles)
+        """The subjects that its images should show."""
+        return tuple(one.subject for one in self.trained)
 
 
-def cast(uses: Sequence[AdapterUse], files: Sequence[UsedFile], subjects: Sequence[Subject]) -> list[Role]:
+def trained_subjects(
+    active_adapters: Sequence[ActiveAdapter], files: Sequence[UsedFile], subjects: Sequence[Subject]
+) -> list[TrainedSubject]:
     """Every adapter with its subject.
 
     Raises:
-        TaraError: when an adapter is a style, nobody has said what it listens to, or adapters and photos do not match.
+        TaraError: when an adapter is a style or has no rare word, or adapters and photos do not match.
     """
-    check_named(uses)
+    check_named(active_adapters)
     by_name = {subject.name.casefold(): subject for subject in subjects}
-    roles: list[Role] = []
-    for use, file in zip(uses, files, strict=True):
-        name = f"{use.rare_word} {use.class_word}"
-        if use.adapter.card.is_style:
-            raise TaraError(f"{use.name} is a style, which no part of a picture shows by itself. Leave it out.")
+    trained: list[TrainedSubject] = []
+    for active, file in zip(active_adapters, files, strict=True):
+        name = f"{active.rare_word} {active.class_word}"
+        if active.adapter.card.is_style:
+            raise TaraError(f"{active.name} is a style, which no detector finds in an image. Leave it out.")
         if name.casefold() not in by_name:
-            raise TaraError(f"Nobody has said where the photos of '{name}' are. Add --references '{name}=FOLDER'.")
-        roles.append(Role(subject=by_name.pop(name.casefold()), use=use, file=file))
+            raise TaraError(f"There are no photos of '{name}'. Add --references '{name}=FOLDER'.")
+        trained.append(TrainedSubject(subject=by_name.pop(name.casefold()), active=active, file=file))
     if by_name:
-        known = ", ".join(role.subject.name for role in roles) or "none"
+        known = ", ".join(one.subject.name for one in trained) or "none"
         raise TaraError(f"There is no adapter of '{next(iter(by_name))}', only of: {known}. Add it with --adapter.")
-    return roles
+    return trained
 
 
-def groups(roles: Sequence[Role], listed: Sequence[str] = (), prompts: Sequence[str] = PROMPTS) -> list[Scene]:
-    """Several subjects in one picture: all pairs, or those groups that are listed.
+def group_prompts(
+    trained: Sequence[TrainedSubject], groups: Sequence[str] = (), prompts: Sequence[str] = PROMPTS
+) -> list[EvaluationPrompt]:
+    """Several subjects in one image: all pairs, or the given groups.
 
     Args:
-        roles: everybody.
-        listed: groups such as ``xlo+szn``, of any size.
-        prompts: with ``{subjects}``, where "a xlo dog and a szn cat" will stand.
+        trained: all subjects.
+        groups: such as ``xlo+szn``, of any size.
+        prompts: with ``{subjects}`` in place of "a xlo dog and a szn cat".
 
     Raises:
         TaraError: when a group names an unknown subject, there is none, or a prompt has no ``{subjects}``.
     """
     for prompt in prompts:
         if SUBJECTS not in prompt:
-            raise TaraError(f"The prompt '{prompt}' does not say where the subjects stand. Write {SUBJECTS} there.")
-    chosen = [_group(text, roles) for text in listed] or list(combinations(roles, 2))
+            raise TaraError(f"The prompt '{prompt}' has no place for the subjects. Write {SUBJECTS} there.")
+    chosen = [_group(text, trained) for text in groups] or list(combinations(trained, 2))
     if not chosen:
-        raise TaraError(f"{len(roles)} subjects make no pair. Give two --adapter or more.")
+        raise TaraError(f"{len(trained)} subjects make no pair. Give two --adapter or more.")
     return [
-        Scene(
-            roles=group,
-            prompt=prompt.replace(SUBJECTS, together([role.subject for role in group])),
+        EvaluationPrompt(
+            text=prompt.replace(SUBJECTS, joined_names([one.subject for one in group])),
             number=number,
-            part=part_of([role.subject for role in group]),
+            trained=group,
+            category=class_category([one.subject for one in group]),
         )
         for group in chosen
         for number, prompt in enumerate(prompts)
     ]
 
 
-def dreambooth(roles: Sequence[Role]) -> list[Scene]:
-    """Each subject alone in the data set's prompts, 25 for things and 25 for living subjects.
+def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationPrompt]:
+    """Each subject alone in the 25 prompts of the DreamBooth data set for objects or for living subjects.
 
     The table is found beside the folder of the subject's photos (Ruiz et al., DreamBooth, CVPR 2023).
 
     Raises:
         TaraError: when there is no table, or it has no prompts.
     """
-    scenes: list[Scene] = []
-    for role in roles:
-        table = subject_of(role.subject.photos)
-        if table is None or not table.prompts:
+    prompts: list[EvaluationPrompt] = []
+    for one in trained:
+        row = subject_of(one.subject.photos)
+        if row is None or not row.prompts:
             raise TaraError(
-                f"There is no {TABLE} with prompts beside {role.subject.photos}. Put the data set's table there."
+                f"There is no {TABLE} with prompts beside {one.subject.photos}. Put the data set's table there."
             )
-        part = LIVING if table.kind in LIVE_CLASSES else OBJECTS
-        words = {"{word}": role.use.rare_word, "{kind}": role.use.class_word}
-        for number, prompt in enumerate(table.prompts):
-            for place, word in words.items():
-                prompt = prompt.replace(place, word)
-            scenes.append(Scene(roles=(role,), prompt=prompt, number=number, part=part))
-    return scenes
+        category = LIVING if row.class_word in LIVE_CLASSES else OBJECTS
+        for number, template in enumerate(row.prompts):
+            text = template.replace("{rare_word}", one.active.rare_word).replace("{class_word}", one.active.class_word)
+            prompts.append(EvaluationPrompt(text=text, number=number, trained=(one,), category=category))
+    return prompts
 
 
-def together(subjects: Sequence[Subject]) -> str:
+def joined_names(subjects: Sequence[Subject]) -> str:
     """For instance "a xlo dog, a szn cat and a qev car"."""
     *first, last = [f"a {subject.name}" for subject in subjects]
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _group(text: str, roles: Sequence[Role]) -> tuple[Role, ...]:
-    names = {role.subject.word.casefold(): role for role in roles}
-    names |= {role.subject.name.casefold(): role for role in roles}
-    found: list[Role] = []
+def _group(text: str, trained: Sequence[TrainedSubject]) -> tuple[TrainedSubject, ...]:
+    by_name = {one.subject.rare_word.casefold(): one for one in trained}
+    by_name |= {one.subject.name.casefold(): one for one in trained}
+    group: list[TrainedSubject] = []
     for part in text.split("+"):
-        role = names.get(part.strip().casefold())
-        if role is None or role in found:
-            why = "names a subject twice" if role else f"names '{part}', of which there is no adapter"
-            raise TaraError(f"The group '{text}' {why}.{nearest(part, names)} Write it like xlo+szn.")
-        found.append(role)
-    return tuple(found)
+        one = by_name.get(part.strip().casefold())
+        if one is None or one in group:
+            why = "names a subject twice" if one else f"names '{part}', of which there is no adapter"
+            raise TaraError(f"The group '{text}' {why}.{nearest(part, by_name)} Write it like xlo+szn.")
+        group.append(one)
+    return tuple(group)

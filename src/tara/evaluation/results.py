@@ -1,129 +1,123 @@
-"""What an evaluation leaves for other programs: `results.json` and `results.csv`."""
+"""Scores images and writes ``results.json``, ``results.csv`` and a report page."""
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tara.evaluation.figures import Scored, by_part, by_series, confusion, differences, figures
-from tara.evaluation.scores import WHOLE
+from tara.evaluation import metrics
+from tara.evaluation.metrics import RunInfo, ScoredImage
+from tara.evaluation.page import evaluation_page
+from tara.evaluation.scorer import SubjectScorer
+from tara.evaluation.scores import WHOLE_IMAGE, score
 from tara.evaluation.statistics import DIGITS
-from tara.evaluation.subjects import SAME_CLASS, Subject
-from tara.run_folder import versions
+from tara.evaluation.subjects import ImageRecord
+from tara.storage.files import atomic_write
+from tara.storage.images import read_image
+from tara.training.run.folder import versions
 
 
-@dataclass(frozen=True, kw_only=True)
-class Circumstances:
-    """How the figures came about."""
+def evaluate(
+    records: Sequence[ImageRecord],
+    scorer: SubjectScorer,
+    out: Path,
+    run_info: RunInfo,
+    *,
+    batch_size: int = 8,
+    on_progress: Callable[[float, str], object] = lambda done, note: None,
+) -> dict[str, Any]:
+    """Score images, and write ``results.json``, ``results.csv`` and ``index.html`` into the folder ``out``.
 
-    protocol: str
-    command: str
-    models: Mapping[str, str]
-    thresholds: Mapping[Subject, float]
-    """The least likeness that counts as each subject."""
+    Args:
+        on_progress: takes the number of scored images, and an empty note.
+
+    Returns:
+        the content of ``results.json``.
+
+    Raises:
+        TaraError: for an image that cannot be read, or a folder that cannot be written.
+    """
+    scored: list[ScoredImage] = []
+    for start in range(0, len(records), batch_size):
+        batch = records[start : start + batch_size]
+        detections = scorer(batch, [read_image(record.path) for record in batch])
+        scored += [ScoredImage(record=of, score=score(one)) for of, one in zip(batch, detections, strict=True)]
+        on_progress(len(scored), "")
+    content = results(scored, run_info, out)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(out / "results.json", text.encode())
+    atomic_write(out / "results.csv", _csv(content["images"]))
+    atomic_write(out / "index.html", evaluation_page(scored, run_info).encode())
+    return content
 
 
-def results(scored: Sequence[Scored], how: Circumstances, out: Path) -> dict[str, Any]:
-    """Everything that ``results.json`` holds; pictures are named as seen from the folder ``out``."""
-    series = by_series(scored)
+def results(scored: Sequence[ScoredImage], run_info: RunInfo, out: Path) -> dict[str, Any]:
+    """The content of ``results.json``; images in the folder ``out`` have paths relative to it."""
+    series = metrics.by_series(scored)
+    subjects = [
+        {"subject": one.name, "photos": one.photos.as_posix(), "threshold": round(threshold, DIGITS)}
+        for one, threshold in run_info.thresholds.items()
+    ]
+    differences = [
+        {"first": first, "second": second, "metrics": metrics.metric_differences(series[first], series[second])}
+        for first, second in combinations(series, 2)
+    ]
     return {
-        "protocol": how.protocol,
-        "command": how.command,
-        "models": dict(how.models),
+        "protocol": run_info.protocol,
+        "command": run_info.command,
+        "models": dict(run_info.models),
         "versions": versions(),
-        "subjects": [
-            {"word": one.word, "kind": one.kind, "photos": one.photos.as_posix(), "threshold": round(threshold, DIGITS)}
-            for one, threshold in how.thresholds.items()
-        ],
-        "series": [_series(name, pictures) for name, pictures in series.items()],
-        "differences": [
-            {"first": first, "second": second, "figures": differences(series[first], series[second])}
-            for first, second in combinations(series, 2)
-        ],
-        "pictures": [_picture(one, out) for one in scored],
+        "subjects": subjects,
+        "series": [_series(name, own) for name, own in series.items()],
+        "differences": differences,
+        "images": [_image(one, out) for one in scored],
     }
 
 
-def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """The content of ``results.json``."""
-    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def _series(name: str, scored: Sequence[ScoredImage]) -> dict[str, Any]:
+    categories = [
+        {"name": category, "count": len(own), "metrics": metrics.mean_metrics(own)}
+        for category, own in metrics.by_category(scored).items()
+    ]
+    return {**categories[0], "name": name, "categories": categories[1:], "confusion": metrics.confusion(scored)}
 
 
-def csv_bytes(scored: Sequence[Scored], out: Path) -> bytes:
-    """The content of ``results.csv``: a row for each subject of each picture; what does not apply is left empty."""
-    rows = [row for one in scored for row in _rows(one, out)]
+def _image(one: ScoredImage, out: Path) -> dict[str, Any]:
+    path, folder = one.record.path.absolute(), out.absolute()
+    file = path.relative_to(folder) if path.is_relative_to(folder) else one.record.path
+    names = [subject.name for subject in one.record.subjects]
+    of_subjects = {metric: of for metric, of in one.score.values().items() if WHOLE_IMAGE not in of}
+    return {
+        "series": one.record.series,
+        "file": file.as_posix(),
+        "prompt": one.record.prompt,
+        "seed": one.record.seed,
+        "group": one.record.group,
+        "category": one.record.category,
+        "success": one.score.success,
+        **one.score.image_metrics,
+        "subjects": [
+            {
+                "subject": name,
+                "correct": score.correct,
+                "most_similar": None if score.most_similar is None else names[score.most_similar],
+                "box": score.box,
+                **{metric: of.get(index) for metric, of in of_subjects.items()},
+            }
+            for index, (name, score) in enumerate(zip(names, one.score.subjects, strict=True))
+        ],
+    }
+
+
+def _csv(images: Sequence[dict[str, Any]]) -> bytes:
+    """A row for each subject of each image; what does not apply is empty."""
+    rows = [image | subject for image in images for subject in image["subjects"]]
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("subjects", "box"))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+    writer = csv.DictWriter(text, fieldnames=list(names), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def _series(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
-    parts = by_part(scored)
-    return {
-        "name": name,
-        "images": len(scored),
-        "figures": figures(scored),
-        "parts": [
-            {"name": part, "images": len(some), "figures": figures(some)} for part, some in parts.items() if part
-        ],
-        "confusion": confusion(scored),
-    }
-
-
-def _picture(one: Scored, out: Path) -> dict[str, Any]:
-    return {
-        "file": place_of(one.picture.path, out),
-        "series": one.picture.series,
-        "prompt": one.picture.prompt,
-        "seed": one.picture.seed,
-        "success": one.score.success,
-        "whole": dict(one.score.whole),
-        "subjects": [
-            {
-                "name": subject.name,
-                "present": score.present,
-                "right": score.right,
-                "box": score.box,
-                "identity": dict(score.identity),
-                "leakage": dict(score.leakage),
-                "looks_like": None if score.looks_like is None else one.picture.subjects[score.looks_like].name,
-            }
-            for subject, score in zip(one.picture.subjects, one.score.subjects, strict=True)
-        ],
-    }
-
-
-def _rows(one: Scored, out: Path) -> list[dict[str, Any]]:
-    picture = {
-        "series": one.picture.series,
-        "file": place_of(one.picture.path, out),
-        "prompt": one.picture.prompt,
-        "seed": "" if one.picture.seed is None else one.picture.seed,
-        "group": one.picture.group,
-        "same_class": int(one.picture.part == SAME_CLASS),
-        "success": int(one.score.success),
-    }
-    of_subjects = {name: of for name, of in one.score.values().items() if WHOLE not in of}
-    rows: list[dict[str, Any]] = []
-    for number, (subject, score) in enumerate(zip(one.picture.subjects, one.score.subjects, strict=True)):
-        own = {
-            "subject": subject.name,
-            "right": int(score.right),
-            "looks_like": "" if score.looks_like is None else one.picture.subjects[score.looks_like].name,
-        }
-        rows.append(
-            picture | own | {name: of.get(number, "") for name, of in of_subjects.items()} | dict(one.score.whole)
-        )
-    return rows
-
-
-def place_of(path: Path, out: Path) -> str:
-    """A file as seen from the output folder, or as it was given when it lies elsewhere."""
-    inside = path.absolute().is_relative_to(out.absolute())
-    return (path.absolute().relative_to(out.absolute()) if inside else path).as_posix()

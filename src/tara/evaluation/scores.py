@@ -1,147 +1,133 @@
-"""From what was seen in a picture to scores of its subjects: pure, whoever saw it."""
+"""From the detections in an image to scores of its subjects: pure functions of arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.optimize import linear_sum_assignment
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, as fractions of the picture's sides."""
+"""Left, top, right, bottom, as fractions of the image's sides."""
 
-WHOLE = -1
-"""Stands where a subject's number would, for a value of the whole picture."""
-
-Way = tuple[int, float, tuple[int | None, ...]]
-"""An assignment of some subjects: how many have a finding, the sum of their likeness, each one's finding."""
+WHOLE_IMAGE = -1
+"""In place of a subject's index, for a metric of the whole image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
-    """What was seen in one picture, set against the subjects that should be in it."""
+class Detections:
+    """What was detected in one image, compared with the subjects that it should show."""
 
     boxes: tuple[Box, ...]
-    """Of each finding."""
-    fits: Bool[np.ndarray, "subjects findings"]
-    """Whether a finding is of a subject's class."""
-    likeness: Mapping[str, Float[np.ndarray, "subjects findings"]]
-    """How like each subject every finding looks, by each measure; the first one says who is who."""
+    """Of each detection."""
+    class_match: Bool[np.ndarray, "subjects detections"]
+    """Whether a detection is of a subject's class."""
+    similarity: Mapping[str, Float[np.ndarray, "subjects detections"]]
+    """Similarity of detections and subjects by each encoder; the first one decides which detection is which subject."""
     thresholds: Float[np.ndarray, " subjects"]
-    """The least likeness, by the first measure, that counts as the subject."""
-    whole: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Scores of the picture as a whole, such as its nearness to the prompt."""
+    """Minimum similarity, by the first encoder, that counts as the subject."""
+    image_metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Metrics of the whole image, such as its similarity to the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectScore:
-    """One subject of one picture; what an absent one lacks is None or empty."""
+    """One subject of one image; ``identity`` and ``leakage`` are by encoder, and empty for an absent subject."""
 
     box: Box | None
     """Where it is; None when it is absent."""
-    right: bool
-    """Present, and at least as like itself as the threshold asks."""
+    correct: bool
+    """Present, with at least the similarity that the threshold asks for."""
     identity: Mapping[str, float]
-    """Likeness of the finding to its own subject, by measure."""
+    """Similarity of the assigned detection to the subject itself."""
     leakage: Mapping[str, float]
-    """How much more the finding is like another subject of the prompt than like its own (0 if it is not)."""
-    looks_like: int | None
-    """The number of the prompt's subject that the finding is most like."""
+    """How much more similar the detection is to another subject of the prompt than to its own (0 if it is not)."""
+    most_similar: int | None
+    """Index of the prompt's subject that the detection is most similar to."""
 
     @property
     def present(self) -> bool:
-        """Whether something of its class stands for it."""
+        """Whether a detection of its class is assigned to it."""
         return self.box is not None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureScore:
-    """One picture's subjects, and the picture as a whole."""
+class ImageScore:
+    """The scores of one image's subjects, and the metrics of the whole image."""
 
-    measures: tuple[str, ...]
+    encoders: tuple[str, ...]
     subjects: tuple[SubjectScore, ...]
-    whole: Mapping[str, float]
+    image_metrics: Mapping[str, float]
 
     @property
     def success(self) -> bool:
-        """All subjects are present and all are right."""
-        return all(subject.right for subject in self.subjects)
+        """All subjects are present and correct."""
+        return all(subject.correct for subject in self.subjects)
 
     @property
     def present(self) -> tuple[bool, ...]:
-        """Which subjects are there."""
+        """Which subjects are present."""
         return tuple(subject.present for subject in self.subjects)
 
     def values(self) -> dict[str, dict[int, float]]:
-        """Every figure of the picture by name, and for each the values by subject number (or :data:`WHOLE`).
+        """Every metric by name, with its values by subject index (or :data:`WHOLE_IMAGE`).
 
-        ``identity`` has no value for an absent subject, ``identity_absent_zero`` has 0 there; ``leakage`` has one only
-        beside another subject. Measures after the first add their name, as in ``identity_clip_i``.
+        ``identity`` has no value for an absent subject, ``identity_absent_zero`` has 0 there; ``leakage`` only has one
+        beside another subject. Metrics of the encoders after the first end with its name, as in ``identity_clip_i``.
         """
-        found: dict[str, dict[int, float]] = {
-            "success": {WHOLE: float(self.success)},
-            "presence": {number: float(one.present) for number, one in enumerate(self.subjects)},
+        values: dict[str, dict[int, float]] = {
+            "success": {WHOLE_IMAGE: float(self.success)},
+            "presence": {index: float(present) for index, present in enumerate(self.present)},
         }
-        for measure in self.measures:
-            ending = "" if measure == self.measures[0] else f"_{measure}"
-            identity = {n: one.identity[measure] for n, one in enumerate(self.subjects) if one.identity}
-            found[f"identity{ending}"] = identity
-            found[f"identity_absent_zero{ending}"] = {n: identity.get(n, 0.0) for n in range(len(self.subjects))}
-            found[f"leakage{ending}"] = {n: one.leakage[measure] for n, one in enumerate(self.subjects) if one.leakage}
-        return found | {name: {WHOLE: value} for name, value in self.whole.items()}
+        for encoder in self.encoders:
+            suffix = "" if encoder == self.encoders[0] else f"_{encoder}"
+            identity = {n: one.identity[encoder] for n, one in enumerate(self.subjects) if one.identity}
+            values[f"identity{suffix}"] = identity
+            values[f"identity_absent_zero{suffix}"] = {n: identity.get(n, 0.0) for n in range(len(self.subjects))}
+            values[f"leakage{suffix}"] = {n: one.leakage[encoder] for n, one in enumerate(self.subjects) if one.leakage}
+        return values | {name: {WHOLE_IMAGE: value} for name, value in self.image_metrics.items()}
 
 
-def score(seen: Seen) -> PictureScore:
-    """Say which finding is which subject, and how well each one came out.
+def score(detections: Detections) -> ImageScore:
+    """Assign detections to subjects, and score each subject.
 
-    With L (subjects, findings) the likeness by one measure and f the finding of subject s: identity is L[s, f], leakage
-    max(0, max over the other subjects t of L[t, f] - L[s, f]).
+    With S (subjects, detections) the similarity by one encoder and d the detection of subject s: identity is S[s, d],
+    leakage max(0, max over the other subjects t of S[t, d] - S[s, d]).
     """
-    measures = tuple(seen.likeness)
-    deciding = seen.likeness[measures[0]]
+    encoders = tuple(detections.similarity)
+    deciding = detections.similarity[encoders[0]]
     subjects: list[SubjectScore] = []
-    for number, finding in enumerate(assign(deciding, seen.fits)):
-        if finding is None:
-            subjects.append(SubjectScore(box=None, right=False, identity={}, leakage={}, looks_like=None))
+    for index, detection in enumerate(assign(deciding, detections.class_match)):
+        if detection is None:
+            subjects.append(SubjectScore(box=None, correct=False, identity={}, leakage={}, most_similar=None))
             continue
-        columns = {measure: seen.likeness[measure][:, finding] for measure in measures}
+        columns = {encoder: detections.similarity[encoder][:, detection] for encoder in encoders}
         subjects.append(
             SubjectScore(
-                box=seen.boxes[finding],
-                right=bool(deciding[number, finding] >= seen.thresholds[number]),
-                identity={measure: float(column[number]) for measure, column in columns.items()},
-                leakage={measure: leakage(column, number) for measure, column in columns.items() if len(column) > 1},
-                looks_like=int(np.argmax(deciding[:, finding])),
+                box=detections.boxes[detection],
+                correct=bool(deciding[index, detection] >= detections.thresholds[index]),
+                identity={encoder: float(column[index]) for encoder, column in columns.items()},
+                leakage={encoder: leakage(column, index) for encoder, column in columns.items() if len(column) > 1},
+                most_similar=int(np.argmax(deciding[:, detection])),
             )
         )
-    return PictureScore(measures=measures, subjects=tuple(subjects), whole=seen.whole)
+    return ImageScore(encoders=encoders, subjects=tuple(subjects), image_metrics=detections.image_metrics)
 
 
-def leakage(likeness: Float[np.ndarray, " subjects"], own: int) -> float:
-    """How much more one finding is like another subject than like its ``own``; 0 when it is most like its own."""
-    return max(0.0, float(np.delete(likeness, own).max() - likeness[own]))
+def leakage(similarity: Float[np.ndarray, " subjects"], own: int) -> float:
+    """How much more similar a detection is to another subject than to its ``own``; 0 if it is most similar to that."""
+    return max(0.0, float(np.delete(similarity, own).max() - similarity[own]))
 
 
 def assign(
-    likeness: Float[np.ndarray, "subjects findings"], fits: Bool[np.ndarray, "subjects findings"]
+    similarity: Float[np.ndarray, "subjects detections"], class_match: Bool[np.ndarray, "subjects detections"]
 ) -> tuple[int | None, ...]:
-    """Each subject's finding: as many subjects as can be are found, and the sum of their likeness is the greatest.
+    """The detection of each subject: as many matches as possible, among these the largest sum of similarities.
 
-    A finding serves one subject, of its own class; None where there is none for a subject.
+    A detection is assigned to at most one subject, of its own class; None is a subject without a detection.
     """
-    ways: dict[frozenset[int], Way] = {frozenset(): (0, 0.0, ())}
-    for likes, fitting in zip(likeness, fits, strict=True):
-        grown: dict[frozenset[int], Way] = {}
-        for taken, (found, total, chosen) in ways.items():
-            _keep_better(grown, taken, (found, total, (*chosen, None)))
-            for finding in np.flatnonzero(fitting).tolist():
-                if finding not in taken:
-                    way = (found + 1, total + float(likes[finding]), (*chosen, finding))
-                    _keep_better(grown, taken | {finding}, way)
-        ways = grown
-    return max(ways.values(), key=lambda way: way[:2])[2]
-
-
-def _keep_better(ways: dict[frozenset[int], Way], taken: frozenset[int], way: Way) -> None:
-    """Of two ways that leave the same findings for others, the rest of the subjects needs only the better one."""
-    if taken not in ways or way[:2] > ways[taken][:2]:
-        ways[taken] = way
+    # one match more outweighs every difference between two sums
+    bonus = 1 + 2 * len(similarity) * np.abs(similarity).max(initial=0)
+    rows, columns = linear_sum_assignment(np.where(class_match, similarity + bonus, 0), maximize=True)
+    assigned = {int(row): int(column) for row, column in zip(rows, columns, strict=True) if class_match[row, column]}
+    return tuple(assigned.get(row) for row in range(len(similarity)))

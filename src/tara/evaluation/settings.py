@@ -1,40 +1,42 @@
-"""How pictures are looked at: every setting once, for Python and the command line."""
+"""Settings of an evaluation: every option once, for Python and the command line."""
 
 from pydantic import BaseModel, Field
 
-JUDGE = "toyland"
-"""The name of the embedded world's judge among detectors."""
-NOTHING = "none"
-"""The name of no encoder at all."""
-DETECTOR = "google/owlv2-base-patch16-ensemble"
+NO_MODEL = "none"
+"""In place of a model's name: its metrics are left out."""
 
 
 class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
-    """What finds subjects and what compares them; models by hub id or local folder."""
+    """The models of an evaluation, each a hub id or a local folder, and their thresholds."""
 
-    detector: str | None = Field(
-        default=None,
-        description="What finds the subjects: toyland (its judge), or an OWLv2 or Grounding DINO model by hub id or "
-        f"folder; toyland for pictures of that base and {DETECTOR} for others if left out",
+    detector: str = Field(
+        default="google/owlv2-base-patch16-ensemble",
+        description="Object detector: an OWLv2, OWL-ViT or Grounding DINO by hub id or folder",
     )
-    dino: str = Field(default="facebook/dinov2-base", description="Encoder of identity: a DINOv2 by hub id or folder")
+    dino: str = Field(
+        default="facebook/dinov2-base",
+        description="Image encoder of identity and leakage: a DINOv2 by hub id or folder",
+    )
     clip: str = Field(
         default="openai/clip-vit-base-patch32",
         description="Encoder of CLIP-I and CLIP-T: a CLIP by hub id or folder, or none",
     )
     plain_dino: str = Field(
         default="facebook/dino-vits16",
-        description="Encoder of the papers' DINO, on whole pictures: a ViT by hub id or folder, or none",
+        description="Image encoder of the DINO metric on whole images: a ViT by hub id or folder, or none",
     )
     confidence: float | None = Field(
-        default=None, ge=0, le=1, description="Least confidence of the detector; its own family's if left out"
+        default=None,
+        ge=0,
+        le=1,
+        description="Minimum confidence of a detection [default: 0.2 for OWLv2, 0.3 for Grounding DINO]",
     )
     same_subject: float | None = Field(
         default=None,
         ge=-1,
         le=1,
-        description="Least likeness that counts as the subject; half-way between its own photos and the other "
-        "subjects' if left out",
+        description="Minimum similarity that counts as the subject [default: half-way between its own photos and the "
+        "other subjects' photos]",
     )
-    device: str | None = Field(default=None, description="cuda, mps or cpu; the best one found if left out")
-    batch_size: int = Field(default=4, ge=1, le=1024, description="Pictures drawn and looked at together")
+    device: str | None = Field(default=None, description="cuda, mps or cpu [default: the best one found]")
+    batch_size: int = Field(default=4, ge=1, le=1024, description="Images generated or scored at a time")

@@ -1,43 +1,45 @@
-"""Who should be in a picture: subjects, their photos, and where a prompt names them."""
+"""Which subjects an image should show: subjects, their photos, and where a prompt names them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from tara.dreambooth import subject_of
+from tara.core.tokens import with_class_words, word_spans
 from tara.errors import TaraError
-from tara.tokens import with_class_words, word_spans
+from tara.training.data.dreambooth import subject_of
 
 SAME_CLASS, OTHER_CLASSES = "same class", "different classes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Somebody's dog: the rare word that stands for it, its class word, and the folder of its photos."""
+    """A rare word, its class word, and the folder of the subject's photos."""
 
-    word: str
-    kind: str
+    rare_word: str
+    class_word: str
     photos: Path
 
     @property
     def name(self) -> str:
-        """How a prompt calls it."""
-        return f"{self.word} {self.kind}"
+        """Its name in a prompt."""
+        return f"{self.rare_word} {self.class_word}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture file and what should be in it."""
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image file and the subjects that it should show.
+
+    Series, such as folders or composers, are compared with each other. Metrics are also reported for each category of
+    prompts, such as ``same class``.
+    """
 
     path: Path
     series: str
-    """What it is compared as part of: a folder, or a composer."""
     prompt: str
     seed: int | None
     subjects: tuple[Subject, ...]
-    part: str = ""
-    """The kind of prompt, such as ``same class``; figures are also given for each."""
+    category: str = ""
 
     @property
     def group(self) -> str:
@@ -46,43 +48,44 @@ class Picture:
 
     @property
     def plain_prompt(self) -> str:
-        """The prompt with class words in place of rare words, which mean nothing to a text encoder."""
-        named = ((span, one.kind) for one in self.subjects for span in word_spans(self.prompt, one.word))
+        """The prompt with class words in place of rare words, which CLIP's text encoder does not know."""
+        named = ((span, one.class_word) for one in self.subjects for span in word_spans(self.prompt, one.rare_word))
         return with_class_words(self.prompt, named)
 
 
-def part_of(subjects: Sequence[Subject]) -> str:
-    """Whether some of several subjects share a class, the hardest case; empty for one alone."""
+def class_category(subjects: Sequence[Subject]) -> str:
+    """Whether any two subjects share a class, the hardest case; empty for a single subject."""
     if len(subjects) < 2:
         return ""
-    same = any(one.kind.casefold() == other.kind.casefold() for one, other in combinations(subjects, 2))
+    same = any(one.class_word.casefold() == other.class_word.casefold() for one, other in combinations(subjects, 2))
     return SAME_CLASS if same else OTHER_CLASSES
 
 
-def asked_for(prompt: str, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
-    """The subjects that a prompt names by their rare words; of a prompt without any, those whose class word it holds.
+def prompted_subjects(prompt: str, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
+    """The subjects that a prompt names by rare word; if it has none of these, those that it names by class word.
 
-    Subjects that share a rare word are told apart by their class words.
+    Subjects that share a rare word are distinguished by their class words.
     """
 
     def named(subject: Subject) -> bool:
-        shared = sum(other.word.casefold() == subject.word.casefold() for other in subjects) > 1
-        return bool(word_spans(prompt, subject.word)) and (not shared or bool(word_spans(prompt, subject.kind)))
+        shared = sum(other.rare_word.casefold() == subject.rare_word.casefold() for other in subjects) > 1
+        words = (subject.rare_word, subject.class_word) if shared else (subject.rare_word,)
+        return all(word_spans(prompt, word) for word in words)
 
-    by_word = tuple(subject for subject in subjects if named(subject))
-    return by_word or tuple(subject for subject in subjects if word_spans(prompt, subject.kind))
+    by_rare_word = tuple(subject for subject in subjects if named(subject))
+    return by_rare_word or tuple(subject for subject in subjects if word_spans(prompt, subject.class_word))
 
 
 def read_subjects(references: Sequence[str], known: Sequence[tuple[str, str]] = ()) -> tuple[Subject, ...]:
-    """Subjects from ``WORD=FOLDER`` or ``WORD KIND=FOLDER``, the folder of their photos.
+    """Subjects from ``RARE_WORD=FOLDER`` or ``RARE_WORD CLASS_WORD=FOLDER``, the folder of their photos.
 
     Args:
-        references: as above. Without a class word it is taken from ``known``, or from a DreamBooth table beside the
-            folder.
+        references: as above. A class word that is left out is taken from ``known``, or from a DreamBooth table beside
+            the folder.
         known: (rare word, class word) of adapters.
 
     Raises:
-        TaraError: when one is not of that form, its class word is not known, or two are called the same.
+        TaraError: when one is not of that form, its class word is not known, or two have the same name.
     """
     subjects = tuple(_subject(text, known) for text in references)
     names = [subject.name.casefold() for subject in subjects]
@@ -95,18 +98,16 @@ def read_subjects(references: Sequence[str], known: Sequence[tuple[str, str]] = 
 def _subject(text: str, known: Sequence[tuple[str, str]]) -> Subject:
     name, equals, folder = (part.strip() for part in text.partition("="))
     if not (name and equals and folder):
-        raise TaraError(f"--references '{text}' is not WORD=FOLDER. Write it like 'xlo=photos/rex'.")
+        raise TaraError(f"--references '{text}' is not RARE_WORD=FOLDER. Write it like 'xlo=photos/rex'.")
     photos = Path(folder)
-    for word, kind in known:
-        if name.casefold() in (word.casefold(), f"{word} {kind}".casefold()):
-            return Subject(word=word, kind=kind, photos=photos)
-    word, _, kind = name.partition(" ")
-    if not kind:
-        table = subject_of(photos)
-        kind = table.kind if table else ""
-    if not kind:
+    for words in known:
+        if name.casefold() in (words[0].casefold(), " ".join(words).casefold()):
+            return Subject(rare_word=words[0], class_word=words[1], photos=photos)
+    rare_word, _, class_word = name.partition(" ")
+    if not class_word and (row := subject_of(photos)):
+        class_word = row.class_word
+    if not class_word:
         raise TaraError(
-            f"--references '{text}' does not say what {word} is. Write the class word behind it, like "
-            f"'{word} dog={folder}'."
+            f"--references '{text}' has no class word. Write it behind the rare word, like '{rare_word} dog={folder}'."
         )
-    return Subject(word=word, kind=" ".join(kind.split()), photos=photos)
+    return Subject(rare_word=rare_word, class_word=" ".join(class_word.split()), photos=photos)

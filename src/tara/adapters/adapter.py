@@ -1,0 +1,130 @@
+"""The adapter: low-rank weights that say themselves what they are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tara.adapters.card import CARD_KEY, AdapterCard, Context, parse_card
+from tara.adapters.formats.modelspec import described
+from tara.adapters.formats.reading import LoraFile, Pair, read_lora
+from tara.adapters.formats.styles import UNET
+from tara.adapters.formats.writing import write_diffusers
+from tara.core.lora import LowRank
+from tara.errors import TaraError
+from tara.families.registry import family_of_widths
+
+__all__ = ["Adapter", "AdapterCard", "Context", "load_adapter"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A card and its low-rank deltas, keyed by the path of the layer inside the denoiser.
+
+    For instance ``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k``. ``name`` is what messages call it.
+    ``text_layers`` are those of the text encoders: ``text_encoder.text_model...``, ``text_encoder_2.text_model...``.
+    """
+
+    card: AdapterCard
+    layers: Mapping[str, LowRank]
+    name: str = "adapter"
+    text_layers: Mapping[str, LowRank] = field(default_factory=dict[str, LowRank])
+
+    @cached_property
+    def text_kv(self) -> dict[str, LowRank]:
+        """The part on the text's keys and values: masked by token, computed once per prompt."""
+        return {path: low_rank for path, low_rank in self.layers.items() if path.endswith(self.card.text_kv)}
+
+    @cached_property
+    def global_part(self) -> dict[str, LowRank]:
+        """The rest: it acts on everything, whether the rare word is in the prompt or not."""
+        return {path: low_rank for path, low_rank in self.layers.items() if path not in self.text_kv}
+
+    @cached_property
+    def all_layers(self) -> dict[str, LowRank]:
+        """The deltas of the denoiser and the text encoders, as files hold them."""
+        return {**self.layers, **self.text_layers}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the adapter as one ``.safetensors`` file, whole or not at all; diffusers and PEFT read it too.
+
+        Raises:
+            TaraError: when the folder is not writable or the disk is full.
+        """
+        path = Path(path)
+        # called by its words, not by the path: the same adapter is the same file
+        title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
+        write_diffusers(path, self.all_layers, self.card, described(self.card, title))
+        return path
+
+
+def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
+    """Read an adapter onto the CPU: our own file, or a plain LoRA or textual inversion of another tool.
+
+    Another tool's file has no card: the adapter's card then holds what the weights tell, and no rare word; give it one
+    where it is used (``FILE:rare_word=xlo,class_word=dog``).
+
+    Args:
+        path: a ``.safetensors`` file, a folder of PEFT, of diffusers or with a saved U-Net, or one of these on the hub,
+            see `tara.adapters.formats.reading.lora_file`.
+        alpha: overrides every layer's alpha (scale = alpha / rank).
+
+    Raises:
+        TaraError: when the file is missing, damaged, incomplete, of a newer version, or no plain LoRA.
+    """
+    path = Path(path)
+    name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
+    if alpha is not None and not math.isfinite(alpha):
+        raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
+    file = read_lora(path)
+    pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
+    told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
+    if told is not None:
+        _check_ranks(path, told, pairs)
+    alphas = {layer: _alpha(alpha, layer, pair, told) for layer, pair in pairs.items()}
+    card = (told or _card(file)).with_scales({layer: pair.rank for layer, pair in pairs.items()}, alphas)
+    low_ranks = {
+        layer: LowRank(pair.a, pair.b, alphas[layer] / pair.rank, pair.kernel) for layer, pair in pairs.items()
+    }
+    return Adapter(
+        card,
+        {layer: low_ranks[layer] for (model, layer) in file.pairs if model == UNET},
+        name=name,
+        text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if (UNET, layer) not in file.pairs},
+    )
+
+
+def _alpha(override: float | None, layer: str, pair: Pair, card: AdapterCard | None) -> float:
+    if override is not None:
+        return override
+    if pair.alpha is not None:
+        return pair.alpha
+    return float(pair.rank) if card is None else card.alpha_of(layer)
+
+
+def _check_ranks(path: Path, card: AdapterCard, pairs: Mapping[str, Pair]) -> None:
+    for layer, pair in pairs.items():
+        if pair.rank != card.rank_of(layer):
+            raise TaraError(
+                f"'{path}' is damaged: layer '{layer}' has no pair of rank {card.rank_of(layer)}. Train the adapter "
+                "again."
+            )
+
+
+def _card(file: LoraFile) -> AdapterCard:
+    """What the weights of another tool's file tell about it."""
+    widths = {layer: pair.a.shape[1] for (model, layer), pair in file.pairs.items() if model == UNET}
+    endings = AdapterCard.model_fields["text_kv"].default
+    text_kv = {layer: width for layer, width in widths.items() if layer.endswith(endings)}
+    return AdapterCard(
+        rare_word="",
+        class_word="",
+        phrase="",
+        context="prompt",  # there is no training phrase to take an embedding from
+        family=family_of_widths(text_kv),
+        rank=1,
+        alpha=1,
+        targets="cross_kv" if len(text_kv) == len(widths) else "everything",
+        source=file.style,
+    )

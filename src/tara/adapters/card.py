@@ -1,0 +1,124 @@
+"""What an adapter file says about itself."""
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from tara.errors import TaraError
+
+FORMAT_VERSION = 1
+CARD_KEY = "tara"  # the header entry of the file
+
+Number = TypeVar("Number", int, float)
+
+Context = Literal["prompt", "delta"]
+"""Where the embedding of a rare word is taken from when an adapter is composed.
+
+- ``prompt``: from the prompt itself, as published.
+- ``delta``: the frozen keys and values from the prompt, the input of the low-rank delta from the training phrase. The
+  word keeps its place among its neighbours and adds what was learned; ``benchmarks/context_toyland.py`` compares both.
+"""
+
+
+def tara_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("tara")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"
+
+
+class AdapterCard(BaseModel, frozen=True):
+    """What an adapter file tells about itself; nobody has to remember the rare word.
+
+    Of another tool's file only a part is known: words, phrase and family are empty where it does not tell them.
+    ``rank`` and ``alpha`` are those of most layers; ``rank_pattern`` and ``alpha_pattern`` hold the other layers', by
+    path (a text encoder's begin with its name), as in PEFT's ``LoraConfig``.
+    """
+
+    format_version: int = Field(default=FORMAT_VERSION, ge=1)
+    rare_word: str = Field(description="The word that stands for the concept")
+    class_word: str = Field(description="What the concept is; may have several words")
+    family: str = Field(description="Family of bases that the adapter fits, see tara.families.family.Family")
+    base: str = Field(default="", description="The base that it was trained on, as the user named it")
+    rank: int = Field(ge=1)
+    alpha: FiniteFloat = Field(description="scale = alpha / rank, as PEFT counts")
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, FiniteFloat] = Field(default_factory=dict)
+    targets: str = Field(default="cross_kv", description="Which layers were trained: cross_kv or attention")
+    text_kv: tuple[str, ...] = Field(
+        default=("attn2.to_k", "attn2.to_v"),
+        description="Endings of the layers that make the text's keys and values, which are masked",
+    )
+    phrase: str = Field(description="The fixed training phrase")
+    context: Context = Field(default="delta", description="The context that composition uses unless told otherwise")
+    is_style: bool = False
+    settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")
+    examples: tuple[str, ...] = ()
+    source: str = Field(default="tara", description="The key style of the file that it was first read from")
+    tara_version: str = Field(default_factory=tara_version)
+
+    @property
+    def scale(self) -> float:
+        """The factor of most layers' deltas, alpha / rank."""
+        return self.alpha / self.rank
+
+    def rank_of(self, layer: str) -> int:
+        """One layer's rank."""
+        return self.rank_pattern.get(layer, self.rank)
+
+    def alpha_of(self, layer: str) -> float:
+        """One layer's alpha."""
+        return self.alpha_pattern.get(layer, self.alpha)
+
+    def with_scales(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> "AdapterCard":
+        """The card of an adapter whose layers have these ranks and alphas."""
+        rank, alpha = _commonest(ranks), _commonest(alphas)
+        return self.model_copy(
+            update={
+                "rank": rank,
+                "alpha": alpha,
+                "rank_pattern": {layer: other for layer, other in sorted(ranks.items()) if other != rank},
+                "alpha_pattern": {layer: other for layer, other in sorted(alphas.items()) if other != alpha},
+            }
+        )
+
+
+def parse_card(path: Path, text: str) -> AdapterCard:
+    """The card in a file's header.
+
+    Raises:
+        TaraError: when it is damaged, or newer than this version of tara.
+    """
+    _check_version(path, text)  # first: a newer card may have entries that are wrong here
+    try:
+        return AdapterCard.model_validate_json(text)
+    except ValidationError as failure:
+        fault = failure.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise TaraError(
+            f"'{path}' has a damaged adapter card ({where}: {fault['msg']}). Train the adapter again."
+        ) from failure
+
+
+def _check_version(path: Path, text: str) -> None:
+    try:
+        version = _Version.model_validate_json(text).format_version
+    except ValidationError:
+        return  # damaged, which its own reader tells better
+    if version > FORMAT_VERSION:
+        raise TaraError(f"'{path}' has format version {version}, this tara reads up to {FORMAT_VERSION}. Update tara.")
+
+
+class _Version(BaseModel):
+    format_version: int = FORMAT_VERSION
+
+
+def _commonest(numbers: Mapping[str, Number]) -> Number:
+    counted = Counter(numbers.values())
+    # the smaller of two that are as common: the answer does not depend on the order of the layers
+    return min(counted, key=lambda number: (-counted[number], number))

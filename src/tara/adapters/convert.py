@@ -1,0 +1,43 @@
+"""An adapter as another tool's file."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tara.adapters.adapter import Adapter
+from tara.adapters.card import AdapterCard
+from tara.adapters.formats.modelspec import described
+from tara.adapters.formats.writing import Layers, Target, write_diffusers, write_kohya, write_peft
+from tara.errors import TaraError
+
+Writer = Callable[[Path, Layers, AdapterCard, Mapping[str, str]], None]
+
+WRITERS: dict[Target, Writer] = {
+    "kohya": write_kohya,
+    "diffusers": write_diffusers,
+    "peft": write_peft,
+    "tara": write_diffusers,  # what diffusers reads is what we write; the card, which tells the word, makes it ours
+}
+
+
+def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
+    """Write an adapter in another tool's style: the same weights bit by bit, each layer's true alpha, and the card.
+
+    Args:
+        adapter: from `tara.adapters.adapter.load_adapter`, whatever its file's style.
+        to: kohya (A1111, ComfyUI), diffusers, peft or tara.
+        out: a ``.safetensors`` file; for peft a folder.
+
+    Raises:
+        TaraError: when the style has no room for a part of it, a tara file would name no word, or the disk says no.
+    """
+    out = Path(out)
+    if to == "peft" and (out.suffix == ".safetensors" or out.is_file()):
+        raise TaraError(f"A PEFT adapter is a folder, and '{out}' is a file. Give a folder.")
+    if to != "peft" and out.suffix != ".safetensors":
+        raise TaraError(f"'{out}' does not end in .safetensors. Name the file so.")
+    if to == "tara" and not (adapter.card.rare_word and adapter.card.class_word):
+        raise TaraError(
+            f"{adapter.name} does not tell its words, and a tara file does. Add them: --rare-word xlo --class-word dog."
+        )
+    WRITERS[to](out, adapter.all_layers, adapter.card, described(adapter.card, out.stem))
+    return out

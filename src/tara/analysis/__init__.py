@@ -1,0 +1,1 @@
+"""Where the words of a prompt attend, and composers side by side."""

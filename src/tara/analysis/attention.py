@@ -1,0 +1,146 @@
+"""A request to images and the attention maps of its rare and class words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tara.analysis.recording import Recorder, WordMaps, recording
+from tara.core.attention_maps import alignment, overlap
+from tara.core.tokens import Span, Tokenized, class_word_of
+from tara.errors import TaraError
+from tara.inference.binding import ActiveAdapter, bind, find_words
+from tara.inference.pipeline import GeneratedImage, OnStep, Pipeline
+from tara.inference.request import GenerationRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """An adapter in a prompt: the tokens of its rare word and of the class words that belong to it."""
+
+    active: ActiveAdapter
+    rare: tuple[int, ...]
+    class_word: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How a subject's rare word attends relative to class words, see `tara.core.attention_maps`."""
+
+    alignment: float
+    overlap: float
+    leakage: float | None
+    """Highest alignment with another subject's class word; None when there is no other subject."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageAttention:
+    """An image, the subjects of its prompt, and the maps of their words: rare, class, rare, class, ..."""
+
+    generated: GeneratedImage
+    subjects: tuple[Subject, ...]
+    maps: WordMaps
+
+    @cached_property
+    def scores(self) -> list[Scores]:
+        """Of each subject, from the mean over heads, layers and steps."""
+        return scores_of(self.maps.mean)
+
+
+def record_attention(
+    pipeline: Pipeline, request: GenerationRequest, on_step: OnStep | None = None
+) -> list[ImageAttention]:
+    """Generate a request's images in one batch and record where its adapters' words attend.
+
+    The images are those of ``pipeline.generate`` with such a batch, bit for bit.
+
+    Raises:
+        TaraError: as `Pipeline.generate` and `check_words`.
+    """
+    check_words(request)
+    subjects = subjects_of(pipeline.base.tokenize(request.prompt), request.adapters)
+    count = len(request.seeds)
+    recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.class_word)], count)
+    with recording(pipeline.base, recorder):
+        images = list(pipeline.generate([request], batch_size=count, on_step=on_step))
+    return [ImageAttention(image, subjects, maps) for image, maps in zip(images, recorder.maps(), strict=True)]
+
+
+def check_words(request: GenerationRequest) -> None:
+    """Check, without a base, that a request's rare and class words can be compared.
+
+    Raises:
+        TaraError: when there is no adapter, a word is unknown, missing or ambiguous, or the composer is ``none``.
+    """
+    if not request.adapters:
+        raise TaraError("There is no adapter whose words have attention maps. Give --adapter rex.safetensors.")
+    for active, spans in find_words(request.prompt, request.adapters):
+        for span in spans:
+            _class_word(request.prompt, span, active)
+    if request.settings.composed_by.prompt(request.prompt, request.adapters) != request.prompt:
+        raise TaraError(f"The composer '{request.settings.composer}' uses no rare words. Choose another composer.")
+
+
+def subjects_of(prompt: Tokenized, adapters: Sequence[ActiveAdapter]) -> tuple[Subject, ...]:
+    """Find each adapter's rare word and, for each of its occurrences, the class word that belongs to it.
+
+    Raises:
+        TaraError: when a word is unknown, missing, ambiguous or cut off.
+    """
+    subjects: list[Subject] = []
+    for binding in bind(prompt, adapters):
+        class_tokens: list[int] = []
+        for tokens in binding.occurrences:
+            rare = prompt.offsets[tokens[0]][0], prompt.offsets[tokens[-1]][1]
+            class_tokens += prompt.positions(_class_word(prompt.text, rare, binding.active))
+        rare_tokens = tuple(token for tokens in binding.occurrences for token in tokens)
+        subjects.append(Subject(binding.active, rare_tokens, tuple(dict.fromkeys(class_tokens))))
+    return tuple(subjects)
+
+
+def _class_word(prompt: str, rare: Span, active: ActiveAdapter) -> Span:
+    if not active.class_word:
+        raise TaraError(f"{active.name} has no class word to compare with. Add :class_word=dog.")
+    span = class_word_of(prompt, rare, active.class_word)
+    if span is None:
+        raise TaraError(
+            f"'{active.class_word}' is not in the prompt '{prompt}', but a rare word is compared with its class word. "
+            f"Write '{active.rare_word} {active.class_word}'."
+        )
+    return span
+
+
+def alternative_rows(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]:
+    """Rows of adapters, by number, in which adapters of the same two words are alternatives.
+
+    Each alternative is in a row of its own; an adapter that has none is in every row.
+
+    Raises:
+        TaraError: when two subjects have different numbers of alternatives.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, active in enumerate(adapters):
+        groups.setdefault((active.rare_word.casefold(), active.class_word.casefold()), []).append(number)
+    rows = max((len(group) for group in groups.values()), default=0)
+    for (rare_word, class_word), group in groups.items():
+        if len(group) not in (1, rows):
+            names = ", ".join(adapters[number].name for number in group)
+            raise TaraError(
+                f"'{rare_word} {class_word}' has {len(group)} adapters ({names}), another subject has {rows}. Give one "
+                "adapter for each subject, or as many for each."
+            )
+    return [tuple(group[row % len(group)] for group in groups.values()) for row in range(rows)]
+
+
+def scores_of(maps: Float[Tensor, "words height width"]) -> list[Scores]:
+    """The scores of each subject; ``maps`` holds rare, class, rare, class, ..."""
+    rare, classes = maps[0::2], maps[1::2]
+    scores: list[Scores] = []
+    for subject, own in enumerate(rare):
+        others = [alignment(own, other) for other in classes]
+        aligned = others.pop(subject)
+        region = overlap(own, classes[subject])
+        scores.append(Scores(alignment=aligned, overlap=region, leakage=max(others, default=None)))
+    return scores

@@ -1,0 +1,144 @@
+"""One request with several composers: images side by side, and the cost of each composer."""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tara.families.base import Base
+from tara.inference.composers import COMPOSERS
+from tara.inference.pipeline import OnStep, Pipeline
+from tara.inference.request import GenerationRequest
+from tara.report.grid import Grid, Row, Table
+
+REFERENCE = "none"  # the composer whose time is 1
+SHOWN_SEEDS = 8  # images in a row of the sheet
+NOTE = (
+    "Network evaluations: for one image; each evaluates all of its rows, the conditional and the unconditional one. "
+    f"Time ratio: the median over the seeds of an image's time relative to '{REFERENCE}' with the same seed, one image "
+    "at a time, composers in turn, in one process. The first seed, whose time includes preparation, does not count."
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ComposedImage:
+    """An image by one composer, and its cost: network evaluations, and seconds by the clock of `clock_of`."""
+
+    composer: str
+    seed: int
+    image: Image.Image
+    evaluations: int
+    seconds: float
+
+    @property
+    def path(self) -> str:
+        """Its file in the output folder."""
+        return f"{self.composer}/seed-{self.seed:04d}.png"
+
+
+Composed = Mapping[str, Sequence[ComposedImage]]
+"""The images of each composer, in the order of the seeds."""
+
+
+def with_composer(request: GenerationRequest, composer: str) -> GenerationRequest:
+    """The same request for another composer."""
+    return request.model_copy(update={"settings": request.settings.model_copy(update={"composer": composer})})
+
+
+def compare_composers(
+    pipeline: Pipeline, request: GenerationRequest, composers: Sequence[str], on_step: OnStep | None = None
+) -> Iterator[ComposedImage]:
+    """Generate a request with every composer, one image at a time: the first seed of all, then the second of all.
+
+    The request's own composer does not count. ``on_step`` gets a record that counts the images of one composer.
+
+    Raises:
+        TaraError: as `Pipeline.generate`.
+    """
+    _, clock = clock_of(pipeline.base.device)
+    # a stream restores the base after each image, so that several can take turns on one base
+    requests = [(name, with_composer(request, name)) for name in composers]
+    streams = [(name, pipeline.generate([own], batch_size=1, on_step=on_step)) for name, own in requests]
+    for seed in request.seeds:
+        for name, stream in streams:
+            with _counted(pipeline.base) as evaluations:
+                begun = clock()
+                image = next(stream).image
+                seconds = clock() - begun
+            yield ComposedImage(composer=name, seed=seed, image=image, evaluations=len(evaluations), seconds=seconds)
+
+
+def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """The clock for a device, with its name: CPU time on a CPU, where other programs may run; wall time elsewhere."""
+    return ("cpu", time.process_time) if device.type == "cpu" else ("wall", time.perf_counter)
+
+
+@contextmanager
+def _counted(base: Base) -> Generator[list[None]]:
+    """An entry for each network evaluation in a ``with`` block: the first text layer runs once in each."""
+    evaluations: list[None] = []
+
+    def count(*_: object) -> None:
+        evaluations.append(None)
+
+    hook = base.layer(base.text_layers[0]).register_forward_hook(count)
+    try:
+        yield evaluations
+    finally:
+        hook.remove()
+
+
+def costs(request: GenerationRequest, images: Composed) -> dict[str, dict[str, Any]]:
+    """Each composer's entry in ``results.json``.
+
+    ``time_ratio`` is None without images of `REFERENCE`, and with a single seed, whose time includes preparation.
+    """
+    return {
+        name: {
+            "description": COMPOSERS[name].description,
+            "prompt": COMPOSERS[name].prompt(request.prompt, request.adapters),
+            "evaluations": of[0].evaluations,
+            "time_ratio": _time_ratio(of, images.get(REFERENCE, ())),
+            "seconds": [round(one.seconds, 4) for one in of],
+            "images": [one.path for one in of],
+        }
+        for name, of in images.items()
+    }
+
+
+def _time_ratio(images: Sequence[ComposedImage], reference: Sequence[ComposedImage]) -> float | None:
+    if len(reference) < 2:
+        return None
+    ratios = [one.seconds / other.seconds for one, other in zip(images, reference, strict=True)]
+    return round(median(ratios[1:]), 3)
+
+
+def grid(request: GenerationRequest, images: Composed) -> Grid:
+    """One row per composer, one column per seed, of the first `SHOWN_SEEDS`."""
+    shown, count = request.seeds[:SHOWN_SEEDS], len(request.seeds)
+    note = f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
+    # a reader must know this before blaming a composer for adapters that were not made for it
+    masked = [active.name for active in request.adapters if active.adapter.card.settings.get("token_mask")]
+    plain = [name for name in images if not COMPOSERS[name].masked]
+    if masked and plain:
+        note += (
+            f" {', '.join(masked)} learned with token masks, each on its own word; {', '.join(plain)} let adapters act "
+            "on all tokens. Compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
+        )
+    rows = tuple(Row(label=name, images=tuple(one.image for one in of[:SHOWN_SEEDS])) for name, of in images.items())
+    return Grid(title=request.prompt, columns=tuple(f"seed {seed}" for seed in shown), rows=rows, note=note.strip())
+
+
+def table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The result of `costs` as a table."""
+    rows: list[tuple[str, ...]] = []
+    for name, of in costs.items():
+        ratio = "" if of["time_ratio"] is None else f"{of['time_ratio']:.2f}"
+        rows.append((name, str(of["evaluations"]), ratio, of["description"]))
+    headings = ("composer", "network evaluations", "time ratio", "what it does")
+    return Table(headings=headings, rows=tuple(rows), title="Cost of an image", note=NOTE)

@@ -1,5 +1,0 @@
-"""Token-aware composition (TARA, arXiv 2508.08812): each adapter acts on its own rare word."""
-
-from tara.composers.interface import Composer
-
-TARA = Composer(meaning="each adapter on its own word", everywhere=False)

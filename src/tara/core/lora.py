@@ -1,0 +1,79 @@
+"""Low-rank deltas of linear layers and convolutions."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The delta of one layer's weight, ``scale * B A`` (Hu et al., LoRA, arXiv 2106.09685); ``scale`` is alpha / rank.
+
+    A leading axis holds the deltas of several concepts, or of the rows of a batch. ``kernel`` is a convolution's
+    (height, width), None for a linear layer; a convolution's ``d_in`` is channels x height x width.
+    """
+
+    a: Float[Tensor, "*concepts rank d_in"]
+    b: Float[Tensor, "*concepts d_out rank"]
+    scale: float
+    kernel: tuple[int, int] | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[-2]
+
+    @property
+    def d_in(self) -> int:
+        return self.a.shape[-1]
+
+    @property
+    def d_out(self) -> int:
+        return self.b.shape[-2]
+
+    def delta(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        """What is added to the layer's output for the input ``x``: ``scale * x A^T B^T``, concept by concept."""
+        return self.scale * (x @ self.a.mT @ self.b.mT)
+
+    def dense(self) -> Float[Tensor, "d_out d_in"]:
+        """What is added to the layer's weight: ``scale * B A``, with a convolution's kernel flattened."""
+        return self.scale * (self.b @ self.a)
+
+    def norm(self) -> float:
+        """Frobenius norm of ``scale * B A``, without that matrix: ``scale * sqrt(tr((B^T B)(A A^T)))``."""
+        a, b = self.a.double(), self.b.double()
+        return abs(self.scale) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "LowRank":
+        """The same delta on another device or in another precision."""
+        return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
+
+    def take(self, concepts: Int[Tensor, " taken"]) -> "LowRank":
+        """The deltas of the given concepts or rows, in that order; one may occur several times."""
+        return replace(self, a=self.a[concepts], b=self.b[concepts])
+
+
+def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
+    """A matrix as two factors of which one is the identity: ``dense`` returns it exactly."""
+    d_out, d_in = delta.shape
+    identity = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
+    return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
+
+
+def initial(
+    d_in: int,
+    d_out: int,
+    *,
+    rank: int,
+    scale: float = 1.0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LowRank:
+    """A delta of zero: ``A`` uniform in +-1/sqrt(d_in) as in PEFT, ``B`` zero.
+
+    Random numbers are made on the CPU in float32 and then cast, so they depend on neither device nor precision.
+    """
+    a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * (1 / math.sqrt(d_in))
+    return LowRank(a.to(dtype), torch.zeros(d_out, rank, dtype=dtype), scale)

@@ -1,0 +1,76 @@
+"""Noise, timesteps and the order of photos, as functions of (seed, concept, network call)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepRandomness:
+    """The random choices for a concept's rows of one network call, on the CPU, noise in float32."""
+
+    photos: tuple[int, ...]
+    variants: tuple[int, ...]
+    captions: tuple[float, ...]
+    """One number in [0, 1) per row, which selects one of the photo's captions."""
+    timesteps: Int[Tensor, " rows"]
+    posterior_noise: tuple[Float[Tensor, "*_shape"], ...]
+    """One tensor per row, in the shape of its photo's latents."""
+    noise: tuple[Float[Tensor, "*_shape"], ...]
+
+
+def concept_key(rare_word: str, class_word: str) -> str:
+    """What identifies a concept's random numbers: its two words, not the other concepts or their order."""
+    return f"{rare_word.lower()}\n{class_word.lower()}"
+
+
+def generator_for(seed: int, *parts: str | int) -> torch.Generator:
+    """A CPU generator that is a function of the seed and the parts, the same on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def step_randomness(
+    seed: int, key: str, call: int, *, rows: int, shapes: Sequence[Shape], variants: int, timesteps: int
+) -> StepRandomness:
+    """The random choices for one concept in one network call.
+
+    Args:
+        key: see `concept_key`.
+        call: number of the network call since training began, from 0.
+        rows: rows of this concept in a call.
+        shapes: shape of each photo's latents; every photo is used once before any is used again.
+        variants: number of crops and flips of each photo.
+        timesteps: number of training timesteps, which are chosen uniformly.
+    """
+    generator = generator_for(seed, key, "call", call)
+    photos = tuple(_photo(seed, key, call * rows + row, len(shapes)) for row in range(rows))
+    chosen = [shapes[photo] for photo in photos]
+    return StepRandomness(
+        photos=photos,
+        variants=tuple(torch.randint(variants, (rows,), generator=generator).tolist()),
+        captions=tuple(torch.rand(rows, generator=generator, dtype=torch.float64).tolist()),
+        timesteps=torch.randint(timesteps, (rows,), generator=generator),
+        posterior_noise=_noise(chosen, generator),
+        noise=_noise(chosen, generator),
+    )
+
+
+def _noise(shapes: Sequence[Shape], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Noise of each row; rows of one shape share one call of the generator."""
+    noise = {
+        shape: iter(torch.randn(shapes.count(shape), *shape, generator=generator)) for shape in dict.fromkeys(shapes)
+    }
+    return tuple(next(noise[shape]) for shape in shapes)
+
+
+def _photo(seed: int, key: str, position: int, photos: int) -> int:
+    """The photo at a position of the shuffled order, which is shuffled anew in each epoch."""
+    epoch, place = divmod(position, photos)
+    return int(torch.randperm(photos, generator=generator_for(seed, key, "order", epoch))[place])

@@ -1,0 +1,107 @@
+"""From scored images to metrics: means with intervals, paired differences, confusion counts."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tara.evaluation.scores import WHOLE_IMAGE, ImageScore
+from tara.evaluation.statistics import interval, paired_difference
+from tara.evaluation.subjects import ImageRecord, Subject
+
+ImageKey = tuple[str, str, int | None, int]
+"""What an image shares with its counterparts in other series: group, prompt, seed, and which image of these."""
+
+Key = tuple[ImageKey, str]
+"""An image and the name of a subject in it; the empty name for a value of the whole image."""
+
+Metrics = dict[str, list[float]]
+"""[mean, low, high] by name; a metric without values is left out."""
+
+ABSENT = "absent"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImage:
+    """An image and its score."""
+
+    record: ImageRecord
+    score: ImageScore
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """How an evaluation was run: names of models by purpose, and the minimum similarity of each subject."""
+
+    protocol: str
+    command: str
+    models: Mapping[str, str]
+    thresholds: Mapping[Subject, float]
+
+
+def keyed(scored: Sequence[ScoredImage]) -> Iterator[tuple[ImageKey, ScoredImage]]:
+    """Each image of a series with its key."""
+    counts: Counter[Hashable] = Counter()
+    for one in scored:
+        key = one.record.group, one.record.prompt, one.record.seed
+        yield (*key, counts[key]), one
+        counts[key] += 1
+
+
+def mean_metrics(scored: Sequence[ScoredImage]) -> Metrics:
+    """The mean of every metric with its 95 % interval."""
+    means: Metrics = {}
+    for metric, values in _values_by_metric(scored).items():
+        if values:
+            cluster = _clusters(values)
+            means[metric] = interval((cluster(key), value) for key, value in values.items())
+    return means
+
+
+def metric_differences(first: Sequence[ScoredImage], second: Sequence[ScoredImage]) -> Metrics:
+    """Every metric of the first series minus that of the second, over the prompts and seeds of both."""
+    theirs = _values_by_metric(second)
+    differences: Metrics = {}
+    for metric, values in _values_by_metric(first).items():
+        others = theirs.get(metric, {})
+        if shared := values.keys() & others.keys():
+            differences[metric] = paired_difference(values, others, _clusters(shared))
+    return differences
+
+
+def confusion(scored: Sequence[ScoredImage]) -> dict[str, dict[str, int]]:
+    """For each subject: how often its detection was most similar to which subject of the prompt, or was absent."""
+    table: dict[str, Counter[str]] = {}
+    for one in scored:
+        names = [subject.name for subject in one.record.subjects]
+        for name, subject in zip(names, one.score.subjects, strict=True):
+            predicted = ABSENT if subject.most_similar is None else names[subject.most_similar]
+            table.setdefault(name, Counter())[predicted] += 1
+    return {name: dict(counts) for name, counts in table.items()}
+
+
+def by_series(scored: Sequence[ScoredImage]) -> dict[str, list[ScoredImage]]:
+    """The images of each series, in order of appearance."""
+    series = dict.fromkeys(one.record.series for one in scored)
+    return {name: [one for one in scored if one.record.series == name] for name in series}
+
+
+def by_category(scored: Sequence[ScoredImage]) -> dict[str, list[ScoredImage]]:
+    """All images under the empty name, and those of each category when there are several."""
+    categories = dict.fromkeys(one.record.category for one in scored)
+    parts = {name: [one for one in scored if one.record.category == name] for name in categories}
+    return {"": list(scored)} | (parts if len(parts) > 1 else {})
+
+
+def _values_by_metric(scored: Sequence[ScoredImage]) -> dict[str, dict[Key, float]]:
+    metrics: dict[str, dict[Key, float]] = {}
+    for key, one in keyed(scored):
+        names = {WHOLE_IMAGE: ""} | dict(enumerate(subject.name for subject in one.record.subjects))
+        for metric, values in one.score.values().items():
+            metrics.setdefault(metric, {}).update({(key, names[index]): value for index, value in values.items()})
+    return metrics
+
+
+def _clusters(keys: Iterable[Key]) -> Callable[[Key], Hashable]:
+    """What a bootstrap resamples: groups of subjects, or images where all are of one group."""
+    groups = {group for (group, *_), _ in keys}
+    return (lambda key: key[0][0]) if len(groups) > 1 else (lambda key: key[0])

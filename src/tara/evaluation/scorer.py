@@ -1,0 +1,231 @@
+"""Detects subjects by their class words and identifies them by the similarity to their photos."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tara.evaluation.features import FeatureCache
+from tara.evaluation.models import ClipEncoder, Detector, ImageEncoder, VisionEncoder
+from tara.evaluation.scores import Box, Detections
+from tara.evaluation.settings import NO_MODEL, EvaluationSettings
+from tara.evaluation.subjects import ImageRecord, Subject
+from tara.families.loading import device_named
+from tara.training.data.examples import read_examples
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+MAX_IOU = 0.6
+"""Intersection over union from which two boxes hold one object, of whichever classes."""
+MAX_CONTAINED = 0.8
+"""Share of a box inside another one of its class from which it is a part of that object, such as a dog's head."""
+MARGIN = 0.04
+"""Around a crop, as a fraction of the box's longer side."""
+IMAGENET_MEAN = (124, 116, 104)
+"""The padding of crops, which encoders normalize to 0."""
+
+Vectors = NDArray[np.float32]
+LabelledBox = tuple[Box, str]
+"""A detection and its class word."""
+
+
+class SubjectScorer:
+    """Detects each class by its word, crops the detections, and compares the crops with crops of the subjects' photos.
+
+    ``dino`` assigns detections to subjects. ``clip``, which sees the class better than the individual, and
+    ``plain_dino``, an encoder of whole images, add metrics. ``same_subject`` replaces the default of `thresholds`.
+
+    Raises:
+        TaraError: when photos cannot be read.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        features: FeatureCache,
+        *,
+        detector: Detector,
+        dino: ImageEncoder,
+        clip: ClipEncoder | None = None,
+        plain_dino: ImageEncoder | None = None,
+        same_subject: float | None = None,
+        models: Mapping[str, str] | None = None,
+    ) -> None:
+        self._detector, self._features, self._clip, self.models = detector, features, clip, models or {}
+        self._crop_encoders: dict[str, ImageEncoder] = {"dino": dino} | ({"clip_i": clip} if clip else {})
+        plain: dict[str, ImageEncoder | None] = {"plain_clip_i": clip, "plain_dino": plain_dino}
+        self._image_encoders = {name: encoder for name, encoder in plain.items() if encoder}
+        photos = {one: [example.image for example in read_examples(one.photos, ("",))] for one in subjects}
+        crops = {one: self._subject_crops(one.class_word, images) for one, images in photos.items()}
+        self._references = {
+            name: {one: features.vectors(encoder, images) for one, images in of_subjects.items()}
+            for encoders, of_subjects in ((self._crop_encoders, crops), (self._image_encoders, photos))
+            for name, encoder in encoders.items()
+        }
+        default = thresholds([self._references["dino"][one] for one in subjects])
+        self.thresholds: Mapping[Subject, float] = {
+            one: own if same_subject is None else same_subject for one, own in zip(subjects, default, strict=True)
+        }
+        """The minimum similarity that counts as each subject."""
+
+    def __call__(self, records: Sequence[ImageRecord], images: Sequence[Image.Image]) -> list[Detections]:
+        """The detections in each image, compared with its subjects; records and images are in the same order."""
+        classes = [tuple(dict.fromkeys(subject.class_word for subject in record.subjects)) for record in records]
+        detected, metrics = self._detect(images, classes), self._image_metrics(records, images)
+        return [self._compare(*one) for one in zip(records, images, detected, metrics, strict=True)]
+
+    def _compare(
+        self, record: ImageRecord, image: Image.Image, detected: Sequence[LabelledBox], metrics: Mapping[str, float]
+    ) -> Detections:
+        shape = len(record.subjects), len(detected)
+        crops = [crop(image, box) for box, _ in detected]
+        similarity = {name: np.zeros(shape) for name in self._crop_encoders}
+        for name, encoder in self._crop_encoders.items() if crops else ():
+            vectors = self._features.vectors(encoder, crops)
+            similarity[name][:] = [mean_cosine(vectors, self._references[name][one]) for one in record.subjects]
+        match = [[class_word == subject.class_word for _, class_word in detected] for subject in record.subjects]
+        return Detections(
+            boxes=tuple(box for box, _ in detected),
+            class_match=np.array(match, dtype=bool).reshape(shape),
+            similarity=similarity,
+            thresholds=np.array([self.thresholds[subject] for subject in record.subjects]),
+            image_metrics=metrics,
+        )
+
+    def _image_metrics(self, records: Sequence[ImageRecord], images: Sequence[Image.Image]) -> list[dict[str, float]]:
+        """Metrics of whole images as papers report them, which do not distinguish subjects.
+
+        ``clip_t`` is the cosine of the image and the prompt without rare words, ``plain_clip_t`` of the image and the
+        prompt as it is (Hessel et al., CLIPScore, EMNLP 2021, without their factor); the others are `mean_cosine` with
+        all photos of the prompt's subjects.
+        """
+        metrics: list[dict[str, float]] = [{} for _ in records]
+        if self._clip:
+            vectors = self._features.vectors(self._clip, images)
+            prompts = {"clip_t": [one.plain_prompt for one in records], "plain_clip_t": [one.prompt for one in records]}
+            for metric, texts in prompts.items():
+                for of, cosine in zip(metrics, (vectors * self._clip.texts(texts)).sum(axis=1), strict=True):
+                    of[metric] = float(cosine)
+        for metric, encoder in self._image_encoders.items():
+            for of, record, vector in zip(metrics, records, self._features.vectors(encoder, images), strict=True):
+                photos = np.concatenate([self._references[metric][subject] for subject in record.subjects])
+                of[metric] = float(mean_cosine(vector[None], photos)[0])
+        return metrics
+
+    def _detect(self, images: Sequence[Image.Image], classes: Sequence[Sequence[str]]) -> list[list[LabelledBox]]:
+        """The objects of each image's classes; one query at a time, so that no class changes another one's boxes."""
+        boxes: list[list[Vectors]] = [[] for _ in images]
+        labels: list[list[str]] = [[] for _ in images]
+        for class_word in dict.fromkeys(word for of in classes for word in of):
+            queried = [index for index, of in enumerate(classes) if class_word in of]
+            detect = partial(self._detector.detect, class_word=class_word)
+            key, queries = f"{self._detector.key} {class_word}", [images[index] for index in queried]
+            found = self._features(key, queries, lambda batch, detect=detect: map(detect, batch))
+            for index, of_class in zip(queried, found, strict=True):
+                boxes[index].append(of_class)
+                labels[index] += [class_word] * len(of_class)
+        return [_labelled(np.concatenate(own), words) for own, words in zip(boxes, labels, strict=True)]
+
+    def _subject_crops(self, class_word: str, photos: Sequence[Image.Image]) -> list[Image.Image]:
+        """The subject in each of its photos; the whole photo where it is not detected."""
+        detected = self._detect(photos, [(class_word,)] * len(photos))
+        return [crop(photo, own[0][0] if own else WHOLE) for photo, own in zip(photos, detected, strict=True)]
+
+
+def load_scorer(settings: EvaluationSettings, subjects: Sequence[Subject], cache: Path) -> SubjectScorer:
+    """Load all models that the settings name, and compare with the subjects' photos; ``cache`` is a folder.
+
+    Raises:
+        TaraError: when a model is not here, with the command that downloads it, or is of another type, and for photos
+            that cannot be read.
+    """
+    device = device_named(settings.device)
+    names = {"detector": settings.detector, "identity": settings.dino}
+    names |= {"clip": settings.clip, "plain_dino": settings.plain_dino}
+    return SubjectScorer(
+        subjects,
+        FeatureCache(cache, settings.batch_size),
+        detector=Detector(settings.detector, device, settings.confidence),
+        dino=VisionEncoder(settings.dino, device),
+        clip=None if settings.clip == NO_MODEL else ClipEncoder(settings.clip, device),
+        plain_dino=None if settings.plain_dino == NO_MODEL else VisionEncoder(settings.plain_dino, device),
+        same_subject=settings.same_subject,
+        models={purpose: name for purpose, name in names.items() if name != NO_MODEL},
+    )
+
+
+def mean_cosine(
+    vectors: Float[np.ndarray, "rows width"], references: Float[np.ndarray, "references width"]
+) -> Float[np.ndarray, " rows"]:
+    """The mean cosine of each vector with all references; all have length 1.
+
+    CLIP-I and DINO are this between generated images and photos (Ruiz et al., DreamBooth, CVPR 2023, section 4.2).
+    """
+    return (vectors @ references.T).mean(axis=1)
+
+
+def thresholds(references: Sequence[Float[np.ndarray, "photos width"]]) -> list[float]:
+    """For each subject the similarity half-way between its own photos and those of the other subjects.
+
+    With C[s, t] the mean cosine of the photos of s and t, a photo never with itself, this is
+    (C[s, s] + max over t other than s of C[s, t]) / 2. C[s, s] of a single photo is 1; the maximum over none is 0.
+    """
+    levels: list[float] = []
+    for index, own in enumerate(references):
+        others = [float(mean_cosine(own, other).mean()) for n, other in enumerate(references) if n != index]
+        count = len(own)
+        within = (float((own @ own.T).sum()) - count) / (count * (count - 1)) if count > 1 else 1.0
+        levels.append((within + max(others, default=0.0)) / 2)
+    return levels
+
+
+def non_maximum_suppression(boxes: Float[np.ndarray, "boxes 5"], classes: Int[np.ndarray, " boxes"]) -> list[int]:
+    """The indices of the boxes that are neither duplicates nor parts of others, by descending confidence.
+
+    Args:
+        boxes: left, top, right, bottom, confidence.
+        classes: the class of each, as a number.
+    """
+    areas = (boxes[:, 2:4] - boxes[:, :2]).prod(axis=1)
+    kept: list[int] = []
+    for index in np.argsort(-boxes[:, 4], kind="stable").tolist():
+        low, high = np.maximum(boxes[index, :2], boxes[kept, :2]), np.minimum(boxes[index, 2:4], boxes[kept, 2:4])
+        shared = (high - low).clip(min=0).prod(axis=1)
+        duplicate = shared > MAX_IOU * (areas[index] + areas[kept] - shared)
+        part = (classes[kept] == classes[index]) & (shared > MAX_CONTAINED * areas[index])
+        if not (duplicate | part).any():
+            kept.append(index)
+    return kept
+
+
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """The content of a box with a small margin, padded to a square.
+
+    Encoders take the central square of an image, so a long crop would lose its ends, and a larger one would show the
+    neighbours.
+    """
+    left, top, right, bottom = (part * side for part, side in zip(box, image.size * 2, strict=True))
+    margin = MARGIN * max(right - left, bottom - top)
+    cut = image.crop(
+        (
+            max(0, round(left - margin)),
+            max(0, round(top - margin)),
+            min(image.width, max(round(right + margin), round(left) + 1)),
+            min(image.height, max(round(bottom + margin), round(top) + 1)),
+        )
+    )
+    return ImageOps.pad(cut, (max(cut.size), max(cut.size)), color=IMAGENET_MEAN)
+
+
+def _labelled(boxes: Vectors, class_words: Sequence[str]) -> list[LabelledBox]:
+    """The boxes of all classes of one image, after non-maximum suppression."""
+    classes = np.unique(np.array(class_words, dtype=str), return_inverse=True)[1]
+    kept = non_maximum_suppression(boxes, classes)
+    corners = [tuple(boxes[index, :4].tolist()) for index in kept]
+    return [
+        ((left, top, right, bottom), class_words[index])
+        for index, (left, top, right, bottom) in zip(kept, corners, strict=True)
+    ]

@@ -1,0 +1,227 @@
+"""Attention processors that give each row of a network call its own text keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tara.core.lora import LowRank
+from tara.errors import TaraError
+
+if TYPE_CHECKING:
+    from tara.families.family import Family
+
+KEY = "tara"  # the entry of cross_attention_kwargs that holds a TextConditioning
+INSTALLED = "tara_processors"  # the attribute of a denoiser that holds its installed processors
+
+Projection = Callable[[Tensor], Tensor]
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one cross-attention layer, (rows, tokens, inner) each."""
+Watch = Callable[[str, Tensor, Tensor, Tensor | None], object]
+"""Observes a text cross-attention: its path, queries and keys (rows, heads, positions or tokens, d), additive mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextConditioning:
+    """The text and adapters of one network call, as its attention layers use them.
+
+    ``kv`` are keys and values by cross-attention layer (``....attn2``), with the adapters' deltas. ``deltas`` are those
+    of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are those of the network's
+    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline.
+    """
+
+    kv: Mapping[str, KeysValues]
+    deltas: Mapping[str, LowRank] | None = None
+
+    @property
+    def rows(self) -> int:
+        return next(iter(self.kv.values()))[0].shape[0]
+
+    def take(self, rows: Sequence[int]) -> TextConditioning:
+        """The conditioning of the given rows."""
+        index = torch.tensor(list(rows), device=next(iter(self.kv.values()))[0].device)
+        kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
+        deltas = self.deltas and {path: delta.take(index) for path, delta in self.deltas.items()}
+        return TextConditioning(kv, deltas)
+
+
+class TextKVProcessor:
+    """Calls the stock processor that it replaces, and gives it prepared keys and values where there are some.
+
+    The stock processor computes the attention; it sees an attention whose projections return the keys and values of a
+    `TextConditioning`, or add a delta. Without a `TextConditioning` it sees the attention itself.
+    """
+
+    def __init__(self, layer: str, stock: Any, family: Family) -> None:
+        self.layer = layer
+        self.stock = stock
+        self.watch: Watch | None = None
+        self._projections, self._kv_names = family.attention_projections, family.kv_names
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        tara: TextConditioning | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """``hidden_states`` is (rows, positions, channels); raises TaraError when the rows do not match."""
+        replaced = {} if tara is None else self._replaced(attn, hidden_states, tara)
+        if tara is not None and not replaced and encoder_hidden_states is not None:
+            raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
+        if tara is not None and replaced:
+            if tara.rows != hidden_states.shape[0]:
+                raise TaraError(
+                    f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give "
+                    "it the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
+                )
+            if self.watch is not None and self.layer in tara.kv:
+                self._observe(self.watch, attn, replaced, hidden_states, attention_mask)
+            attn = _WithReplaced(attn, replaced)
+        return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+
+    def _replaced(self, attn: Any, hidden_states: Tensor, tara: TextConditioning) -> dict[str, Projection]:
+        """The functions that stand for the attention's projections, by the projections' names."""
+        replaced: dict[str, Projection] = {}
+        for name in self._projections if tara.deltas else ():
+            if (delta := (tara.deltas or {}).get(f"{self.layer}.{name}")) is not None:
+                replaced[name] = partial(_changed, attn.get_submodule(name), delta)
+        for name, prepared in zip(self._kv_names, tara.kv.get(self.layer, ()), strict=False):
+            replaced[name] = partial(_prepared, prepared.to(hidden_states))
+        return replaced
+
+    def _observe(
+        self, watch: Watch, attn: Any, replaced: Mapping[str, Projection], x: Tensor, mask: Tensor | None
+    ) -> None:
+        to_query = replaced.get(self._projections[0]) or attn.get_submodule(self._projections[0])
+        parts = to_query(x), replaced[self._kv_names[0]](x)
+        query, key = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, key.shape[2], len(key)).unflatten(0, (len(key), -1))
+        watch(self.layer, query, key, mask)
+
+
+def _prepared(result: Tensor, _inputs: Tensor) -> Tensor:
+    return result
+
+
+def _changed(projection: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
+    return projection(inputs) + delta.to(dtype=inputs.dtype).delta(inputs)
+
+
+class _WithReplaced:
+    """A module with functions in place of some of its submodules, which are named by their paths."""
+
+    def __init__(self, module: Any, replaced: Mapping[str, Projection]) -> None:
+        self._module, self._by_path = module, replaced
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._by_path:
+            return self._by_path[name]
+        part = getattr(self._module, name)
+        inside = {path.removeprefix(f"{name}."): f for path, f in self._by_path.items() if path.startswith(f"{name}.")}
+        return _WithReplaced(part, inside) if inside else part
+
+    def __getitem__(self, index: int) -> Any:
+        return getattr(self, str(index))
+
+
+class AttentionProcessors:
+    """Our processors for every attention of a denoiser, and a hook that reports when someone else replaces them.
+
+    They are made once: installing them again after a release puts the same objects back, so that a compiled denoiser is
+    not compiled anew.
+    """
+
+    def __init__(self, denoiser: nn.Module, family: Family) -> None:
+        self._denoiser, self._family = denoiser, family
+        self._ours: dict[str, TextKVProcessor] = {}
+        self._guard: Any = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether `install` has been called and `release` has not."""
+        return getattr(self._denoiser, INSTALLED, None) is self
+
+    def install(self) -> None:
+        """Put our processors in place of the stock ones; doing it twice changes nothing.
+
+        Raises:
+            TaraError: when a processor is neither stock nor ours.
+        """
+        ours: dict[str, TextKVProcessor] = {}
+        for layer in self._family.attention_layers(self._denoiser):
+            present, earlier = self._attention(layer).processor, self._ours.get(layer)
+            if isinstance(present, TextKVProcessor):
+                ours[layer] = present
+            elif type(present) not in self._family.stock_processors:
+                raise _would_ignore_adapters(layer, present)
+            elif earlier is not None and earlier.stock is present:
+                ours[layer] = earlier
+            else:
+                ours[layer] = TextKVProcessor(layer, present, self._family)
+        self._ours = ours
+        for layer, processor in ours.items():
+            self._attention(layer).processor = processor
+        if not self.installed:
+            setattr(self._denoiser, INSTALLED, self)
+            self._guard = self._denoiser.register_forward_pre_hook(self._check, with_kwargs=True)
+
+    def release(self) -> None:
+        """Put the stock processors back where ours still are."""
+        if not self.installed:
+            return
+        self._guard.remove()
+        delattr(self._denoiser, INSTALLED)
+        for attention in map(self._attention, self._ours):
+            if isinstance(attention.processor, TextKVProcessor):
+                attention.processor = attention.processor.stock
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Generator[None]:
+        """Report every text cross-attention to ``watch`` for a ``with`` block; installs the processors if need be.
+
+        Raises:
+            TaraError: as `install`.
+        """
+        before = self.installed
+        self.install()
+        try:
+            for processor in self._ours.values():
+                processor.watch = watch
+            yield
+        finally:
+            for processor in self._ours.values():
+                processor.watch = None
+            if not before:
+                self.release()
+
+    def _attention(self, layer: str) -> Any:
+        return self._denoiser.get_submodule(layer)
+
+    def _check(self, _denoiser: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each network call: a processor that does not know our text would silently ignore the adapters."""
+        if KEY not in (kwargs.get("cross_attention_kwargs") or {}):
+            return
+        for layer in self._ours:
+            if not isinstance(processor := self._attention(layer).processor, TextKVProcessor):
+                raise _would_ignore_adapters(layer, processor)
+
+
+def _would_ignore_adapters(layer: str, processor: object) -> TaraError:
+    return TaraError(
+        f"The attention processor of '{layer}' is {type(processor).__name__}, which would ignore the adapters. Turn "
+        "off xFormers, fused QKV projections and IP-Adapters, turn attention slicing on or off now, then call "
+        "tara.prepare again."
+    )

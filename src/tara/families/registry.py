@@ -1,0 +1,32 @@
+"""The families that tara knows. A new one is a file beside this one and an entry in both tables."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tara.errors import TaraError
+from tara.families.family import Family
+from tara.families.stable_diffusion import SD1, SD2, SDXL, USE_A_BASE, stable_diffusion
+
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
+RECOGNISERS: tuple[Callable[[Any], Family | None], ...] = (stable_diffusion,)
+"""Functions from a loaded pipeline to its family."""
+
+
+def family_of(pipe: Any) -> Family:
+    """The family of a loaded pipeline; TaraError when none recognises it."""
+    for recognise in RECOGNISERS:
+        if (family := recognise(pipe)) is not None:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise TaraError(f"A {type(pipe).__name__} is of no family that tara knows ({known}). {USE_A_BASE}")
+
+
+def family_named(name: str) -> Family | None:
+    """A family by the name that adapter files give it; ``sdxl-64``, of another text width, is like ``sdxl``."""
+    return next((family for family in FAMILIES if family.name in (name, name.partition("-")[0])), None)
+
+
+def family_of_widths(text_projections: Mapping[str, int]) -> str:
+    """The family whose text width an adapter's text projections have, by layer; empty when none has it."""
+    widths = set(text_projections.values())
+    return next((family.name for family in FAMILIES if widths == {family.text_width}), "")

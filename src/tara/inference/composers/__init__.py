@@ -1,0 +1,38 @@
+"""Composers by name: the ways to combine several adapters in one prompt. One file each, one signature."""
+
+from __future__ import annotations
+
+from tara.errors import TaraError, nearest
+from tara.inference.composers.composer import Adapters, Composer, Turns
+from tara.inference.composers.merging import DARE, TIES
+from tara.inference.composers.none import NONE
+from tara.inference.composers.sequential import COMPOSITE, SWITCH
+from tara.inference.composers.sum import SUM
+from tara.inference.composers.tara import TARA
+
+__all__ = ["COMPOSERS", "Adapters", "Composer", "Turns", "composer_named"]
+
+COMPOSERS: dict[str, Composer] = {
+    "tara": TARA,
+    "sum": SUM,
+    "switch": SWITCH,
+    "composite": COMPOSITE,
+    "ties": TIES,
+    "dare": DARE,
+    "none": NONE,
+}
+"""All of them, in the order in which they are shown."""
+
+
+def composer_named(composer: str | Composer) -> Composer:
+    """A composer by its name; one that is given itself stays what it is.
+
+    Raises:
+        TaraError: for an unknown name.
+    """
+    if isinstance(composer, Composer):
+        return composer
+    if composer not in COMPOSERS:
+        hint = nearest(composer, COMPOSERS)
+        raise TaraError(f"composer is '{composer}'.{hint} Choose one of {', '.join(COMPOSERS)}.")
+    return COMPOSERS[composer]

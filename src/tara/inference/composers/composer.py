@@ -1,0 +1,44 @@
+"""What a composer is: which adapters act in a network evaluation, where they act, and on which prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tara.inference.binding import ActiveAdapter
+
+Adapters = tuple["ActiveAdapter", ...]
+"""The adapters of one image, in the order in which they were given."""
+
+Turns = Callable[[int, int], Sequence[int]]
+"""From the number of a denoising step (0 first) and the number of adapters: those that this step evaluates."""
+
+
+def as_given(adapters: Adapters) -> Adapters:
+    """All adapters, as the user gave them."""
+    return adapters
+
+
+def same_prompt(prompt: str, adapters: Adapters) -> str:
+    """The prompt as the user wrote it."""
+    return prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composer:
+    """A way to combine several adapters in one prompt."""
+
+    description: str
+    """What it does, in a few words for tables and help."""
+    masked: bool = False
+    """Whether adapters act on their rare words' tokens in the conditional rows. Otherwise they act as plain LoRAs do:
+    on every token of every row, the unconditional ones too, and on all that the text encoders read."""
+    adapters: Callable[[Adapters], Adapters] = as_given
+    """The adapters that act, such as a merge of all."""
+    prompt: Callable[[str, Adapters], str] = same_prompt
+    """The text that is encoded, from the user's prompt."""
+    turns: Turns | None = None
+    """Where a step takes several network evaluations, one for each adapter, see
+    `tara.inference.composers.sequential`. None: one evaluation with all adapters."""

@@ -1,0 +1,87 @@
+"""Deltas that act on everything, added to the base's weights for a while and taken out exactly."""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from tara.core.lora import LowRank
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
+
+Deltas = Mapping[str, Sequence[tuple[float, LowRank]]]
+"""By the path of a layer: weighted deltas."""
+
+
+def global_part(adapters: Iterable[ActiveAdapter]) -> dict[str, list[tuple[float, LowRank]]]:
+    """The adapters' deltas outside the text's keys and values, with their weights."""
+    return _collected((active.adapter.global_part, active.global_strength, active) for active in adapters)
+
+
+@contextmanager
+def fused(base: Base, deltas: Deltas) -> Generator[None]:
+    """Add deltas to the layers' weights for a ``with`` block; afterwards the kept originals are put back."""
+    originals: list[tuple[torch.nn.Parameter, Tensor]] = []
+    try:
+        for path, weighted in deltas.items():
+            module = base.layer(path)
+            weight = getattr(module, "base_layer", module).weight  # PEFT wraps layers that have a LoRA loaded
+            originals.append((weight, weight.data))
+            weight.data = _sum(weight.data, weighted)
+        yield
+    finally:
+        for weight, original in originals:
+            weight.data = original
+
+
+@contextmanager
+def fused_text(base: Base, adapters: Iterable[ActiveAdapter]) -> Generator[None]:
+    """The same for the adapters' deltas of text encoders, each with its adapter's weight."""
+    with fused(base, _collected((active.adapter.text_layers, active.weight, active) for active in adapters)):
+        yield
+
+
+def _sum(weight: Tensor, weighted: Sequence[tuple[float, LowRank]]) -> Tensor:
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    placed = [(strength, low_rank.to(weight.device, precise)) for strength, low_rank in weighted]
+    # one product for all adapters: their sum is a sum over all their ranks
+    a = torch.cat([low_rank.a for _, low_rank in placed])
+    b = torch.cat([strength * low_rank.scale * low_rank.b for strength, low_rank in placed], dim=1)
+    total = weight.to(precise).flatten(1) + b @ a
+    return total.view_as(weight).to(weight.dtype)
+
+
+def _collected(
+    parts: Iterable[tuple[Mapping[str, LowRank], float, ActiveAdapter]],
+) -> dict[str, list[tuple[float, LowRank]]]:
+    deltas: dict[str, list[tuple[float, LowRank]]] = {}
+    for layers, strength, _ in sorted(parts, key=lambda part: part[2].order):
+        for path, low_rank in layers.items() if strength else ():
+            deltas.setdefault(path, []).append((strength, low_rank))
+    return deltas
+
+
+def check_fits(base: Base, active: ActiveAdapter) -> None:
+    """Refuse an adapter whose layers are not this base's.
+
+    Raises:
+        TaraError: naming both families, or the first layer that differs.
+    """
+    card = active.adapter.card
+    if card.family and card.family != base.family.name:  # a card-less file's is not always known
+        raise TaraError(
+            f"{active.name} was trained on a base of family '{card.family}', this base is '{base.family.name}'. "
+            f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
+        )
+    for path, low_rank in active.adapter.all_layers.items():
+        try:
+            sizes = base.projection_sizes(path)
+        except AttributeError:
+            sizes = None
+        if sizes != (low_rank.d_in, low_rank.d_out):
+            raise TaraError(
+                f"{active.name} changes a layer '{path}' of {low_rank.d_in} x {low_rank.d_out}, which this base does "
+                "not have. Use the base that it was trained on, or train it again on this one."
+            )

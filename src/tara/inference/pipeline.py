@@ -1,0 +1,280 @@
+"""Requests to images: ``tara.Pipeline``."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.family import Task
+from tara.families.loading import device_named, load_base
+from tara.families.settings import ExecutionSettings, Precision, Prediction
+from tara.inference.binding import ActiveAdapters, AdapterLists
+from tara.inference.execution import compiler_failures, execute, offload
+from tara.inference.prepare import EncodingCache, PreparedBatch, applied, prepared_batch
+from tara.inference.request import GenerationRequest
+from tara.inference.rows import PromptRow, adapters_per_prompt, prompt_rows
+from tara.inference.settings import GenerationSettings, make_scheduler
+from tara.storage.images import read_image
+from tara.storage.validation import build
+
+BATCH_SIZE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImage:
+    """One image and what made it; ``index`` counts requests first, then seeds."""
+
+    index: int
+    seed: int
+    image: Image.Image
+    request: GenerationRequest
+
+    @property
+    def prompt(self) -> str:
+        return self.request.prompt
+
+    @property
+    def adapters(self) -> ActiveAdapters:
+        return self.request.adapters
+
+
+@dataclass(frozen=True)
+class DenoisingStep:
+    """One denoising step of one batch: ``step`` of ``steps``, after ``done`` of ``images`` images were finished."""
+
+    step: int
+    steps: int
+    done: int
+    batch: int
+    images: int
+
+    @property
+    def fraction(self) -> float:
+        """How much of everything is done, 0 to 1."""
+        return (self.done + self.batch * self.step / self.steps) / self.images
+
+
+OnStep = Callable[[DenoisingStep], object]
+
+
+class Pipeline:
+    """Generates images on one base with any adapters.
+
+    Args:
+        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, a `Base` or a loaded diffusers pipeline.
+        device: the best one found when None; a loaded pipeline stays where it is.
+        precision: auto, fp32, fp16 or bf16; of a base that is loaded by name, as are the next four.
+        revision, variant, vae, prediction_type: see `tara.families.loading.load_base`.
+        execution: fields of `tara.families.settings.ExecutionSettings`: compile, attention_slicing, offload.
+
+    Raises:
+        TaraError: when the base cannot be loaded or used, or not run so.
+    """
+
+    def __init__(
+        self,
+        base: str | Path | Base | Any,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        revision: str | None = None,
+        variant: str | None = None,
+        vae: str | Path | None = None,
+        prediction_type: Prediction | None = None,
+        **execution: bool,
+    ) -> None:
+        self._execution = build(ExecutionSettings, execution)
+        place = None
+        if isinstance(base, Base):
+            self.base = base
+        elif isinstance(base, (str, Path)):
+            place = device_named(device)
+            self.base = load_base(
+                base,
+                # parts that wait in CPU memory need not all have been on the GPU at once
+                device="cpu" if self._execution.offload else device,
+                precision=precision,
+                revision=revision,
+                variant=variant,
+                vae=vae,
+                prediction_type=prediction_type,
+            )
+        elif getattr(base, "controlnet", None) is not None:
+            raise TaraError(
+                f"A {type(base).__name__} needs a control image, which tara.Pipeline does not take. Call it yourself: "
+                "`with tara.prepared(pipe, prompt, adapters) as kwargs: pipe(image=..., **kwargs)`."
+            )
+        else:
+            self.base = Base(base)
+        execute(self.base, self._execution, place or self.base.device)
+        self._texts: EncodingCache = {}
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        adapters: AdapterLists = (),
+        seeds: Iterable[int] = (0,),
+        *,
+        batch_size: int = BATCH_SIZE,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """The images of every prompt with every seed, prompts first; arguments as in `stream`."""
+        made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
+        return [one.image for one in sorted(made, key=lambda one: one.index)]
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        adapters: AdapterLists = (),
+        seeds: Iterable[int] = (0,),
+        *,
+        batch_size: int = BATCH_SIZE,
+        on_step: OnStep | None = None,
+        **settings: Any,
+    ) -> Iterator[GeneratedImage]:
+        """Generate every prompt with every seed and yield each image as soon as its batch is done.
+
+        Args:
+            prompt: one prompt or several.
+            adapters: for all prompts, or one list for each prompt.
+            seeds: one image each.
+            batch_size: images in one network call; changes a value by at most 1/255.
+            on_step: called after each denoising step, for progress bars.
+            settings: fields of `tara.inference.settings.GenerationSettings`.
+
+        Raises:
+            TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise TaraError("There is no prompt. Give at least one.")
+        chosen, seeds = build(GenerationSettings, settings), tuple(seeds)
+        requests = [
+            GenerationRequest(prompt=text, adapters=own, seeds=seeds, settings=chosen)
+            for text, own in zip(prompts, adapters_per_prompt(adapters, len(prompts)), strict=True)
+        ]
+        return self.generate(requests, batch_size=batch_size, on_step=on_step)
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, batch_size: int = BATCH_SIZE, on_step: OnStep | None = None
+    ) -> Iterator[GeneratedImage]:
+        """Generate requests of the same settings; each image is a function of its prompt, adapters and seed.
+
+        The base is given back as it was after each batch.
+
+        Raises:
+            TaraError: as `stream`.
+        """
+        if batch_size < 1:
+            raise TaraError(f"batch_size is {batch_size}. Give 1 or more.")
+        settings = requests[0].settings
+        if settings.guidance_scale is None:
+            settings = settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})
+        assert all(one.settings == requests[0].settings for one in requests), "one settings model for all requests"
+        rows = prompt_rows(
+            self.base,
+            [one.prompt for one in requests],
+            [one.adapters for one in requests],
+            settings.negative_prompt,
+            settings.composed_by,
+        )
+        jobs = [(request, row, seed) for request, row in zip(requests, rows, strict=True) for seed in request.seeds]
+        self.base.onload()  # training may have moved parts away
+        pipe, arguments = _task(self.base, settings)
+        if self._execution.offload:  # the pipeline that generates gives its parts back after each call
+            offload(pipe, self.base.device)
+        done = 0
+        ready: tuple[list[PromptRow], PreparedBatch] | None = None
+        for numbers in _batches([row for _, row, _ in jobs], batch_size):
+            batch = [jobs[number] for number in numbers]
+            batch_rows = [row for _, row, _ in batch]
+            if ready is None or ready[0] != batch_rows:  # once per prompt, not once per batch
+                ready = batch_rows, prepared_batch(self.base, pipe, batch_rows, settings, cache=self._texts)
+
+            def report(step: int, steps: int, done: int = done, size: int = len(batch)) -> None:
+                if on_step is not None:
+                    on_step(DenoisingStep(step, steps, done, size, len(jobs)))
+
+            with applied(self.base, ready[1]), compiler_failures():
+                seeds = [seed for *_, seed in batch]
+                images = _call(pipe, settings, seeds, report, **{**ready[1].arguments, **arguments})
+            done += len(batch)
+            for number, (request, _, seed), image in zip(numbers, batch, images, strict=True):
+                yield GeneratedImage(number, seed, image, request)
+
+
+def _task(base: Base, settings: GenerationSettings) -> tuple[Any, dict[str, Any]]:
+    """The stock pipeline for these settings, and the arguments that only it takes.
+
+    It shares every part with the base's, whose own settings stay as they are.
+    """
+    task: Task = "text-to-image"
+    arguments: dict[str, Any] = {
+        "width": settings.width or base.resolution,
+        "height": settings.height or base.resolution,
+    }
+    if settings.image is not None:
+        start = _fitted(_read(settings.image), settings, base.resolution)
+        task, arguments = "image-to-image", {"image": start, "strength": settings.strength}
+        if settings.mask is not None:
+            mask = _read(settings.mask).convert("L").resize(start.size, Image.Resampling.NEAREST)
+            task = "inpainting"
+            arguments |= {"mask_image": mask, "width": start.width, "height": start.height}
+    pipe = base.family.task_pipeline(base.pipe, task)
+    pipe.set_progress_bar_config(disable=True)
+    if settings.scheduler is not None:
+        pipe.scheduler = make_scheduler(settings.scheduler, base.scheduler.config, settings.steps)
+    most = base.noise_schedule.timesteps
+    if settings.steps > most:
+        raise TaraError(f"steps is {settings.steps}, but this base has {most} timesteps. Give at most that many.")
+    return pipe, arguments
+
+
+def _read(image: Image.Image | Path) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+
+
+def _fitted(image: Image.Image, settings: GenerationSettings, resolution: int) -> Image.Image:
+    """The start image at the asked size; without one, its shape with the base's resolution as the short side."""
+    scale = resolution / min(image.size)
+    width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
+    size = (settings.width or width, settings.height or height)
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _call(
+    pipe: Any, settings: GenerationSettings, seeds: Sequence[int], on_step: Callable[[int, int], None], **arguments: Any
+) -> list[Image.Image]:
+    """One call of a stock pipeline; ``on_step`` gets the number of finished steps and of all."""
+    finished = 0
+
+    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal finished
+        finished += 1  # second-order schedulers take more steps than they were asked for
+        on_step(finished, max(int(pipe.num_timesteps), finished))
+        return tensors
+
+    output = pipe(
+        **arguments,
+        num_inference_steps=settings.steps,
+        # noise is made on the CPU, so that a seed means the same noise on every device
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        callback_on_step_end=after_step,
+    )
+    return list(output.images)
+
+
+def _batches(rows: Sequence[PromptRow], size: int) -> Iterator[list[int]]:
+    """Numbers of rows, split where the global parts, which are fused into the weights, differ."""
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.batch_key, []).append(number)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

@@ -1,0 +1,289 @@
+"""Prompts and adapters to the arguments of a stock diffusers pipeline call."""
+
+import inspect
+from collections.abc import Generator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.processors import INSTALLED, KEY, TextConditioning
+from tara.families.text import TextEncoding
+from tara.inference.binding import (
+    ActiveAdapter,
+    ActiveAdapters,
+    AdapterLists,
+    Binding,
+    bind,
+    bind_everywhere,
+    warn_if_cut,
+)
+from tara.inference.composers import Composer
+from tara.inference.composers.sequential import evaluated
+from tara.inference.fusing import fused, fused_text, global_part
+from tara.inference.rows import PromptRow, prompt_rows
+from tara.inference.settings import GenerationSettings
+from tara.inference.text_kv import text_kv
+from tara.storage.validation import build
+
+EncodingCache = MutableMapping[tuple[Any, ...], TextEncoding]
+CACHED_TEXTS = 256  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """What one network evaluation of a batch uses.
+
+    ``adapters`` are those whose global parts are in the weights, ``pooled`` (rows, d) the text's pooled vectors.
+    """
+
+    arguments: dict[str, Any]
+    conditioning: TextConditioning
+    pooled: Tensor | None
+    adapters: ActiveAdapters
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """A batch that is ready for its pipeline call; several evaluations only for sequential composers."""
+
+    arguments: dict[str, Any]
+    evaluations: tuple[Conditioned, ...]
+    composer: Composer
+
+
+def prepare(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists = (),
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    num_images_per_prompt: int = 1,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Keyword arguments for a stock diffusers pipeline call: ``pipe(**tara.prepare(pipe, ...), image=..., ...)``.
+
+    For text-to-image, image-to-image, inpainting and ControlNet pipelines of SD 1.x, 2.x and SDXL. Installs attention
+    processors that act exactly as the stock ones in every other call; `release` removes them.
+
+    Args:
+        pipe: a loaded pipeline.
+        prompt: one prompt or several.
+        adapters: for all prompts, or one list for each prompt; see `tara.inference.binding.AdapterLike`.
+        negative_prompt: for all prompts, or one for each; adapters never act on it.
+        num_images_per_prompt: as in the pipeline call.
+        settings: guidance_scale, clip_skip, context and composer of
+            `tara.inference.settings.GenerationSettings`.
+
+    Raises:
+        TaraError: when an adapter does not fit the base or the prompt, or has a global part, and for a composer that
+            takes several network evaluations a step (use `prepared`).
+    """
+    base, batch = _prepared(pipe, prompt, adapters, negative_prompt, num_images_per_prompt, settings)
+    if len(batch.evaluations) > 1:
+        raise TaraError(
+            "This composer evaluates the network with one adapter after the other. Use `with tara.prepared(...) as "
+            "kwargs:`."
+        )
+    for active in (active for one in batch.evaluations for active in one.adapters):
+        if active.global_strength:
+            raise TaraError(
+                f"{active.name} also changes layers that act on everything. Use `with tara.prepared(...) as kwargs:`, "
+                f"or leave that part out with {active.name}:global=0."
+            )
+    base.processors.install()
+    return batch.arguments
+
+
+@contextmanager
+def prepared(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists = (),
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    num_images_per_prompt: int = 1,
+    **settings: Any,
+) -> Generator[dict[str, Any]]:
+    """`prepare` for a ``with`` block, also for adapters with a global part, which is fused into the weights.
+
+    And for every composer. Afterwards, also after an exception, the pipeline is what it was.
+
+    Raises:
+        TaraError: as `prepare`, and when the prompts' global parts differ.
+    """
+    base, batch = _prepared(pipe, prompt, adapters, negative_prompt, num_images_per_prompt, settings)
+    with applied(base, batch):
+        yield batch.arguments
+
+
+def release(pipe: Any) -> None:
+    """Remove our attention processors from a pipeline again."""
+    # whatever the pipeline has become since: what is to be undone needs no supported base
+    for part in vars(pipe).values():
+        if hasattr(part, INSTALLED):
+            getattr(part, INSTALLED).release()
+
+
+def _prepared(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists,
+    negative_prompt: str | Sequence[str] | None,
+    copies: int,
+    settings: dict[str, Any],
+) -> tuple[Base, PreparedBatch]:
+    if copies < 1:
+        raise TaraError(f"num_images_per_prompt is {copies}. Give 1 or more.")
+    base, chosen = Base(pipe), build(GenerationSettings, settings)
+    rows = prompt_rows(base, prompt, adapters, negative_prompt, chosen.composed_by)
+    if len({row.batch_key for row in rows}) > 1:
+        raise TaraError("The prompts' adapters need different network weights. Generate these prompts one by one.")
+    return base, prepared_batch(base, pipe, rows, chosen, copies)
+
+
+@contextmanager
+def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
+    """The base as a batch's pipeline calls need it, for a ``with`` block: processors in, global parts fused."""
+    before = base.processors.installed
+    turns = batch.composer.turns
+    one = len(batch.evaluations) == 1 or turns is None
+    try:
+        # with one evaluation the global parts are fused once, not at every step
+        with fused(base, global_part(batch.evaluations[0].adapters) if one else {}):
+            base.processors.install()
+            if one or turns is None:
+                yield
+            else:
+                with evaluated(base, batch.evaluations, turns):
+                    yield
+    finally:
+        if not before:
+            base.processors.release()
+
+
+def prepared_batch(
+    base: Base,
+    pipe: Any,
+    rows: Sequence[PromptRow],
+    settings: GenerationSettings,
+    copies: int = 1,
+    cache: EncodingCache | None = None,
+) -> PreparedBatch:
+    """Rows of one batch made ready for a call of ``pipe``, which shares its parts with the base's pipeline.
+
+    Args:
+        base: the base.
+        pipe: what will be called.
+        rows: of one `PromptRow.batch_key`.
+        settings: guidance_scale, clip_skip, context and composer are used.
+        copies: ``num_images_per_prompt`` of the call.
+        cache: encoded texts, kept between calls.
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    if "cross_attention_kwargs" not in parameters:
+        raise TaraError(
+            f"A {type(pipe).__name__} call takes no cross_attention_kwargs. Use a stock text-to-image, "
+            "image-to-image, inpainting or ControlNet pipeline."
+        )
+    guidance = settings.guidance_scale
+    guidance = float(parameters["guidance_scale"].default) if guidance is None else guidance
+    batch = _Batch(
+        base=base,
+        settings=settings,
+        copies=copies,
+        guided=base.family.is_guided(pipe, guidance),
+        cache={} if cache is None else cache,
+    )
+    batch.warn_of_lost_text(rows)
+    count = len(rows[0].acting) if rows[0].sequential else 1
+    evaluations = (
+        [batch.conditioned([replace(row, acting=(row.acting[number],)) for row in rows]) for number in range(count)]
+        if count > 1
+        else [batch.conditioned(rows)]
+    )
+    arguments = {
+        **evaluations[0].arguments,
+        "guidance_scale": guidance,
+        "num_images_per_prompt": copies,
+        "cross_attention_kwargs": {KEY: evaluations[0].conditioning},
+    }
+    return PreparedBatch(arguments, tuple(evaluations), settings.composed_by)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    """How the rows of one batch are encoded; each text is encoded once."""
+
+    base: Base
+    settings: GenerationSettings
+    copies: int
+    guided: bool
+    cache: EncodingCache
+
+    def warn_of_lost_text(self, rows: Sequence[PromptRow]) -> None:
+        for text in dict.fromkeys(row.text for row in rows):
+            warn_if_cut(self.base.tokenize(text))
+        for text in dict.fromkeys(row.negative or "" for row in rows) if self.guided else ():
+            warn_if_cut(self.base.tokenize(text), "negative prompt")
+
+    def conditioned(self, rows: Sequence[PromptRow]) -> Conditioned:
+        """The embeddings of the pipeline call, and what the network evaluation uses."""
+        masked = self.settings.composed_by.masked
+        # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
+        in_encoders: list[ActiveAdapters] = [() if masked else row.acting for row in rows]
+        positive = TextEncoding.join([self._positive(row, own) for row, own in zip(rows, in_encoders, strict=True)])
+        negative = None
+        if self.guided:
+            negative = TextEncoding.join([self._negative(row, own) for row, own in zip(rows, in_encoders, strict=True)])
+        find = bind if masked else bind_everywhere
+        bindings = [find(tokens, row.acting) for tokens, row in zip(positive.tokenized, rows, strict=True)]
+        encoding, of_rows = self._in_network_order(positive, negative, bindings)
+        conditioning = text_kv(
+            self.base, encoding, of_rows, self.settings.context, self._encode, self.settings.clip_skip
+        )
+        arguments = _embeddings(positive, "") | ({} if negative is None else _embeddings(negative, "negative_"))
+        return Conditioned(arguments, conditioning, encoding.pooled, rows[0].acting)
+
+    def _in_network_order(
+        self, positive: TextEncoding, negative: TextEncoding | None, bindings: list[list[Binding]]
+    ) -> tuple[TextEncoding, list[list[Binding]]]:
+        """Rows as stock pipelines order them, ``[unconditional..., conditional...]``, a prompt's copies together."""
+        copies = [row for row in range(positive.rows) for _ in range(self.copies)]
+        conditional = [bindings[row] for row in copies]
+        if negative is None:
+            return positive.take(copies), conditional
+        unconditional: list[list[Binding]] = [[] for _ in copies] if self.settings.composed_by.masked else conditional
+        return TextEncoding.join([negative.take(copies), positive.take(copies)]), [*unconditional, *conditional]
+
+    def _positive(self, row: PromptRow, adapters: ActiveAdapters) -> TextEncoding:
+        return self._encode(row.text, self.settings.clip_skip, adapters)
+
+    def _negative(self, row: PromptRow, adapters: ActiveAdapters) -> TextEncoding:
+        return self._cached(row.negative, None, adapters, negative=True)
+
+    def _encode(self, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
+        return self._cached(text, clip_skip, adapters, negative=False)
+
+    def _cached(
+        self, text: str | None, clip_skip: int | None, adapters: Sequence[ActiveAdapter], *, negative: bool
+    ) -> TextEncoding:
+        own = [active for active in adapters if active.adapter.text_layers and active.weight]
+        # adapters themselves, not their ids: an id may be given to another one as soon as the first is gone
+        key = text, clip_skip, negative, tuple((active.adapter, active.weight) for active in own)
+        if key not in self.cache:
+            if len(self.cache) >= CACHED_TEXTS:
+                self.cache.clear()
+            with fused_text(self.base, own):
+                self.cache[key] = (
+                    self.base.encode_negative(text) if negative else self.base.encode([text or ""], clip_skip)
+                )
+        return self.cache[key]
+
+
+def _embeddings(encoding: TextEncoding, prefix: str) -> dict[str, Any]:
+    pooled = {} if encoding.pooled is None else {f"{prefix}pooled_prompt_embeds": encoding.pooled}
+    return {f"{prefix}prompt_embeds": encoding.embeddings, **pooled}

@@ -1,0 +1,134 @@
+"""How an image was made, kept inside its own PNG file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tara.adapters.card import tara_version
+from tara.errors import TaraError
+from tara.families.settings import BaseSettings
+from tara.inference.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+KEY = "tara"
+FOLDERS_ABOVE = 3  # of an image, in which its files are looked for too
+
+
+class UsedFile(BaseModel, frozen=True):
+    """A file that an image depends on: as it was named (with options, for an adapter), and its content."""
+
+    given: str
+    path: str
+    sha256: str
+
+
+class Provenance(BaseModel, frozen=True):
+    """Everything that it takes to generate one image again."""
+
+    prompt: str
+    seed: int = Field(ge=0, lt=2**63)
+    adapters: tuple[UsedFile, ...] = ()
+    inputs: tuple[UsedFile, ...] = ()
+    """Other files that it depends on: the start image, the mask, PEFT's configs."""
+    base: BaseSettings
+    settings: GenerationSettings = GenerationSettings()
+    tara_version: str = Field(default_factory=tara_version)
+
+
+def used_file(path: Path, given: str | None = None) -> UsedFile:
+    """Name a file and its content."""
+    try:
+        digest = _digest(path)
+    except OSError as failure:
+        raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Check its path.") from failure
+    return UsedFile(given=given or str(path), path=str(path), sha256=digest)
+
+
+def relocated(provenance: Provenance, image: Path) -> Provenance:
+    """The same with its files where they are now: where it names them, or relative to the image's folders.
+
+    A file is known by its content. One that is nowhere keeps its name, and so does a base that is no file or folder.
+    """
+
+    def place(name: str, sha256: str | None = None) -> str:
+        above = image.absolute().parents[:FOLDERS_ABOVE]
+        for path in (Path(name), *(folder / name for folder in above), image.parent / Path(name).name):
+            if path.exists() if sha256 is None else path.is_file() and _digest(path) == sha256:
+                return name if path == Path(name) else str(path)
+        return name
+
+    def moved(file: UsedFile) -> UsedFile:
+        path = place(file.path, file.sha256)
+        # as named, `rex.safetensors:0.8`, it may have options behind its path
+        named = Path(file.given) == Path(file.path) or ":" not in file.given
+        options = "" if named else ":" + file.given.rpartition(":")[2]
+        return file if path == file.path else UsedFile(given=path + options, path=path, sha256=file.sha256)
+
+    inputs, base = {file.path: moved(file) for file in provenance.inputs}, provenance.base
+    places = {"base": place(base.base)} | ({} if base.vae is None else {"vae": place(base.vae)})
+    settings = provenance.settings
+    starts = {
+        name: Path(inputs[str(path)].path)
+        for name, path in (("image", settings.image), ("mask", settings.mask))
+        if str(path) in inputs
+    }
+    return provenance.model_copy(
+        update={
+            "adapters": tuple(moved(file) for file in provenance.adapters),
+            "inputs": tuple(inputs.values()),
+            "base": base.model_copy(update=places),
+            "settings": settings.model_copy(update=starts),
+        }
+    )
+
+
+def png_with_provenance(image: Image.Image, provenance: Provenance) -> bytes:
+    """The image as a PNG file that holds its provenance."""
+    from PIL import PngImagePlugin
+
+    information = PngImagePlugin.PngInfo()
+    information.add_itxt(KEY, provenance.model_dump_json())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=information)
+    return buffer.getvalue()
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Read how an image was made.
+
+    Raises:
+        TaraError: when the file is no image, or holds no provenance.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from tara.storage.images import check_room
+
+    try:
+        with Image.open(path) as image:
+            check_room(path, image)
+            image.load()  # text chunks may stand after the pixels
+            text: object = image.info.get(KEY)
+    # ValueError: a text that unpacks to far more than its chunk
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
+        reason = getattr(failure, "strerror", None) or "it is no whole image"
+        raise TaraError(f"'{path}' cannot be read ({reason}). Give a PNG that `tara generate` wrote.") from failure
+    if not isinstance(text, str):
+        raise TaraError(f"'{path}' does not tell how it was made. Give a PNG as `tara generate` wrote it, unedited.")
+    try:
+        return Provenance.model_validate_json(text)
+    except ValidationError as failure:
+        raise TaraError(
+            f"'{path}' tells how it was made in a form unknown to this version of tara: it is newer, or damaged. "
+            "Update tara, or give another image."
+        ) from failure
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,34 @@
+"""What is to be generated: the one object that Python, the command line and every other way in fill."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+
+from tara.inference.binding import ActiveAdapter, find_words
+from tara.inference.settings import GenerationSettings
+from tara.storage.images import read_image
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class GenerationRequest(BaseModel):
+    """A prompt, its adapters, one image for each seed, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    adapters: tuple[InstanceOf[ActiveAdapter], ...] = ()
+    seeds: tuple[Seed, ...] = (0,)
+    settings: GenerationSettings = GenerationSettings()
+
+    def check(self) -> None:
+        """Refuse what needs no base to be seen, because that may take minutes to load.
+
+        Raises:
+            TaraError: for an unreadable image, or an adapter whose words are unknown, missing or ambiguous.
+        """
+        for image in (self.settings.image, self.settings.mask):
+            if image is not None and not hasattr(image, "convert"):
+                read_image(image)  # pyright: ignore[reportArgumentType]
+        if self.settings.composed_by.masked:
+            find_words(self.prompt, self.adapters)

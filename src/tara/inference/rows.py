@@ -1,0 +1,82 @@
+"""Prompts and their adapters as rows of a batch: loaded, checked against the base, arranged by the composer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tara.adapters.adapter import Adapter
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter, ActiveAdapters, AdapterLike, AdapterLists, as_active_adapter
+from tara.inference.composers import Composer
+from tara.inference.fusing import check_fits
+from tara.inference.strength import check_strength
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRow:
+    """One prompt, its negative prompt and its adapters, as a composer arranges them.
+
+    ``text`` is what is encoded of the prompt, ``acting`` are the adapters that act.
+    """
+
+    prompt: str
+    negative: str | None
+    adapters: ActiveAdapters
+    text: str
+    acting: ActiveAdapters
+    sequential: bool
+
+    @property
+    def batch_key(self) -> tuple[Any, ...]:
+        """What rows must share to be generated in one batch: the global parts, which are fused into the weights."""
+        parts = [(id(active.adapter), active.global_strength) for active in self.acting if active.global_strength]
+        # with one evaluation for each adapter, their number and order count too
+        return (len(self.acting), *parts) if self.sequential else tuple(sorted(parts))
+
+
+def prompt_rows(
+    base: Base,
+    prompt: str | Sequence[str],
+    adapters: AdapterLists,
+    negative_prompt: str | Sequence[str] | None,
+    composer: Composer,
+) -> list[PromptRow]:
+    """One row per prompt, its adapters loaded, checked against the base and arranged by the composer."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise TaraError("There is no prompt. Give at least one.")
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives: list[str | None] = [negative_prompt] * len(prompts)
+    else:
+        negatives = list(negative_prompt)
+    if len(negatives) != len(prompts):
+        raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
+    per_prompt = adapters_per_prompt(adapters, len(prompts))
+    for active in {id(active): active for of_prompt in per_prompt for active in of_prompt}.values():
+        check_fits(base, active)
+        check_strength(base, active)
+    # prompts with the same adapters share their merge, and so a batch
+    acting = {of_prompt: composer.adapters(of_prompt) for of_prompt in dict.fromkeys(per_prompt)}
+    return [
+        PromptRow(text, negative, own, composer.prompt(text, own), acting[own], composer.turns is not None)
+        for text, negative, own in zip(prompts, negatives, per_prompt, strict=True)
+    ]
+
+
+def adapters_per_prompt(adapters: AdapterLists, prompts: int) -> list[ActiveAdapters]:
+    """Each prompt's adapters, loaded; each file is read once, and rows that name the same one share it."""
+    if isinstance(adapters, (str, Path, Adapter, ActiveAdapter)):
+        raise TaraError("adapters is one adapter, not a list. Write adapters=[...].")
+    flat = cast(list[AdapterLike], [entry for entry in adapters if not isinstance(entry, (list, tuple))])
+    if len(flat) == len(adapters):
+        return [tuple(as_active_adapter(entry) for entry in flat)] * prompts
+    if flat or len(adapters) != prompts:
+        raise TaraError(f"adapters has {len(adapters)} entries. Give one list for all prompts, or {prompts} lists.")
+    lists = cast(Sequence[Sequence[AdapterLike]], adapters)
+    named = {str(entry): as_active_adapter(entry) for own in lists for entry in own if isinstance(entry, (str, Path))}
+    return [
+        tuple(named[str(entry)] if isinstance(entry, (str, Path)) else as_active_adapter(entry) for entry in own)
+        for own in lists
+    ]

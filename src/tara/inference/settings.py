@@ -1,0 +1,113 @@
+"""What is asked of an image: one settings model and one request for Python, command line and everything else."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, model_validator
+
+from tara.adapters.card import Context
+from tara.errors import TaraError, nearest
+from tara.inference.composers import COMPOSERS, Composer, composer_named
+
+ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule that ends in nothing but noise
+
+SchedulerName = Literal["ddim", "ddpm", "dpm", "euler", "euler_a", "heun", "lcm", "pndm", "unipc"]
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # latents are no pixels: what these two clip unless a base's own schedule tells them is a part of the image
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "dpm": ("DPMSolverMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as the published bases have it
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+"""Our names of schedulers, diffusers' classes, and what those need besides a base's own schedule."""
+
+
+class GenerationSettings(BaseModel):
+    """How images are generated; the descriptions are the command line's help.
+
+    ``image`` and ``mask`` may be PIL images in Python, and ``composer`` a `Composer` of your own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    negative_prompt: str | None = Field(default=None, description="What to avoid; adapters never act on it")
+    steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, le=100, description="Classifier-free guidance scale; off at 1 or less [default: the base's]"
+    )
+    scheduler: SchedulerName | None = Field(
+        default=None, description="Sampler: dpm is DPM++, euler_a is Euler ancestral [default: the base's]"
+    )
+    width: int | None = Field(default=None, ge=8, le=8192, multiple_of=8, description="Width in pixels [the base's]")
+    height: int | None = Field(default=None, ge=8, le=8192, multiple_of=8, description="Height in pixels [the base's]")
+    image: Path | InstanceOf[Image.Image] | None = Field(
+        default=None, description="Image to start from (image-to-image)"
+    )
+    strength: float = Field(default=0.8, gt=0, le=1, description="How much of --image is changed; 1 replaces it")
+    mask: Path | InstanceOf[Image.Image] | None = Field(
+        default=None, description="Inpaint --image where this image is white"
+    )
+    composer: str | InstanceOf[Composer] = Field(
+        default="tara",
+        description="How adapters are combined: "
+        + "; ".join(f"{name}: {composer.description}" for name, composer in COMPOSERS.items()),
+    )
+    context: Context | None = Field(
+        default=None, description="Text that a rare word's embedding is taken from [default: the adapter's]"
+    )
+    clip_skip: int | None = Field(default=None, ge=0, description="Last layers of the text encoder to skip")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _a_known_scheduler(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in SCHEDULERS:
+            hint = nearest(value, SCHEDULERS)
+            raise ValueError(f"is '{value}', which does not exist.{hint} Choose one of {', '.join(SCHEDULERS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        composer_named(self.composer)
+        if self.image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} needs an image to start from; give the image too, or leave {name} out")
+        elif int(self.steps * self.strength) < 1:
+            raise ValueError(f"strength is {self.strength} with {self.steps} steps, which changes nothing; raise it")
+        return self
+
+    @property
+    def composed_by(self) -> Composer:
+        """The composer itself."""
+        return composer_named(self.composer)
+
+
+def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
+    """A scheduler by its name in `SCHEDULERS`, with a base's noise schedule and prediction type.
+
+    Raises:
+        TaraError: for one that does not know all of the base's noise schedule, which diffusers would leave out, and
+            for one that takes fewer steps.
+    """
+    import diffusers
+
+    kind, options = SCHEDULERS[name]
+    scheduler = getattr(diffusers, kind)
+    if config.get(ZERO_SNR) and ZERO_SNR not in inspect.signature(scheduler.__init__).parameters:
+        raise TaraError(
+            f"The scheduler '{name}' cannot start from pure noise, as this base does. Choose another one, such as "
+            "ddim or dpm."
+        )
+    made = scheduler.from_config(config, **options)
+    most = int(made.config.get("original_inference_steps") or made.config.num_train_timesteps)
+    if steps > most:
+        raise TaraError(f"steps is {steps}, but '{name}' takes at most {most}. 4 to 8 are usual.")
+    return made

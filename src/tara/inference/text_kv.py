@@ -1,0 +1,170 @@
+"""Adapters and prompts to the text's keys and values, once for all denoising steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tara.adapters.card import Context
+from tara.core.method import add_masked_delta
+from tara.core.tokens import word_spans
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.processors import TextConditioning
+from tara.families.text import TextEncoding
+from tara.inference.binding import ActiveAdapter, Binding
+from tara.inference.fusing import fused_text
+
+
+class Encode(Protocol):
+    """Encodes a text with the text-encoder deltas of some adapters."""
+
+    def __call__(self, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
+        """One row; ``clip_skip`` as in `Base.encode`."""
+        ...
+
+
+def encode_with(base: Base, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
+    """One text as the base's encoders read it with the adapters' text-encoder deltas."""
+    with fused_text(base, adapters):
+        return base.encode([text], clip_skip)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedInput:
+    """Where one adapter's mask is 1 in a batch, and the embeddings that its deltas read there.
+
+    ``positions`` (n,) index all rows * tokens, ``inputs`` is (n, d). Where ``frozen`` (n, d) is given, the base's keys
+    and values become those of these embeddings before the delta is added.
+    """
+
+    active: ActiveAdapter
+    positions: Tensor
+    inputs: Tensor
+    frozen: Tensor | None
+
+
+def text_kv(
+    base: Base,
+    encoding: TextEncoding,
+    bindings: Sequence[Sequence[Binding]],
+    context: Context | None = None,
+    encode: Encode | None = None,
+    clip_skip: int | None = None,
+) -> TextConditioning:
+    """Keys and values of every text layer for a batch of prompts.
+
+    ``K = X W_K^T + sum_c M_c (w_c s_c X_c A_c^T B_c^T)``, the same for V (TARA, arXiv 2508.08812): the base's current
+    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas reads its own
+    word's rows of X from the prompt as its own text encoder encodes it; nobody else's change.
+
+    Args:
+        base: the base.
+        encoding: (rows, tokens, d), in the order of the network's batch.
+        bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
+        context: where X_c is taken from, see `tara.adapters.card.Context`; each card's own choice if None.
+        encode: encodes prompts and training phrases for an adapter; `encode_with` if None.
+        clip_skip: how the prompts of ``encoding`` were encoded; training phrases never skip.
+
+    Raises:
+        TaraError: when a card's training phrase lacks its rare word.
+    """
+    assert len(bindings) == encoding.rows, "one list of bindings per row"
+    reader = _Reader(encoding, context, encode or partial(encode_with, base), clip_skip)
+    masked = reader.masked_inputs(bindings)
+    return TextConditioning(
+        {layer: _keys_values(base, layer, encoding.embeddings, masked) for layer in base.text_layers}
+    )
+
+
+@torch.no_grad()
+def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[MaskedInput]) -> tuple[Tensor, Tensor]:
+    # all rows in one product, as the stock processor does it: rows without adapters then equal the base's bit by bit
+    projected = list(base.project(layer, embeddings))
+    for own in masked:
+        if own.frozen is not None:
+            for whole, part in zip(projected, base.project(layer, own.frozen), strict=True):
+                whole.flatten(0, 1)[own.positions] = part
+    for number, name in enumerate(base.kv_names):
+        for own in masked:
+            low_rank = own.active.adapter.text_kv.get(f"{layer}.{name}")
+            if low_rank is not None:
+                precise = torch.promote_types(own.inputs.dtype, torch.float32)
+                delta = low_rank.to(own.inputs.device, precise)
+                # with a concept axis, as in training: products of a batch round differently from those of a matrix
+                delta = replace(delta, a=delta.a[None], b=delta.b[None])
+                inputs = own.inputs[None].to(precise)
+                projected[number] = add_masked_delta(projected[number], delta, inputs, own.positions, own.active.weight)
+    return projected[0], projected[1]
+
+
+Entries = Sequence[tuple[int, Binding]]
+"""The rows of a batch that one adapter acts on, with its tokens there."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Where adapters read the embeddings of their words; arguments as of `text_kv`."""
+
+    encoding: TextEncoding
+    context: Context | None
+    encode: Encode
+    clip_skip: int | None
+
+    def masked_inputs(self, bindings: Sequence[Sequence[Binding]]) -> list[MaskedInput]:
+        """One entry for each adapter with a weight, in a fixed order of summation."""
+        grouped: dict[int, list[tuple[int, Binding]]] = {}
+        for row, of_row in enumerate(bindings):
+            for binding in of_row:
+                if binding.active.weight:
+                    grouped.setdefault(id(binding.active), []).append((row, binding))
+        return [self._masked(entries) for entries in sorted(grouped.values(), key=lambda some: some[0][1].active.order)]
+
+    def _masked(self, entries: Entries) -> MaskedInput:
+        active, everywhere = entries[0][1].active, entries[0][1].everywhere
+        x = self.encoding.embeddings
+        places = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
+        rows, tokens = torch.tensor(places, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
+        positions = rows * x.shape[1] + tokens
+        # a plain LoRA's encoder has made all of the encoding
+        own = None if everywhere or not active.adapter.text_layers else self._encoded(entries).to(x)
+        context: Context = "prompt" if everywhere else self.context or active.adapter.card.context
+        if context == "prompt":
+            return MaskedInput(active, positions, x[rows, tokens] if own is None else own, frozen=own)
+        phrase = self._in_phrase(active).to(x)
+        lengths = [len(word) for _, binding in entries for word in binding.occurrences]
+        inputs = phrase[[piece for length in lengths for piece in _match(length, len(phrase))]]
+        return MaskedInput(active, positions, inputs, frozen=own)
+
+    def _encoded(self, entries: Entries) -> Tensor:
+        """Embeddings (n, d) of the adapter's word in its rows, read with its text-encoder deltas."""
+        parts: list[Tensor] = []
+        for row, binding in entries:
+            prompt = self.encoding.tokenized[row]
+            embeddings = self.encode(prompt.text, self.clip_skip, (binding.active,)).embeddings[0]
+            parts.append(embeddings[[position for word in binding.occurrences for position in word]])
+        return torch.cat(parts)
+
+    def _in_phrase(self, active: ActiveAdapter) -> Tensor:
+        """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
+        card = active.adapter.card
+        encoding = self.encode(card.phrase, None, (active,))
+        tokenized = encoding.tokenized[0]
+        spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
+        if not spans:
+            raise TaraError(
+                f"The training phrase '{card.phrase}' of {active.name} lacks its rare word '{card.rare_word}'. Compose "
+                "it with the context 'prompt', or train it again."
+            )
+        return encoding.embeddings[0, list(tokenized.positions(spans[0]))]
+
+
+def _match(wanted: int, given: int) -> list[int]:
+    """Which of the phrase's ``given`` pieces stands at each of a rebound word's ``wanted`` tokens.
+
+    Aligned at the end, where a causal text encoder has read the whole word; the first piece is repeated.
+    """
+    return [max(0, given - wanted + place) for place in range(wanted)]

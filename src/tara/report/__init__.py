@@ -1,0 +1,1 @@
+"""Pages, contact sheets, plots and command lines for people. Knows neither adapters nor bases."""

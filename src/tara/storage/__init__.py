@@ -1,0 +1,1 @@
+"""Files, images, locks and the model hub. Knows nothing of diffusion."""

@@ -1,0 +1,130 @@
+"""One picture file as an upright picture in sRGB: rotation, colour profile, transparency, and HEIC as phones write."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from tara.errors import TaraError
+
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+"""What stands behind ``ftyp`` at the beginning of a HEIC file (ISO/IEC 23008-12)."""
+
+
+PROFILED_MODES = {"RGB", "L", "CMYK"}
+"""Modes whose colour profiles describe the stored channels themselves."""
+PLAIN_SRGB = r"sRGB( IEC61966| built-in|$)"
+"""How a profile begins to call itself that leaves every value as it is."""
+ROOM = 200 * 2**20
+"""Bytes that a picture may take in memory beside twice its file: a small file must not fill a computer."""
+BYTES_PER_PIXEL = 8  # while it is turned upright or laid on white there are two of it
+MOST_HEIC_PIXELS = 64_000_000  # telephones take them of 48 million; their decoder has no way to read fewer
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read one picture as upright RGB; transparent parts become white.
+
+    Raises:
+        TaraError: see `read_picture`.
+    """
+    return on_white(read_picture(path))
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read one picture upright, its colours in sRGB: RGBA where parts of it are transparent, RGB otherwise.
+
+    Raises:
+        TaraError: when the file is missing, is not an image that Pillow knows, is cut off, is far too large, or is HEIC
+            and the package for it is not installed.
+    """
+    try:
+        with _open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+        if not upright.has_transparency_data:
+            return _in_srgb(upright)
+        layered = upright.convert("RGBA")
+        alpha, colours = layered.getchannel("A"), _in_srgb(layered.convert("RGB"))
+        if alpha.getextrema()[0] != 255:
+            colours.putalpha(alpha)
+        return colours
+    except FileNotFoundError as failure:
+        raise TaraError(f"There is no picture {path}. Check its path.") from failure
+    # Pillow reports a broken PNG as a SyntaxError, pillow-heif a broken HEIC as an EOFError or a RuntimeError
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise TaraError(f"{path} is not a whole image ({reason}). Give a PNG or JPEG file in its place.") from failure
+
+
+def check_room(path: Path, opened: Image.Image) -> None:
+    """Refuse (TaraError) a picture that would fill the memory, before its pixels are read.
+
+    A JPEG is then read at a half, a quarter or an eighth of its sides instead, as far as that helps.
+    """
+    most = (ROOM + 2 * path.stat().st_size) // BYTES_PER_PIXEL
+    for _ in range(3):
+        if opened.width * opened.height > most:
+            opened.draft("RGB", (opened.width // 2, opened.height // 2))  # nothing but JPEG heeds it
+    if opened.width * opened.height > most:
+        raise _too_many_pixels(path, *opened.size)
+
+
+def _too_many_pixels(path: Path, width: int, height: int) -> TaraError:
+    return TaraError(
+        f"{path} has {width} × {height} pixels in a file of {path.stat().st_size >> 10} KiB, which would fill the "
+        "memory. Give it with fewer pixels."
+    )
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, what is transparent in it laid on white."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def opacity(picture: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is, 0 to 255; None for a picture without transparent parts."""
+    return picture.getchannel("A") if picture.mode == "RGBA" else None
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """An opaque picture as RGB in sRGB, which bases have learned from; phones write wider spaces such as Display P3."""
+    told: object = picture.info.get("icc_profile")
+    if picture.mode == "I;16":  # as of 16-bit scans, which Pillow would cut off at white
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if not isinstance(told, bytes):
+        return picture.convert("RGB")
+    if picture.mode not in PROFILED_MODES:
+        picture = picture.convert("RGB")
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(told))
+        if not re.match(PLAIN_SRGB, ImageCms.getProfileDescription(profile)):
+            srgb = ImageCms.createProfile("sRGB")
+            picture = ImageCms.profileToProfile(picture, profile, srgb, outputMode="RGB") or picture
+    except (ImageCms.PyCMSError, OSError):  # no profile, or one for other channels: other programs ignore it, too
+        pass
+    return picture.convert("RGB")
+
+
+def _open(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        head = file.read(12)
+    # by content: phones and messengers also call a HEIC file .jpg
+    if head[4:8] != b"ftyp" or head[8:12] not in HEIC_BRANDS:
+        opened = Image.open(path)
+        check_room(path, opened)
+        return opened
+    try:
+        import pillow_heif
+    except ImportError as missing:
+        raise TaraError(
+            f"{path} is a HEIC photo, which needs the package pillow-heif. Install it (pip install 'tara[heic]'), or "
+            "save the photo as JPEG."
+        ) from missing
+    # the decoder turns the photo upright itself, and takes the rotation out of its EXIF data
+    heic = pillow_heif.open_heif(path)
+    if heic.size[0] * heic.size[1] > MOST_HEIC_PIXELS:
+        raise _too_many_pixels(path, *heic.size)
+    return heic.to_pillow()

@@ -1,0 +1,73 @@
+"""One run at a time in a folder: a lock that ends with its process, however that ends."""
+
+import os
+import platform
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tara.errors import TaraError
+from tara.storage.files import remove_unfinished, writable_folder, write_error
+
+LOCK, OWNER = ".lock", ".process"
+
+
+@contextmanager
+def claimed(folder: Path) -> Generator[None]:
+    """Have a folder, made if it is missing, for this process alone, and rid of what a killed one has half-written.
+
+    The system forgets the lock together with its process. A folder that is made here and stays empty is removed again.
+
+    Raises:
+        TaraError: when another process is at work in it (which is named), or it cannot be written to.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    writable_folder(folder)
+    lock = _locked(folder)
+    try:
+        _tell_owner(folder)
+        remove_unfinished(folder)
+        yield
+    finally:
+        for name in (OWNER, LOCK):
+            with suppress(OSError):  # elsewhere than on Unix an open file cannot be removed; an old lock does no harm
+                (folder / name).unlink(missing_ok=True)
+        lock.release()
+        for place in made:
+            with suppress(OSError):  # it is no longer empty
+                place.rmdir()
+
+
+def refuse_claimed(folder: Path) -> None:
+    """Refuse (TaraError) a folder that another process is at work in, without a trace in one that is free."""
+    if (folder / LOCK).exists():
+        _locked(folder).release()
+
+
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as failure:
+        raise TaraError(
+            f"'{folder}' is in use by {_owner(folder)}. Wait for its end, or choose another output folder."
+        ) from failure
+    except OSError as failure:
+        raise write_error(folder, failure) from failure
+    return lock
+
+
+def _tell_owner(folder: Path) -> None:
+    try:
+        (folder / OWNER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+    except OSError as failure:
+        raise write_error(folder / OWNER, failure) from failure
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return (folder / OWNER).read_text(encoding="utf-8")[:200] or "another process"
+    except (OSError, UnicodeDecodeError):  # it has only just begun
+        return "another process"

@@ -1,0 +1,53 @@
+"""Values from users to a settings model; what is wrong with one is told in one sentence."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from tara.errors import TaraError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
+    """Build settings from plain values; a TaraError with one sentence says which value is wrong.
+
+    Raises:
+        TaraError: for an unknown name (with the nearest known one) or a value out of range.
+    """
+    try:
+        name = next((str(name) for name, value in values.items() if _has_null(value)), "")
+    except RecursionError:
+        raise TaraError(f"{where}values are nested too deeply. Every setting is one value or a list.") from None
+    if name:
+        raise TaraError(f"{where}{name} holds a null character, which no name or text may have. Take it out.")
+    try:
+        return model.model_validate(values)
+    except ValidationError as refused:
+        raise TaraError(_sentence(model, refused, where)) from None
+
+
+def _has_null(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_null, cast(Mapping[object, object], value).values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_null, cast(Sequence[object], value)))
+    return isinstance(value, str | Path) and "\0" in str(value)
+
+
+def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> str:
+    # an unknown name first: it may be what a missing one was meant to be
+    fault = min(refused.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known: Sequence[str] = list(model.model_fields)
+        return f"{where}there is no setting '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+    if fault["type"] == "missing":
+        field = model.model_fields.get(name)  # None inside a nested model
+        return f"{where}'{name}' is missing. Give it{f': {field.description}' if field else ''}."
+    reason = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{where}{name + ' ' if name else ''}{reason}."
+    return f"{where}{name} = {fault['input']!r} is refused: {reason[0].lower()}{reason[1:]}. Choose another value."

@@ -1,0 +1,1 @@
+"""Photos to adapters: settings, data, batches, the loop. `training.run` writes files, `training.data` reads photos."""

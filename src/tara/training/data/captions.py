@@ -1,0 +1,49 @@
+"""Caption templates: the instance prompt, varied captions around it, and a prompt that names several concepts."""
+
+from collections.abc import Iterable
+
+SUBJECT_PHRASE = "a photo of a {rare_word} {class_word}"
+STYLE_PHRASE = "a picture in {rare_word} {class_word}"
+
+# A rare word's embedding changes with its position and neighbours: these vary both, and leave the content open.
+VARIED_SUBJECT_CAPTIONS = (
+    "a photo of a {rare_word} {class_word}",
+    "a {rare_word} {class_word}",
+    "the {rare_word} {class_word}",
+    "a picture of the {rare_word} {class_word}",
+    "a close view of a {rare_word} {class_word}",
+    "there is a {rare_word} {class_word} in this picture",
+    "here stands a {rare_word} {class_word}",
+    "someone shows us one {rare_word} {class_word}",
+    "a {rare_word} {class_word} on the grass",
+    "a {rare_word} {class_word} on the beach",
+    "a {rare_word} {class_word} in a room",
+    "a {rare_word} {class_word} in front of a wall",
+    "in the street a {rare_word} {class_word} waits",
+    "on a sunny day a {rare_word} {class_word} is seen",
+    "a cat and a {rare_word} {class_word}",
+    "a {rare_word} {class_word} and a dog",
+    "a car next to a {rare_word} {class_word}",
+    "a {rare_word} {class_word} beside a house",
+    "a tree and a {rare_word} {class_word} on the grass",
+    "a {rare_word} {class_word} and a person in a room",
+)
+VARIED_STYLE_CAPTIONS = (
+    "a picture in {rare_word} {class_word}",
+    "in {rare_word} {class_word}",
+    "a scene in {rare_word} {class_word}",
+    "a cat in {rare_word} {class_word}",
+    "a dog on the grass in {rare_word} {class_word}",
+    "a house in {rare_word} {class_word}",
+    "a car in the street in {rare_word} {class_word}",
+    "a person and a dog in {rare_word} {class_word}",
+    "a cat and a tree on the beach in {rare_word} {class_word}",
+    "{rare_word} {class_word}, a view of a room",
+)
+
+
+def together(concepts: Iterable[tuple[str, bool]]) -> str:
+    """A prompt with every concept in it, given its words and whether it is a style: ``a xlo dog and a szn cat``."""
+    concepts = list(concepts)
+    things = " and ".join(f"a {words}" for words, is_style in concepts if not is_style)
+    return " ".join([things or "a picture", *(f"in {words}" for words, is_style in concepts if is_style)])

@@ -1,0 +1,115 @@
+"""Which part of a photo a training image shows, at which size, and the conditioning on sizes that goes with it."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SMALLEST_CROP = 0.8  # of the largest one's side: a subject stays recognisable
+LONGEST_SHAPE = 2.0  # longer side over shorter side; bases are hardly trained beyond
+AREA_TOLERANCE = 1 / 8  # of the square's area, so that a bucket near every shape exists
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How photos become training images: ``crops`` different parts of each, with ``flip`` each also mirrored.
+
+    Images are squares of side ``resolution``. With ``buckets`` they keep about the shape of their photo, and have about
+    as many pixels.
+    """
+
+    resolution: int
+    crops: int
+    flip: bool
+    buckets: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A part of an image, in the image's own pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, as Pillow counts."""
+        return (self.left, self.top, self.left + self.width, self.top + self.height)
+
+
+def bucket_for(size: Size, resolution: int, multiple: int) -> Size:
+    """The size that a photo of ``size`` is trained at, when it keeps its shape.
+
+    Both sides are multiples of ``multiple``, their product is ``resolution``² within an eighth, and neither is more
+    than twice the other. Among all such sizes it is the one of the most similar shape, then of the nearest area.
+    """
+    assert resolution % multiple == 0, "otherwise there is no square bucket"
+    sides, area = range(multiple, 2 * resolution + 1, multiple), resolution**2
+    buckets = [
+        (width, height)
+        for width in sides
+        for height in sides
+        if max(width, height) <= LONGEST_SHAPE * min(width, height)
+        and abs(width * height - area) <= AREA_TOLERANCE * area
+    ]
+
+    def distance(bucket: Size) -> tuple[float, int]:
+        # by the logarithm, because 3:2 is as far from square as 2:3
+        shape = math.log(bucket[0] / bucket[1]) - math.log(size[0] / size[1])
+        return round(abs(shape), 9), abs(bucket[0] * bucket[1] - area)
+
+    return min(buckets, key=distance)
+
+
+def choose_crops(size: Size, count: int, key: str, target: Size = (1, 1)) -> list[Crop]:
+    """The largest central crop of the target's shape, then smaller ones anywhere: a function of the arguments alone."""
+    zoom = min(size[0] / target[0], size[1] / target[1])
+    widest, highest = (max(1, min(side, round(zoom * aim))) for side, aim in zip(size, target, strict=True))
+    crops = [Crop(left=(size[0] - widest) // 2, top=(size[1] - highest) // 2, width=widest, height=highest)]
+    chance = random.Random(key)
+    for _ in range(count - 1):
+        part = chance.uniform(SMALLEST_CROP, 1.0)
+        width, height = max(1, round(widest * part)), max(1, round(highest * part))
+        left, top = chance.randint(0, size[0] - width), chance.randint(0, size[1] - height)
+        crops.append(Crop(left=left, top=top, width=width, height=height))
+    return crops
+
+
+def crop_pixels(image: Image.Image, crop: Crop, size: Size, flip: bool) -> Float[Tensor, "3 height width"]:
+    """Cut out a crop, resize it to ``size`` (Lanczos) and scale the values to -1..1."""
+    values = _cut(image, crop, size, flip, Image.Resampling.LANCZOS)
+    return torch.from_numpy(values / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def crop_mask(mask: Image.Image, crop: Crop, size: Size, flip: bool) -> Float[Tensor, "height width"]:
+    """Cut a crop out of a mask (0 to 255) and resize it to ``size``: each value is the mean of its area, 0..1."""
+    # as floating point numbers, so that the mean is not rounded to whole steps of grey
+    return torch.from_numpy(_cut(mask.convert("F"), crop, size, flip, Image.Resampling.BOX) / 255.0)
+
+
+def _cut(image: Image.Image, crop: Crop, size: Size, flip: bool, resampling: Image.Resampling) -> np.ndarray:
+    cut = image.resize(size, resampling, box=crop.box)
+    return np.asarray(ImageOps.mirror(cut) if flip else cut, dtype=np.float32)
+
+
+def size_conditioning(
+    image: Image.Image, crop: Crop, size: Size, flip: bool = False
+) -> tuple[int, int, int, int, int, int]:
+    """Original height, width; top, left in the resized image; target height, width (arXiv 2307.01952, section 2.2).
+
+    A flipped crop is one of the mirrored image.
+    """
+    width, height = size
+    left = image.width - crop.left - crop.width if flip else crop.left
+    top, left = round(crop.top * (height / crop.height)), round(left * (width / crop.width))
+    return (image.height, image.width, top, left, height, width)

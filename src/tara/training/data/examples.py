@@ -1,0 +1,141 @@
+"""A folder of photos as examples: upright RGB images, their captions, and masks of the subject."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from tara.errors import TaraError
+from tara.storage.files import SMALL, small_text
+from tara.storage.images import on_white, opacity, read_picture
+
+CAPTION_TABLE = "metadata.jsonl"
+MOST_TABLE = 16 * SMALL  # bytes
+SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides are then rounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One photo: its file name, the RGB image and the captions that it may be trained with."""
+
+    name: str
+    image: Image.Image
+    captions: tuple[str, ...]
+    mask: Image.Image | None = None
+    """The image's size, 255 on the subject, 0 elsewhere; None when the whole image counts."""
+
+
+def read_examples(
+    folder: Path, templates: Sequence[str], *, masked: bool = False, masks: Path | None = None
+) -> list[Example]:
+    """Read every photo of a folder, sorted by name, with its captions and, if it is ``masked``, its mask.
+
+    A photo's captions are, the first that exists: the ``.txt`` file of its name, its ``text`` in ``metadata.jsonl``
+    (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``. Its mask is, the first that exists: the
+    image of its name in the folder ``masks``, its own opacity.
+
+    Raises:
+        TaraError: for a missing or empty folder, a file that is not a whole image (by name), captions or masks without
+            a photo, a photo without its mask when there is a folder of them.
+    """
+    files = _files(folder, "the concept's photos")
+    photos = [path for path in files if path.suffix != ".txt" and path.name != CAPTION_TABLE]
+    if not photos:
+        raise TaraError(f"The folder {folder} holds no photos. Put 3 to 5 photos of the concept there.")
+    texts = [path for path in files if path.suffix == ".txt"]
+    _refuse_orphans(texts, photos, "describes")
+    table = _caption_table(folder, [photo.name for photo in photos])
+    mask_files = _files(masks, "the photos' masks") if masked and masks is not None else []
+    _refuse_orphans(mask_files, photos, "is the mask of")
+    mask_of = {path.stem: path for path in mask_files}
+    examples: list[Example] = []
+    for photo in photos:
+        own = photo.with_suffix(".txt")
+        caption = _caption(own) if own in texts else table.get(photo.name)
+        image = read_picture(photo)
+        mask = _mask(photo, image, masks, mask_of) if masked else None
+        captions = (caption,) if caption else tuple(templates)
+        examples.append(Example(name=photo.name, image=on_white(image), captions=captions, mask=mask))
+    return examples
+
+
+def _files(folder: Path, content: str) -> list[Path]:
+    """The files of a folder by name; hidden files and subfolders are left alone."""
+    if not folder.exists():
+        raise TaraError(f"There is no folder {folder}. Give the folder that holds {content}.")
+    if not folder.is_dir():
+        raise TaraError(f"{folder} is a file. Give the folder that holds {content}.")
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as failure:
+        raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
+
+
+def _refuse_orphans(files: Iterable[Path], photos: Iterable[Path], belongs: str) -> None:
+    stems = {photo.stem for photo in photos}
+    for path in files:
+        if path.stem not in stems:
+            raise TaraError(f"{path} {belongs} no photo of that name. Rename it, or take it out of the folder.")
+
+
+def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
+    """A photo's mask: its file in the folder of masks, or what is opaque of it."""
+    if photo.stem in files:
+        return _read_mask(files[photo.stem], image.size)
+    own = opacity(image)
+    if own is None and folder is not None:
+        raise TaraError(f"{photo} has no mask. Put {photo.stem}.png into {folder}, white where the subject is.")
+    return own
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    image = read_picture(path)
+    mask = opacity(image) or image.convert("L")  # a cut-out subject: what it leaves opaque
+    if mask.getextrema()[1] == 0:
+        raise TaraError(f"{path} shows no subject: it is black all over. Paint white where the subject is.")
+    if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:
+        raise TaraError(
+            f"{path} is {mask.width} × {mask.height} pixels and its photo, upright, {size[0]} × {size[1]}. "
+            "Give a mask of the photo's shape."
+        )
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _caption_table(folder: Path, photos: Sequence[str]) -> dict[str, str]:
+    """The captions of ``metadata.jsonl`` by the photos' file names."""
+    path, captions = folder / CAPTION_TABLE, dict[str, str]()
+    lines = _text(path, MOST_TABLE).splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            captions[str(row["file_name"])] = str(row["text"]).strip()
+        except (ValueError, KeyError, TypeError, RecursionError) as failure:
+            raise TaraError(
+                f'{path}, line {number} is not {{"file_name": ..., "text": ...}} ({_first_line(failure)}). Correct it.'
+            ) from failure
+    for name in captions:
+        if name not in photos:
+            raise TaraError(f"{path} describes {name}, which is not in the folder. Correct the name.")
+    return captions
+
+
+def _caption(path: Path) -> str:
+    caption = " ".join(_text(path).split())
+    if not caption:
+        raise TaraError(f"{path} is empty. Write the photo's caption into it, or delete it.")
+    return caption
+
+
+def _text(path: Path, most: int = SMALL) -> str:
+    try:
+        return small_text(path, most, encoding="utf-8-sig")  # Windows editors put a mark before the text
+    except (OSError, UnicodeDecodeError) as failure:
+        raise TaraError(f"{path} cannot be read as text ({_first_line(failure)}). Save it as UTF-8.") from failure
+
+
+def _first_line(failure: Exception) -> str:
+    return (str(failure).splitlines() or [type(failure).__name__])[0]

@@ -1,0 +1,169 @@
+"""Training in several processes, started by `accelerate launch` or `torchrun`.
+
+Each process makes its share of every step's network calls; the first one, the main process, alone writes and prints.
+They wait for one another at `Processes.barrier`, where a failure of one ends all of them.
+"""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from tara.errors import TaraError, warn
+
+if TYPE_CHECKING:  # `tara --help` does without torch
+    from torch import Tensor
+
+# environment variables of torchrun and the kinds of MPI, as accelerate reads them
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LOCAL_COUNTS = ("LOCAL_WORLD_SIZE",)
+TIMEOUT = timedelta(days=1)  # the main process generates class images and previews while the others wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A process's failure: the sentence for its user, and its exit code."""
+
+    sentence: str
+    code: int
+
+
+class OtherProcessEnded(Exception):
+    """Another process of the run has ended, so this one cannot go on either."""
+
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+        super().__init__(ending.sentence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """How many processes share a run, and the number of this one, from 0."""
+
+    count: int = 1
+    number: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.number == 0
+
+    def shard(self, step: int, calls: int) -> range:
+        """The network calls of this process in a step of ``calls`` each.
+
+        All processes together make the calls that one process with ``count`` times as many would make.
+        """
+        first = (step * self.count + self.number) * calls
+        return range(first, first + calls)
+
+    def barrier(self) -> None:
+        """Wait until every process is here; raises OtherProcessEnded when one of them has ended or died."""
+        if ending := self.end(None):
+            raise OtherProcessEnded(ending)
+
+    def end(self, own: Ending | None) -> Ending | None:
+        """Report how this process has ended, None for not at all, at the others' next barrier; the first of any."""
+        if self.count == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        try:
+            endings = cast("list[Ending | None]", gather_object([own]))
+        except RuntimeError as failure:  # torch.distributed has lost a connection
+            reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+            lost = f"Error: Another process of this run is gone ({reason}). Its output may say why."
+            return own or Ending(sentence=lost, code=2)
+        return next((ending for ending in endings if ending is not None), None)
+
+    def mean(self, tensor: "Tensor") -> "Tensor":
+        """The mean of a tensor over all processes; a barrier comes before it."""
+        if self.count == 1:
+            return tensor
+        from accelerate.utils import reduce
+
+        return cast("Tensor", reduce(tensor, reduction="mean"))
+
+    def leave(self) -> None:
+        """Close the connections: an interpreter that ends with them open may abort."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
+
+ALONE = Processes()
+
+
+def launched() -> int:
+    """How many processes a launcher has started together with this one, itself among them."""
+    return _from_environment(COUNTS, 1)
+
+
+def join(device: str) -> Processes:
+    """Join the processes that were launched together with this one; a process that was started alone stays alone.
+
+    Args:
+        device: where the run computes: cuda (each process then has a device of its own) or cpu.
+
+    Raises:
+        TaraError: when there is not one device for each process.
+    """
+    if (count := launched()) == 1:
+        _warn_if_others_are_missing()
+        return ALONE
+    refused = f"{count} processes were launched, but"
+    if device not in ("cuda", "cpu"):
+        raise TaraError(f"{refused} they cannot share the device '{device}'. Give cpu, or leave the device out.")
+    from accelerate import PartialState
+    from torch import cuda
+
+    if device == "cuda" and _from_environment(LOCAL_COUNTS, 1) > cuda.device_count():
+        raise TaraError(
+            f"{refused} there are {cuda.device_count()} CUDA devices here. Launch one for each device, or give the "
+            "device cpu."
+        )
+    state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+    if state.num_processes != count:
+        raise TaraError(f"{refused} they cannot reach one another. Launch them with accelerate launch or torchrun.")
+    return Processes(count=state.num_processes, number=state.process_index)
+
+
+def joined() -> Processes:
+    """The processes that `join` has connected; before that, this one alone."""
+    if launched() == 1:
+        return ALONE
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ALONE
+    return Processes(count=distributed.get_world_size(), number=distributed.get_rank())
+
+
+@contextmanager
+def main_process_only() -> Generator[None]:
+    """Only the main process prints: the others' output is discarded, except the traceback of a bug."""
+    if launched() == 1 or _from_environment(RANKS, 0) == 0:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), default)
+
+
+def _warn_if_others_are_missing() -> None:
+    """``accelerate launch --num_processes 2`` without several GPUs starts one process, without a word.
+
+    It names the address where several would meet, which it does for no other lone process.
+    """
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
+        warn(
+            "accelerate has started one process only: where it sees no GPU for each, it starts several through MPI "
+            "alone. On CPUs give it --multi_gpu in place of --cpu or of a MULTI_CPU configuration, or use torchrun."
+        )

@@ -1,0 +1,291 @@
+"""Training: concepts become adapters, one step at a time, several of them side by side in each call of the network."""
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tara.adapters.adapter import Adapter
+from tara.core.losses import denoising_loss
+from tara.core.noise import concept_key, generator_for
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.processors import TextConditioning
+from tara.training.card import trained_card
+from tara.training.concepts import TrainingInputs, check_inputs, encode
+from tara.training.data.encoded import TextCache
+from tara.training.distributed import ALONE, Processes
+from tara.training.image_batch import ImageBatch, image_batch
+from tara.training.nan_guard import NaNGuard
+from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
+from tara.training.run.checkpoints import TrainingState
+from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.text_batch import TextBatch, alignment, text_batch, text_conditioning
+from tara.training.weights import ConceptWeights
+
+SKIPPED_IN_A_ROW = 50  # a loss scale that is still too large then is not the cause
+SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may be changed on the way
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptStep:
+    """One concept's part in a step: its losses before the update, and what became of its gradient."""
+
+    name: str
+    loss: float
+    denoising: float
+    alignment: float
+    prior: float
+    grad_norm: float
+    skipped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One optimiser step of all concepts; ``index`` counts finished steps, from 1 to ``steps``."""
+
+    index: int
+    steps: int
+    learning_rate: float
+    concepts: tuple[ConceptStep, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the concepts."""
+        return sum(concept.loss for concept in self.concepts) / len(self.concepts)
+
+
+class Training:
+    """A training run in progress: encoded images, weights, optimisers, and the number of finished steps.
+
+    Args:
+        inputs: concepts, settings and base, see `tara.training.concepts.check_inputs`.
+        class_folders: for prior preservation, each class word's folder of class images.
+        processes: share the network calls of each step and average the gradients.
+
+    Raises:
+        TaraError: for class images that are missing or cannot be read, and a missing optimiser package.
+    """
+
+    def __init__(
+        self, inputs: TrainingInputs, class_folders: Mapping[str, Path] | None = None, processes: Processes = ALONE
+    ) -> None:
+        self.concepts, self.settings, self.base = inputs.concepts, inputs.settings, inputs.base
+        self.processes, self.step = processes, 0
+        self.is_whole = True
+        """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
+        settings, base = inputs.settings, inputs.base
+        self._texts = TextCache(base)
+        self.sources = encode(inputs, class_folders or {}, self._texts)
+        self._keys = [concept_key(concept.rare_word, concept.class_word) for concept in inputs.concepts]
+        precise = torch.float64 if base.dtype == torch.float64 else torch.float32
+        self._schedule = base.noise_schedule.to(base.device, precise)
+        self.weights = ConceptWeights(
+            {path: base.projection_sizes(path) for path in base.target_layers(settings.targets)},
+            rank=settings.rank,
+            scale=settings.scale,
+            freeze_down=settings.freeze_down,
+            generators=[generator_for(settings.seed, key, "weights") for key in self._keys],
+            device=base.device,
+            dtype=precise,
+        )
+        self.optimizers = ConceptOptimizers(
+            self.weights.flat,
+            name=settings.optimizer,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            loss_scaling=base.dtype == torch.float16,
+        )
+        self._learning_rate = learning_rate_schedule(
+            settings.lr_scheduler,
+            peak=settings.peak_learning_rate,
+            warmup=settings.lr_warmup_steps,
+            steps=settings.steps,
+        )
+        self._last_text: TextBatch | None = None
+        self._skipped = [0] * len(self.concepts)
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Train to the last step. Between two records the run may be saved, the base used, or the rest left undone."""
+        with _patched(self.base, self.settings.gradient_checkpointing):
+            while self.step < self.settings.steps:
+                self.base.processors.install()  # a preview may have released the pipeline
+                if self.base.device.type != "cpu":  # and it needs these parts, which steps do not
+                    self.base.offload()
+                yield self._one_step()
+
+    def adapters(self) -> list[Adapter]:
+        """The adapters as they are now, one per concept, on the CPU."""
+        return [
+            Adapter(
+                trained_card(concept, self.settings, self.base, self.step, self.processes.count),
+                self.weights.of_concept(index),
+                name=concept.file.name,
+            )
+            for index, concept in enumerate(self.concepts)
+        ]
+
+    def state(self) -> TrainingState:
+        """Everything that a run resumed after this step needs."""
+        tensors, plain = self.optimizers.state()
+        return TrainingState(
+            step=self.step,
+            tensors={
+                "weights": self.weights.flat.detach().clone(),
+                **{f"optimizer.{name}": tensor for name, tensor in tensors.items()},
+            },
+            plain={"optimizer": plain, "concepts": self._keys, "same": self._same()},
+        )
+
+    def _same(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that wrote a checkpoint, beside its concepts."""
+        settings = self.settings.model_dump(mode="json", include=set(SAME_WHEN_RESUMED))
+        return {"base": self.base.fingerprint, **settings}
+
+    def load(self, state: TrainingState) -> None:
+        """Go on from a state; the steps to come are those of a run that was never stopped.
+
+        Raises:
+            TaraError: when the state is of other concepts, another base or rank, or another of SAME_WHEN_RESUMED.
+        """
+        again = "Resume with the settings of its run folder, or train anew."
+        weights = state.tensors["weights"]
+        if state.plain.get("concepts") != self._keys or weights.shape != self.weights.flat.shape:
+            raise TaraError(
+                f"The checkpoint is of other concepts, another base, rank or freeze_down than these settings. {again}"
+            )
+        for name, value in self._same().items():
+            if (before := state.plain["same"].get(name)) != value:
+                raise TaraError(f"The checkpoint was written with {name} = {before}, but now {name} = {value}. {again}")
+        self.weights.load(weights)
+        named = {name.removeprefix("optimizer."): tensor for name, tensor in state.tensors.items()}
+        self.optimizers.load(named, state.plain["optimizer"])
+        self.step = state.step
+
+    def images(self, call: int) -> ImageBatch:
+        """The images of a network call, counted from 0 since training began."""
+        seed, rows, gamma = self.settings.seed, self.settings.batch_size, self.settings.snr_gamma
+        return image_batch(self.sources, self._schedule, seed=seed, call=call, batch_size=rows, snr_gamma=gamma)
+
+    def text(self, images: ImageBatch) -> TextBatch:
+        """The text that goes with the images of a call."""
+        last = self._last_text
+        if last is None or last.captions != images.captions:  # with one fixed caption per concept they never differ
+            last = self._last_text = text_batch(
+                images.captions, self._texts, concepts=len(self.concepts), token_mask=self.settings.token_mask
+            )
+        return last
+
+    def _one_step(self) -> StepRecord:
+        calls = self.processes.shard(self.step, self.settings.gradient_accumulation_steps)
+        rate = self._learning_rate(self.step)
+        factors = self.weights.flat.new_tensor(self.optimizers.loss_scales) / len(calls)
+        total = torch.zeros(())
+        for call in calls:
+            losses = self._losses(call)
+            (losses[0] * factors).sum().backward()
+            total = total.to(losses) + losses.detach() / len(calls)
+        gradient = self.weights.flat.grad
+        assert gradient is not None, "a step has network calls"
+        self.processes.barrier()  # whatever fails in one process alone has failed by now
+        self.weights.flat.grad, total = self.processes.mean(gradient), self.processes.mean(total)
+        names = [concept.label for concept in self.concepts]
+        guard = NaNGuard(names=names, step=self.step + 1, rate=rate, precision=self.base.dtype)
+        guard.check("loss", total[0])
+        self.is_whole = False
+        norms = self.optimizers.step(rate)
+        self.step += 1
+        self.is_whole = True
+        parts = [
+            ConceptStep(
+                name=name,
+                **dict(zip(("loss", "denoising", "alignment", "prior"), losses, strict=True)),
+                grad_norm=norm,
+                skipped=not math.isfinite(norm),
+            )
+            for name, losses, norm in zip(names, total.T.tolist(), norms, strict=True)
+        ]
+        self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
+        # fp16's loss scale needs some steps to find its size
+        if max(self._skipped) > (SKIPPED_IN_A_ROW if self.base.dtype == torch.float16 else 0):
+            guard.check("gradient", torch.tensor(norms))
+        guard.check("adapter", self.weights.flat.detach())
+        return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
+
+    def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
+        """Total, denoising, alignment and prior loss of each concept in one call of the network."""
+        settings, count = self.settings, len(self.concepts)
+        images = self.images(call)
+        text = self.text(images)
+        learned = text_conditioning(self.base, text, self.weights)
+        rows = self._denoising(images, text, learned).unflatten(0, (count, -1))
+        photos, class_images = rows[:, : settings.batch_size], rows[:, settings.batch_size :]
+        denoising = photos.mean(1)
+        prior = class_images.mean(1) if class_images.shape[1] else torch.zeros_like(denoising)
+        aligned = torch.zeros_like(denoising)
+        if settings.aligns and settings.alignment_loss != "off":
+            form, photos_each = settings.alignment_loss, settings.batch_size
+            aligned = alignment(text, learned, concepts=count, photos=photos_each, form=form).to(denoising)
+        total = denoising + settings.alignment_weight * aligned + settings.prior_loss_weight * prior
+        return torch.stack([total, denoising, aligned, prior])
+
+    def _denoising(self, images: ImageBatch, text: TextBatch, learned: TextConditioning) -> Float[Tensor, " rows"]:
+        """Each row's denoising loss; the network is called once for each shape of image."""
+        losses: list[Tensor] = []
+        for group in images.groups:
+            alone = len(images.groups) == 1
+            predicted = self.base.predict(
+                group.noisy.to(self.base.dtype),
+                group.timesteps,
+                text.encoding if alone else text.encoding.take(group.rows),
+                learned if alone else learned.take(group.rows),
+                sizes=group.sizes,
+            ).to(group.target)
+            losses.append(denoising_loss(predicted, group.target, group.weights, group.focus))
+        return images.in_order(losses)
+
+
+def train_concepts(
+    concepts: Sequence[ConceptSettings], settings: TrainSettings, base: Base
+) -> Generator[StepRecord, None, list[Adapter]]:
+    """Train several concepts side by side, without a run folder; each comes out as if it had been trained alone.
+
+    Yields a record of every step; returns the adapters in the order of the concepts (``adapters = yield from ...``).
+
+    Raises:
+        TaraError: see `tara.training.concepts.check_inputs`.
+    """
+    training = Training(check_inputs(concepts, settings, base))
+    yield from training.steps()
+    return training.adapters()
+
+
+@contextmanager
+def _patched(base: Base, gradient_checkpointing: bool) -> Generator[None]:
+    """Freeze the base for a ``with`` block, and give it back as it was."""
+    needed_gradients = [p for part in base.parts for p in part.parameters() if p.requires_grad]
+    was_training = [part for part in base.parts if part.training]
+    was_installed = base.processors.installed
+    checkpoint = gradient_checkpointing and not base.denoiser.is_gradient_checkpointing
+    try:
+        for part in base.parts:
+            part.requires_grad_(False).eval()
+        if checkpoint:
+            base.denoiser.enable_gradient_checkpointing()
+        yield
+    finally:
+        base.onload()
+        if checkpoint:
+            base.denoiser.disable_gradient_checkpointing()
+        if not was_installed:
+            base.processors.release()
+        for parameter in needed_gradients:
+            parameter.requires_grad_()
+        for part in was_training:
+            part.train()

@@ -1,0 +1,1 @@
+"""A training from photos to files: run folder, checkpoints, previews, trackers, Ctrl-C."""

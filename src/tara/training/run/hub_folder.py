@@ -1,0 +1,134 @@
+"""What goes to the hub: a folder of adapters, images and a model card."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import ModelCardData
+
+from tara.adapters.adapter import Adapter
+from tara.adapters.card import AdapterCard
+from tara.families.loading import resolve_base
+from tara.families.registry import family_named
+from tara.storage.files import atomic_write
+from tara.storage.hub import ADAPTER_FILE, is_hub_id
+from tara.training.data.captions import together
+from tara.training.run.folder import RunFolder
+from tara.training.run.previews import preview_prompt
+from tara.training.settings import ConceptSettings, TrainSettings, distinct_names
+
+README, IMAGES = "README.md", "images"
+TAGS = ("text-to-image", "diffusers", "lora", "tara", "template:sd-lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A trained concept in a repository: its adapter's file and card, and images of one prompt by file name."""
+
+    name: str
+    concept: ConceptSettings
+    card: AdapterCard
+    file: str
+    prompt: str
+    images: Mapping[str, Path]
+
+
+def write_hub_folder(
+    run: RunFolder,
+    concepts: Sequence[ConceptSettings],
+    settings: TrainSettings,
+    adapters: Sequence[Adapter],
+    repository: str,
+) -> None:
+    """Write a repository's files into a run's ``hub`` folder; nothing in them names a folder of this machine.
+
+    Args:
+        run: a run that has come to its last step; adapters and images that it published before are deleted.
+        concepts: what was trained, each with its adapter written.
+        settings: how.
+        adapters: in the order of the concepts.
+        repository: ``owner/name``, or the name alone where the owner is not known.
+
+    Raises:
+        TaraError: when the folder cannot be written to.
+    """
+    published = [
+        Published(
+            name=name,
+            concept=concept,
+            card=adapter.card,
+            file=ADAPTER_FILE if len(concepts) == 1 else f"{name}.safetensors",  # the name that is looked for first
+            prompt=preview_prompt(concept, settings),
+            images={
+                f"{IMAGES}/{name}-{number}.png": path
+                for number, path in enumerate(run.previews_of(name).get(settings.steps, []))
+            },
+        )
+        for name, concept, adapter in zip(distinct_names(concepts), concepts, adapters, strict=True)
+    ]
+    for old in (*run.hub.glob("*.safetensors"), *run.hub.glob(f"{IMAGES}/*.png")):
+        old.unlink()
+    for one in published:
+        for file, source in {one.file: one.concept.file, **one.images}.items():
+            atomic_write(run.hub / file, source.read_bytes())
+    atomic_write(run.hub / README, model_card(published, repository).encode())
+
+
+def model_card(published: Sequence[Published], repository: str) -> str:
+    """The text of ``README.md``."""
+    repository = repository if "/" in repository else f"OWNER/{repository}"
+    card = published[0].card
+    base_model = resolve_base(card.base) if is_hub_id(resolve_base(card.base)) else None
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"quoted": shlex.quote, "literal": _literal}
+    source = (resources.files("tara.report") / "templates" / "model_card.md").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        front_matter=_front_matter(published, base_model),
+        published=published,
+        prompt=together((one.concept.words, one.concept.is_style) for one in published),
+        base=card.base,
+        base_model=base_model,
+        repository=repository,
+        adapters=[repository] if len(published) == 1 else [f"{repository}/{one.file}" for one in published],
+        recipe=recipe_text(published),
+    )
+
+
+def recipe_text(published: Sequence[Published]) -> str:
+    """The run's recipe as TOML without anybody's folders: settings that are not the defaults, and the concepts."""
+    fields, settings = TrainSettings.model_fields, published[0].card.settings
+    changed = {name: value for name, value in settings.items() if name in fields and value != fields[name].default}
+    tables = [_table("[settings]", changed)]
+    for one in published:
+        photos = {"images": f"photos/{one.name}"}
+        if one.concept.masks is not None:
+            photos["masks"] = f"photos/{one.name}-masks"
+        own = one.concept.model_dump(mode="json", exclude={"images", "masks", "out"}, exclude_defaults=True)
+        tables.append(_table("[[concept]]", photos | own | {"out": f"{one.name}.safetensors"}))
+    return "\n\n".join(tables)
+
+
+def _front_matter(published: Sequence[Published], base_model: str | None) -> str:
+    family = family_named(published[0].card.family)
+    return ModelCardData(
+        base_model=base_model,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[*TAGS, *([family.files.hub_tag] if family and family.files.hub_tag else [])],
+        instance_prompt=", ".join(one.concept.phrase for one in published),
+        widget=[{"text": one.prompt, "output": {"url": file}} for one in published for file in one.images],
+    ).to_yaml()
+
+
+def _table(head: str, values: Mapping[str, Any]) -> str:
+    # text, numbers, truth values and lists of them are written alike in JSON and in TOML
+    return "\n".join([head, *(f"{name} = {_literal(value)}" for name, value in values.items())])
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

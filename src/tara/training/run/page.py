@@ -1,0 +1,115 @@
+"""The page of a training run: previews and photos first, then the loss, the settings and the command."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tara.report.command_line import flags
+from tara.report.grid import Grid, Row, Table
+from tara.report.page import page
+from tara.storage.files import atomic_write
+from tara.storage.images import read_image
+from tara.training.data.examples import Example
+from tara.training.run.folder import RunFolder
+from tara.training.run.previews import preview_prompt
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings, distinct_names
+
+MOST_PHOTOS, MOST_STEPS, MOST_PREVIEWS = 6, 6, 4
+YES_NO: Mapping[bool | None, str] = {None: "-", True: "yes", False: "no"}
+ENDS = 0.1  # the part of the steps whose mean loss stands for the beginning and for the end
+
+
+def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
+    """Write ``index.html`` of a run, from its folder and each concept's photos; raises TaraError when that fails."""
+    rows, settings = list(folder.rows()), recipe.settings
+    done = rows[-1]["step"] if rows else 0
+    progress = f"{done} steps" if done >= settings.steps else f"stopped after {done} of {settings.steps} steps"
+    grids: list[Grid] = []
+    for name, concept, photos in zip(distinct_names(recipe.concepts), recipe.concepts, examples, strict=True):
+        grids += _previews(folder.previews_of(name), concept, settings)
+        shown = photos[:MOST_PHOTOS]
+        row = Row(images=tuple(photo.image for photo in shown), captions=tuple(photo.name for photo in shown))
+        grids.append(Grid(rows=(row,), title=f"Photos of {concept.label}"))
+    versions: dict[str, str] = json.loads(folder.versions.read_text(encoding="utf-8"))
+    html = page(
+        title=" and ".join(concept.label for concept in recipe.concepts),
+        lead=f"Trained on the base {settings.base}: {progress}.",
+        grids=grids,
+        plots=[read_image(folder.loss_curve)] if folder.loss_curve.exists() else [],
+        tables=[
+            _losses(rows),
+            _settings(settings),
+            Table(headings=("package", "version"), rows=tuple(versions.items()), title="Versions"),
+        ],
+        command=train_command(recipe),
+    )
+    atomic_write(folder.page, html.encode())
+
+
+def train_command(recipe: Recipe) -> str:
+    """The command that trains a recipe: by flags for one concept, from its run folder for several."""
+    first, *others = recipe.concepts
+    given = [str(recipe.run_folder), "--overwrite"] if others else [*flags(first), *flags(recipe.settings)]
+    return shlex.join(["tara", "train", *given])
+
+
+def spread(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of the values, evenly spread, the last one among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round((place + 1) * len(values) / most) - 1] for place in range(most)]
+
+
+def _previews(previews: Mapping[int, Sequence[Path]], concept: ConceptSettings, settings: TrainSettings) -> list[Grid]:
+    """A concept's previews, one column for each step that had one."""
+    steps = spread(list(previews), MOST_STEPS)
+    count = min(MOST_PREVIEWS, max((len(previews[step]) for step in steps), default=0))
+    rows = [
+        Row(
+            label=f"seed {settings.seed + number}",
+            images=tuple(
+                read_image(previews[step][number]) if number < len(previews[step]) else None for step in steps
+            ),
+        )
+        for number in range(count)
+    ]
+    columns = tuple(f"step {step}" for step in steps)
+    return [Grid(rows=tuple(rows), columns=columns, title=preview_prompt(concept, settings))] if rows else []
+
+
+def _losses(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Each concept's losses at both ends of the run."""
+    names = list(dict.fromkeys(name for row in rows for name in row["concepts"]))
+    ends = max(1, round(ENDS * len(rows)))
+    table: list[tuple[str, ...]] = []
+    for name in names:
+        losses = [row["concepts"][name] for row in rows if name in row["concepts"]]
+        means = [_mean(losses[-ends:], part) for part in ("loss", "denoising", "alignment")]
+        skipped = sum(bool(step["skipped"]) for step in losses)
+        table.append((name, _mean(losses[:ends], "loss"), *means, str(skipped)))
+    return Table(
+        headings=("concept", "loss, first steps", "loss, last steps", "denoising", "alignment", "steps skipped"),
+        rows=tuple(table),
+        title="Losses",
+        note=f"Means over {ends} steps; denoising and alignment loss of the last steps, before their weights.",
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], part: str) -> str:
+    values = [row[part] for row in rows if row[part] is not None]  # not those that were not finite
+    return f"{sum(values) / len(values):.4f}" if values else "-"
+
+
+def _settings(settings: TrainSettings) -> Table:
+    """All settings but the base, those that are not at their default first."""
+    fields = {name: field.default for name, field in TrainSettings.model_fields.items() if not field.is_required()}
+    values = [(name, getattr(settings, name), default) for name, default in fields.items()]
+    changed = [(name, _text(value), _text(default)) for name, value, default in values if value != default]
+    others = [(name, _text(value), "") for name, value, default in values if value == default]
+    return Table(headings=("setting", "value", "default, if another"), rows=(*changed, *others), title="Settings")
+
+
+def _text(value: object) -> str:
+    return YES_NO[value] if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,118 @@
+"""Recipes in files: a TOML file with concepts, or the folder of an earlier run."""
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from tara.errors import TaraError
+from tara.storage.files import is_there, small_text
+from tara.storage.hub import SHORT_NAMES
+from tara.storage.validation import build
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings
+
+RUN_SETTINGS = "settings.json"  # a recipe in a run folder
+MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
+PATHS = ("images", "masks", "out", "class_folder")
+NAMES_OR_PATHS = ("base", "vae")
+
+
+class _Tables(BaseModel, extra="forbid"):
+    """A TOML file."""
+
+    settings: dict[str, Any] = {}
+    concept: list[dict[str, Any]] = Field(min_length=1, description="a [[concept]] table for each adapter to train")
+
+
+def read_recipe(path: Path, **overrides: Any) -> Recipe:
+    """Read a TOML file with a ``[settings]`` table and one ``[[concept]]`` table per concept, or a run folder.
+
+    Relative paths are taken from the file's folder. ``overrides`` (the command line's flags) win over ``[settings]``.
+    A run folder (``rex.run``) gives the recipe that the run was started with, to be resumed.
+
+    Raises:
+        TaraError: when the file is missing, is not TOML, or holds an unknown or impossible setting.
+    """
+    if path.is_dir():
+        return _read_run(path, overrides)
+    if path.suffix != ".toml" and path.exists():
+        raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
+    tables = build(_Tables, _read_toml(path), f"{path}: ")
+    concepts = [
+        build(ConceptSettings, _relocated(table, path.parent.joinpath), f"{path} [[concept]] {number}: ")
+        for number, table in enumerate(tables.concept, 1)
+    ]
+    settings = _relocated(tables.settings, path.parent.joinpath) | overrides
+    return Recipe(settings=build(TrainSettings, settings, f"{path} [settings]: "), concepts=tuple(concepts))
+
+
+def recipe_json(recipe: Recipe) -> str:
+    """The recipe for a run folder: with absolute paths, because the run may be resumed from elsewhere."""
+    values = recipe.model_dump(mode="json")
+    concepts = [
+        _relocated(table | {"out": str(concept.file)}, Path.absolute)
+        for table, concept in zip(values["concepts"], recipe.concepts, strict=True)
+    ]
+    whole = {"settings": _relocated(values["settings"], Path.absolute), "concepts": concepts}
+    return json.dumps(whole, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _read_run(folder: Path, overrides: dict[str, Any]) -> Recipe:
+    path = folder / RUN_SETTINGS
+    try:
+        values: dict[str, Any] = json.loads(small_text(path))
+        settings = _relocated(values["settings"], _from_here) | overrides
+        concepts = [_relocated(concept, _from_here) for concept in values["concepts"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, TaraError) as failure:
+        raise TaraError(
+            f"{folder} is not the folder of a training run (it has no readable {RUN_SETTINGS}). "
+            "Give a TOML file, or a folder such as rex.run."
+        ) from failure
+    recipe = build(Recipe, {"settings": settings, "concepts": concepts}, f"{path}: ")
+    written, home = recipe.run_folder, folder.absolute().parent
+    if written.name != folder.absolute().name:
+        raise TaraError(
+            f"'{folder}' holds the run of '{written.name}', which would go on in a folder of that name, not here. Call "
+            f"it '{written.name}' again; a copy goes into another folder under that name."
+        )
+    # the run may have been moved, together with the files that it writes beside itself
+    moved = [
+        concept.model_copy(update={"out": _from_here(home / concept.file.name)})
+        if concept.file.parent == written.parent
+        else concept
+        for concept in recipe.concepts
+    ]
+    return recipe.model_copy(update={"concepts": tuple(moved)})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(small_text(path, MOST_TOML))
+    except OSError as failure:
+        raise TaraError(f"{path} cannot be read ({failure.strerror}). Give a TOML file with concepts.") from failure
+    except UnicodeDecodeError as failure:
+        raise TaraError(f"{path} is not a TOML file: it holds no text. Give one that is saved as UTF-8.") from failure
+    except ValueError as failure:
+        raise TaraError(f"{path} is not a TOML file: {failure}. Correct that line.") from failure
+    except RecursionError as failure:
+        raise TaraError(f"{path} nests its values too deeply. Write [settings] and [[concept]] tables.") from failure
+
+
+def _relocated(table: Mapping[str, Any], change: Callable[[Path], Path]) -> dict[str, Any]:
+    """A table with its paths changed; a base's name that stands for nothing there stays as it is."""
+    changed: dict[str, Any] = {name: change(Path(table[name])) for name in PATHS if isinstance(table.get(name), str)}
+    for name in NAMES_OR_PATHS:
+        if isinstance(given := table.get(name), str) and given:
+            path = change(Path(given))
+            # a folder called sdxl may as well hold what was trained on it
+            if is_there(path / "model_index.json" if given in SHORT_NAMES else path):
+                changed[name] = str(path)
+    return {**table, **changed}
+
+
+def _from_here(path: Path) -> Path:
+    """A path as a person would type it: what lies below the current folder, without that folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

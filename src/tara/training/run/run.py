@@ -1,0 +1,215 @@
+"""A training run from photos to files, for Python and the command line."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tara.adapters.adapter import Adapter
+from tara.errors import TaraError, warn
+from tara.families.base import Base
+from tara.families.loading import best_device, load_base
+from tara.families.settings import BaseSettings
+from tara.storage.hub import upload, with_owner
+from tara.storage.lock import refuse_claimed
+from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
+from tara.training.distributed import Processes, join
+from tara.training.loop import Training
+from tara.training.optimizers import check_optimizer
+from tara.training.run.checkpoints import TrainingState, load_checkpoint
+from tara.training.run.class_images import class_folders, generate_missing
+from tara.training.run.folder import RunFolder, check_outputs
+from tara.training.run.interrupts import resume_command
+from tara.training.run.previews import check_previews
+from tara.training.run.recipe_files import RUN_SETTINGS, read_recipe
+from tara.training.run.steps import OnStep, Run
+from tara.training.settings import ConceptSettings, Recipe, concept_settings, train_settings
+
+OnClassImage = Callable[[int, int], object]
+"""Called with the number of class images so far, and the number wanted."""
+OnUpload = Callable[[str], object]
+"""Called with the address of what has been uploaded."""
+
+
+def train(
+    *,
+    images: str | Path,
+    rare_word: str,
+    class_word: str | None = None,
+    base: str | Path | Base | Any,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> Adapter:
+    """Train one adapter and write it, with its run folder ``<out stem>.run`` beside it.
+
+    Args:
+        images: folder with 3 to 5 photos of the concept.
+        rare_word: rare word that will stand for it, such as ``xlo``.
+        class_word: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
+        base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, or a loaded diffusers pipeline (left as it is).
+        out: the ``.safetensors`` file to write; ``RAREWORD-CLASSWORD.safetensors`` when None.
+        resume, overwrite, on_step: see `train_recipe`.
+        settings: further fields of `tara.training.settings.ConceptSettings` and `tara.training.settings.TrainSettings`.
+
+    Raises:
+        TaraError, TrainingInterrupted: see `train_recipe`.
+    """
+    loaded = None if isinstance(base, str | Path) else base
+    own = {name: settings.pop(name) for name in ConceptSettings.model_fields if name in settings}
+    concept = concept_settings(images=images, rare_word=rare_word, class_word=class_word, out=out, **own)
+    chosen = train_settings(base=str(base) if loaded is None else _name(loaded), **settings)
+    recipe = Recipe(settings=chosen, concepts=(concept,))
+    (adapter,) = train_recipe(recipe, loaded, resume=resume, overwrite=overwrite, on_step=on_step)
+    return adapter
+
+
+def train_recipe(
+    recipe: Recipe,
+    base: Base | Any | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+    on_class_image: OnClassImage | None = None,
+    on_upload: OnUpload | None = None,
+) -> list[Adapter]:
+    """Train all concepts of a recipe side by side, write run folder and adapters; the entry point of every way in.
+
+    In a program that a launcher has started in several processes, each takes its share of every step, and the main
+    process writes.
+
+    Args:
+        recipe: settings and concepts.
+        base: a base or loaded pipeline instead of the one that the settings name.
+        resume: go on from the run folder's last checkpoint, if there is one.
+        overwrite: start anew although the run folder holds an unfinished training.
+        on_step: called after each step.
+        on_class_image: called after each class image that is generated for prior preservation.
+        on_upload: called with the adapters' address on the hub; a TaraWarning says what to do when they are not there.
+
+    Returns:
+        the adapters, in the order of the concepts.
+
+    Raises:
+        TaraError: when something is wrong with the photos, words, settings, base or output.
+        TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
+        OtherProcessEnded: when the run cannot go on, because one of its other processes has ended.
+    """
+    folder, processes = RunFolder(recipe.run_folder), join(_device(recipe, base))
+    # what can be known without the base is checked before it is loaded, which may take minutes
+    check_optimizer(recipe.settings.optimizer)
+    check_previews(recipe)
+    check_outputs(recipe)
+    _check_earlier_run(folder, resume=resume, overwrite=overwrite)
+    if processes.is_main:
+        refuse_claimed(folder.path)
+    last = folder.last_checkpoint() if resume else None
+    state = None if last is None else load_checkpoint(last)
+    with _threads(recipe.settings.threads):
+        inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
+        training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
+        run = Run(training=training, inputs=inputs, folder=folder, on_step=on_step or (lambda _: None))
+        # nothing is refused from here on, in no process, so what an earlier run left may be deleted
+        processes.barrier()
+        repository = with_owner(recipe.repository) if recipe.settings.push_to_hub and processes.is_main else None
+        if processes.is_main:
+            run.in_main_process(repository)
+        else:
+            run.in_other_process()
+        processes.barrier()  # the files are there for all
+    if repository is not None:
+        _upload(folder.hub, repository, on_upload)
+    return training.adapters()
+
+
+def _prepared(
+    recipe: Recipe,
+    inputs: TrainingInputs,
+    folder: RunFolder,
+    state: TrainingState | None,
+    processes: Processes,
+    on_class_image: OnClassImage | None,
+) -> Training:
+    """The training before its first step, or at the step of a checkpoint, with all class images generated."""
+    settings = inputs.settings
+    if state is not None and state.step > settings.steps:
+        raise TaraError(
+            f"'{folder.path}' is at step {state.step}, but steps is {settings.steps}. Give {state.step} or more."
+        )
+    folders = class_folders(recipe)
+    for concept in inputs.concepts if folders and processes.is_main else ():
+        phrase = class_phrase(concept, settings)
+        generate_missing(phrase, folders[concept.class_word], settings.num_class_images, inputs.base, on_class_image)
+    processes.barrier()  # the class images are there for all
+    training = Training(inputs, folders, processes)
+    if state is not None:
+        training.load(state)
+    return training
+
+
+def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
+    try:
+        address = upload(folder, repository)
+    except TaraError as failure:  # the training is worth more than its place on the hub
+        warn(str(failure))
+    else:
+        if on_upload is not None:
+            on_upload(address)
+
+
+def _device(recipe: Recipe, base: Base | Any | None) -> str:
+    """Where a run computes: where a loaded base is, or as the settings say."""
+    if base is None:
+        return recipe.settings.device or best_device()
+    return torch.device(getattr(base, "device", "cpu")).type
+
+
+def _base(recipe: Recipe, base: Base | Any | None) -> Base:
+    if base is not None:
+        return base if isinstance(base, Base) else Base(base)
+    settings = recipe.settings
+    on_cpu = settings.device == "cpu" or (settings.device is None and not torch.cuda.is_available())
+    if settings.precision == "fp16" and on_cpu:
+        raise TaraError("precision fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
+    options = settings.model_dump(include=BaseSettings.model_fields.keys() - {"base"})
+    return load_base(settings.base, device=settings.device, **options)
+
+
+def _check_earlier_run(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+    """Refuse (TaraError) to overwrite an unfinished training."""
+    done = folder.steps_done()
+    if not done or resume or overwrite:
+        return
+    anew = "start anew with --overwrite (overwrite=True in Python), or give another out"
+    try:
+        wanted = read_recipe(folder.path).settings.steps
+    except TaraError as failure:
+        raise TaraError(
+            f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
+            f"{anew[0].upper()}{anew[1:]}."
+        ) from failure
+    if done < wanted:
+        raise TaraError(
+            f"'{folder.path}' holds an unfinished training ({done} steps). Go on with "
+            f"`{resume_command(folder.path)}`, {anew}."
+        )
+
+
+def _name(base: Any) -> str:
+    pipe: Any = base.pipe if isinstance(base, Base) else base
+    return str(getattr(pipe, "name_or_path", "") or type(pipe).__name__)
+
+
+@contextmanager
+def _threads(count: int | None) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

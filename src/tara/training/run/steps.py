@@ -1,0 +1,125 @@
+"""The steps of a run with what belongs to each: metrics, tracker, checkpoints, previews, and Ctrl-C."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from tara.errors import TaraError
+from tara.storage.lock import claimed
+from tara.training.concepts import TrainingInputs
+from tara.training.loop import StepRecord, Training
+from tara.training.nan_guard import NaNError
+from tara.training.run.folder import Metrics, RunFolder
+from tara.training.run.hub_folder import write_hub_folder
+from tara.training.run.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
+from tara.training.run.page import write_run_page
+from tara.training.run.previews import lacks_previews, write_previews
+from tara.training.run.trackers import Tracker
+from tara.training.settings import Recipe, distinct_names
+
+OnStep = Callable[[StepRecord], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training and what belongs to its steps: metrics, tracker, checkpoints, previews, and Ctrl-C."""
+
+    training: Training
+    inputs: TrainingInputs
+    folder: RunFolder
+    on_step: OnStep
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with the base's defaults."""
+        return Recipe(settings=self.inputs.settings, concepts=self.inputs.concepts)
+
+    def in_main_process(self, repository: str | None) -> None:
+        """All steps, and then the adapters, the page and, for a repository, the hub folder; Ctrl-C stops cleanly."""
+        training, folder, settings = self.training, self.folder, self.inputs.settings
+        # several processes stop between steps only, where they wait for one another
+        alone = training.processes.count == 1
+        with claimed(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
+            folder.begin(self.recipe, training.base.device, after=training.step)
+            tracker = Tracker(settings.report_to, folder.path, settings.project)
+            metrics = Metrics(folder.metrics)
+            try:
+                self._steps(metrics, tracker, stop)
+                self._finish(repository, stop)
+            except NaNError as failure:
+                metrics.flush()
+                self._describe()
+                raise TaraError(f"{failure} {self._advice()}") from failure
+            except KeyboardInterrupt:
+                metrics.flush()
+                if training.is_whole and folder.steps_done() < training.step:
+                    folder.save(training.state())
+                self._describe()
+                raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
+            finally:
+                tracker.finish()
+
+    def in_other_process(self) -> None:
+        """All steps; the main process handles Ctrl-C, and ends the others."""
+        with asked_to_stop(lambda: False):
+            for record in self.training.steps():
+                self.on_step(record)
+
+    def _steps(self, metrics: Metrics, tracker: Tracker, stop: StopRequest) -> None:
+        training, folder, settings, begun = self.training, self.folder, self.inputs.settings, perf_counter()
+        if _due(settings.preview_every, training.step) and lacks_previews(training, folder):
+            write_previews(training, folder, stop)  # the run was killed between a checkpoint and its previews
+        for record in training.steps():
+            metrics.add(_row(record, perf_counter() - begun))
+            tracker.log(record.index, _numbers(record))
+            last = record.index == record.steps
+            if last or _due(settings.checkpoint_every, record.index):
+                metrics.flush()
+                early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
+                folder.save(training.state(), {} if last else dict(early))
+            if _due(settings.preview_every, record.index):
+                write_previews(training, folder, stop)
+            self.on_step(record)
+            if not last:
+                stop.carry_out()
+
+    def _finish(self, repository: str | None, stop: StopRequest) -> None:
+        training, folder = self.training, self.folder
+        adapters, first = training.adapters(), distinct_names(training.concepts)[0]
+        for concept, adapter in zip(training.concepts, adapters, strict=True):
+            adapter.save(concept.file)
+        if repository is not None and training.step not in folder.previews_of(first):
+            write_previews(training, folder, stop)
+        self._describe()
+        if repository is not None:
+            write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
+
+    def _describe(self) -> None:
+        self.folder.plot_losses()
+        write_run_page(self.folder, self.recipe, self.inputs.examples)
+
+    def _advice(self) -> str:
+        """Where a run can go on that has come to numbers that are NaN."""
+        if not (done := self.folder.steps_done()):
+            return f"There is no checkpoint in '{self.folder.path}' to go on from."
+        return f"The last good checkpoint is step {done}; go on from it with `{resume_command(self.folder.path)}`."
+
+
+def _row(record: StepRecord, seconds: float) -> dict[str, Any]:
+    concepts = {part.name: {k: v for k, v in asdict(part).items() if k != "name"} for part in record.concepts}
+    return {
+        "step": record.index,
+        "learning_rate": record.learning_rate,
+        "seconds": round(seconds, 3),
+        "concepts": concepts,
+    }
+
+
+def _numbers(record: StepRecord) -> dict[str, float]:
+    losses = {f"{part.name}/loss": part.loss for part in record.concepts}
+    return {**losses, "loss": record.loss, "learning_rate": record.learning_rate}
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

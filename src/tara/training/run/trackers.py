@@ -1,0 +1,69 @@
+"""Losses to TensorBoard or Weights & Biases; one that fails is a warning, and no failure of the run."""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from tara.errors import warn
+from tara.training.settings import TrackerName
+
+
+class Tracker:
+    """Where the numbers of a run go besides its own folder; nowhere for "none", or after a warning (TaraWarning)."""
+
+    def __init__(self, name: TrackerName, folder: Path, project: str = "tara") -> None:
+        self._tracker: Any = None
+        if name != "none" and find_spec(name) is None:
+            _notice(f"{name} is not installed (`pip install 'tara[{name}]'`)")
+        elif name != "none":
+            self._try(f"{name} did not start", lambda: self._start(name, folder, project))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Pass on the numbers of a step; a tracker that fails is left out from then on."""
+        if self._tracker is not None:
+            self._try("the tracker failed", lambda: self._tracker.log(dict(values), step=step))
+
+    def finish(self) -> None:
+        """Close the tracker."""
+        if self._tracker is not None:
+            self._tracker.finish()
+            self._tracker = None
+
+    def _start(self, name: TrackerName, folder: Path, project: str) -> None:
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        if name == "wandb" and os.environ.get("WANDB_MODE") not in {"offline", "disabled"} and not _has_account():
+            _notice("wandb has no account here (`wandb login`)")
+            return
+        tracker: Any = (
+            TensorBoardTracker("tensorboard", logging_dir=folder)
+            if name == "tensorboard"
+            else WandBTracker(project, name=folder.stem, dir=str(folder))
+        )
+        if hasattr(tracker, "start"):  # older versions of accelerate start at once
+            tracker.start()
+        self._tracker = tracker
+
+    def _try(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
+        except Exception as failure:
+            self._tracker = None
+            _notice(f"{what} ({failure})")
+
+
+def _has_account() -> bool:
+    """Whether wandb has a key; ``wandb.init`` would ask on the terminal and wait."""
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    if "prompt" in signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)  # of older versions
+
+
+def _notice(reason: str) -> None:
+    warn(f"No tracker: {reason}. Training goes on; metrics.jsonl holds the same numbers.")

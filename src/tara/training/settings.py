@@ -1,0 +1,257 @@
+"""Every setting of a training run, defined once for Python, the command line and TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from tara.families.settings import BaseSettings
+from tara.storage.file_names import file_name
+from tara.storage.hub import is_repository, repository_name
+from tara.storage.validation import build
+from tara.training.data.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
+from tara.training.data.dreambooth import subject_of
+
+if TYPE_CHECKING:
+    from tara.families.family import Defaults
+
+Targets = Literal["cross_kv", "attention"]
+AlignmentForm = Literal["off", "l1", "squared"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+ScheduleName = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]  # diffusers' names
+CaptionSource = Literal["fixed", "varied"]
+TrackerName = Literal["none", "tensorboard", "wandb"]
+
+BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution")
+"""Settings whose default is the base's, see `tara.families.family.Defaults`."""
+
+
+class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
+    """What one adapter learns: a folder of photos, the rare word that will stand for it, and its class word."""
+
+    images: Path = Field(description="Folder with 3 to 5 photos of the concept")
+    rare_word: str = Field(description="Rare word (trigger word) that will stand for the concept, such as xlo")
+    class_word: str = Field(description="Class word: what the concept is, such as dog (for a style: style)")
+    name: str | None = Field(default=None, description="Name in tables and file names [default: the two words]")
+    prompt: str | None = Field(
+        default=None, description=f"Instance prompt [default: '{SUBJECT_PHRASE}', for a style '{STYLE_PHRASE}']"
+    )
+    caption_templates: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Caption template with {rare_word} and {class_word}, instead of the instance prompt",
+    )
+    masks: Path | None = Field(default=None, description="Folder of masks, white on the subject, named as the photos")
+    example_prompts: tuple[str, ...] | None = Field(default=None, description="Example prompt for the adapter's card")
+    out: Path | None = Field(default=None, description="Adapter file [default: RAREWORD-CLASSWORD.safetensors]")
+    is_style: bool = Field(default=False, description="The concept is the style of whole images, not a subject")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_the_class_word_from_a_dreambooth_table(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in cast(dict[str, Any], values).items() if value is not None}
+        if "class_word" not in given and isinstance(given.get("images"), str | Path):
+            subject = subject_of(Path(given["images"]))
+            if subject is not None:
+                return {"class_word": subject.class_word, "example_prompts": subject.prompts or None} | given
+        return given
+
+    @field_validator("rare_word", "class_word")
+    @classmethod
+    def _a_word_is_visible(cls, value: str) -> str:
+        if not (value := " ".join(value.split())):
+            raise ValueError("is empty; give the rare word (such as xlo) and the class word (such as dog)")
+        return value
+
+    @field_validator("out")
+    @classmethod
+    def _an_adapter_is_a_safetensors_file(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".safetensors":
+            raise ValueError(f"is '{value}', but an adapter is a .safetensors file; call it {value.stem}.safetensors")
+        return value
+
+    @property
+    def words(self) -> str:
+        """The rare word and the class word, as a prompt names the concept."""
+        return f"{self.rare_word} {self.class_word}"
+
+    @property
+    def label(self) -> str:
+        """The name that a person reads."""
+        return self.name or self.words
+
+    @property
+    def phrase(self) -> str:
+        """The instance prompt in full, for instance ``a photo of a xlo dog``."""
+        return self.fill(self.prompt or (STYLE_PHRASE if self.is_style else SUBJECT_PHRASE))
+
+    @property
+    def file(self) -> Path:
+        """Where the adapter is written."""
+        return self.out or Path(f"{file_name(self.label)}.safetensors")
+
+    @property
+    def card_examples(self) -> tuple[str, ...]:
+        """Example prompts for the adapter's card."""
+        if self.example_prompts is not None:
+            return tuple(self.fill(template) for template in self.example_prompts)
+        return self.captions("varied")[:4]
+
+    def fill(self, template: str) -> str:
+        """The template with ``{rare_word}`` and ``{class_word}`` filled in; other braces stay as they are."""
+        return template.replace("{rare_word}", self.rare_word).replace("{class_word}", self.class_word)
+
+    def captions(self, source: CaptionSource) -> tuple[str, ...]:
+        """The captions, filled in, of a photo that has none of its own."""
+        if self.caption_templates is not None:
+            return tuple(self.fill(template) for template in self.caption_templates)
+        if source == "fixed":
+            return (self.phrase,)
+        varied = VARIED_STYLE_CAPTIONS if self.is_style else VARIED_SUBJECT_CAPTIONS
+        return tuple(dict.fromkeys((self.phrase, *(self.fill(template) for template in varied))))
+
+
+class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
+    """How a training run goes; the descriptions are the command line's help."""
+
+    device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu [default: the best one found]")
+    targets: Targets = Field(
+        default="cross_kv",
+        description="Layers to train: cross_kv (keys and values of the text), or attention (all attention projections)",
+    )
+    token_mask: bool = Field(default=True, description="Token focus masking: act on the rare word's tokens only")
+    alignment_loss: AlignmentForm = Field(default="l1", description="Token alignment loss between rare and class word")
+    alignment_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss")
+    rank: int = Field(default=8, ge=1, le=256, description="LoRA rank")
+    alpha: float | None = Field(default=None, gt=0, le=1e6, description="LoRA alpha [default: the rank]")
+    freeze_down: bool = Field(default=False, description="Train the LoRA up matrices only (LoRA-FA)")
+    steps: int = Field(default=1000, ge=1, le=1_000_000, description="Training steps")
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=100, description="Learning rate [default: 1e-4, with Prodigy 1]"
+    )
+    lr_scheduler: ScheduleName = Field(default="constant", description="Learning-rate schedule")
+    lr_warmup_steps: int = Field(default=0, ge=0, description="Warm-up steps of the learning rate")
+    batch_size: int = Field(default=1, ge=1, le=1024, description="Batch size of each concept")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024, description="Gradient accumulation steps")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory (slower)")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, data order and initial weights")
+    optimizer: OptimizerName = Field(
+        default="adamw", description="Optimizer; adamw8bit needs the extra '8bit', prodigy the extra 'prodigy'"
+    )
+    weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Maximum gradient norm of each concept (0: off)")
+    snr_gamma: float | None = Field(default=None, gt=0, description="Min-SNR gamma; 5 is usual [default: off]")
+    prior_preservation: bool = Field(default=False, description="Prior preservation: also train on class images")
+    prior_loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the prior preservation loss")
+    num_class_images: int = Field(default=100, ge=1, description="Class images; the base generates missing ones")
+    class_folder: Path | None = Field(
+        default=None,
+        description="Folder of class images, or of one subfolder for each class [default: class/ in the run folder]",
+    )
+    class_prompt: str | None = Field(
+        default=None,
+        description="Prompt of the class images, with {class_word} [default: the instance prompt without rare word]",
+    )
+    captions: CaptionSource = Field(default="fixed", description="Captions: the instance prompt, or varied templates")
+    resolution: int | None = Field(
+        default=None, ge=8, le=4096, multiple_of=8, description="Resolution in pixels [default: the base's]"
+    )
+    crops: int = Field(default=1, ge=1, le=64, description="Number of different crops of each photo")
+    buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
+    masked_loss: bool = Field(default=False, description="Weight the loss by the photos' masks or transparency")
+    background_weight: float = Field(default=0.1, ge=0, le=1, description="Background weight of the masked loss")
+    flip: bool = Field(default=True, description="Also train on horizontally flipped photos")
+    preview_every: int = Field(default=0, ge=0, description="Steps between previews (0: none)")
+    preview_prompt: str | None = Field(
+        default=None,
+        description="Prompt of the previews, with {rare_word} and {class_word} [default: the instance prompt]",
+    )
+    preview_images: int = Field(default=1, ge=1, le=64, description="Images in each preview")
+    checkpoint_every: int = Field(default=250, ge=0, description="Steps between checkpoints (0: only when stopped)")
+    report_to: TrackerName = Field(default="none", description="Also log the losses to this tracker")
+    project: str = Field(default="tara", min_length=1, description="The tracker's project")
+    push_to_hub: bool = Field(default=False, description="Upload the adapter with a model card to the model hub")
+    hub_model_id: str | None = Field(default=None, description="Hub repository, OWNER/NAME [default: the run's name]")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads [default: PyTorch's]")
+
+    @field_validator("hub_model_id")
+    @classmethod
+    def _a_repository_has_a_name_that_the_hub_takes(cls, value: str | None) -> str | None:
+        if value is not None and not is_repository(value):
+            raise ValueError(f"is '{value}', which no repository can be called; write it like rex or me/rex")
+        return value
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.lr_warmup_steps > self.steps:
+            raise ValueError(f"lr_warmup_steps is {self.lr_warmup_steps}, but steps is only {self.steps}; change one")
+        return self
+
+    def with_defaults(self, defaults: Defaults) -> TrainSettings:
+        """The settings with a base's own defaults where the user has given nothing."""
+        own = {name: getattr(defaults, name) for name in BASE_DEFAULTS if name not in self.model_fields_set}
+        if self.optimizer == "prodigy":  # which finds its own
+            own.pop("learning_rate", None)
+        return self.model_copy(update=own)
+
+    @property
+    def scale(self) -> float:
+        """The factor of every delta, alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that the schedule multiplies."""
+        return self.learning_rate or (1.0 if self.optimizer == "prodigy" else 1e-4)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the token alignment loss acts."""
+        return self.alignment_loss != "off" and self.alignment_weight > 0
+
+    @property
+    def uses_class_images(self) -> bool:
+        """Whether prior preservation changes anything: a masked ``cross_kv`` adapter acts on its rare word alone."""
+        masked = self.token_mask and self.targets == "cross_kv"
+        return self.prior_preservation and self.prior_loss_weight > 0 and not masked
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """A whole training run: one settings table and one or several concepts."""
+
+    settings: TrainSettings
+    concepts: tuple[ConceptSettings, ...] = Field(min_length=1)
+
+    @property
+    def run_folder(self) -> Path:
+        """``rex.run`` beside ``rex.safetensors``; with several concepts ``rex+tom.run`` beside the first one."""
+        first = self.concepts[0].file
+        return first.with_name("+".join(concept.file.stem for concept in self.concepts) + ".run")
+
+    @property
+    def repository(self) -> str:
+        """What the run's repository on the hub is called."""
+        return self.settings.hub_model_id or repository_name(self.run_folder.stem)
+
+
+def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
+    """Each concept's name for files of all in one folder: its adapter's, or where two have the same, its label."""
+    stems = [concept.file.stem for concept in concepts]
+    return stems if len(set(stems)) == len(stems) else [file_name(concept.label) for concept in concepts]
+
+
+def concept_settings(where: str = "", **values: Any) -> ConceptSettings:
+    """One concept's settings from keyword arguments; raises TaraError with one sentence about a wrong value."""
+    return build(ConceptSettings, values, where)
+
+
+def train_settings(where: str = "", **values: Any) -> TrainSettings:
+    """A run's settings from keyword arguments; raises TaraError with one sentence about a wrong value."""
+    return build(TrainSettings, values, where)

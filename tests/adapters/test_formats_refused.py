@@ -1,0 +1,197 @@
+"""Hostile and odd files: each gets its sentence, and nothing of a file is dropped silently."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+import foreign_files as files
+import tiny_adapters
+import tiny_bases
+from tara.adapters.adapter import load_adapter
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.inference.binding import ActiveAdapter
+from tara.inference.text_kv import check_fits
+
+Tensors = dict[str, Tensor]
+K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+def _without(suffix: str) -> Callable[[Tensors], Tensors]:
+    return lambda good: {key: tensor for key, tensor in good.items() if key != K + suffix}
+
+
+def _with(key: str, tensor: Tensor) -> Callable[[Tensors], Tensors]:
+    return lambda good: good | {key: tensor}
+
+
+def _changed(suffix: str, change: Callable[[Tensor], Tensor]) -> Callable[[Tensors], Tensors]:
+    return lambda good: good | {K + suffix: change(good[K + suffix])}
+
+
+def _only_ups_of_half(good: Tensors) -> Tensors:
+    ups = [key for key in good if key.endswith("lora_up.weight")]
+    return {key: tensor for key, tensor in good.items() if key not in ups[len(ups) // 2 :]}
+
+
+def _of_rank_zero(good: Tensors) -> Tensors:
+    return good | {f"{K}.lora_down.weight": torch.ones(0, 32), f"{K}.lora_up.weight": torch.ones(16, 0)}
+
+
+X = torch.ones(2, 2)
+REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "missing up": (_without(".lora_up.weight"), rf"layer '{PATH}' has no up matrix"),
+    "missing down": (_without(".lora_down.weight"), rf"layer '{PATH}' has no down matrix"),
+    "up for half the layers": (_only_ups_of_half, "has no up matrix"),
+    "alpha alone": (_with("lora_unet_conv_in.alpha", torch.tensor(1.0)), "layer 'conv_in' has no down matrix"),
+    "wrong shape": (_changed(".lora_up.weight", lambda up: up[:, :-1]), "32 x 3|16 x 3.*are no pair"),
+    "three dimensions": (_changed(".lora_down.weight", lambda down: down[None]), "are no pair"),
+    "a kernel above": (_changed(".lora_up.weight", lambda up: up[..., None, None].expand(-1, -1, 3, 3)), "no pair"),
+    "zero rank": (_of_rank_zero, "has rank 0"),
+    "NaN": (_changed(".lora_up.weight", lambda up: up / 0 * 0), "holds NaN or infinite weights"),
+    "infinity": (_changed(".lora_down.weight", lambda down: down / 0), "holds NaN or infinite weights"),
+    "whole numbers": (_changed(".lora_up.weight", lambda up: up.to(torch.int8)), "stored as .*torch.int8"),
+    "alpha is NaN": (_with(f"{K}.alpha", torch.tensor(float("nan"))), "has an alpha that is no number"),
+    "alpha is a list": (_with(f"{K}.alpha", torch.ones(3)), "has an alpha that is no number"),
+    "a layer twice": (_with(f"unet.{PATH}.lora_A.weight", X), rf"holds the layer '{PATH}' twice"),
+    "two alphas": (_with(f"unet.{PATH}.alpha", torch.tensor(2.0)), rf"twice, as '{K}\.alpha' and as"),
+    "LoHa": (_with(f"{K}.hada_w1_a", X), r"holds LoHa \('"),
+    "LoKr": (_with(f"{K}.lokr_w1", X), r"holds LoKr \('"),
+    "DoRA": (_with(f"{K}.dora_scale", X), r"holds DoRA \('"),
+    "DoRA of PEFT": (_with(f"base_model.model.{PATH}.lora_magnitude_vector.weight", X), r"holds DoRA \('"),
+    "Tucker": (_with(f"{K}.lora_mid.weight", X), "holds LoCon with a Tucker core"),
+    "OFT": (_with(f"{K}.oft_blocks", X), "holds OFT"),
+    "full difference": (_with(f"{K}.diff", X), "holds a full difference of weights"),
+    "IA3": (_with(f"{K}.on_input", X), "holds IA3"),
+    "biases": (_with(f"unet.{PATH}.lora_B.bias", X), "holds a LoRA with biases"),
+    "embedding of no vectors": (lambda _: {"emb_params": torch.ones(0, 32)}, "no embedding of a word: it has 0 x 32"),
+    "embedding of a picture": (lambda _: {"<xlo>": torch.ones(1, 3, 8, 8)}, "no embedding of a word: it has 1 x 3 x 8"),
+    "embedding of NaN": (lambda _: {"emb_params": X * float("nan")}, "its embedding holds NaN"),
+    "embeddings of two lengths": (lambda _: {"clip_l": X, "clip_g": X[:1]}, "more vectors for one encoder"),
+    "pivotal tuning": (_with("bundle_emb.xlo.string_to_param.*", X), "bundled with textual-inversion embeddings"),
+    "unknown key": (_with("lora_unet_of_mine.lora_down.weight", X), "key 'lora_unet_of_mine.lora_down.weight', which"),
+    "another suffix": (_with(f"{K}.lora_middle.weight", X), "which tara does not know"),
+    "Flux": (lambda _: {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": X}, "does not know"),
+    "Flux of kohya": (lambda _: {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": X}, "does not know"),
+    "a checkpoint": (lambda _: {"model.diffusion_model.input_blocks.0.0.weight": X}, "does not know"),
+    "a U-Net without LoRA": (lambda _: {"conv_in.weight": X, "conv_in.bias": X}, "without weights of a LoRA"),
+    "a U-Net and more": (lambda good: good | {"conv_in.weight": X, "logit_scale": X[0]}, "key 'logit_scale', which"),
+    "no tensors": (lambda _: {}, "without weights of a LoRA"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_strange_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    change, sentence = REFUSED[name]
+    unet = tiny_bases.sd_pipeline().unet
+    good = files.kohya(files.random_deltas(unet, r"down_blocks\.0.*attn2"))
+    path = files.saved(tmp_path / "odd.safetensors", change(good))
+    with pytest.raises(TaraError, match=sentence) as refusal:
+        load_adapter(path)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_huge_header_is_refused_unread(tmp_path: Path) -> None:
+    size = 17 * 2**20
+    (tmp_path / "huge.safetensors").write_bytes(size.to_bytes(8, "little") + b"{" * size)
+    with pytest.raises(TaraError, match="header of 17 MiB"):
+        load_adapter(tmp_path / "huge.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt"])
+def test_a_pickle_is_refused_unread(suffix: str, tmp_path: Path) -> None:
+    pickle = tmp_path / f"pytorch_lora_weights{suffix}"
+    pickle.write_bytes(b"never opened")
+    for path in (pickle, tmp_path):
+        with pytest.raises(TaraError, match=rf"{suffix}' is a pickle"):
+            load_adapter(path)
+
+
+def test_a_folder_without_a_known_file_says_what_it_looks_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    with pytest.raises(TaraError, match=r"adapter_model\.safetensors or"):
+        load_adapter(tmp_path)
+
+
+def test_a_second_file_for_the_text_encoder_is_not_dropped_silently(tmp_path: Path) -> None:
+    pipe = tiny_bases.sd_pipeline()
+    deltas = files.random_deltas(pipe.unet, files.ATTENTIONS)
+    files.saved(tmp_path / "unet" / "adapter_model.safetensors", files.peft(deltas))
+    text = files.saved(tmp_path / "text_encoder" / "model.safetensors", pipe.text_encoder.state_dict())
+    assert load_adapter(tmp_path).layers.keys() == deltas.keys()  # a whole pipeline's folder may hold plain encoders
+    files.saved(text, files.peft(files.random_deltas(pipe.text_encoder, r"q_proj$")))
+    with pytest.raises(TaraError, match=r"has LoRA layers of a text encoder.*Give '.+/unet'"):
+        load_adapter(tmp_path)
+    assert load_adapter(tmp_path / "unet").layers.keys() == deltas.keys()
+
+
+PEFT_CONFIGS = {
+    "DoRA": ({"use_dora": True}, "is a DoRA adapter"),
+    "another method": ({"peft_type": "LOHA"}, "is a LOHA adapter"),
+    "changed base": ({"init_lora_weights": "pissa_niter_4"}, "which changed the base, too"),
+    "no object": ([1], "not a JSON object"),
+    "a word for a rank": ({"r": "many"}, "damaged LoRA config"),
+    "a list for a pattern": ({"alpha_pattern": ["to_k"]}, "damaged LoRA config"),
+    "an expression that is none": ({"alpha_pattern": {"(": 3}}, "damaged LoRA config"),
+    "an expression without an end": ({"alpha_pattern": {"((a+)+)+b": 3}}, "is too involved"),
+    "another rank": ({"r": 9}, "has rank 4, but its config says 9"),
+    "an infinite alpha": ({"lora_alpha": float("inf")}, "alpha that is no number"),
+    "a layer that is not there": ({"target_modules": [PATH, "mid_block.attentions.0.proj_in"]}, "names 2 .* lacks 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PEFT_CONFIGS)
+@pytest.mark.parametrize("place", ["folder", "header"])
+def test_a_strange_peft_config_is_refused_by_name(name: str, place: str, tmp_path: Path) -> None:
+    config, sentence = PEFT_CONFIGS[name]
+    deltas = files.random_deltas(tiny_bases.sd_pipeline().unet, r"down_blocks\.0.*attn2")
+    if place == "folder":
+        files.saved(tmp_path / "adapter_model.safetensors", files.peft(deltas))
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        path = tmp_path
+    else:
+        header = {"lora_adapter_metadata": json.dumps(config)}
+        path = files.saved(tmp_path / "a.safetensors", files.diffusers(deltas, prefix=""), header)
+    with pytest.raises(TaraError, match=sentence):
+        load_adapter(path)
+
+
+def test_half_of_our_own_layers_are_not_taken_for_an_adapter(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    path = tiny_adapters.random_adapter(Base(sd_pipe)).save(tmp_path / "rex.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = sorted(safetensors.torch.load_file(path).items())
+    files.saved(path, dict(tensors[: len(tensors) // 2]), header)
+    with pytest.raises(TaraError, match=r"names \d+ layers and lacks \d+ of them"):
+        load_adapter(path)
+
+
+def test_an_adapter_of_another_family_or_shape_is_refused_by_name(tmp_path: Path) -> None:
+    sdxl = Base(tiny_bases.sdxl_pipeline())
+    deltas = files.random_deltas(tiny_bases.sd_pipeline().unet, files.ATTENTIONS)
+    active = ActiveAdapter(load_adapter(files.saved(tmp_path / "a.safetensors", files.kohya(deltas))))
+    with pytest.raises(TaraError, match=r"changes a layer '.+' of \d+ x \d+, which this base does"):
+        check_fits(sdxl, active)
+    wide = {PATH: files.Delta(torch.ones(2, 768), torch.ones(5, 2), 2.0)}
+    active = ActiveAdapter(load_adapter(files.saved(tmp_path / "b.safetensors", files.kohya(wide))))
+    with pytest.raises(TaraError, match="family 'sd1', this base is 'sdxl-64'"):
+        check_fits(sdxl, active)
+
+
+def test_text_encoder_deltas_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
+    sd, sdxl = tiny_bases.sd_pipeline(), tiny_bases.sdxl_pipeline()
+    active = ActiveAdapter(load_adapter(files.saved(tmp_path / "te.safetensors", files.kohya_text(sd))))
+    check_fits(Base(sd), active)
+    with pytest.raises(TaraError, match=r"changes a layer 'text_encoder\.text_model\..+' of 32 x"):
+        check_fits(Base(sdxl), active)
+    second = files.saved(tmp_path / "te2.safetensors", files.kohya_text(sdxl, "text_encoder_2", "lora_te2_"))
+    with pytest.raises(TaraError, match=r"changes a layer 'text_encoder_2\.text_model\."):
+        check_fits(Base(sd), ActiveAdapter(load_adapter(second)))

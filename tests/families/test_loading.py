@@ -1,0 +1,504 @@
+"""Bases by name: folders, single files of the original layout, hub ids, and what is refused."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import tiny_bases
+from original_layout import original_vae, original_weights
+from tara.cli import main
+from tara.errors import TaraError, TaraWarning
+from tara.families.base import Base
+from tara.families.loading import NEEDED_FILES, OTHER_PRECISIONS, load_base, resolve_base
+from tara.families.prediction import observed_prediction
+from tara.families.single_file import (
+    CONFIGS,
+    ORIGINALS,
+    Contents,
+    clip_tokenizer,
+    load_single_file,
+    read_contents,
+    tell,
+)
+from tara.inference.pipeline import Pipeline
+from training_fixtures import photo_folder
+
+PUBLISHED_SIZES = {
+    ("sd1", "unet"): 859_520_964,
+    ("sd1", "vae"): 83_653_863,
+    ("sd1", "text_encoder"): 123_060_480,
+    ("sd2", "unet"): 865_910_724,
+    ("sd2", "vae"): 83_653_863,
+    ("sd2", "text_encoder"): 340_387_840,
+    ("sdxl", "unet"): 2_567_463_684,
+    ("sdxl", "vae"): 83_653_863,
+    ("sdxl", "text_encoder"): 123_060_480,
+    ("sdxl", "text_encoder_2"): 694_659_840,
+}
+"""Parameters of the published models."""
+
+KEYS = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+SIZES = "model.diffusion_model.label_emb.0.0.weight"
+
+
+BESIDES_THE_WEIGHTS = (
+    "alphas_cumprod",
+    "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    "conditioner.embedders.0.transformer.text_model.embeddings.position_ids",
+    "conditioner.embedders.1.model.logit_scale",
+    "model_ema.decay",
+)
+"""What published checkpoints hold, too."""
+
+
+def test_names_of_bases_are_resolved(tmp_path: Path) -> None:
+    published = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert resolve_base("sd15") == resolve_base("stabilityai/stable-diffusion-v1-5") == published
+    assert resolve_base(tmp_path) == str(tmp_path)
+
+
+def test_a_pipeline_in_a_folder_of_a_short_name_wins_and_any_other_folder_does_not(here: Path) -> None:
+    (here / "sdxl").mkdir()  # such as one for what is trained on it
+    assert resolve_base("sdxl") == "stabilityai/stable-diffusion-xl-base-1.0"
+    (here / "sdxl" / "model_index.json").write_text("{}")
+    assert resolve_base("sdxl") == "sdxl"
+
+
+def test_a_saved_base_is_loaded_like_any_pipeline_folder(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    sd_pipe.save_pretrained(tmp_path / "base")
+    backbone = load_base(tmp_path / "base", device="cpu")
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
+
+
+def test_a_variant_of_a_folders_files_is_loaded_in_the_precision_asked_for(
+    sd_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    sd_pipe.to(torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
+    assert load_base(tmp_path, device="cpu", variant="bf16").dtype == torch.float32
+    assert Pipeline(tmp_path, device="cpu", variant="bf16", dtype=torch.bfloat16).backbone.dtype == torch.bfloat16
+    with pytest.raises(TaraError, match=f"'{tmp_path}' cannot be loaded"):
+        load_base(tmp_path, device="cpu")
+
+
+def other_vae(folder: Path) -> AutoencoderKL:
+    """Another autoencoder of the tiny bases' shape, saved to a folder."""
+    vae = tiny_bases.sd_pipeline(seed=5).vae
+    vae.save_pretrained(folder)
+    return vae
+
+
+def test_another_autoencoder_takes_the_place_of_the_bases_own(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    sd_pipe.save_pretrained(tmp_path / "base")
+    vae = other_vae(tmp_path / "vae")
+    loaded = load_base(tmp_path / "base", device="cpu", vae=tmp_path / "vae").vae
+    assert torch.equal(loaded.decoder.conv_in.weight, vae.decoder.conv_in.weight)
+    tiny_bases.sd_pipeline(seed=5).save_pretrained(tmp_path / "whole")
+    save_file(original_vae(vae), tmp_path / "vae.safetensors")
+    of_file = load_base(tmp_path / "base", device="cpu", vae=tmp_path / "vae.safetensors").vae
+    assert all(torch.equal(value, vae.state_dict()[key]) for key, value in of_file.state_dict().items())
+    of_pipeline = load_base(tmp_path / "base", device="cpu", vae=tmp_path / "whole").vae
+    assert torch.equal(of_pipeline.decoder.conv_in.weight, vae.decoder.conv_in.weight)
+
+
+def test_an_autoencoder_of_another_shape_is_refused(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    sd_pipe.save_pretrained(tmp_path / "base")
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
+    with pytest.raises(TaraError, match="4 channels at 1/1 of a picture's size, the base needs 4 at 1/2"):
+        load_base(tmp_path / "base", device="cpu", vae=tmp_path / "vae")
+
+
+def with_whole_vocabulary(pipe: Any) -> Any:
+    """A tiny pipeline whose text encoders know all of CLIP's tokens."""
+    for name, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        if getattr(pipe, name, None) is not None:
+            config = getattr(pipe, name).config
+            config.update({"vocab_size": 49408, "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1})
+            pipe.register_modules(**{name: kind(config).eval()})
+    return pipe
+
+
+def configs_of(pipe: Any, folder: Path) -> Path:
+    """A pipeline's configs alone, without its weights."""
+    pipe.save_pretrained(folder)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    return folder.parent
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_single_file_of_the_original_layout_holds_the_same_weights(family: str, tmp_path: Path) -> None:
+    build = tiny_bases.sdxl_pipeline if family == "sdxl" else tiny_bases.sd_pipeline
+    pipe = with_whole_vocabulary(build())
+    further = {name: torch.zeros(1, 77) for name in BESIDES_THE_WEIGHTS}
+    save_file(original_weights(pipe, family) | further, tmp_path / "model.safetensors")
+    configs = configs_of(pipe, tmp_path / family)
+    contents = Contents(family=family, prediction_type="v_prediction")
+    loaded = load_single_file(tmp_path / "model.safetensors", torch.float32, configs=configs, contents=contents)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if getattr(pipe, name, None) is not None:
+            ours, theirs = getattr(loaded, name).state_dict(), getattr(pipe, name).state_dict()
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    backbone = Base(loaded)
+    assert backbone.prediction_type == "v_prediction"
+    assert backbone.tokenize("a xlo dog").positions((2, 5))
+
+
+def test_a_single_file_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    pipe = with_whole_vocabulary(tiny_bases.sd_pipeline())
+    weights = original_weights(pipe, "sd1")
+    del weights["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    configs = configs_of(pipe, tmp_path / "sd1")
+    lacking = r"is not whole: its text_encoder lacks '(text_model\.)?final_layer_norm\.weight'"
+    with pytest.raises(TaraError, match=lacking):
+        load_single_file(
+            tmp_path / "model.safetensors", torch.float32, configs=configs, contents=Contents(family="sd1")
+        )
+
+
+def header(path: Path, shapes: dict[str, tuple[int, ...]], **metadata: str) -> Path:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path, metadata=metadata or None)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shapes", "metadata", "contents"),
+    [
+        ({KEYS: (8, 768), FIRST: (8, 4, 3, 3)}, {}, Contents(family="sd1")),
+        ({KEYS: (8, 1024), FIRST: (8, 4, 3, 3)}, {}, Contents(family="sd2")),
+        (
+            {KEYS: (8, 1024), FIRST: (8, 4, 3, 3)},
+            {"modelspec.prediction_type": "epsilon"},
+            Contents(family="sd2", prediction_type="epsilon"),
+        ),
+        (
+            {KEYS: (8, 1024), FIRST: (8, 4, 3, 3)},
+            {"modelspec.architecture": "stable-diffusion-v2-768-v"},
+            Contents(family="sd2", prediction_type="v_prediction"),
+        ),
+        ({KEYS: (8, 2048), FIRST: (8, 4, 3, 3), SIZES: (8, 2816)}, {}, Contents(family="sdxl")),
+        (
+            {KEYS: (8, 2048), FIRST: (8, 4, 3, 3), SIZES: (8, 2816), "v_pred": (1,), "ztsnr": (1,)},
+            {},
+            Contents(family="sdxl", prediction_type="v_prediction", zero_terminal_snr=True),
+        ),
+    ],
+    ids=["sd1", "sd2", "sd2 epsilon", "sd2 v", "sdxl", "sdxl v"],
+)
+def test_a_single_files_family_is_read_from_its_header(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], contents: Contents
+) -> None:
+    assert read_contents(header(tmp_path / "model.safetensors", shapes, **metadata)) == contents
+
+
+def answering(pipe: Any, answer: Callable[[Tensor], Tensor]) -> Any:
+    """A pipeline whose U-Net answers to its input so."""
+    pipe.unet.forward = lambda noisy, *_, **__: SimpleNamespace(sample=answer(noisy))
+    return pipe
+
+
+def noise_itself(noisy: Tensor) -> Tensor:
+    return noisy + 0.5 * torch.randn(noisy.shape, generator=torch.Generator().manual_seed(9))
+
+
+def velocity_to_a_picture(noisy: Tensor) -> Tensor:
+    """At the last timestep of Stable Diffusion, abar is 0.0047."""
+    picture = torch.linspace(-1, 1, noisy.shape[-1]).expand(noisy.shape)
+    return 0.0047**0.5 * noisy - 0.9953**0.5 * picture
+
+
+def test_what_a_unet_predicts_is_seen_by_its_answer_to_noise(sd_pipe: StableDiffusionPipeline) -> None:
+    assert observed_prediction(sd_pipe) == "v_prediction"  # random weights do not give their input back
+    assert observed_prediction(answering(sd_pipe, noise_itself)) == "epsilon"
+    assert observed_prediction(answering(sd_pipe, velocity_to_a_picture)) == "v_prediction"
+
+
+@pytest.mark.slow
+def test_the_embedded_base_is_seen_to_predict_velocity_as_it_was_trained_to() -> None:
+    pipe = load_base("toyland", device="cpu").pipe
+    assert observed_prediction(pipe) == "v_prediction"
+    velocity, abar = pipe.unet.forward, pipe.scheduler.alphas_cumprod[-1]
+
+    def epsilon(noisy: Tensor, *arguments: Any, **options: Any) -> Any:
+        return SimpleNamespace(
+            sample=abar.sqrt() * velocity(noisy, *arguments, **options).sample + (1 - abar).sqrt() * noisy
+        )
+
+    pipe.unet.forward = epsilon  # the same guess of the noise, told as an epsilon U-Net does
+    assert observed_prediction(pipe) == "epsilon"
+
+
+@pytest.fixture
+def sd2_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An SD 2.x checkpoint that does not tell what it predicts, and whose U-Net predicts epsilon."""
+    pipe = answering(tiny_bases.sd_pipeline("v_prediction"), noise_itself)
+
+    def loaded(_path: Path, _dtype: torch.dtype, _vae: Any, contents: Contents) -> Any:
+        tell(pipe, contents)
+        return pipe
+
+    monkeypatch.setattr("tara.families.loading.load_single_file", loaded)
+    return header(tmp_path / "model.safetensors", {KEYS: (8, 1024), FIRST: (8, 4, 3, 3)})
+
+
+def test_an_sd2_file_that_does_not_tell_is_taken_for_what_it_does_with_a_note(sd2_file: Path) -> None:
+    with pytest.warns(TaraWarning, match=r"it is epsilon\. If .* give --prediction-type v_prediction"):
+        backbone = load_base(sd2_file, device="cpu")
+    assert backbone.prediction_type == "epsilon"
+    assert backbone.resolution == 64 * backbone.vae_scale  # 512 pixels in a real one, as those that predict epsilon
+
+
+def test_what_a_file_predicts_can_be_said_instead(sd2_file: Path, base: Path) -> None:
+    assert load_base(sd2_file, device="cpu", prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert load_base(base, device="cpu", prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert load_base(base, device="cpu").prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "sentence"),
+    [
+        ({KEYS: (8, 768), FIRST: (8, 9, 3, 3)}, "9 channels: it is for inpainting"),
+        ({KEYS: (8, 1280), FIRST: (8, 4, 3, 3), SIZES: (8, 2560)}, "1280 wide.*a refiner is none"),
+        ({"unet.x.lora_A.weight": (2, 2)}, "is an adapter, not a base"),
+        ({"weight": (2, 2)}, "holds no Stable Diffusion U-Net in the original layout"),
+    ],
+)
+def test_a_file_that_is_no_base_is_refused(tmp_path: Path, shapes: dict[str, tuple[int, ...]], sentence: str) -> None:
+    path = header(tmp_path / "model.safetensors", shapes)
+    with pytest.raises(TaraError, match=f"'{path}'.*{sentence}"):
+        load_base(path, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin", "someone/model.CKPT"])
+def test_pickle_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TaraError, match=rf"{re.escape(name)}' is a pickle file, which can run code"):
+        load_base(tmp_path / name, device="cpu")
+    with pytest.raises(TaraError, match="is a pickle file"):
+        load_base(tmp_path, device="cpu", vae=tmp_path / name)
+
+
+def test_a_folder_of_pickled_weights_is_refused(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    sd_pipe.save_pretrained(tmp_path, safe_serialization=False)
+    for weights in tmp_path.rglob("*.safetensors"):  # transformers writes no other kind
+        weights.unlink()
+    with pytest.raises(TaraError, match=r"holds its weights as \.bin files, which can run code"):
+        load_base(tmp_path, device="cpu")
+
+
+def on_the_hub(pipe: Any, repository: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipeline as the hub's library keeps what it has fetched; the folder of its files."""
+    root, commit = cache / f"models--{repository.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
+    pipe.save_pretrained(root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return root / "snapshots" / commit
+
+
+def test_a_base_of_the_hub_is_loaded_without_the_parts_that_draw_nothing(
+    sd_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sd_pipe, "stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path, monkeypatch)
+    index = json.loads((files / "model_index.json").read_text(encoding="utf-8"))
+    index |= {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    (files / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    (files / "safety_checker").mkdir()
+    (files / "safety_checker" / "pytorch_model.bin").write_bytes(b"never opened")
+    backbone = load_base("stabilityai/stable-diffusion-v1-5", device="cpu")
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sd_pipe).encode(["a cat"]).embeddings)
+    assert backbone.pipe.safety_checker is None
+    assert load_base(files, device="cpu").pipe.safety_checker is None
+
+
+def test_sdxl_of_the_hub_is_loaded_in_its_variant(
+    sdxl_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sdxl_pipe, "stabilityai/stable-diffusion-xl-base-1.0", tmp_path, monkeypatch)
+    for weights in files.rglob("*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    backbone = load_base("sdxl", device="cpu", variant="fp16")
+    assert torch.equal(backbone.encode(["a cat"]).embeddings, Base(sdxl_pipe).encode(["a cat"]).embeddings)
+    with pytest.raises(TaraError, match=r"`hf download stabilityai/stable-diffusion-xl-base-1\.0 --include"):
+        load_base("sdxl", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "end"),
+    [
+        ({}, "", r"--include '\*/\*\.safetensors' --exclude '\*\.fp16\.\*' --exclude '\*\.non_ema\.\*'"),
+        ({"revision": "main", "variant": "fp16"}, "--revision main ", r"--include '\*/\*\.safetensors'"),
+    ],
+)
+def test_a_hub_that_gives_nothing_is_told_with_the_command_that_fetches(
+    options: dict[str, str], start: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    wanted = rf"`hf download stable-diffusion-v1-5/stable-diffusion-v1-5 {start}--include .*{end}`\.$"
+    with pytest.raises(TaraError, match=wanted):
+        load_base("sd15", device="cpu", **options)
+
+
+def test_a_repository_of_pickled_weights_is_refused_by_name(
+    sd_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = on_the_hub(sd_pipe, "someone/old", tmp_path, monkeypatch)
+    names = [str(path.relative_to(files)) for path in files.rglob("*.*") if path.is_file()]
+    pickled = [name.replace(".safetensors", ".bin") for name in names]
+    listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in pickled])
+    module = "diffusers.pipelines.pipeline_utils"
+    monkeypatch.setattr(f"{module}.model_info", lambda *_, **__: listing)
+    monkeypatch.setattr(f"{module}.hf_hub_download", lambda *_, **__: str(files / "model_index.json"))
+    with pytest.raises(TaraError, match=r"'someone/old' on the hub holds weights as \.bin files alone, which can run"):
+        load_base("someone/old", device="cpu")
+
+
+def test_the_command_that_fetches_a_base_leaves_its_other_forms_there() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    unwanted = [
+        "README.md",
+        "v1-5-pruned.ckpt",
+        "v1-5-pruned.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+    ]
+    include, exclude = list(NEEDED_FILES[1::2]), list(OTHER_PRECISIONS[1::2])
+    kept = filter_repo_objects(wanted + unwanted, allow_patterns=include, ignore_patterns=exclude)
+    assert list(kept) == wanted
+
+
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`")  # diffusers' own affair
+def test_an_autoencoder_that_is_not_on_the_hub_is_told(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    sd_pipe.save_pretrained(tmp_path / "base")
+    with pytest.raises(TaraError, match="`hf download stabilityai/sd-vae-ft-mse`"):
+        load_base(tmp_path / "base", device="cpu", vae="stabilityai/sd-vae-ft-mse")
+
+
+def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TaraError, match="cannot be loaded"):
+        load_base(tmp_path, device="cpu")
+    with pytest.raises(TaraError, match="cannot be loaded"):
+        load_base(tmp_path / "model.safetensors", device="cpu")
+    (tmp_path / "model.png").write_bytes(b"")
+    with pytest.raises(TaraError, match=r"model\.png' is no base"):
+        load_base(tmp_path / "model.png", device="cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", "meta"])
+def test_a_device_that_is_not_there_is_one_clear_sentence(tmp_path: Path, device: str) -> None:
+    with pytest.raises(TaraError, match=f"There is no device '{device}' here"):
+        load_base(tmp_path, device=device)
+
+
+@pytest.mark.parametrize(("family", "part"), PUBLISHED_SIZES, ids=" ".join)
+def test_the_packages_configs_are_of_the_published_models_size(family: str, part: str) -> None:
+    folder = CONFIGS / family / part
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    with torch.device("meta"):
+        if part in kinds:
+            model: Any = kinds[part].from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        else:
+            kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+            model = kind(AutoConfig.from_pretrained(folder))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED_SIZES[family, part]
+
+
+def test_the_packages_tokenizer_is_clips() -> None:
+    for padding, last in (("<|endoftext|>", 49407), ("!", 0)):
+        ids = clip_tokenizer(padding)("a photo of a cat", padding="max_length").input_ids
+        assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407]
+        assert ids[7:] == [last] * 70
+    assert set(ORIGINALS) == {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+
+
+def test_an_autoencoder_in_half_precision_is_widened_while_it_works(sdxl_pipe: Any) -> None:
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wide = Base(sdxl_pipe).encode_images(pixels)[0]
+    sdxl_pipe.vae.to(torch.float16)
+    backbone = Base(sdxl_pipe)
+    latents = backbone.encode_images(pixels)[0]
+    torch.testing.assert_close(latents, wide, atol=2e-3, rtol=2e-3)
+    assert backbone.decode(latents * 1e5).isfinite().all()
+    assert sdxl_pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # diffusers' own pipeline calls it
+def test_an_autoencoder_that_overflows_in_half_precision_neither_trains_nor_draws_in_it(sdxl_pipe: Any) -> None:
+    with torch.no_grad():
+        for half in (sdxl_pipe.vae.encoder, sdxl_pipe.vae.decoder):
+            half.conv_in.weight *= 2e5  # no weight is too large for float16, but what comes of them is
+    sdxl_pipe.to(torch.float16)
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert not sdxl_pipe.vae.encode(pixels.half()).latent_dist.mean.isfinite().all()
+    assert not sdxl_pipe.vae.decode(torch.ones(1, 4, 16, 16).half()).sample.isfinite().all()
+    mean, deviation = Base(sdxl_pipe).encode_images(pixels)
+    assert mean.isfinite().all()
+    assert deviation.isfinite().all()
+    (drawn,) = Pipeline(sdxl_pipe)("a dog", steps=1)
+    (redrawn,) = Pipeline(sdxl_pipe)("a dog", steps=2, image=drawn, strength=0.5)
+    assert all(np.ptp(np.asarray(picture)) > 0 for picture in (drawn, redrawn))  # what is not finite is drawn black
+
+
+def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def remembered(name: str, device: str | None, dtype: torch.dtype, **options: Any) -> Base:
+        asked.append({"name": name, "dtype": dtype, **options})
+        raise TaraError("Enough.")
+
+    for module in ("sampling", "training_run"):
+        monkeypatch.setattr(f"tara.{module}.load_base", remembered)
+    base = ["--base", "someone/base", "--revision", "main", "--variant", "fp16", "--vae", "someone/vae"]
+    base += ["--prediction-type", "epsilon"]
+    photos = str(photo_folder(tmp_path / "photos"))
+    out = str(tmp_path / "rex.safetensors")
+    train = [
+        "train",
+        "--images",
+        photos,
+        "--rare-word",
+        "xlo",
+        "--class-word",
+        "dog",
+        "--out",
+        out,
+        "--precision",
+        "bf16",
+    ]
+    assert main([*train, *base]) == 2
+    assert main(["generate", "a dog", "--out", str(tmp_path), "--precision", "bf16", *base]) == 2
+    wanted = {"name": "someone/base", "revision": "main", "variant": "fp16", "vae": "someone/vae"}
+    wanted["prediction_type"] = "epsilon"
+    assert asked == [wanted | {"dtype": torch.bfloat16}] * 2
+
+
+def test_a_folder_of_an_unknown_pipeline_is_one_sentence(tmp_path: Path) -> None:
+    index = {"_class_name": "NoSuchPipeline", "_diffusers_version": "0.42.1", "unet": ["diffusers", "UNet9"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(TaraError, match="cannot be loaded"):
+        load_base(tmp_path, device="cpu")

@@ -1,0 +1,126 @@
+"""The page of a training run: what it shows, in which order, and that no text of a file becomes a part of it."""
+
+import base64
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cli_commands import TINY
+from tara.cli import app, main
+from tara.cli.train import recipe_of
+from tara.inference.provenance import PictureSettings
+from tara.report.command_line import flags
+from tara.training.run.command import train_command
+from tara.training.run.folder import RunFolder
+from tara.training.run.interrupts import TrainingInterrupted
+from tara.training.run.page import spread
+from tara.training.run.run import run_recipe, train_recipe
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings
+from training_fixtures import photo_folder, quick, two_concepts
+
+EVIL = "<script>alert(1)</script>"
+
+
+def shown(html: str) -> list[tuple[int, int]]:
+    """The sizes of a page's pictures in their order."""
+    found = re.findall(r'src="data:image/png;base64,([^"]*)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data))).size for data in found]
+
+
+def test_a_run_leaves_a_page_of_previews_photos_losses_settings_and_its_command(sd_pipe: Any, tmp_path: Path):
+    settings = quick(
+        preview_every=2, preview_images=2, preview_prompt="the {rare_word} {class_word} on grass", base="mine"
+    )
+    recipe = Recipe(settings=settings, concepts=tuple(two_concepts(tmp_path)))
+    train_recipe(recipe, sd_pipe)
+    html = RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
+    places = ["the xlo dog on grass", "Photos of xlo dog", "the szn cat on grass", 'class="wide"', "Losses", "Settings"]
+    found = [html.index(place) for place in [*places, "Versions", "<h2>Command"]]
+    assert found == sorted(found)
+    assert shown(html) == [(32, 32)] * (4 + 3 + 4 + 2) + [(1120, 630)]  # previews, dogs, previews, cats, losses
+    assert "step 2</th>" in html
+    assert "step 4</th>" in html
+    assert "4 steps." in html
+    assert f"tara train {recipe.run_folder} --overwrite" in html
+
+
+def test_a_run_without_previews_shows_its_photos(sd_pipe: Any, tmp_path: Path):
+    recipe = Recipe(settings=quick(steps=1), concepts=tuple(two_concepts(tmp_path)[:1]))
+    train_recipe(recipe, sd_pipe)
+    assert shown(RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")) == [(32, 32)] * 3 + [(1120, 630)]
+
+
+def test_a_stopped_run_leaves_a_page_that_says_so(sd_pipe: Any, tmp_path: Path):
+    recipe = Recipe(settings=quick(), concepts=tuple(two_concepts(tmp_path)))
+    run = run_recipe(recipe, sd_pipe)
+    next(run)
+    with pytest.raises(TrainingInterrupted):
+        run.throw(KeyboardInterrupt())
+    assert "stopped after 1 of 4 steps" in RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
+
+
+def test_no_text_of_a_run_becomes_a_part_of_its_page(sd_pipe: Any, tmp_path: Path):
+    photos = photo_folder(tmp_path / "dog")
+    (photos / "0.png").rename(photos / "<b onclick=alert(1)>.png")
+    concept = ConceptSettings(
+        images=photos,
+        rare_word="xlo",
+        class_word=EVIL,
+        name=EVIL,
+        prompt="a xlo {class_word}",
+        out=tmp_path / "rex.safetensors",
+    )
+    settings = quick(steps=1, alignment_loss="off", preview_every=1, preview_prompt=f"{{rare_word}} {EVIL}", base=EVIL)
+    recipe = Recipe(settings=settings, concepts=(concept,))
+    train_recipe(recipe, sd_pipe)
+    html = RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "<b " not in html
+    assert html.count("&lt;script&gt;") > 5
+
+
+def test_a_page_shows_few_columns_and_always_the_last_step():
+    assert spread([100, 200], 6) == [100, 200]
+    many = list(range(50, 1001, 50))
+    assert len(spread(many, 6)) == len(set(spread(many, 6))) == 6
+    assert spread(many, 6)[-1] == 1000
+
+
+def test_the_command_of_one_concept_gives_its_settings_again(tmp_path: Path):
+    recipe = Recipe(
+        settings=TrainSettings(
+            steps=7, token_mask=False, flip=False, masked_loss=True, alignment_loss="off", snr_gamma=5.0
+        ),
+        concepts=(
+            ConceptSettings(
+                images=tmp_path / "my photos",
+                rare_word="xlo",
+                class_word="toy dog",
+                captions=("a {rare_word} {class_word}", "-- {rare_word}, a {class_word}'s"),
+                out=tmp_path / "rex.safetensors",
+            ),
+        ),
+    )
+    _, bound, _ = app.parse_args(shlex.split(train_command(recipe))[1:], exit_on_error=False, print_error=False)
+    assert recipe_of(None, bound.kwargs) == recipe
+
+
+def test_flags_are_those_that_differ_from_a_default():
+    settings = PictureSettings(base="sd15", guidance_scale=3.0, negative_prompt="-")
+    wanted = ["--base", "sd15", "--negative=-", "--guidance", "3.0"]
+    assert flags(settings, {"negative_prompt": "negative", "guidance_scale": "guidance"}) == wanted
+
+
+def test_the_command_line_says_where_the_page_is(base: Path, here: Path, capsys: pytest.CaptureFixture[str]):
+    photos = photo_folder(here / "dog")
+    told = ["--images", str(photos), "--rare-word", "xlo", "--class-word", "dog", "--base", str(base), *TINY]
+    assert main(["train", *told, "--out", "rex.safetensors"]) == 0
+    assert str(Path("rex.run/index.html")) in capsys.readouterr().out
+    html = Path("rex.run/index.html").read_text(encoding="utf-8")
+    assert "tara train --images" in html
+    assert "--rank 2 --steps 2 --device cpu" in html

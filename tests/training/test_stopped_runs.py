@@ -1,0 +1,267 @@
+"""What a training run leaves when it is refused, stopped or repeated."""
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tara.adapters.adapter import Adapter, load_adapter
+from tara.errors import TaraError
+from tara.inference.pipeline import Pipeline
+from tara.training.loop import StepRecord
+from tara.training.run.checkpoints import load_checkpoint
+from tara.training.run.interrupts import TrainingInterrupted
+from tara.training.run.recipe_files import read_recipe
+from tara.training.run.run import run_recipe, train_recipe
+from tara.training.settings import Recipe
+from training_fixtures import quick, two_concepts
+
+
+def recipe_of(folder: Path, **changes: Any) -> Recipe:
+    return Recipe(settings=quick(**changes), concepts=tuple(two_concepts(folder)))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = (load_adapter(path).layers for path in (one, other))
+    return all(torch.equal(first[layer].b, second[layer].b) for layer in first)
+
+
+def press_ctrl_c(times: int = 1) -> None:
+    for _ in range(times):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def no_8bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+
+
+TOO_LONG = {"prompt": "a photo of " * 40 + "{rare_word} {class_word}"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "concept", "sentence"),
+    [
+        ({"optimizer": "adamw8bit"}, {}, "needs the package bitsandbytes"),
+        ({}, TOO_LONG, "lies behind the end"),
+        ({"preview_every": 1, "preview_prompt": "a dog"}, {}, "lacks the rare word"),
+    ],
+    ids=["package", "caption", "preview"],
+)
+def test_a_rerun_that_is_refused_leaves_the_finished_run_alone(
+    sd_pipe: Any, tmp_path: Path, no_8bit: None, settings: dict[str, Any], concept: dict[str, Any], sentence: str
+):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    before = contents(tmp_path)
+    refused = Recipe(
+        settings=quick(steps=3, **settings),
+        concepts=tuple(one.model_copy(update=concept) for one in recipe.concepts),
+    )
+    with pytest.raises(TaraError, match=sentence):
+        train_recipe(refused, sd_pipe)
+    assert contents(tmp_path) == before
+
+
+def test_a_resumption_that_is_refused_leaves_the_run_alone(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    before = contents(tmp_path)
+    with pytest.raises(TaraError, match="written with seed = 0, but now seed = 1"):
+        train_recipe(read_recipe(recipe.run_folder, steps=4, seed=1), sd_pipe, resume=True)
+    with pytest.raises(TaraError, match=r"is at step 2, but steps is 1\. Give 2 or more"):
+        train_recipe(read_recipe(recipe.run_folder, steps=1), sd_pipe, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_rerun_that_begins_forgets_the_earlier_one(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    run = run_recipe(recipe, sd_pipe)
+    next(run)
+    run.close()
+    assert {path.name for path in recipe.run_folder.rglob("*")} == {"settings.json", "versions.json", "checkpoints"}
+
+
+def test_a_refused_run_leaves_no_run_folder_and_draws_no_class_pictures(sd_pipe: Any, tmp_path: Path, no_8bit: None):
+    settings = {"targets": "attention", "prior_preservation": True, "num_class_images": 1}
+    recipe = recipe_of(tmp_path, **settings)
+    long = [concept.model_copy(update=TOO_LONG) for concept in recipe.concepts]
+    with pytest.raises(TaraError, match="lies behind the end"):
+        train_recipe(Recipe(settings=recipe.settings, concepts=tuple(long)), sd_pipe)
+    with pytest.raises(TaraError, match="needs the package bitsandbytes"):  # and so before the base, which is not there
+        train_recipe(recipe_of(tmp_path / "b", **settings, base="no-such-base", optimizer="adamw8bit"))
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".png"}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("presses", [2, 3])
+def test_a_second_ctrl_c_before_the_first_checkpoint_keeps_the_last_whole_step(
+    sd_pipe: Any, tmp_path: Path, presses: int
+):
+    recipe = recipe_of(tmp_path / "a", steps=3)
+
+    def press(record: StepRecord) -> None:
+        if record.index == 2:
+            press_ctrl_c(presses)
+
+    with pytest.raises(TrainingInterrupted, match="step 2 is kept"):
+        train_recipe(recipe, sd_pipe, on_step=press)
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    whole = recipe_of(tmp_path / "b", steps=3)
+    train_recipe(whole, sd_pipe)
+    assert all(same(one.file, other.file) for one, other in zip(whole.concepts, recipe.concepts, strict=True))
+
+
+def test_ctrl_c_drops_a_preview_that_is_being_drawn(sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stream, steps = Pipeline.stream, list[int]()
+
+    def pressed(self: Pipeline, *arguments: Any, on_step: Any, **settings: Any) -> Iterator[Any]:
+        def on_first_step(step: Any) -> None:
+            steps.append(step.step)
+            press_ctrl_c()
+            on_step(step)
+
+        return stream(self, *arguments, on_step=on_first_step, **settings)
+
+    monkeypatch.setattr(Pipeline, "stream", pressed)
+    recipe = recipe_of(tmp_path, preview_every=2)
+    with pytest.raises(TrainingInterrupted, match="step 2 is kept"):
+        train_recipe(recipe, sd_pipe)
+    assert steps == [1]
+    assert not (recipe.run_folder / "previews").exists()
+
+
+def test_ctrl_c_while_the_adapters_are_written_can_be_resumed(
+    sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "save", lambda *_: press_ctrl_c(2))
+        recipe = recipe_of(tmp_path)
+        with pytest.raises(TrainingInterrupted, match=r"step 4 is kept .* --resume"):
+            train_recipe(recipe, sd_pipe)
+    assert not recipe.concepts[0].file.exists()
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    assert all(concept.file.exists() for concept in recipe.concepts)
+
+
+def test_early_adapters_go_with_their_checkpoints(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, checkpoint_every=1)
+    train_recipe(recipe, sd_pipe)
+    assert sorted(path.name for path in (recipe.run_folder / "checkpoints").iterdir()) == [
+        "step-000003-rex.safetensors",
+        "step-000003-tom.safetensors",
+        "step-000003.safetensors",
+        "step-000004.safetensors",
+    ]
+
+
+def test_a_run_that_was_killed_before_a_checkpoint_writes_its_early_adapters_again(
+    sd_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, killed = (recipe_of(tmp_path / name, checkpoint_every=2, steps=6) for name in ("whole", "killed"))
+    train_recipe(whole, sd_pipe)
+    with monkeypatch.context() as patch:
+        patch.setattr("tara.training.run.folder.save_checkpoint", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            train_recipe(killed, sd_pipe)
+    early = killed.run_folder / "checkpoints" / "step-000002-rex.safetensors"
+    assert early.exists()
+    early.write_bytes(b"of another run")
+    (early.parent / "step-000005-rex.safetensors").write_bytes(b"of another run")
+    train_recipe(read_recipe(killed.run_folder), sd_pipe, resume=True)
+    for path in (whole.run_folder / "checkpoints").iterdir():
+        assert (early.parent / path.name).read_bytes() == path.read_bytes()
+    assert len(list(early.parent.iterdir())) == len(list((whole.run_folder / "checkpoints").iterdir()))
+
+
+def test_early_adapters_behind_the_last_checkpoint_are_forgotten(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    for _ in range(3):
+        next(run)
+    run.close()
+    stale = recipe.run_folder / "checkpoints" / "step-000003-rex.safetensors"
+    stale.write_bytes(b"killed before its checkpoint")
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    assert not stale.exists()
+    assert (stale.parent / "step-000002-rex.safetensors").exists()
+
+
+def test_a_run_with_damaged_settings_is_not_forgotten_by_the_way(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    (recipe.run_folder / "settings.json").write_text("{")
+    with pytest.raises(TaraError, match=r"\(2 steps\) whose settings\.json cannot be read\. Start anew"):
+        train_recipe(recipe, sd_pipe)
+    train_recipe(recipe, sd_pipe, overwrite=True)
+
+
+@pytest.mark.parametrize("header", ["{}", "[1]", "3", '{"step": "x"}'])
+def test_a_checkpoint_without_its_step_is_refused(tmp_path: Path, header: str):
+    path = tmp_path / "step-000001.safetensors"
+    safetensors.torch.save_file({"weights": torch.zeros(1)}, path, metadata={"tara_checkpoint": header})
+    with pytest.raises(TaraError, match="is not a whole checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    (path,) = (recipe.run_folder / "checkpoints").iterdir()
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(TaraError, match=r"is not a whole checkpoint of tara\. Delete it"):
+        train_recipe(read_recipe(recipe.run_folder, steps=4), sd_pipe, resume=True)
+
+
+def test_a_run_under_another_name_is_refused_and_not_begun_anew(sd_pipe: Any, tmp_path: Path):
+    recipe = recipe_of(tmp_path, steps=2)
+    train_recipe(recipe, sd_pipe)
+    copy = shutil.copytree(recipe.run_folder, tmp_path / "copy.run")
+    with pytest.raises(TaraError, match=r"copy\.run' holds the run of 'rex\+tom\.run'.* Call it 'rex\+tom\.run' again"):
+        read_recipe(copy)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(copy, elsewhere / "rex+tom.run")
+    assert [concept.file.parent for concept in read_recipe(elsewhere / "rex+tom.run").concepts] == [elsewhere] * 2
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1]", b'{"x": 1}', b"\xff\xfe", b'{"step": "a", "concepts": {}}', b'{"step": 1, "concepts": {"rex": 5}}']
+)
+def test_lines_of_another_program_among_the_metrics_end_them(sd_pipe: Any, tmp_path: Path, line: bytes):
+    recipe = recipe_of(tmp_path, steps=4, checkpoint_every=2)
+    run = run_recipe(recipe, sd_pipe)
+    for _ in range(2):
+        next(run)
+    run.close()
+    metrics = recipe.run_folder / "metrics.jsonl"
+    first, *_ = metrics.read_bytes().splitlines()
+    metrics.write_bytes(first + b"\n" + line + b"\n")
+    train_recipe(read_recipe(recipe.run_folder), sd_pipe, resume=True)
+    assert [json.loads(row)["step"] for row in metrics.read_text().splitlines()] == [1, 3, 4]
+
+
+def test_threads_are_those_of_the_settings_and_given_back(sd_pipe: Any, tmp_path: Path):
+    before, seen = torch.get_num_threads(), set[int]()
+    torch.set_num_threads(before + 1)
+    try:
+        train_recipe(
+            recipe_of(tmp_path, threads=before, steps=1), sd_pipe, on_step=lambda _: seen.add(torch.get_num_threads())
+        )
+        assert seen == {before}
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
