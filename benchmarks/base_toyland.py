@@ -2,6 +2,7 @@
 
     python benchmarks/base_toyland.py                       writes benchmarks/results/base_toyland.json
     python benchmarks/base_toyland.py --quick --out b.json  a tenth of the prompts and scenes
+    python benchmarks/base_toyland.py --share 0.02 --out b.json  any share of them, at least two of each sort
 
 All figures are shares, except the decibels:
 
@@ -15,7 +16,9 @@ All figures are shares, except the decibels:
   150 describe one subject in full; every prompt names a background. `one_object_class`, over the 300 prompts of one
   object, and `two_objects_both_classes`: every named class is among the findings, as often as it is named.
   `described_appearance`: of the most confident finding of the named class, body colour, second colour, pattern,
-  accessory and the accessory's colour are all right.
+  accessory and the accessory's colour are all right. On 200 further prompts each, `two_described` and
+  `three_described`: two and three subjects are described in full, each is found, no finding counts twice, and all
+  attributes of all are right.
 - `same_subject`: how often a likeness reaches the threshold `SAME_SUBJECT` for re-renders of a subject, and for other
   random subjects of its class, each beside a thing of another class.
 """
@@ -37,6 +40,7 @@ from result_files import check, command_line, run_info, show_checks, whole_or_el
 import toyland
 from tara.families.base import Base
 from tara.families.loading import load_base
+from toyland.appearance import ATTRIBUTES, described_scenes, described_shares, right_attributes
 from toyland.autoencoder import psnr, reconstruct, to_pixels
 from toyland.captions import bare_caption, full_caption
 from toyland.judge import Finding, Judge, Verdict
@@ -48,7 +52,6 @@ from toyland.world import BACKGROUNDS, CLASSES, Appearance, Scene, Thing, place,
 RESULT = "base_toyland.json"
 HELD_OUT = 4242
 """Seed of the scenes and prompts here; the base was trained on another series."""
-ATTRIBUTES = ("body", "second", "third", "pattern", "accessory")
 STEPS, BATCH = 25, 16
 
 
@@ -62,10 +65,12 @@ class Amounts:
     one: int = 150
     two: int = 200
     described: int = 150
+    two_described: int = 200
+    three_described: int = 200
 
-    def tenth(self) -> Amounts:
-        """A tenth of everything."""
-        return Amounts(**{name: count // 10 for name, count in vars(self).items()})
+    def reduced(self, share: float) -> Amounts:
+        """That share of everything, at least two."""
+        return Amounts(**{name: max(2, int(count * share)) for name, count in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +101,6 @@ class Shares:
         return {question: round(self.share(question), 4) for question in self.asked}
 
 
-def read_rightly(finding: Finding | None, look: Appearance) -> dict[str, bool]:
-    """Which of the attributes of an appearance the judge names rightly; an absent accessory has no colour."""
-    wanted = dict(zip(ATTRIBUTES, (*look.color_names(), look.pattern, look.accessory), strict=True))
-    if look.accessory == "none":
-        wanted.pop("third")
-    if finding is None:
-        return dict.fromkeys(wanted, False)
-    read = finding.look
-    names = dict(zip(ATTRIBUTES, (*read.color_names(), read.pattern, read.accessory), strict=True))
-    return {name: names[name] == value for name, value in wanted.items()}
-
-
 def finding_at(verdict: Verdict, thing: Thing) -> Finding | None:
     """The finding nearest to a thing, if their centres lie within a tenth of the image's side."""
     distances = [max(abs(finding.x - thing.x), abs(finding.y - thing.y)) for finding in verdict.things]
@@ -124,7 +117,7 @@ def judge_shares(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[s
         for thing in scene.things:
             finding = finding_at(verdict, thing)
             shares.add("class", finding is not None and finding.kind == thing.kind)
-            for name, right in read_rightly(finding, thing.look).items():
+            for name, right in right_attributes(finding, thing.look).items():
                 shares.add(name, right)
     attributes = float(np.mean([shares.share(name) for name in ATTRIBUTES]))
     return shares.all() | {"attributes": round(attributes, 4)}
@@ -191,12 +184,12 @@ def prompts_of(amounts: Amounts) -> list[Prompt]:
     return prompts
 
 
-def generate(base: Base, prompts: Sequence[Prompt]) -> Iterator[Image.Image]:
+def generate(base: Base, prompts: Sequence[str]) -> Iterator[Image.Image]:
     """One image per prompt from its own seed, in batches, by the stock pipeline."""
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         yield from base.pipe(
-            [prompt.text for prompt in batch],
+            [*batch],
             num_inference_steps=STEPS,
             guidance_scale=base.defaults.guidance_scale,
             generator=[torch.Generator().manual_seed(start + row) for row in range(len(batch))],
@@ -214,7 +207,7 @@ def base_shares(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[
         shares.add("background", verdict.background == prompt.background)
         if prompt.look is not None:
             own = [finding for finding in verdict.things if finding.kind == prompt.kinds[0]]
-            right = read_rightly(max(own, key=lambda f: f.confidence, default=None), prompt.look)
+            right = right_attributes(max(own, key=lambda f: f.confidence, default=None), prompt.look)
             shares.add("described", all(right.values()))
             for name, value in right.items():
                 shares.add(f"described_{name}", value)
@@ -232,11 +225,13 @@ def checks_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     least = {
         "judge, class": (result["judge"]["class"], 0.98),
         "judge, attributes": (result["judge"]["attributes"], 0.95),
-        "autoencoder, dB": (result["autoencoder_psnr_db"], 30),
-        "one object, class": (result["one_object_class"], 0.97),
-        "two objects, both classes": (result["two_objects_both_classes"], 0.85),
+        "autoencoder, dB": (result["autoencoder_psnr_db"], 31),
+        "one object, class": (result["one_object_class"], 0.99),
+        "two objects, both classes": (result["two_objects_both_classes"], 0.99),
         "background": (result["background"], 0.95),
-        "described appearance": (result["described_appearance"], 0.80),
+        "one described in full": (result["described_appearance"], 0.94),
+        "two described in full": (result["two_described"], 0.87),
+        "three described in full": (result["three_described"], 0.55),
         "re-renders that pass for their subject": (min(result["same_subject"]["re_renders"].values()), 0.95),
     }
     most = {
@@ -260,12 +255,23 @@ def measure_judge(judge: Judge, vae: Any, count: int) -> dict[str, dict[str, flo
     }
 
 
-def measure_base(base: Base, judge: Judge, amounts: Amounts) -> dict[str, float]:
-    """Generate and judge every prompt, with a bar."""
+def measure_base(base: Base, judge: Judge, amounts: Amounts) -> dict[str, Any]:
+    """Generate and judge every prompt, with a bar; `two_described` and `three_described` beside `base_shares`."""
     prompts = prompts_of(amounts)
+    scenes = {
+        name: described_scenes(HELD_OUT, things, vars(amounts)[name])
+        for things, name in ((2, "two_described"), (3, "three_described"))
+    }
+    texts = [[full_caption(scene.things, scene.background) for scene in of] for of in scenes.values()]
     with study.progress() as bar:
-        images = list(bar.track(generate(base, prompts), len(prompts), description="generate"))
-    return base_shares(prompts, judge(images))
+        images = [
+            list(bar.track(generate(base, of), len(of), description="generate"))
+            for of in ([prompt.text for prompt in prompts], *texts)
+        ]
+    shares = {
+        name: described_shares(of, judge(shown)) for (name, of), shown in zip(scenes.items(), images[1:], strict=True)
+    }
+    return base_shares(prompts, judge(images[0])) | shares
 
 
 def run(amounts: Amounts) -> dict[str, Any]:
@@ -283,7 +289,9 @@ def run(amounts: Amounts) -> dict[str, Any]:
         "two_objects_both_classes": generated["two_objects_found"],
         "background": generated["background"],
         "described_appearance": generated["described"],
-        "prompts": amounts.one + amounts.two + amounts.described,
+        "two_described": generated["two_described"]["all"],
+        "three_described": generated["three_described"]["all"],
+        "prompts": amounts.one + amounts.two + amounts.described + amounts.two_described + amounts.three_described,
         "judge_in_detail": judged,
         "base_in_detail": generated,
         "same_subject": {"threshold": SAME_SUBJECT, **same_subject(judge, base.vae, amounts.subjects)},
@@ -300,15 +308,16 @@ def run(amounts: Amounts) -> dict[str, Any]:
     return result | {"checks": checks_of(result)}
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; `arguments` are the process's own unless given."""
     parser = command_line(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the prompts and scenes; needs --out")
+    parser.add_argument("--quick", action="store_const", const=0.1, dest="share", help="--share 0.1")
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts and scenes; less than 1 needs --out")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    args = parser.parse_args()
-    out = whole_or_elsewhere(parser, args.out, RESULT, whole=not args.quick)
+    args = parser.parse_args(arguments)
+    out = whole_or_elsewhere(parser, args.out, RESULT, whole=args.share == 1)
     torch.set_num_threads(args.threads)
-    result = run(Amounts().tenth() if args.quick else Amounts())
+    result = run(Amounts().reduced(args.share) if args.share != 1 else Amounts())
     write(out, result)
     show_checks(result["checks"])
 

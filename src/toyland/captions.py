@@ -136,13 +136,15 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
 
 def full_caption(things: Sequence[Thing], background: str) -> str:
     """The caption that describes every thing in full and names the background."""
-    phrases = [describe(thing.kind, thing.look, frozenset(FEATURES)) for thing in things]
-    return " and ".join(phrases) + " " + PLACES[background]
+    return _listed([describe(thing.kind, thing.look, frozenset(FEATURES)) for thing in things], background)
 
 
 def bare_caption(kinds: Sequence[str], background: str) -> str:
     """The caption that names only classes and the background."""
-    phrases = [f"a {kind}" for kind in kinds]
-    return (
-        (", ".join(phrases[:-1]) + " and " + phrases[-1] if len(phrases) > 1 else phrases[0]) + " " + PLACES[background]
-    )
+    return _listed([f"a {kind}" for kind in kinds], background)
+
+
+def _listed(phrases: Sequence[str], background: str) -> str:
+    """ "A, b and c on the beach": joined as the captions of the training are, which know no "a and b and c"."""
+    things = ", ".join(phrases[:-1]) + " and " + phrases[-1] if len(phrases) > 1 else phrases[0]
+    return f"{things} {PLACES[background]}"

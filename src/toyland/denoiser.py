@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland.autoencoder import to_pixels
 from toyland.captions import caption
 from toyland.code import PATCH, PatchCode
+from toyland.denoiser_state import DenoiserRecipe, TrainingState
 from toyland.precision import half_where_fast
 from toyland.processes import average, number
+from toyland.reader_net import ReaderNet
+from toyland.reading import LABELS, ThingLabels, clean_estimate, noise_weights, reading_loss, thing_labels
 from toyland.render import SIZE
 from toyland.scenes import scene_number
 from toyland.shapes import SHAPES
-from toyland.unet import build_scheduler, build_unet
-from toyland.world import Scene
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserRecipe:
-    """Everything that the U-Net's training depends on, besides the scenes."""
-
-    batch_size: int = 16
-    learning_rate: float = 6e-4
-    warmup_steps: int = 500
-    constant_steps: int = 20_000
-    decay_steps: int = 4_000
-    """The rate falls linearly to zero in the last `decay_steps`; the constant part can be lengthened at any time."""
-    snr_gamma: float = 5.0
-    least_snr: float = 0.4
-    """Weights of the loss do not fall below this signal-to-noise ratio's: at high noise text decides most."""
-    thing_weight: float = 4.0
-    """Weight of the loss on things; 1 on the background."""
-    accessory_weight: float = 16.0
-    """Weight of the loss on accessories: the smallest part of a thing, and the last to be learned."""
-    caption_dropout: float = 0.1
-    ema_decay: float = 0.9993
-    average_every: int = 25
-    """Steps after which several processes go on from the mean of their weights, moments and moving averages."""
-    seed: int = 7
-
-    @property
-    def steps(self) -> int:
-        """All steps of the training."""
-        return self.constant_steps + self.decay_steps
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return self.learning_rate * warm * min(1.0, max(0.0, (self.steps - step) / self.decay_steps))
+from toyland.unet import build_scheduler
+from toyland.world import TRAINING_SCENES, Scene, SceneDistribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,76 +36,9 @@ class Material:
     code: PatchCode
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingState:
-    """What a checkpoint holds, in plain tensors."""
-
-    unet: UNet2DConditionModel
-    average: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
-
-    def tensors(self) -> list[Tensor]:
-        """Weights, moving averages and moments: all that training changes, besides the counts of steps."""
-        weights = [parameter.detach() for parameter in self.unet.parameters()]
-        entries = self.optimizer.state.values()
-        return [
-            *weights, *self.average.values(), *(entry[name] for name in ("exp_avg", "exp_avg_sq") for entry in entries)
-        ]  # fmt: skip
-
-    def save(self, path: Path, step: int) -> None:
-        """Write everything after `step` steps, whole or not at all."""
-        tensors = {f"unet.{name}": value for name, value in self.unet.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entry.items()}
-        partial = path.with_suffix(".partial")
-        save_file(
-            {name: value.detach().contiguous().clone() for name, value in tensors.items()}, partial, {"step": str(step)}
-        )
-        partial.replace(path)
-
-    def load(self, path: Path) -> int:
-        """Fill everything in place; returns the number of steps done."""
-        tensors, step = load_file(path), _steps_done(path)
-        self.unet.load_state_dict({k.removeprefix("unet."): v for k, v in tensors.items() if k.startswith("unet.")})
-        for name, value in self.average.items():
-            value.copy_(tensors[f"average.{name}"])
-        parameters = [*self.unet.parameters()]
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                entries.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], value)
-        self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        return step
-
-
-def _steps_done(path: Path) -> int:
-    with safe_open(path, "np") as file:
-        return int(file.metadata()["step"])
-
-
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A moment in its parameter's memory layout: the fused optimiser walks both in the order of memory, unchecked."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-def new_state(
-    recipe: DenoiserRecipe, device: torch.device, build: Callable[[], UNet2DConditionModel] = build_unet
-) -> TrainingState:
-    """The state before the first step, a function of the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    unet = build()
-    cast(Any, unet).to(device=device, memory_format=torch.channels_last)
-    if device.type == "cpu":  # the fused attention's backward pass takes a quarter of a step on a CPU
-        unet.set_attn_processor(AttnProcessor())
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
-    average = {name: value.detach().clone() for name, value in unet.named_parameters()}
-    return TrainingState(unet=unet, average=average, optimizer=optimizer)
+    distribution: SceneDistribution = TRAINING_SCENES
+    reader: ReaderNet | None = None
+    """Frozen; needed where the recipe's `reading_weight` is not 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +49,22 @@ class Example:
     ids: np.ndarray
     weights: np.ndarray
     """Weight of the loss at each latent, (rows, 1, height, width)."""
+    things: np.ndarray
+    """What the captions name of each thing, an array of `reading.LABELS`; empty where no reader is asked."""
 
 
 def _batch(material: Material, recipe: DenoiserRecipe, step: int) -> Example:
     """Pictures and captions of one step, a function of (seed, step, process). No torch in here: see `Example`."""
     rng = np.random.default_rng([recipe.seed, step, number()])
     chosen = np.sort(rng.choice(len(material.pictures), recipe.batch_size, replace=False))
-    scenes = [scene_number(material.scene_seed, int(index)) for index in chosen]
-    texts = [caption(scene, rng).text for scene in scenes]
-    texts = ["" if rng.random() < recipe.caption_dropout else text for text in texts]
+    scenes = [scene_number(material.scene_seed, int(index), material.distribution) for index in chosen]
+    captions = [caption(scene, rng) for scene in scenes]
+    said = [None if rng.random() < recipe.caption_dropout else one for one in captions]
+    texts = [one.text if one else "" for one in said]
     ids = material.tokenizer(texts, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
     weights = _latent_weights(scenes, recipe.thing_weight, recipe.accessory_weight)
-    return Example(pictures=material.pictures[chosen], ids=np.asarray(ids), weights=weights)
+    things = thing_labels(scenes, said) if recipe.reading_weight else np.empty(0, LABELS)
+    return Example(pictures=material.pictures[chosen], ids=np.asarray(ids), weights=weights, things=things)
 
 
 def _latent_weights(scenes: Sequence[Scene], thing_weight: float, accessory_weight: float) -> np.ndarray:
@@ -219,16 +120,30 @@ def _noised(latents: Tensor, alphas: Tensor, recipe: DenoiserRecipe, step: int) 
     )
 
 
-def _loss(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, ids: Tensor, noised: Noised, places: Tensor
-) -> Tensor:
-    """Mean over rows of the squared error; `places` (rows, 1, height, width) weighs latents within a row."""
+def _predicted(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, ids: Tensor, noised: Noised) -> Tensor:
+    """The velocity that the U-Net predicts."""
     with half_where_fast(ids.device):
         with torch.no_grad():
             hidden = text_encoder(ids).last_hidden_state
         predicted: Tensor = unet(noised.latents, noised.timesteps, hidden).sample
-    error = (predicted.float() - noised.target).square()
+    return predicted.float()
+
+
+def _squared_error(predicted: Tensor, target: Tensor, places: Tensor) -> Tensor:
+    """Mean over rows of the squared error; `places` (rows, 1, height, width) weighs latents within a row."""
+    error = (predicted - target).square()
     return ((places * error).mean((1, 2, 3)) / places.mean((1, 2, 3))).mean()
+
+
+def _reading_error(
+    reader: ReaderNet, things: ThingLabels, predicted: Tensor, noised: Noised, alpha: Tensor, recipe: DenoiserRecipe
+) -> Tensor:
+    """The reader's error on the clean latents that `predicted` implies; `alpha` (rows,) is that of the timesteps."""
+    estimate = clean_estimate(noised.latents, predicted, alpha)
+    with half_where_fast(predicted.device):
+        answers = reader(estimate, things.rows, things.places)
+    weights = noise_weights(alpha / (1 - alpha), recipe.reading_full_snr, recipe.reading_most_snr)
+    return reading_loss(answers, things, weights[things.rows])
 
 
 def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
@@ -256,6 +171,8 @@ def train_unet(
 
     Several processes have the same weights after every `average_every` steps.
     """
+    if recipe.reading_weight and material.reader is None:
+        raise ValueError(f"reading_weight = {recipe.reading_weight} needs a reader; train one first")
     alphas = build_scheduler().alphas_cumprod.to(device)
     code = material.code.to(device)
     with ThreadPoolExecutor(1) as ahead:
@@ -266,7 +183,12 @@ def train_unet(
             latents = code.encode(to_pixels(batch.pictures).to(device))
             noised = _noised(latents, alphas, recipe, step)
             ids, places = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.weights))
-            loss = _loss(state.unet, material.text_encoder, ids, noised, places)
+            predicted = _predicted(state.unet, material.text_encoder, ids, noised)
+            loss = _squared_error(predicted, noised.target, places)
+            if recipe.reading_weight and material.reader is not None:
+                things = ThingLabels.of(batch.things, device)
+                read = _reading_error(material.reader, things, predicted, noised, alphas[noised.timesteps], recipe)
+                loss = loss + recipe.reading_weight * read
             loss.backward()
             _update(state, recipe, step)
             yield step + 1, loss.detach()

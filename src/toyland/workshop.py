@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland.code import PatchCode
 from toyland.curve import draw_curve
+from toyland.denoiser_state import average_in, unet_of
 from toyland.processes import is_first
-from toyland.scenes import rendered
+from toyland.reader_net import ReaderNet
+from toyland.scenes import rendered, scene_number
+from toyland.world import Scene, SceneDistribution
 
 FITTED_ON = 4000
 """Pictures that the patch code is fitted on."""
@@ -26,8 +31,8 @@ FITTED_ON = 4000
 class Workshop:
     """A work folder, the recipe that is followed in it, and the device that does the work."""
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
-        self.folder, self.recipe, self.device = folder, recipe, device
+    def __init__(self, folder: Path, recipe: dict[str, Any], device: torch.device, compiled: bool = False) -> None:
+        self.folder, self.recipe, self.device, self.compiled = folder, recipe, device, compiled
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -35,16 +40,52 @@ class Workshop:
         """Which series of scenes the base learns from."""
         return int(self.recipe["scenes"]["seed"])
 
+    @property
+    def distribution(self) -> SceneDistribution:
+        """What those scenes hold; the default unless the recipe says otherwise."""
+        scenes = self.recipe["scenes"]
+        return SceneDistribution(**{name: scenes[name] for name in ("counts", "small_share") if name in scenes})
+
     def pictures(self) -> np.ndarray:
-        """The scenes, drawn if they are not yet there."""
-        return rendered(self.folder, self.scene_seed, int(self.recipe["scenes"]["count"]))
+        """The scenes, rendered if they are not yet there."""
+        return rendered(self.folder, self.scene_seed, int(self.recipe["scenes"]["count"]), self.distribution)
 
     def code(self) -> PatchCode:
-        """The patch code, fitted on the first scenes."""
+        """The patch code: fitted on the first scenes, or on those of the series that the recipe's table `code` names.
+
+        A training that keeps a shipped autoencoder needs the code which that autoencoder was taught.
+        """
         path = self.folder / "code.safetensors"
         if not path.exists():
-            save_file(PatchCode.fit(self.pictures()[:FITTED_ON]).tensors(), path)
+            series = self.recipe.get("code")
+            images = rendered(self.folder, series["seed"], FITTED_ON) if series else self.pictures()[:FITTED_ON]
+            save_file(PatchCode.fit(images).tensors(), path)
         return PatchCode(**load_file(path))
+
+    def scene(self, index: int) -> Scene:
+        """What image `index` of `pictures` shows."""
+        return scene_number(self.scene_seed, index, self.distribution)
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the denoiser stage writes and resumes from."""
+        return self.folder / "denoiser.safetensors"
+
+    def average_unet(self) -> UNet2DConditionModel:
+        """The moving average of the U-Net's weights in the checkpoint."""
+        return unet_of(average_in(load_file(self.checkpoint)), self.device)
+
+    def autoencoder(self) -> AutoencoderKL:
+        """What the autoencoder stage left, frozen."""
+        model = AutoencoderKL.from_pretrained(self.folder / "vae").eval().requires_grad_(False)
+        nn.Module.to(model, self.device)
+        return model
+
+    def reader(self) -> ReaderNet:
+        """What the reader stage left, frozen."""
+        model = ReaderNet()
+        model.load_state_dict(load_file(self.folder / "reader.safetensors"))
+        return model.eval().requires_grad_(False).to(device=self.device)
 
     def tokenizer(self) -> CLIPTokenizer:
         """What the text stage left."""

@@ -112,15 +112,41 @@ def random_subject(rng: np.random.Generator, kind: str | None = None) -> Subject
 
 
 HALF_SIZES = {1: (0.24, 0.30), 2: (0.18, 0.21), 3: (0.135, 0.15)}
-"""Half an object's height, as a fraction of the picture, by the number of objects."""
+"""Half an object's height, as a fraction of the image, by the number of objects."""
 
 
-def place(rng: np.random.Generator, subjects: list[Subject], **scene: Any) -> Scene:
-    """Put subjects side by side, left to right, at random sizes and places that keep them apart and whole."""
+@dataclass(frozen=True, kw_only=True)
+class SceneDistribution:
+    """How often random scenes hold one, two or three things, and how often one or two are small."""
+
+    counts: tuple[float, float, float] = (0.4, 0.5, 0.1)
+    small_share: float = 0.0
+    """Share of the scenes of one or two things that are smaller than `HALF_SIZES` says, down to the size of three."""
+
+    def __post_init__(self) -> None:
+        """TOML has lists only, and `Generator.choice` refuses the shares late and without their name."""
+        object.__setattr__(self, "counts", tuple(self.counts))
+        if len(self.counts) != 3 or min(self.counts) < 0 or abs(sum(self.counts) - 1) > 1e-6:
+            raise ValueError(f"counts = {list(self.counts)}: three shares that sum to 1 are needed")
+        if not 0 <= self.small_share <= 1:
+            raise ValueError(f"small_share = {self.small_share}: a share between 0 and 1 is needed")
+
+
+TRAINING_SCENES = SceneDistribution()
+"""The scenes of the first three versions of the base."""
+
+
+def place(
+    rng: np.random.Generator, subjects: list[Subject], *, sizes: tuple[float, float] | None = None, **scene: Any
+) -> Scene:
+    """Put subjects side by side, left to right, at random sizes and places that keep them apart and whole.
+
+    `sizes` is the range of half an object's height, that of `HALF_SIZES` unless given.
+    """
     count = len(subjects)
     things: list[Thing] = []
     for index, subject in enumerate(subjects):
-        size = rng.uniform(*HALF_SIZES[count])
+        size = rng.uniform(*(sizes or HALF_SIZES[count]))
         slack = max(0.0, 0.5 / count - 1.05 * size)
         x = (index + 0.5) / count + rng.uniform(-slack, slack)
         low, high = max(0.45, 1.7 * size), 0.97 - size
@@ -130,7 +156,10 @@ def place(rng: np.random.Generator, subjects: list[Subject], **scene: Any) -> Sc
 
 
 def random_scene(
-    rng: np.random.Generator, counts: tuple[float, float, float] = (0.4, 0.5, 0.1), style: str | None = None
+    rng: np.random.Generator,
+    counts: tuple[float, float, float] = TRAINING_SCENES.counts,
+    style: str | None = None,
+    small_share: float = 0.0,
 ) -> Scene:
     """A scene of the base's training distribution: one to three objects, now and then in a named style."""
     count = int(rng.choice(3, p=counts)) + 1
@@ -139,4 +168,7 @@ def random_scene(
         subjects[1] = Subject(kind=subjects[0].kind, look=subjects[1].look)
     if style is None:
         style = str(rng.choice(NAMED_STYLES)) if rng.random() < 0.12 else "none"
-    return place(rng, subjects, background=str(rng.choice(BACKGROUNDS)), style=style, seed=int(rng.integers(2**31)))
+    small = small_share > 0 and rng.random() < small_share  # without small scenes no number is taken from `rng`
+    sizes = (HALF_SIZES[3][0], HALF_SIZES[count][0]) if small and count < 3 else None
+    background, seed = str(rng.choice(BACKGROUNDS)), int(rng.integers(2**31))
+    return place(rng, subjects, sizes=sizes, background=background, style=style, seed=seed)

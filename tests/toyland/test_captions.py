@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,18 @@ from toyland.captions import (
     full_caption,
     rare_word,
 )
-from toyland.world import ACCESSORIES, BACKGROUNDS, CLASSES, COLORS, NAMED_STYLES, PATTERNS, Scene, random_scene
+from toyland.world import (
+    ACCESSORIES,
+    BACKGROUNDS,
+    CLASSES,
+    COLORS,
+    NAMED_STYLES,
+    PATTERNS,
+    Scene,
+    place,
+    random_scene,
+    random_subject,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 OWN_WORDS = {
@@ -112,6 +124,22 @@ def test_whole_captions_name_things_in_order_and_the_background(seed: int) -> No
     for text in (full_caption(scene.things, scene.background), bare_caption(kinds, scene.background)):
         assert [word for word in _words(text) if word in CLASSES] == kinds
         assert text.endswith(PLACES[scene.background])
+
+
+def test_three_things_are_listed_with_commas_and_one_and() -> None:
+    scene = next(scene for seed in range(99) if len((scene := random_scene(np.random.default_rng(seed))).things) == 3)
+    phrases = [describe(thing.kind, thing.look, frozenset(FEATURES)) for thing in scene.things]
+    expected = f"{phrases[0]}, {phrases[1]} and {phrases[2]} {PLACES[scene.background]}"
+    assert full_caption(scene.things, scene.background) == expected
+    assert bare_caption(["cat", "dog", "cat"], "snow") == "a cat, a dog and a cat in the snow"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_training_says_full_captions_too(count: int) -> None:
+    rng = np.random.default_rng(count)
+    scene = place(rng, [random_subject(rng) for _ in range(count)], background="snow")
+    whole = full_caption(scene.things, scene.background)
+    assert any(caption(scene, np.random.default_rng(seed)).text == whole for seed in range(2000))
 
 
 def test_rare_words_stand_before_the_class_some_of_the_time() -> None:

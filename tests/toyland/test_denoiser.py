@@ -18,7 +18,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from toyland import denoiser
 from toyland.code import CHANNELS, PatchCode
-from toyland.denoiser import DenoiserRecipe, Material, TrainingState, new_state, train_unet
+from toyland.denoiser import Material, train_unet
+from toyland.denoiser_state import DenoiserRecipe, TrainingState, new_state
+from toyland.reader_net import Answers, ReaderNet
 from toyland.render import render
 from toyland.scenes import scene_number
 from toyland.shapes import SHAPES
@@ -77,6 +79,73 @@ def test_a_resumed_training_equals_an_uninterrupted_one(material: Material, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
+READING = replace(RECIPE, reading_weight=0.05)
+
+
+@pytest.fixture(scope="module")
+def reader() -> ReaderNet:
+    torch.manual_seed(4)
+    return ReaderNet(16).eval().requires_grad_(False)
+
+
+def _trained(material: Material, recipe: DenoiserRecipe, count: int = 2) -> tuple[list[float], TrainingState]:
+    state = new_state(recipe, CPU, tiny_unet)
+    steps: Iterator[Any] = train_unet(material, recipe, state, 0, CPU)
+    return [float(loss) for _, (_, loss) in zip(range(count), steps, strict=False)], state
+
+
+def test_a_resumed_training_with_a_reader_equals_an_uninterrupted_one(
+    material: Material, reader: ReaderNet, tmp_path: Path
+) -> None:
+    reading = replace(material, reader=reader)
+    losses, whole = _trained(reading, READING, 4)
+    before, first = _trained(reading, READING, 2)
+    first.save(tmp_path / "state.safetensors", 2)
+    second = new_state(replace(READING, seed=123), CPU, tiny_unet)
+    start = second.load(tmp_path / "state.safetensors")
+    steps: Iterator[Any] = train_unet(reading, READING, second, start, CPU)
+    assert before + [float(loss) for _, (_, loss) in zip(range(2), steps, strict=False)] == losses
+    for name, value in whole.unet.state_dict().items():
+        assert torch.equal(second.unet.state_dict()[name], value), name
+
+
+class Unread(ReaderNet):
+    """Fails when it is asked."""
+
+    def forward(self, latents: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> Answers:
+        raise AssertionError("a reader without weight was asked")
+
+
+def test_without_weight_a_reader_changes_nothing(material: Material) -> None:
+    losses, state = _trained(material, RECIPE)
+    others, other = _trained(replace(material, reader=Unread(16)), RECIPE)
+    assert others == losses
+    for name, value in state.unet.state_dict().items():
+        assert torch.equal(other.unet.state_dict()[name], value), name
+
+
+def test_the_readers_error_is_added_by_its_weight(material: Material, reader: ReaderNet) -> None:
+    """To the first step's loss, and to nothing that is random."""
+    plain, read, twice = (
+        _trained(replace(material, reader=reader), replace(RECIPE, reading_weight=weight), 1)[0][0]
+        for weight in (0.0, 0.05, 0.1)
+    )
+    assert read > plain
+    np.testing.assert_allclose(twice - plain, 2 * (read - plain), rtol=1e-4)
+
+
+def test_a_reader_is_never_trained(material: Material, reader: ReaderNet) -> None:
+    before = {name: value.clone() for name, value in reader.state_dict().items()}
+    _trained(replace(material, reader=reader), READING)
+    for name, value in reader.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_weight_without_a_reader_is_refused(material: Material) -> None:
+    with pytest.raises(ValueError, match=r"reading_weight = 0\.05 needs a reader"):
+        next(train_unet(material, READING, new_state(READING, CPU, tiny_unet), 0, CPU))
+
+
 def test_the_moving_average_follows_the_weights(material: Material) -> None:
     state = new_state(RECIPE, CPU, tiny_unet)
     start = {name: value.clone() for name, value in state.average.items()}
@@ -103,7 +172,7 @@ class NoTorch(TorchDispatchMode):
 def test_a_batch_is_prepared_without_torch(material: Material) -> None:
     # torch's threads in the preparing thread and those of the training would wait for each other
     with NoTorch():
-        batch = denoiser._batch(material, RECIPE, 0)
+        batch = denoiser._batch(material, replace(RECIPE, reading_weight=0.1), 0)
     assert all(isinstance(array, np.ndarray) for array in vars(batch).values())
 
 

@@ -1,8 +1,11 @@
 """The recipe, the work folder, the command line and what is shipped."""
 
 import json
+import shutil
 import tomllib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +16,25 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import toyland
-from toyland import train
+from toyland import appearance, train
+from toyland.appearance import AppearanceCounts
 from toyland.autoencoder import AutoencoderRecipe, build_autoencoder
-from toyland.denoiser import DenoiserRecipe, new_state
+from toyland.code import PatchCode
+from toyland.denoiser_state import DenoiserRecipe, new_state, steps_done
 from toyland.judge import Judge
 from toyland.judge_net import JudgeNet
 from toyland.judge_training import JudgeRecipe
+from toyland.reader_training import ReaderRecipe
 from toyland.render import render
-from toyland.scenes import scene_number
+from toyland.scenes import rendered, scene_number
 from toyland.sheet import sheet_prompts
 from toyland.text import TextRecipe
-from toyland.workshop import Workshop
-from toyland.world import UNNAMED_STYLES
+from toyland.unet import draw_latents
+from toyland.workshop import FITTED_ON, Workshop
+from toyland.world import UNNAMED_STYLES, SceneDistribution
 
 CPU = torch.device("cpu")
-RECIPE = {"scenes": {"seed": 1, "count": 4}, "denoiser": {"constant_steps": 1, "decay_steps": 1}}
+RECIPE: dict[str, Any] = {"scenes": {"seed": 1, "count": 4}, "denoiser": {"constant_steps": 1, "decay_steps": 1}}
 
 
 def test_the_committed_recipe_fits_the_recipe_classes() -> None:
@@ -44,6 +51,17 @@ def test_the_recipe_of_the_further_training_names_the_same_scenes() -> None:
     assert further.keys() == {"scenes", "denoiser"}
     assert further["scenes"] == first["scenes"]
     assert DenoiserRecipe(**further["denoiser"]).steps > 1000
+
+
+def test_the_recipe_with_a_reader_fits_its_classes_and_keeps_the_shipped_code() -> None:
+    first, reading = (tomllib.loads(path.read_text(encoding="utf-8")) for path in (train.RECIPE, train.READING))
+    assert reading.keys() == {"scenes", "code", "reader", "denoiser", "appearance"}
+    assert reading["code"]["seed"] == first["scenes"]["seed"]
+    assert DenoiserRecipe(**reading["denoiser"]).reading_weight > 0
+    assert ReaderRecipe(**reading["reader"]).steps > 1000
+    assert AppearanceCounts(**reading["appearance"]).one >= 160
+    scenes = reading["scenes"]
+    assert SceneDistribution(counts=scenes["counts"], small_share=scenes["small_share"]).counts[2] >= 1 / 3
 
 
 def test_an_unknown_stage_is_refused_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -69,6 +87,18 @@ def test_the_work_folder_keeps_what_was_made(tmp_path: Path) -> None:
     assert shop.pictures().shape == (4, 64, 64, 3)
     first, again = shop.code(), Workshop(tmp_path, RECIPE, CPU).code()
     assert torch.equal(first.basis, again.basis)
+
+
+def test_a_recipe_may_name_another_distribution_and_another_series_for_the_code(tmp_path: Path) -> None:
+    scenes = {"seed": 2, "count": 4, "counts": [0.0, 0.0, 1.0], "small_share": 0.5}
+    shop = Workshop(tmp_path, {"scenes": scenes, "code": {"seed": 1}}, CPU)
+    for index, picture in enumerate(shop.pictures()):
+        assert len(shop.scene(index).things) == 3
+        assert (picture == np.asarray(render(shop.scene(index)))).all()
+    rendered(tmp_path, 1, 8)  # so few for the code as well, in place of what `code` would render
+    (tmp_path / "scenes-1-8.npy").rename(tmp_path / f"scenes-1-{FITTED_ON}.npy")
+    expected = PatchCode.fit(rendered(tmp_path / "own", 1, 8))
+    assert torch.equal(shop.code().basis, expected.basis)
 
 
 def test_the_judge_learns_from_the_bases_scenes_and_the_styles_kept_back(tmp_path: Path) -> None:
@@ -100,6 +130,8 @@ def exported(
     average = {f"average.{name}": value.contiguous() for name, value in state.average.items()}
     save_file(average, shop.folder / "denoiser.safetensors")
     save_file(JudgeNet().state_dict(), shop.folder / "judge.safetensors")
+    (tmp_path / "base").mkdir()
+    shutil.copy(toyland.BASE / "defaults.json", tmp_path / "base")
     monkeypatch.setattr(toyland, "BASE", tmp_path / "base")
     monkeypatch.setattr(toyland, "JUDGE", tmp_path / "judge.safetensors")
     train.export(shop)
@@ -122,6 +154,7 @@ def test_a_shipped_base_can_be_trained_on(exported: Path) -> None:
 
 
 def test_what_is_exported_is_an_ordinary_pipeline_folder(exported: Path, tokenizer: CLIPTokenizer) -> None:
+    assert (exported / "base" / "defaults.json").is_file()  # the settings that suit the base outlive an export
     sizes = [path.stat().st_size for path in (exported / "base").rglob("*.safetensors")]
     assert max(sizes) < 15e6
     assert sum(sizes) < 40e6
@@ -132,3 +165,50 @@ def test_what_is_exported_is_an_ordinary_pipeline_folder(exported: Path, tokeniz
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     assert pipe.tokenizer("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
     Judge.load(exported / "judge.safetensors")([image])
+
+
+SHORT: dict[str, Any] = {
+    "scenes": {"seed": 1, "count": 6},
+    "reader": {"steps": 2, "batch_size": 4},
+    "denoiser": {"batch_size": 2, "constant_steps": 2, "decay_steps": 1, "reading_weight": 0.05},
+    "appearance": {"one": 1, "two": 1, "three": 1, "every": 2},
+}
+
+
+def test_a_training_with_a_reader_from_the_shipped_base(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages of `recipe-reading.toml`, from the exported base to a branch of the checkpoint."""
+    monkeypatch.setattr(train, "HELD_OUT", 4)
+    monkeypatch.setattr(train, "sample_sheet", lambda *parts: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(appearance, "draw_latents", partial(draw_latents, steps=2))
+    shop = Workshop(exported / "reading", SHORT, CPU)
+    train.adopt(shop)
+    train.make_reader(shop)
+    said = capsys.readouterr().out
+    assert all(f"reader, {name}: class " in said for name in ("clean", "noisy", "estimated"))
+    train.make_denoiser(shop)
+    lines = [json.loads(line) for line in (shop.folder / "appearance.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [2, 3]
+    assert lines[0]["one"].keys() == {"all", "classes", "attributes"}
+    train.make_appearance(shop)
+    assert len((shop.folder / "appearance.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+    train.branch(shop)
+    assert "--constant-steps 3" in capsys.readouterr().out
+    folder = shop.folder / "branch-000003"
+    further = {**SHORT, "denoiser": {**SHORT["denoiser"], "constant_steps": 3, "decay_steps": 2}}
+    train.make_denoiser(Workshop(folder, further, CPU))
+    assert steps_done(folder / "denoiser.safetensors") == 5
+    assert steps_done(shop.checkpoint) == 3  # the training that it branched from is as it was
+
+
+def test_the_schedule_of_the_denoiser_can_be_given_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[DenoiserRecipe] = []
+    monkeypatch.setitem(train.STAGES, "denoiser", lambda shop: given.append(DenoiserRecipe(**shop.recipe["denoiser"])))
+    train.main(["denoiser", "--work", str(tmp_path), "--constant-steps", "12", "--decay-steps", "3"])
+    train.main(["denoiser", "--work", str(tmp_path)])
+    assert (given[0].constant_steps, given[0].decay_steps) == (12, 3)
+    assert given[1].constant_steps == 14_000
