@@ -46,8 +46,12 @@ class GenerationSettings(BaseModel):
     scheduler: SchedulerName | None = Field(
         default=None, description="Sampler: dpm is DPM++, euler_a is Euler ancestral [default: the base's]"
     )
-    width: int | None = Field(default=None, ge=8, le=8192, multiple_of=8, description="Width in pixels [the base's]")
-    height: int | None = Field(default=None, ge=8, le=8192, multiple_of=8, description="Height in pixels [the base's]")
+    width: int | None = Field(
+        default=None, ge=8, le=8192, multiple_of=8, description="Width in pixels [default: the base's]"
+    )
+    height: int | None = Field(
+        default=None, ge=8, le=8192, multiple_of=8, description="Height in pixels [default: the base's]"
+    )
     image: Path | InstanceOf[Image.Image] | None = Field(
         default=None, description="Image to start from (image-to-image)"
     )

@@ -145,7 +145,9 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     class_folder: Path | None = Field(default=None, description="Class images [default: class/ in the run folder]")
     class_prompt: str | None = Field(default=None, description="Class images' prompt [default: without rare word]")
     captions: CaptionSource = Field(default="fixed", description="Captions: the instance prompt, or varied templates")
-    resolution: int | None = Field(default=None, ge=8, le=4096, multiple_of=8, description="Resolution [the base's]")
+    resolution: int | None = Field(
+        default=None, ge=8, le=4096, multiple_of=8, description="Resolution [default: the base's]"
+    )
     crops: int = Field(default=1, ge=1, le=64, description="Number of different crops of each photo")
     buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
     masked_loss: bool = Field(default=False, description="Weight the loss by the photos' masks or transparency")
