@@ -23,12 +23,12 @@ _COMFY_MODEL = r"(?P<model>diffusion_model|text_encoders\.clip_[lgh]\.transforme
 _HALF = rf"(?P<role>lora_down|lora_up|lora_A|lora_B){_ADAPTER}\.weight"
 _ALPHA = r"(?P<role>alpha)"
 
-KOHYA, COMFY = "kohya", "ComfyUI"
+KOHYA, COMFY, DIFFUSERS = "kohya", "ComfyUI", "diffusers"
 _PATTERNS = {
     KOHYA: [rf"{_KOHYA_MODEL}{_LAYER}\.{_HALF}", rf"{_KOHYA_MODEL}{_LAYER}\.{_ALPHA}"],
     COMFY: [rf"{_COMFY_MODEL}{_LAYER}\.{_HALF}", rf"{_COMFY_MODEL}{_LAYER}\.{_ALPHA}"],
     "PEFT": [rf"base_model\.model\.{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
-    "diffusers": [rf"{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
+    DIFFUSERS: [rf"{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
     "saved U-Net": [rf"{_LAYER}\.lora_layer\.(?P<role>down|up)\.weight"],
     "old diffusers": [
         rf"{_MODEL}{_LAYER}{_PROJECTION}\.(?P<role>down|up)\.weight",
@@ -139,6 +139,7 @@ def _part(key: str, layers_per_block: int) -> Part | None:
         layer += "." + (_PROJECTIONS if model == UNET else _TEXT_PROJECTIONS)[projection]
     if model in TEXT_ENCODERS and layer.startswith("encoder."):
         layer = f"text_model.{layer}"  # transformers 5 has no such part of the path any more
-    if not layer.startswith(ROOTS if model == UNET else TEXT_ROOTS):
+    prefixed = style == DIFFUSERS and named["model"] == UNET  # as tara's own files are; each family has its own layers
+    if not prefixed and not layer.startswith(ROOTS if model == UNET else TEXT_ROOTS):
         return None
     return Part(model, layer, _ROLES[match["role"]], style)
