@@ -31,7 +31,7 @@ import tara
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.training.data.captions import together
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ import toyland_cast as study
 from result_files import check, command_line
 
 from tara.errors import TaraWarning
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.strength import LARGEST_RATIO, strengths
 
 STRENGTH = "strength"

@@ -24,7 +24,7 @@ from tara.evaluation.scores import Box
 from tara.families.base import Base
 from tara.families.family import Family
 from tara.families.processors import KEY, TextConditioning, TextKVProcessor
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import Composer
 from tara.inference.pipeline import Pipeline
 from tara.inference.prepare import PreparedBatch, applied, prepared_batch, prompt_rows

@@ -39,7 +39,7 @@ from toyland_cast import SAMPLING_STEPS, Group, Member, OnProgress, Outcome
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.analysis.attention import record_attention
 from tara.evaluation.statistics import format_ci, interval, paired_difference
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write

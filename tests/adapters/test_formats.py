@@ -21,7 +21,8 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter, bind, bind_everywhere, parse_adapter
+from tara.inference.active_adapter import ActiveAdapter, parse_adapter
+from tara.inference.binding import bind, bind_everywhere
 from tara.inference.fusing import check_fits, fused, global_part
 from tara.inference.text_kv import text_kv
 

@@ -16,7 +16,7 @@ import tiny_bases
 from tara.adapters.adapter import load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.fusing import check_fits
 
 Tensors = dict[str, Tensor]

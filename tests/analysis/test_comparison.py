@@ -8,7 +8,7 @@ import tiny_bases
 from tara.adapters.adapter import Adapter
 from tara.analysis.comparison import SHOWN_SEEDS, ComposedImage, compare_composers, costs, grid, table
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import COMPOSERS
 from tara.inference.pipeline import Pipeline
 from tara.inference.request import GenerationRequest

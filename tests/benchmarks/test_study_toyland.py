@@ -16,7 +16,7 @@ from tara.analysis.attention import Subject
 from tara.families.base import Base
 from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.pipeline import Pipeline
 from tara.training.concepts import check_inputs
 from tara.training.data.examples import read_examples

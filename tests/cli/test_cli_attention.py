@@ -15,7 +15,7 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.analysis.attention import record_attention
 from tara.analysis.attention_page import short_name
 from tara.cli import main
-from tara.inference.binding import as_active_adapter
+from tara.inference.active_adapter import as_active_adapter
 from tara.inference.pipeline import Pipeline
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings

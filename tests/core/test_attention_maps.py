@@ -18,7 +18,8 @@ from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, map_size, overlap, region, word_maps
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter, bind
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import bind
 from tara.inference.pipeline import DenoisingStep, Pipeline
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings

@@ -15,7 +15,7 @@ from tara.evaluation.generated import generate, is_generated, plan
 from tara.evaluation.protocols import TrainedSubject, group_prompts, joined_names
 from tara.evaluation.subjects import OTHER_CLASSES, SAME_CLASS, Subject
 from tara.families.settings import BaseSettings
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.provenance import UsedFile, read_provenance
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings

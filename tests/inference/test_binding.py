@@ -9,7 +9,8 @@ from tara.adapters.adapter import Adapter
 from tara.core.tokens import Tokenized
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter, as_active_adapter, bind, bind_everywhere, parse_adapter, warn_if_cut
+from tara.inference.active_adapter import ActiveAdapter, as_active_adapter, parse_adapter
+from tara.inference.binding import bind, bind_everywhere, warn_if_cut
 
 Bound = Callable[..., list[list[str]]]
 

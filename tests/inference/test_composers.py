@@ -19,7 +19,7 @@ from tara.adapters.adapter import Adapter
 from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import COMPOSERS, Composer
 from tara.inference.composers.none import class_words
 from tara.inference.composers.sequential import switch_every

@@ -20,7 +20,7 @@ from tara.adapters.adapter import Adapter
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.families.processors import TextKVProcessor
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 
 PROMPT = "a xlo dog on the beach"
 

@@ -10,7 +10,7 @@ import torch
 
 from tara.errors import TaraWarning
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.pipeline import Pipeline
 from tara.inference.strength import LARGEST_RATIO, check_strength, strengths
 from tiny_adapters import random_adapter

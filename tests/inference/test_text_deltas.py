@@ -14,7 +14,8 @@ import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.families.base import Base
 from tara.families.processors import KEY, TextConditioning
-from tara.inference.binding import ActiveAdapter, bind
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import bind
 from tara.inference.text_kv import text_kv
 
 PROMPT = "a xlo dog and a szn cat"

@@ -10,7 +10,8 @@ from tara.adapters.adapter import Context
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import KeysValues, TextConditioning
-from tara.inference.binding import ActiveAdapter, bind, bind_everywhere
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import bind, bind_everywhere
 from tara.inference.fusing import check_fits, fused, global_part
 from tara.inference.text_kv import text_kv
 

@@ -16,7 +16,7 @@ from tara.adapters.formats.reading import lora_file
 from tara.cli import main
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import parse_adapter
+from tara.inference.active_adapter import parse_adapter
 from tara.inference.provenance import read_provenance
 from tara.storage.hub import is_repository, not_fetched, repository_name, upload, with_owner
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter, bind
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import bind
 from tara.inference.text_kv import text_kv
 from tara.training.data.encoded import TextCache
 from tara.training.text_batch import text_batch, text_conditioning

@@ -11,7 +11,8 @@ from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, overlap
 from tara.core.tokens import Span, Tokenized, class_word_of
 from tara.errors import TaraError
-from tara.inference.binding import ActiveAdapter, bind, find_words
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import bind, find_words
 from tara.inference.pipeline import GeneratedImage, OnStep, Pipeline
 from tara.inference.request import GenerationRequest
 

@@ -67,7 +67,7 @@ def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
     """How large the deltas are beside a base's own weights."""
     from tara.cli.progress import only_our_bars
     from tara.families.loading import load_base
-    from tara.inference.binding import ActiveAdapter
+    from tara.inference.active_adapter import ActiveAdapter
     from tara.inference.fusing import check_fits
     from tara.inference.strength import check_strength, strengths
 

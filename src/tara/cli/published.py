@@ -258,7 +258,7 @@ def train(arguments: Arguments) -> None:
 
 def asked_for(arguments: Arguments) -> Asked:
     """The images that a command line asks for, with the adapters loaded; a TaraError tells what cannot be."""
-    from tara.inference.binding import check_named, split_options
+    from tara.inference.active_adapter import check_named, split_options
     from tara.inference.request import GenerationRequest
 
     settings = arguments.settings(GenerationSettings, **GENERATION_METHOD)
@@ -289,7 +289,7 @@ def _names(arguments: Arguments, flag: str) -> list[str]:
 
 def _with_word(spec: str, word: str, prompt: str) -> str:
     """An adapter that does not store its words gets them from the list and the prompt."""
-    from tara.inference.binding import parse_adapter, split_options
+    from tara.inference.active_adapter import parse_adapter, split_options
 
     active = parse_adapter(spec)
     if active.rare_word and active.rare_word.casefold().split() != word.casefold().split():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tara.families.settings import ExecutionSettings
-    from tara.inference.binding import ActiveAdapters
+    from tara.inference.active_adapter import ActiveAdapters
     from tara.inference.pipeline import Pipeline
     from tara.inference.request import GenerationRequest
 
@@ -154,7 +154,7 @@ def parse_composers(text: str) -> tuple[str, ...]:
 
 def loaded(specs: Sequence[str]) -> tuple[ActiveAdapters, tuple[UsedFile, ...]]:
     """Adapters as `FILE[:key=value,...]` names them, and what an image remembers of their files."""
-    from tara.inference.binding import parse_adapter
+    from tara.inference.active_adapter import parse_adapter
 
     return tuple(parse_adapter(spec) for spec in specs), tuple(_used(spec) for spec in specs)
 
@@ -162,7 +162,7 @@ def loaded(specs: Sequence[str]) -> tuple[ActiveAdapters, tuple[UsedFile, ...]]:
 def _used(spec: str) -> UsedFile:
     """The weights file of `FILE[:key=value,...]`; one on the hub is known by its name there."""
     from tara.adapters.formats.reading import lora_file
-    from tara.inference.binding import split_options
+    from tara.inference.active_adapter import split_options
 
     name, _ = split_options(spec)
     used = used_file(lora_file(Path(name)), spec)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import ImageRecord, Subject, class_category, prompted_subjects
-from tara.inference.binding import parse_adapter
+from tara.inference.active_adapter import parse_adapter
 from tara.inference.provenance import Provenance, read_provenance, relocated
 from tara.storage.files import LARGE, is_there, small_text
 from tara.storage.validation import build

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Subject, class_category
-from tara.inference.binding import ActiveAdapter, check_named
+from tara.inference.active_adapter import ActiveAdapter, check_named
 from tara.inference.provenance import UsedFile
 from tara.training.data.dreambooth import LIVE_CLASSES, TABLE, subject_of
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 
 Deltas = Mapping[str, Sequence[tuple[float, LowRank]]]
 """By the path of a layer: weighted deltas."""

@@ -10,16 +10,15 @@ from PIL import Image
 
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.families.family import Task
 from tara.families.loading import device_named, load_base
 from tara.families.settings import ExecutionSettings, Precision, Prediction
-from tara.inference.binding import ActiveAdapters, AdapterLists
+from tara.inference.active_adapter import ActiveAdapters, AdapterLists
 from tara.inference.execution import compiler_failures, execute, offload
 from tara.inference.prepare import EncodingCache, PreparedBatch, applied, prepared_batch
 from tara.inference.request import GenerationRequest
 from tara.inference.rows import PromptRow, adapters_per_prompt, prompt_rows
-from tara.inference.settings import GenerationSettings, make_scheduler
-from tara.storage.images import read_image
+from tara.inference.settings import GenerationSettings
+from tara.inference.task import task_pipeline
 from tara.storage.validation import build
 
 BATCH_SIZE = 4
@@ -186,7 +185,7 @@ class Pipeline:
         )
         jobs = [(request, row, seed) for request, row in zip(requests, rows, strict=True) for seed in request.seeds]
         self.base.onload()  # training may have moved parts away
-        pipe, arguments = _task(self.base, settings)
+        pipe, arguments = task_pipeline(self.base, settings)
         if self._execution.offload:  # the pipeline that generates gives its parts back after each call
             offload(pipe, self.base.device)
         done = 0
@@ -207,45 +206,6 @@ class Pipeline:
             done += len(batch)
             for number, (request, _, seed), image in zip(numbers, batch, images, strict=True):
                 yield GeneratedImage(number, seed, image, request)
-
-
-def _task(base: Base, settings: GenerationSettings) -> tuple[Any, dict[str, Any]]:
-    """The stock pipeline for these settings, and the arguments that only it takes.
-
-    It shares every part with the base's, whose own settings stay as they are.
-    """
-    task: Task = "text-to-image"
-    arguments: dict[str, Any] = {
-        "width": settings.width or base.resolution,
-        "height": settings.height or base.resolution,
-    }
-    if settings.image is not None:
-        start = _fitted(_read(settings.image), settings, base.resolution)
-        task, arguments = "image-to-image", {"image": start, "strength": settings.strength}
-        if settings.mask is not None:
-            mask = _read(settings.mask).convert("L").resize(start.size, Image.Resampling.NEAREST)
-            task = "inpainting"
-            arguments |= {"mask_image": mask, "width": start.width, "height": start.height}
-    pipe = base.family.task_pipeline(base.pipe, task)
-    pipe.set_progress_bar_config(disable=True)
-    if settings.scheduler is not None:
-        pipe.scheduler = make_scheduler(settings.scheduler, base.scheduler.config, settings.steps)
-    most = base.noise_schedule.timesteps
-    if settings.steps > most:
-        raise TaraError(f"steps is {settings.steps}, but this base has {most} timesteps. Give at most that many.")
-    return pipe, arguments
-
-
-def _read(image: Image.Image | Path) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-
-
-def _fitted(image: Image.Image, settings: GenerationSettings, resolution: int) -> Image.Image:
-    """The start image at the asked size; without one, its shape with the base's resolution as the short side."""
-    scale = resolution / min(image.size)
-    width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
-    size = (settings.width or width, settings.height or height)
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _call(

@@ -12,15 +12,8 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import INSTALLED, KEY, TextConditioning
 from tara.families.text import TextEncoding
-from tara.inference.binding import (
-    ActiveAdapter,
-    ActiveAdapters,
-    AdapterLists,
-    Binding,
-    bind,
-    bind_everywhere,
-    warn_if_cut,
-)
+from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, AdapterLists
+from tara.inference.binding import Binding, bind, bind_everywhere, warn_if_cut
 from tara.inference.composers import Composer
 from tara.inference.composers.sequential import evaluated
 from tara.inference.fusing import fused, fused_text, global_part
@@ -72,7 +65,7 @@ def prepare(
     Args:
         pipe: a loaded pipeline.
         prompt: one prompt or several.
-        adapters: for all prompts, or one list for each prompt; see `tara.inference.binding.AdapterLike`.
+        adapters: for all prompts, or one list for each prompt; see `tara.inference.active_adapter.AdapterLike`.
         negative_prompt: for all prompts, or one for each; adapters never act on it.
         num_images_per_prompt: as in the pipeline call.
         settings: guidance_scale, clip_skip, context and composer of

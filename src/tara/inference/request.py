@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
-from tara.inference.binding import ActiveAdapter, find_words
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import find_words
 from tara.inference.settings import GenerationSettings
 from tara.storage.images import read_image
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from tara.adapters.adapter import Adapter
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter, ActiveAdapters, AdapterLike, AdapterLists, as_active_adapter
+from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, AdapterLike, AdapterLists, as_active_adapter
 from tara.inference.composers import Composer
 from tara.inference.fusing import check_fits
 from tara.inference.strength import check_strength

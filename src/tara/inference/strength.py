@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from tara.core.lora import LowRank
 from tara.errors import warn
 from tara.families.base import Base
-from tara.inference.binding import ActiveAdapter
+from tara.inference.active_adapter import ActiveAdapter
 
 LARGEST_RATIO = 1.5
 """Beyond a delta of one and a half times the norm of its layer's weight hardly an image shows its subject, and soon

@@ -15,7 +15,8 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextConditioning
 from tara.families.text import TextEncoding
-from tara.inference.binding import ActiveAdapter, Binding
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.binding import Binding
 from tara.inference.fusing import fused_text
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tara.inference.binding import ActiveAdapter
+    from tara.inference.active_adapter import ActiveAdapter
 
 Adapters = tuple["ActiveAdapter", ...]
 """The adapters of one image, in the order in which they were given."""

@@ -41,7 +41,7 @@ def merged(adapters: Adapters, method: Method) -> Adapters:
     from tara.adapters.card import AdapterCard
     from tara.core.lora import full_rank
     from tara.families.text import TEXT_ENCODERS
-    from tara.inference.binding import ActiveAdapter
+    from tara.inference.active_adapter import ActiveAdapter
 
     if not adapters:
         return ()

@@ -1,0 +1,115 @@
+"""An adapter as one image uses it: its weight and words, also read from a text such as ``FILE:0.8``."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tara.adapters.adapter import Adapter, load_adapter
+from tara.errors import TaraError, nearest
+
+OPTIONS = ("weight", "rare_word", "class_word", "global", "alpha")
+MOST_NUMBER = 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveAdapter:
+    """An adapter as one image uses it.
+
+    ``weight`` scales all of it, ``global_weight`` its global part once more; ``rare_word`` and ``class_word`` are the
+    card's unless others are given.
+    """
+
+    adapter: Adapter
+    weight: float = 1.0
+    rare_word: str = ""
+    class_word: str = ""
+    global_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rare_word", "class_word"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, getattr(self.adapter.card, name))
+
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
+    @property
+    def global_strength(self) -> float:
+        """The factor of the global part, 0 when there is none."""
+        return self.weight * self.global_weight if self.adapter.global_part else 0.0
+
+    @property
+    def order(self) -> tuple[str, str, str, float]:
+        """A fixed order of summation makes adapters commute to the last bit."""
+        return self.rare_word, self.class_word, self.name, self.weight
+
+
+ActiveAdapters = tuple[ActiveAdapter, ...]
+AdapterLike = str | Path | Adapter | ActiveAdapter
+"""A file, a hub id, either with ``:key=value,...`` behind it, a loaded adapter, or one with options."""
+
+AdapterLists = Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
+"""One list of adapters for all prompts, or one list for each prompt."""
+
+
+def split_options(text: str) -> tuple[str, str]:
+    """``FILE:0.8`` to ``FILE`` and ``0.8``: an existing path wins, otherwise the last colon splits."""
+    name, colon, options = text.rpartition(":")
+    return (name, options) if colon and not Path(text).exists() else (text, "")
+
+
+def parse_adapter(text: str) -> ActiveAdapter:
+    """Load ``FILE[:key=value,...]``: keys weight, rare_word, class_word, global, alpha; ``FILE:0.8`` is a weight.
+
+    Raises:
+        TaraError: for an unknown key, a value that is no number, or a file that `load_adapter` refuses.
+    """
+    path, options = split_options(text)
+    given: dict[str, str] = {}
+    for option in filter(None, (part.strip() for part in options.split(","))):
+        key, equals, value = option.partition("=")
+        key, value = (key.strip(), value.strip()) if equals else ("weight", key.strip())
+        if key not in OPTIONS:
+            raise TaraError(f"'{text}' has an unknown key '{key}'.{nearest(key, OPTIONS)} Known: {', '.join(OPTIONS)}.")
+        if not value:
+            raise TaraError(f"'{text}': {key} is empty. Write a value behind '{key}=', or leave it out.")
+        given[key] = value
+    alpha = _number(text, "alpha", given["alpha"]) if "alpha" in given else None
+    return ActiveAdapter(
+        load_adapter(path, alpha),
+        weight=_number(text, "weight", given.get("weight", "1")),
+        rare_word=given.get("rare_word", ""),
+        class_word=given.get("class_word", ""),
+        global_weight=_number(text, "global", given.get("global", "1")),
+    )
+
+
+def _number(text: str, key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not abs(number) <= MOST_NUMBER:
+        raise TaraError(f"'{text}': {key} is '{value}', not a usable number. Write for instance {key}=0.8.")
+    return number
+
+
+def as_active_adapter(adapter: AdapterLike) -> ActiveAdapter:
+    """An adapter in any of its forms, loaded and with its options."""
+    if isinstance(adapter, ActiveAdapter):
+        return adapter
+    if isinstance(adapter, Adapter):
+        return ActiveAdapter(adapter)
+    return parse_adapter(str(adapter))
+
+
+def check_named(adapters: Iterable[ActiveAdapter]) -> None:
+    """Refuse (TaraError) an adapter of which nobody has said what rare word it acts on."""
+    for active in adapters:
+        if not active.rare_word:
+            raise TaraError(
+                f"{active.name} has no adapter card: it is another tool's LoRA, and nobody has said which word it acts "
+                f"on. Add the rare word and the class word: {active.name}:rare_word=xlo,class_word=dog."
+            )
