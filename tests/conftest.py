@@ -15,11 +15,14 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 with jaxtyping.install_import_hook(
-    ["tara.core.attention_maps", "tara.core.lora", "tara.core.losses", "tara.core.tokens"], "beartype.beartype"
+    [f"tara.core.{name}" for name in ("attention_maps", "lora", "losses", "method", "noise", "tokens")],
+    "beartype.beartype",
 ):
     import tara.core.attention_maps
     import tara.core.lora
     import tara.core.losses
+    import tara.core.method
+    import tara.core.noise
     import tara.core.tokens  # noqa: F401
 
 import torch

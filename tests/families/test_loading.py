@@ -20,7 +20,8 @@ from original_layout import original_vae, original_weights
 from tara.cli import main
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
-from tara.families.loading import NEEDED_FILES, OTHER_PRECISIONS, load_base, resolve_base
+from tara.families.base_names import resolve_base
+from tara.families.loading import NEEDED_FILES, OTHER_PRECISIONS, load_base
 from tara.families.single_file import (
     CONFIGS,
     ORIGINALS,

@@ -1,5 +1,7 @@
 """The proof of the family seam: a base of a new family trains and generates, and no file of the package changes."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import tara
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
+from tara.families.family import Family
 from training_fixtures import photo_folder
 
 
@@ -46,3 +49,10 @@ def test_its_attentions_are_found_by_the_familys_names(base: Base) -> None:
 def test_without_the_family_the_pipeline_is_refused_by_name() -> None:
     with pytest.raises(TaraError, match="A MixerPipeline is of no family that tara knows"):
         Base(made_up_family.pipeline())
+
+
+def test_the_page_about_families_names_every_field_of_a_family_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    table = page[page.index("| question | fields |") :]
+    named = {name for line in table.splitlines() if line.startswith("|") for name in re.findall(r"`(\w+)`", line)}
+    assert named == {field.name for field in dataclasses.fields(Family)} - {"name"}

@@ -81,7 +81,7 @@ def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[C
     from tara.analysis.comparison import clock_of, costs, grid, table
     from tara.report.page import PAGE, page
     from tara.report.sheet import contact_sheet
-    from tara.training.run.folder import versions
+    from tara.report.versions import versions
 
     request, device = asked.request, pipeline.base.device
     by_composer, shown = costs(request, images), grid(request, images)

@@ -30,10 +30,11 @@ from tara.cli.requests import MOST_SEEDS, Asked, loaded, pipeline_for
 from tara.cli.terminal import any_text, say
 from tara.cli.train import train_with_progress
 from tara.errors import TaraError, TaraWarning, nearest
+from tara.families.base_names import SHORT_NAMES
 from tara.families.settings import BaseSettings
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write
-from tara.storage.hub import ADAPTER_FILE, SHORT_NAMES, is_hub_id, repository_name
+from tara.storage.hub import ADAPTER_FILE, is_hub_id, repository_name
 from tara.storage.lock import claimed
 from tara.storage.validation import build
 from tara.training.distributed import launched

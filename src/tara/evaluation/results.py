@@ -15,9 +15,9 @@ from tara.evaluation.scorer import SubjectScorer
 from tara.evaluation.scores import WHOLE_IMAGE, score
 from tara.evaluation.statistics import DIGITS
 from tara.evaluation.subjects import ImageRecord
+from tara.report.versions import versions
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
-from tara.training.run.folder import versions
 
 
 def evaluate(

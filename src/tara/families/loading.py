@@ -10,6 +10,7 @@ import torch
 
 from tara.errors import TaraError, first_line, nearest, warn
 from tara.families.base import Base
+from tara.families.base_names import INDEX, resolve_base
 from tara.families.family import Defaults
 from tara.families.settings import Precision, Prediction
 from tara.families.single_file import (
@@ -21,18 +22,11 @@ from tara.families.single_file import (
     read_contents,
 )
 from tara.storage.files import small_text
-from tara.storage.hub import base_here, is_hub_id, not_fetched
+from tara.storage.hub import is_hub_id, not_fetched
 
-ALIASES = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "stabilityai/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # no such repository
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
-}
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs emulate it slowly
-INDEX = "model_index.json"
 DEFAULTS = "defaults.json"  # in a base's folder: settings that suit it, by the names of `Defaults`
 NO_SAFETENSORS = "Could not find the necessary `safetensors` weights"  # diffusers' message about a repository
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -41,16 +35,6 @@ NEEDED_FILES = ("--include", "*.json", "--include", "*.txt", "--include", "*/*.s
 OTHER_PRECISIONS = ("--exclude", "*.fp16.*", "--exclude", "*.non_ema.*")
 ACCEPTED_BASES = "Give sd15, sdxl, a pipeline folder, a .safetensors checkpoint or a hub id."
 ACCEPTED_VAES = "Give a diffusers folder, a .safetensors file or a hub id."
-
-
-def resolve_base(name: str | Path) -> str:
-    """The folder, file or hub id that a base's name stands for: ``sd15`` and ``sdxl`` are short names."""
-    return str(name) if base_here(name) else ALIASES.get(str(name), str(name))
-
-
-def public_name(name: str) -> str:
-    """A base's name without its folder, for files that are shared; a hub id as it is."""
-    return Path(name).absolute().name if Path(name).exists() else name
 
 
 def load_base(

@@ -10,26 +10,11 @@ from tara.errors import TaraError
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it, and where it looks first
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 LONGEST_NAME = 96
-SHORT_NAMES = ("sd15", "sdxl")
-"""What people call a base instead of its folder or hub id."""
 
 
 def is_hub_id(name: str) -> bool:
     """Whether a name could be a repository, ``owner/name``, and is not plainly a file."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not name.endswith(".safetensors")
-
-
-def base_here(name: str | Path) -> Path | None:
-    """The folder or file here that a base's name stands for; None for a short name or a hub id.
-
-    Before a short name only a pipeline's folder comes: one called ``sdxl`` may as well hold what was trained on it.
-    """
-    path = Path(name)
-    try:
-        there = (path / "model_index.json").is_file() if str(name) in SHORT_NAMES else path.exists()
-    except OSError:  # too long for a file
-        return None
-    return path if there else None
 
 
 def is_repository(name: str) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 from tara.adapters.card import AdapterCard
 from tara.families.base import Base
-from tara.families.loading import PRECISIONS, public_name
+from tara.families.base_names import public_name
+from tara.families.loading import PRECISIONS
 from tara.training.settings import ConceptSettings, TrainSettings
 
 # of this machine and its user, not of the adapter

@@ -24,8 +24,8 @@ from tara.training.distributed import ALONE, Processes
 from tara.training.image_batch import ImageBatch, image_batch
 from tara.training.nan_guard import NaNGuard
 from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
-from tara.training.run.checkpoints import TrainingState
 from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.state import TrainingState
 from tara.training.text_batch import TextBatch, alignment, text_batch, text_conditioning
 from tara.training.weights import ConceptWeights
 

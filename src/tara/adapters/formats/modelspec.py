@@ -49,7 +49,7 @@ def described(card: AdapterCard, title: str) -> dict[str, str]:
         "ss_network_dim": str(card.rank),
         "ss_network_alpha": str(card.alpha),
         "ss_base_model_version": kohya_base,
-        "ss_v2": str(card.family == "sd2") if kohya_base else "",
+        "ss_v2": str(kohya_base.startswith("sd_v2")) if kohya_base else "",
         "ss_sd_model_name": card.base,
         "ss_output_name": title,
         # web interfaces offer these words for the prompt

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,10 @@ from torch import Tensor
 from tara.errors import TaraError
 from tara.storage.files import atomic_write
 from tara.storage.safetensors_file import opened
+from tara.training.state import TrainingState
 
 HEADER_KEY = "tara_checkpoint"
 _NAME = re.compile(r"step-(\d+)\.safetensors")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrainingState:
-    """A training run after some whole number of steps: all that is needed to go on as if it had not stopped."""
-
-    step: int
-    tensors: Mapping[str, Tensor]
-    plain: Mapping[str, Any]
 
 
 def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:

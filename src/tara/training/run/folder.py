@@ -1,10 +1,8 @@
 """The folder of a training run: settings, versions, losses, checkpoints and previews."""
 
 import json
-import platform
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,13 @@ from tara.adapters.adapter import Adapter
 from tara.errors import TaraError
 from tara.report.page import PAGE
 from tara.report.plots import loss_curve
+from tara.report.versions import versions
 from tara.storage.files import atomic_write, check_writable, remove_unfinished, write_error
-from tara.training.run.checkpoints import TrainingState, checkpoints, save_checkpoint
+from tara.training.run.checkpoints import checkpoints, save_checkpoint
 from tara.training.run.recipe_files import RUN_SETTINGS, recipe_json
 from tara.training.settings import Recipe
+from tara.training.state import TrainingState
 
-PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
 LINES_AT_ONCE = 20  # steps between two writes of metrics.jsonl
 PREVIEW = re.compile(r"step-(\d+)-\d+\.png")
 
@@ -140,19 +139,6 @@ class Metrics:
                 file.write("".join(lines))
         except OSError as failure:
             raise write_error(self._path, failure) from failure
-
-
-def versions(device: torch.device | None = None) -> dict[str, str]:
-    """The versions of Python, the platform, the device and the packages, on which numbers depend."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    if device is not None:
-        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # tara itself, run from a source tree
-            continue
-    return found
 
 
 def check_outputs(recipe: Recipe) -> None:

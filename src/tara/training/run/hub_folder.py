@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 
 from tara.adapters.adapter import Adapter
 from tara.adapters.card import AdapterCard
-from tara.families.loading import resolve_base
+from tara.families.base_names import resolve_base
 from tara.families.registry import family_named
 from tara.storage.files import atomic_write
 from tara.storage.hub import ADAPTER_FILE, is_hub_id

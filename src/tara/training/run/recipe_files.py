@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from tara.errors import TaraError
+from tara.families.base_names import INDEX, SHORT_NAMES
 from tara.storage.files import is_there, small_text
-from tara.storage.hub import SHORT_NAMES
 from tara.storage.validation import build
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings
 
@@ -110,7 +110,7 @@ def _relocated(table: Mapping[str, Any], change: Callable[[Path], Path]) -> dict
         if isinstance(given := table.get(name), str) and given:
             path = change(Path(given))
             # a folder called sdxl may as well hold what was trained on it
-            if is_there(path / "model_index.json" if given in SHORT_NAMES else path):
+            if is_there(path / INDEX if given in SHORT_NAMES else path):
                 changed[name] = str(path)
     return {**table, **changed}
 

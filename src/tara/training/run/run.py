@@ -18,7 +18,7 @@ from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
 from tara.training.distributed import Processes, join
 from tara.training.loop import Training
 from tara.training.optimizers import check_optimizer
-from tara.training.run.checkpoints import TrainingState, load_checkpoint
+from tara.training.run.checkpoints import load_checkpoint
 from tara.training.run.class_images import class_folders, generate_missing
 from tara.training.run.folder import RunFolder, check_outputs
 from tara.training.run.interrupts import resume_command
@@ -26,6 +26,7 @@ from tara.training.run.previews import check_previews
 from tara.training.run.recipe_files import RUN_SETTINGS, read_recipe
 from tara.training.run.steps import OnStep, Run
 from tara.training.settings import ConceptSettings, Recipe, concept_settings, train_settings
+from tara.training.state import TrainingState
 
 OnClassImage = Callable[[int, int], object]
 """Called with the number of class images so far, and the number wanted."""
