@@ -34,9 +34,14 @@ def asked(base: Base, seeds: tuple[int, ...] = (0,)) -> GenerationRequest:
     )
 
 
-def image(composer: str, seed: int, seconds: float, side: int = 8) -> ComposedImage:
+def image(composer: str, seed: int, seconds: float, side: int = 8, number: int = 1) -> ComposedImage:
     return ComposedImage(
-        composer=composer, seed=seed, image=Image.new("RGB", (side, side)), evaluations=3, seconds=seconds
+        composer=composer,
+        number=number,
+        seed=seed,
+        image=Image.new("RGB", (side, side)),
+        evaluations=3,
+        seconds=seconds,
     )
 
 
@@ -73,11 +78,12 @@ def test_the_time_ratio_is_the_median_over_seeds_without_the_first(count: int, r
 
 def test_the_costs_have_the_prompt_and_the_files_of_each_composer(base: Base) -> None:
     images = {
-        name: [image(name, seed, seconds) for seed in (7, 12)] for name, seconds in (("tara", 3.0), ("none", 2.0))
+        name: [image(name, seed, seconds, number=number) for number, seed in enumerate((7, 12), 1)]
+        for name, seconds in (("tara", 3.0), ("none", 2.0))
     }
     by_composer = costs(asked(base, (7, 12)), images)
     assert (by_composer["tara"]["prompt"], by_composer["none"]["prompt"]) == (PROMPT, "a dog and a cat")
-    assert by_composer["none"]["images"] == ["none/seed-0007.png", "none/seed-0012.png"]
+    assert by_composer["none"]["images"] == ["none/0001-seed7.png", "none/0002-seed12.png"]
     shown = table(by_composer)
     assert [row[:3] for row in shown.rows] == [("tara", "3", "1.50"), ("none", "3", "1.00")]
     assert shown.headings[:3] == ("composer", "network evaluations", "time ratio")

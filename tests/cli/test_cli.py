@@ -144,7 +144,7 @@ def test_a_lora_without_a_card_is_drawn_by_the_word_that_it_is_given(foreign: Pa
     pictures = []
     for part in ("global=0", "global=0.6"):
         assert main(["generate", "a xlo dog", *flags, "-a", f"{foreign}:rare_word=xlo,class_word=dog,{part}"]) == 0
-        pictures.append(Path("out/seed-0000.png").read_bytes())
+        pictures.append(max(Path("out").glob("*-seed0.png")).read_bytes())
     assert pictures[0] != pictures[1]
     said = refused("generate", "a xlo dog", *flags, "-a", foreign)
     assert f"{foreign.name}:rare_word=xlo,class_word=dog" in said
@@ -155,13 +155,13 @@ def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base:
     assert main(["convert", str(foreign), "--to", "peft", "--out", "folder"]) == 0
     flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
     assert main(["generate", "a xlo dog", *flags, "-a", "folder:rare_word=xlo"]) == 0
-    assert main(["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]) == 0
-    assert Path("again/seed-0000.png").read_bytes() == Path("out/seed-0000.png").read_bytes()
+    assert main(["generate", "--from", "out/0001-seed0.png", "--device", "cpu", "--out", "again"]) == 0
+    assert Path("again/0001-seed0.png").read_bytes() == Path("out/0001-seed0.png").read_bytes()
     config = Path("folder/adapter_config.json")
     config.write_text(config.read_text().replace('"lora_alpha": 1.0', '"lora_alpha": 2.0'))
-    assert f"'{config}' has changed since" in refused("generate", "--from", "out/seed-0000.png")
+    assert f"'{config}' has changed since" in refused("generate", "--from", "out/0001-seed0.png")
     os.truncate("folder/adapter_model.safetensors", 9)
-    assert "adapter_model.safetensors" in refused("generate", "--from", "out/seed-0000.png")
+    assert "adapter_model.safetensors" in refused("generate", "--from", "out/0001-seed0.png")
 
 
 def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.CaptureFixture[str], refused: Any):
@@ -182,12 +182,12 @@ def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.C
 def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):
     assert generate(trained, base, "--seeds", "0-1,7", "--out", "pictures") == 0
     assert {path.name for path in (here / "pictures").iterdir()} == {
-        "seed-0000.png",
-        "seed-0001.png",
-        "seed-0007.png",
-        "sheet.png",
+        "0001-seed0.png",
+        "0002-seed1.png",
+        "0003-seed7.png",
+        "0004-sheet.png",
     }
-    origin = read_provenance(here / "pictures" / "seed-0007.png")
+    origin = read_provenance(here / "pictures" / "0003-seed7.png")
     assert (origin.prompt, origin.seed, origin.settings.steps) == ("a xlo dog and a szn cat", 7, 2)
     assert [Path(file.path).name for file in origin.adapters] == ["rex.safetensors", "tom.safetensors"]
 
@@ -196,17 +196,17 @@ def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Pat
 def test_a_picture_is_repeated_from_its_own_file(trained: Path, base: Path, here: Path, start: bool):
     more = ["--image", str(trained / "dog" / "0.png"), "--strength", "0.7"] if start else ["--width", "40"]
     assert generate(trained, base, *more, "--seeds", "0-2", "--guidance-scale", "3", "--negative-prompt", "a car") == 0
-    wanted = (here / "out" / "seed-0001.png").read_bytes()
-    assert main(["generate", "--from", "out/seed-0001.png", "--out", "again", "--device", "cpu"]) == 0
-    assert [path.name for path in sorted((here / "again").iterdir())] == ["seed-0001.png", "sheet.png"]
-    assert (here / "again" / "seed-0001.png").read_bytes() == wanted
+    wanted = (here / "out" / "0002-seed1.png").read_bytes()
+    assert main(["generate", "--from", "out/0002-seed1.png", "--out", "again", "--device", "cpu"]) == 0
+    assert [path.name for path in sorted((here / "again").iterdir())] == ["0001-seed1.png"]
+    assert (here / "again" / "0001-seed1.png").read_bytes() == wanted
 
 
 def test_flags_change_a_repeated_picture(trained: Path, base: Path, here: Path):
     assert generate(trained, base, "--seeds", "1") == 0
-    repeat = ["generate", "--from", "out/seed-0001.png", "--device", "cpu"]
+    repeat = ["generate", "--from", "out/0001-seed1.png", "--device", "cpu"]
     assert main([*repeat, "--out", "again", "--seeds", "4", "--guidance-scale", "2"]) == 0
-    origin = read_provenance(here / "again" / "seed-0004.png")
+    origin = read_provenance(here / "again" / "0001-seed4.png")
     assert (origin.seed, origin.settings.guidance_scale, origin.settings.steps) == (4, 2, 2)
 
 
@@ -214,7 +214,7 @@ def test_a_picture_is_not_repeated_with_a_changed_adapter(trained: Path, base: P
     shutil.copy(trained / "rex.safetensors", "rex.safetensors")
     assert main(["generate", "a xlo dog", "-a", "rex.safetensors", "--base", str(base), "--steps", "1"]) == 0
     shutil.copy(trained / "tom.safetensors", "rex.safetensors")
-    assert "has changed since" in refused("generate", "--from", "out/seed-0000.png")
+    assert "has changed since" in refused("generate", "--from", "out/0001-seed0.png")
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["from elsewhere", "files beside the picture"])
@@ -226,7 +226,7 @@ def test_a_picture_is_repeated_from_any_folder(
     shutil.copy(trained / "dog" / "0.png", "start.png")
     flags = ["-a", "rex.safetensors:weight=0.8", "--base", "tiny", "--image", "start.png", "--steps", "3"]
     assert main(["generate", "a xlo dog", *flags, "--seeds", "1", "--device", "cpu"]) == 0
-    wanted = Image.open(here / "out" / "seed-0001.png").tobytes()
+    wanted = Image.open(here / "out" / "0001-seed1.png").tobytes()
     if moved:
         here.rename(here.with_name("moved"))
         here = here.with_name("moved")
@@ -236,8 +236,8 @@ def test_a_picture_is_repeated_from_any_folder(
     elsewhere.mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
     (elsewhere / "rex.safetensors").write_bytes(b"another file of that name")
-    assert main(["generate", "--from", str(here / "out" / "seed-0001.png"), "--out", "again", "--device", "cpu"]) == 0
-    assert Image.open(elsewhere / "again" / "seed-0001.png").tobytes() == wanted
+    assert main(["generate", "--from", str(here / "out" / "0001-seed1.png"), "--out", "again", "--device", "cpu"]) == 0
+    assert Image.open(elsewhere / "again" / "0001-seed1.png").tobytes() == wanted
 
 
 def test_a_prompt_that_is_too_long_is_a_note_that_names_the_lost_text(
@@ -351,7 +351,7 @@ def test_an_adapter_of_another_family_is_refused(trained: Path, here: Path, refu
     tiny_bases.sdxl_pipeline().save_pretrained(here / "xl")
     said = refused("generate", "a xlo dog", "-a", trained / "rex.safetensors", "--base", here / "xl")
     assert "family" in said
-    assert list(here.rglob("seed-*.png")) == []
+    assert list(here.rglob("*-seed*.png")) == []
 
 
 def test_a_prompt_without_the_adapters_word_is_refused(trained: Path, base: Path, here: Path, refused: Any):

@@ -49,11 +49,12 @@ def test_attention_leaves_a_page_a_sheet_the_scores_and_the_image_of_generate(
         "index.html",
         "sheet.png",
         "attention.json",
-        "image-1.png",
+        "0001-seed7.png",
+        "settings.json",
     }
     assert "xlo on dog: alignment" in capsys.readouterr().out
     assert main(["generate", *flags(trained, base, "--seeds", "7", "--guidance-scale", "3")]) == 0
-    assert Path("attention/image-1.png").read_bytes() == Path("out/seed-0007.png").read_bytes()
+    assert Path("attention/0001-seed7.png").read_bytes() == Path("out/0001-seed7.png").read_bytes()
 
 
 def test_the_scores_are_there_for_the_whole_each_layer_and_each_step(trained: Path, base: Path, here: Path):
@@ -85,7 +86,7 @@ def test_adapters_of_the_same_words_are_rows_of_one_page(trained: Path, base: Pa
         [evil, "tom.safetensors"],
     ]
     assert [row["label"] for row in facts["rows"]] == ["rex, tom: alignment loss l1", "<script>, tom"]
-    assert Image.open("<b>/image-1.png").tobytes() == Image.open("<b>/image-2.png").tobytes()  # the same weights
+    assert Image.open("<b>/0001-seed0.png").tobytes() == Image.open("<b>/0002-seed0.png").tobytes()  # the same weights
     html = Path("<b>/index.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "<b>" not in html

@@ -37,7 +37,7 @@ def test_every_composer_is_on_the_sheet_in_the_table_and_in_the_results(
         assert {"description", "prompt", "evaluations", "time_ratio", "seconds", "images"} == set(entry)
         assert entry["evaluations"] == (4 if name == "composite" else 2)
         assert entry["time_ratio"] > 0
-        assert entry["images"] == [f"{name}/seed-0000.png", f"{name}/seed-0004.png"]
+        assert entry["images"] == [f"{name}/0001-seed0.png", f"{name}/0002-seed4.png"]
         assert all(Path("compare", image).is_file() for image in entry["images"])
     with Image.open("compare/sheet.png") as sheet:
         assert sheet.height > 7 * 176 > 2 * 176 < sheet.width
@@ -51,11 +51,11 @@ def test_a_compared_image_holds_how_to_generate_it_again(trained: Path, base: Pa
     flags = ["--base", str(base), "--device", "cpu", "--steps", "3", "--seeds", "1"]
     assert main(["compare", PROMPT, *_adapters(trained), *flags, "--composers", "switch, none", "--out", "two"]) == 0
     assert sorted(path.name for path in Path("two").iterdir()) == [
-        "index.html", "none", "results.json", "sheet.png", "switch",
+        "index.html", "none", "results.json", "settings.json", "sheet.png", "switch",
     ]  # fmt: skip
-    assert read_provenance(Path("two/switch/seed-0001.png")).settings.composer == "switch"
-    assert main(["generate", "--from", "two/switch/seed-0001.png", "--device", "cpu", "--out", "again"]) == 0
-    assert Path("again/seed-0001.png").read_bytes() == Path("two/switch/seed-0001.png").read_bytes()
+    assert read_provenance(Path("two/switch/0001-seed1.png")).settings.composer == "switch"
+    assert main(["generate", "--from", "two/switch/0001-seed1.png", "--device", "cpu", "--out", "again"]) == 0
+    assert Path("again/0001-seed1.png").read_bytes() == Path("two/switch/0001-seed1.png").read_bytes()
 
 
 def test_what_cannot_be_compared_is_refused_before_the_base(trained: Path, here: Path, refused: Any):

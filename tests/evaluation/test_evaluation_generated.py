@@ -11,12 +11,12 @@ from PIL import Image
 
 from tara.cli import main
 from tara.errors import TaraError
-from tara.evaluation.generated import generate, is_generated, plan
+from tara.evaluation.generated import generate, plan
 from tara.evaluation.protocols import TrainedSubject, group_prompts, joined_names
 from tara.evaluation.subjects import OTHER_CLASSES, SAME_CLASS, Subject
 from tara.families.settings import BaseSettings
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.provenance import UsedFile, read_provenance
+from tara.inference.provenance import UsedFile, read_provenance, was_made_as
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.training.data.dreambooth import TABLE
@@ -62,7 +62,7 @@ def test_pairs_are_generated_by_each_composer_and_a_second_start_generates_only_
     assert {one["prompt"] for one in found["images"]} == {"a xlo dog and a szn cat on the beach"}
     assert found["differences"][0]["metrics"]["presence"]
     images = sorted(Path("evaluation/images").rglob("*.png"))
-    assert images[0].as_posix() == "evaluation/images/sum/xlo-dog+szn-cat/00-seed-0000.png"
+    assert images[0].as_posix() == "evaluation/images/sum/xlo-dog+szn-cat/0001-seed0.png"
     assert read_provenance(images[0]).settings.composer == "sum"
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in images}
     images[1].unlink()
@@ -73,7 +73,8 @@ def test_pairs_are_generated_by_each_composer_and_a_second_start_generates_only_
     assert [path for path in images if after[path][1] != before[path][1]] == images[1:3]
     assert again["series"] == found["series"]
     assert not list(Path("evaluation").rglob(".*"))
-    assert "was generated with another prompt" in refused(*command("pairs", *flags, "--guidance-scale", "3"))
+    said = refused(*command("pairs", *flags, "--guidance-scale", "3"))
+    assert "'evaluation' exists already and differs in: guidance_scale." in said
 
 
 def test_the_data_sets_prompts_are_generated_for_living_subjects_and_for_objects(
@@ -131,7 +132,7 @@ def test_no_more_merges_are_held_than_images_are_generated_at_a_time(tmp_path: P
     planned = plan(prompts, BaseSettings(base="tiny"), GenerationSettings(), ["ties"], (0, 1), tmp_path)
     generate(Stub(), planned, 4, lambda *_: None)  # type: ignore[arg-type]
     assert requests == [4, 2]
-    assert all(is_generated(one) for one in planned)
+    assert all(was_made_as(one.record.path, one.provenance) for one in planned)
 
 
 def test_all_pairs_are_made_or_the_groups_that_are_listed():

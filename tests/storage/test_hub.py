@@ -160,11 +160,11 @@ def test_an_adapter_on_the_hub_generates_and_is_remembered_by_its_name_there(
     assert parse_adapter("me/rex:0.5,rare_word=abc").name == "me/rex"
     flags = ["--base", str(base), "--steps", "1", "--seeds", "0", "--device", "cpu"]
     assert main(["generate", "a xlo dog", "-a", "me/rex:0.5", *flags]) == 0
-    (used,) = read_provenance(here / "out" / "seed-0000.png").adapters
+    (used,) = read_provenance(here / "out" / "0001-seed0.png").adapters
     assert (used.given, used.path) == ("me/rex:0.5", "me/rex")
-    again = ["generate", "--from", "out/seed-0000.png", "--device", "cpu", "--out", "again"]
+    again = ["generate", "--from", "out/0001-seed0.png", "--device", "cpu", "--out", "again"]
     assert main(again) == 0
-    assert (here / "again" / "seed-0000.png").read_bytes() == (here / "out" / "seed-0000.png").read_bytes()
+    assert (here / "again" / "0001-seed0.png").read_bytes() == (here / "out" / "0001-seed0.png").read_bytes()
     tiny_adapters.random_adapter(Base(tiny_bases.sd_pipeline()), seed=1).save(file)
     assert "'me/rex' has changed since" in refused(*again)
 

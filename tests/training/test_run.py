@@ -220,10 +220,10 @@ def test_ctrl_c_keeps_a_checkpoint_of_the_very_step_and_names_the_command(sd_pip
     assert all_same(files_of(whole), files_of(recipe))
 
 
-def test_a_finished_run_may_be_trained_again(shared_base: Base, tmp_path: Path):
+def test_a_finished_run_may_be_trained_anew(shared_base: Base, tmp_path: Path):
     recipe = recipe_of(tmp_path, steps=2)
     first = train_recipe(recipe, shared_base)
-    assert all_same(train_recipe(recipe, shared_base), first)
+    assert all_same(train_recipe(recipe, shared_base, overwrite=True), first)
 
 
 def test_class_images_are_generated_once_and_the_users_own_count(shared_base: Base, tmp_path: Path):
@@ -242,7 +242,8 @@ def test_class_images_are_generated_once_and_the_users_own_count(shared_base: Ba
     assert generated == [(2, 3), (3, 3), (1, 3), (2, 3), (3, 3)]
     assert len(list(own.glob("[!.]*"))) == 3
     generated.clear()
-    train_recipe(recipe, shared_base, on_class_image=lambda there, wanted: generated.append((there, wanted)))
+    again = lambda there, wanted: generated.append((there, wanted))  # noqa: E731
+    train_recipe(recipe, shared_base, overwrite=True, on_class_image=again)
     assert generated == []
 
 

@@ -62,7 +62,7 @@ def test_a_rerun_that_is_refused_leaves_the_finished_run_alone(
         concepts=tuple(one.model_copy(update=concept) for one in recipe.concepts),
     )
     with pytest.raises(TaraError, match=sentence):
-        train_recipe(refused, shared_base)
+        train_recipe(refused, shared_base, overwrite=True)
     assert contents(tmp_path) == before
 
 
@@ -81,7 +81,7 @@ def test_a_rerun_that_begins_deletes_the_earlier_one(shared_base: Base, pages: N
     recipe = recipe_of(tmp_path, concepts=1, steps=2, preview_every=2)
     train_recipe(recipe, shared_base)
     with pytest.raises(Killed):
-        train_recipe(recipe, shared_base, on_step=killed_after(1))
+        train_recipe(recipe, shared_base, overwrite=True, on_step=killed_after(1))
     left = {path.name for path in recipe.run_folder.rglob("*")}
     assert left == {"settings.json", "versions.json", "checkpoints", "previews", "rex"}
 

@@ -1,5 +1,6 @@
 """An adapter as another tool's file."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from tara.adapters.card import AdapterCard
 from tara.adapters.formats.modelspec import described
 from tara.adapters.formats.writing import Layers, Target, write_diffusers, write_kohya, write_peft
 from tara.errors import TaraError
+from tara.storage.files import is_there
+from tara.storage.outputs import is_finished, same_content
 
 Writer = Callable[[Path, Layers, AdapterCard, Mapping[str, str]], None]
 
@@ -19,16 +22,18 @@ WRITERS: dict[Target, Writer] = {
 }
 
 
-def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
+def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write an adapter in another tool's style: the same weights bit by bit, each layer's true alpha, and the card.
 
     Args:
         adapter: from `tara.adapters.adapter.load_adapter`, whatever its file's style.
         to: kohya (A1111, ComfyUI), diffusers, peft or tara.
         out: a ``.safetensors`` file; for peft a folder.
+        overwrite: replace another file or folder of that name.
 
     Raises:
-        TaraError: when the style has no room for a part of it, a tara file would name no word, or the disk says no.
+        TaraError: when the style has no room for a part of it, a tara file would name no word, there is another file
+            ``out``, or it cannot be written.
     """
     out = Path(out)
     if to == "peft" and (out.suffix == ".safetensors" or out.is_file()):
@@ -39,5 +44,14 @@ def convert(adapter: Adapter, to: Target, out: str | Path) -> Path:
         raise TaraError(
             f"{adapter.name} does not tell its words, and a tara file does. Add them: --rare-word xlo --class-word dog."
         )
-    WRITERS[to](out, adapter.all_layers, adapter.card, described(adapter.card, out.stem))
+
+    def write(path: Path) -> None:
+        WRITERS[to](path, adapter.all_layers, adapter.card, described(adapter.card, out.stem))
+
+    if is_there(out) and not overwrite:
+        with tempfile.TemporaryDirectory() as folder:
+            write(copy := Path(folder) / f"copy{out.suffix}")
+            if is_finished(out, {}, {} if same_content(copy, out) else None):
+                return out
+    write(out)
     return out

@@ -15,6 +15,7 @@ from tara.inference.composers import COMPOSERS
 from tara.inference.pipeline import OnStep, Pipeline
 from tara.inference.request import GenerationRequest
 from tara.report.grid import Grid, Row, Table
+from tara.storage.outputs import image_name
 
 REFERENCE = "none"  # the composer whose time is 1
 SHOWN_SEEDS = 8  # images in a row of the sheet
@@ -30,6 +31,7 @@ class ComposedImage:
     """An image by one composer, and its cost: network evaluations, and seconds by the clock of `clock_of`."""
 
     composer: str
+    number: int
     seed: int
     image: Image.Image
     evaluations: int
@@ -38,7 +40,7 @@ class ComposedImage:
     @property
     def path(self) -> str:
         """Its file in the output folder."""
-        return f"{self.composer}/seed-{self.seed:04d}.png"
+        return f"{self.composer}/{image_name(self.number, self.seed)}"
 
 
 Composed = Mapping[str, Sequence[ComposedImage]]
@@ -64,13 +66,15 @@ def compare_composers(
     # a stream restores the base after each image, so that several can take turns on one base
     requests = [(name, with_composer(request, name)) for name in composers]
     streams = [(name, pipeline.generate([own], batch_size=1, on_step=on_step)) for name, own in requests]
-    for seed in request.seeds:
+    for number, seed in enumerate(request.seeds, 1):
         for name, stream in streams:
             with _counted(pipeline.base) as evaluations:
                 begun = clock()
                 image = next(stream).image
                 seconds = clock() - begun
-            yield ComposedImage(composer=name, seed=seed, image=image, evaluations=len(evaluations), seconds=seconds)
+            yield ComposedImage(
+                composer=name, number=number, seed=seed, image=image, evaluations=len(evaluations), seconds=seconds
+            )
 
 
 def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Typed, given, with_flags
+from tara.cli.options import Overwrite, Typed, given, with_flags
 from tara.cli.progress import progress
 from tara.cli.requests import Adapters, Asked, Composers, Device, Seeds, asked_for, parse_composers, pipeline_for
 from tara.cli.terminal import say
@@ -17,14 +17,16 @@ from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.composers import COMPOSERS
 from tara.inference.settings import GenerationSettings
-from tara.storage.files import atomic_write, check_writable
-from tara.storage.lock import claimed
+from tara.report.page import PAGE
+from tara.storage.files import atomic_write
+from tara.storage.outputs import SHEET, output_folder
 
 if TYPE_CHECKING:
     from tara.analysis.comparison import ComposedImage
     from tara.inference.pipeline import Pipeline
 
 ALL = ",".join(COMPOSERS)
+RESULTS = "results.json"
 
 
 def _compare(
@@ -35,6 +37,7 @@ def _compare(
     seeds: Seeds = None,
     composers: Composers = ALL,
     out: Annotated[Path, Parameter(help="Output folder")] = Path("compare"),
+    overwrite: Overwrite = False,
     device: Device = None,
     typed: Typed = "",
     **values: Any,
@@ -51,10 +54,14 @@ def _compare(
         raise TaraError("There is nothing to compose. Name each adapter: --adapter rex.safetensors.")
     for name in names:
         with_composer(asked.request, name).check()
-    check_writable(out)
-    with claimed(out):  # before the base, which may take minutes to load
-        pipeline = pipeline_for(asked.base, device)
-        _write(out, pipeline, asked, _generate(pipeline, asked, names, out), typed)
+    wanted = asked.settings(composers=names)
+    # before the base, which may take minutes to load
+    with output_folder(out, wanted, SHEET, RESULTS, PAGE, overwrite=overwrite) as finished:
+        if not finished:
+            pipeline = pipeline_for(asked.base, device)
+            _write(out, pipeline, asked, _generate(pipeline, asked, names, out), typed)
+    already = "These very images exist already. " if finished else ""
+    say(f"{already}Look at {out / PAGE}, or at {out / SHEET}.")
 
 
 compare = with_flags(_compare, {BaseSettings: "Base", GenerationSettings: "Images"}, without=("composer",))
@@ -79,7 +86,7 @@ def _generate(pipeline: Pipeline, asked: Asked, names: Sequence[str], out: Path)
 def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[ComposedImage]], typed: str) -> None:
     """Write the sheet, the page and the costs, and print the costs."""
     from tara.analysis.comparison import clock_of, costs, grid, table
-    from tara.report.page import PAGE, page
+    from tara.report.page import page
     from tara.report.sheet import contact_sheet
     from tara.report.versions import versions
 
@@ -98,9 +105,8 @@ def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[C
     }
     lead = "One prompt, the same adapters and seeds, every composer."
     html = page(title=request.prompt, lead=lead, grids=[shown], tables=[costs_table], command=typed)
-    atomic_write(out / "sheet.png", contact_sheet(shown).save)
-    atomic_write(out / "results.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write(out / SHEET, contact_sheet(shown).save)
+    atomic_write(out / RESULTS, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / PAGE, html.encode())
     for composer, evaluations, ratio, _ in costs_table.rows:
         say(f"{composer:>10}: {evaluations} network evaluations, time ratio {ratio or '-'}")
-    say(f"Look at {out / PAGE}, or at {out / 'sheet.png'}.")

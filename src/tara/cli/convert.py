@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from tara.cli.options import Overwrite
 from tara.cli.terminal import say
 
 
@@ -20,6 +21,7 @@ def convert(
     rare_word: Annotated[str | None, Parameter(help="Rare word, where the file does not tell it")] = None,
     class_word: Annotated[str | None, Parameter(help="Class word, where the file does not tell it")] = None,
     alpha: Annotated[float | None, Parameter(help="Alpha of every layer, where the file has lost it")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write an adapter in another tool's style, with the same weights bit by bit and every layer's true alpha."""
     from dataclasses import replace
@@ -30,4 +32,4 @@ def convert(
     adapter = load_adapter(file, alpha)
     words = {name: given for name, given in (("rare_word", rare_word), ("class_word", class_word)) if given is not None}
     adapter = replace(adapter, card=adapter.card.model_copy(update=words))
-    say(f"{write(adapter, to, out)}: {len(adapter.all_layers)} layers, unchanged, for {to}.")
+    say(f"{write(adapter, to, out, overwrite=overwrite)}: {len(adapter.all_layers)} layers, unchanged, for {to}.")

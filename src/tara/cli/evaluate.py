@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel
 
 from tara.cli import requests
-from tara.cli.options import Typed, given, with_flags
+from tara.cli.options import Overwrite, Typed, given, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
 from tara.evaluation.subjects import ImageRecord, Subject, read_subjects
 from tara.families.settings import BaseSettings
+from tara.inference.provenance import was_made_as
 from tara.inference.settings import GenerationSettings
-from tara.storage.files import check_writable
-from tara.storage.lock import claimed
+from tara.report.page import PAGE
+from tara.storage.files import digest
+from tara.storage.outputs import output_folder
 from tara.storage.validation import build
 
+RESULTS, TABLE = "results.json", "results.csv"
 SHOWN = ("success", "presence", "identity", "identity_absent_zero", "leakage")
 MODELS: dict[type[BaseModel], str] = {EvaluationSettings: "Scoring", BaseSettings: "Base", GenerationSettings: "Images"}
 
@@ -48,6 +51,7 @@ class ProtocolFlags:
     composers: requests.Composers = "tara"
     seeds: requests.Seeds = None
     out: Out = Path("evaluation")
+    overwrite: Overwrite = False
 
 
 @Parameter(name="*")
@@ -66,6 +70,7 @@ def _folder(
     *folders: Annotated[Path, Parameter(help="Folders of PNG files of `tara generate`, or JSON lists of images")],
     references: References = (),
     out: Out = Path("evaluation"),
+    overwrite: Overwrite = False,
     typed: Typed = "",
     **values: Any,
 ) -> None:
@@ -77,7 +82,8 @@ def _folder(
         raise TaraError("There is nothing to score. Give a folder of images: tara evaluate folder out -r xlo=photos.")
     images = find_images(folders)
     subjects = read_subjects(references, adapter_words(images))
-    _score("folder", image_records(images, subjects), subjects, settings, out, typed)
+    wanted = {"images": [[str(one.file), digest(one.file)] for one, _ in images]}
+    _score("folder", image_records(images, subjects), subjects, settings, Output(out, wanted, overwrite), typed)
 
 
 def _pairs(*, flags: PairsFlags = PairsFlags(), typed: Typed = "", **values: Any) -> None:
@@ -99,7 +105,7 @@ for command, name in ((_pairs, "pairs"), (_dreambooth, "dreambooth")):
 def _generate(protocol: str, flags: ProtocolFlags, typed: str, values: dict[str, Any]) -> None:
     """Generate the missing images of a protocol, and score all of its images."""
     from tara.evaluation import protocols
-    from tara.evaluation.generated import generate, is_generated, plan
+    from tara.evaluation.generated import generate, plan
 
     settings = build(EvaluationSettings, given(EvaluationSettings, values))
     base = build(BaseSettings, given(BaseSettings, values))
@@ -115,15 +121,26 @@ def _generate(protocol: str, flags: ProtocolFlags, typed: str, values: dict[str,
     else:
         prompts = protocols.dreambooth_prompts(trained)
     planned = plan(prompts, base, sampling, composers, seeds, flags.out)
-    missing = [one for one in planned if not is_generated(one)]
 
     def generate_missing() -> None:
-        if missing:
+        if missing := [one for one in planned if not was_made_as(one.record.path, one.provenance)]:
             pipeline = requests.pipeline_for(base, settings.device)
             with progress("Generating", len(missing)) as advance:
                 generate(pipeline, missing, settings.batch_size, advance)
 
-    _score(protocol, [one.record for one in planned], subjects, settings, flags.out, typed, generate_missing)
+    prompted = [[one.text, [each.file.model_dump() for each in one.trained]] for one in prompts]
+    wanted = {"prompts": prompted, "seeds": seeds, "composers": composers}
+    wanted |= base.model_dump(mode="json") | sampling.model_dump(mode="json")
+    output = Output(flags.out, wanted, flags.overwrite)
+    _score(protocol, [one.record for one in planned], subjects, settings, output, typed, generate_missing)
+
+
+class Output(NamedTuple):
+    """Where results go, and the settings of a protocol that they depend on, by name."""
+
+    out: Path
+    settings: dict[str, Any]
+    overwrite: bool
 
 
 def _score(
@@ -131,7 +148,7 @@ def _score(
     records: Sequence[ImageRecord],
     subjects: Sequence[Subject],
     settings: EvaluationSettings,
-    out: Path,
+    output: Output,
     typed: str,
     generate: Callable[[], None] = lambda: None,
 ) -> None:
@@ -141,8 +158,11 @@ def _score(
     from tara.evaluation.scorer import load_scorer
 
     only_our_bars()
-    check_writable(out)
-    with claimed(out):
+    out, references = output.out, {subject.name: str(subject.photos.absolute()) for subject in subjects}
+    scoring = settings.model_dump(mode="json", exclude={"device", "batch_size"})
+    wanted = {"protocol": protocol, "references": references, **scoring, **output.settings}
+    # results of the same settings are written once more: the images may be others under the same names
+    with output_folder(out, wanted, RESULTS, TABLE, PAGE, overwrite=output.overwrite):
         scorer = load_scorer(settings, subjects, out / "cache")  # before hours of sampling: a model may be missing
         generate()
         models = settings.model_dump(include={"detector", "dino", "clip", "plain_dino"})
@@ -152,4 +172,4 @@ def _score(
     for series in results["series"]:
         means = [f"{name} {series['metrics'][name][0]:.2f}" for name in SHOWN if name in series["metrics"]]
         say(f"{series['name']}, {series['count']} images: {', '.join(means)}")
-    say(f"Look at {out / 'index.html'}; the metrics are in {out / 'results.json'} and {out / 'results.csv'}.")
+    say(f"Look at {out / PAGE}; the metrics are in {out / RESULTS} and {out / TABLE}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +15,11 @@ from tara.cli.requests import Adapters, Asked, Device, Seeds, asked_for, pipelin
 from tara.cli.terminal import say
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings, ExecutionSettings
-from tara.inference.provenance import read_provenance
+from tara.inference.provenance import was_made_as
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write, check_writable
 from tara.storage.lock import claimed
+from tara.storage.outputs import SHEET, image_name, next_number
 from tara.storage.validation import build
 
 MOST_SHOWN = 64
@@ -50,14 +53,15 @@ def _generate(
     execution = build(ExecutionSettings, given(ExecutionSettings, values))
     seeds_wanted = asked.request.seeds
     with claimed(out):
-        missing = tuple(seed for seed in seeds_wanted if not _is_finished(asked, seed, out))
+        files = {seed: path for seed in seeds_wanted if (path := _existing(asked, seed, out))}
+        existing, missing = len(files), tuple(seed for seed in seeds_wanted if seed not in files)
         if missing:
-            _write_images(asked, missing, out, batch_size, device, execution)
-        _write_sheet(out / "sheet.png", asked, out)
-    count = "1 image" if len(seeds_wanted) == 1 else f"{len(seeds_wanted)} images"
-    there = len(seeds_wanted) - len(missing)
-    known = f" ({there} there already)" if there else ""
-    say(f"{count}{known} in {out}, together in {out / 'sheet.png'}")
+            files |= _write_images(asked, missing, out, batch_size, device, execution)
+        sheet = _write_sheet(asked, [files[seed] for seed in seeds_wanted], out)
+    count = f"{len(files)} images" if len(files) > 1 else "1 image"
+    say(f"{count}{f' ({existing} existed already)' if existing else ''} in {out}: {_names(files.values())}")
+    if sheet is not None:
+        say(f"All in one: {sheet}")
 
 
 generate = with_flags(
@@ -67,37 +71,48 @@ generate = with_flags(
 
 def _write_images(
     asked: Asked, seeds: tuple[int, ...], out: Path, batch_size: int, device: str | None, execution: ExecutionSettings
-) -> None:
-    pipeline = pipeline_for(asked.base, device, execution)
-    request = asked.request.model_copy(update={"seeds": seeds})
+) -> dict[int, Path]:
+    """Generate an image of each seed; each gets the folder's next number."""
+    pipeline, files = pipeline_for(asked.base, device, execution), dict[int, Path]()
+    request, first = asked.request.model_copy(update={"seeds": seeds}), next_number(out)
     with progress("Generating", len(seeds)) as advance:
         made = pipeline.generate(
             [request], batch_size=batch_size, on_step=lambda step: advance(step.fraction * step.images, "")
         )
-        for one in made:
-            atomic_write(_file(out, one.seed), asked.png(one.image, one.seed))
+        for number, one in enumerate(made, first):
+            files[one.seed] = out / image_name(number, one.seed)
+            atomic_write(files[one.seed], asked.png(one.image, one.seed))
+    return files
 
 
-def _file(out: Path, seed: int) -> Path:
-    return out / f"seed-{seed:04d}.png"
+def _existing(asked: Asked, seed: int, out: Path) -> Path | None:
+    """The folder's file of this very image, from an earlier command."""
+    return next(
+        (path for path in sorted(out.glob(f"*-seed{seed}.png")) if was_made_as(path, asked.provenance(seed))), None
+    )
 
 
-def _is_finished(asked: Asked, seed: int, out: Path) -> bool:
-    """Whether the folder holds this very image, from a command that was stopped before its last one."""
-    wanted = asked.provenance(seed)
-    try:
-        there = read_provenance(_file(out, seed))
-    except TaraError:  # not there, or not whole
-        return False
-    return there.model_copy(update={"tara_version": wanted.tara_version}) == wanted
+def _names(files: Iterable[Path]) -> str:
+    first, *others = sorted(path.name for path in files)
+    return f"{first} to {others[-1]}" if others else first
 
 
-def _write_sheet(path: Path, asked: Asked, out: Path) -> None:
+def _write_sheet(asked: Asked, files: Sequence[Path], out: Path) -> Path | None:
+    """One image of several, numbered as they are; an equal one of an earlier command is kept."""
     from tara.report.grid import wrapped
     from tara.report.sheet import contact_sheet
     from tara.storage.images import read_image
 
-    seeds = asked.request.seeds[:MOST_SHOWN]
-    images = [read_image(_file(out, seed)) for seed in seeds]
-    labels = [f"seed {seed}" for seed in seeds]
-    atomic_write(path, contact_sheet(wrapped(images, labels, title=asked.request.prompt)).save)
+    if len(files) == 1:
+        return None
+    labels = [f"seed {seed}" for seed in asked.request.seeds[:MOST_SHOWN]]
+    images = [read_image(path) for path in files[:MOST_SHOWN]]
+    buffer = io.BytesIO()
+    contact_sheet(wrapped(images, labels, title=asked.request.prompt)).save(buffer, format="PNG")
+    sheet = buffer.getvalue()
+    for path in out.glob(f"*-{SHEET}"):
+        if path.stat().st_size == len(sheet) and path.read_bytes() == sheet:
+            return path
+    path = out / f"{next_number(out):04d}-{SHEET}"
+    atomic_write(path, sheet)
+    return path

@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 Typed = Annotated[str, Parameter(parse=False)]
 """The command as it was typed, for pages that end with it; `tara.cli` hands it to commands that ask for it."""
 
+Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the output if it exists with other settings")]
+
 
 def with_flags(
     command: Callable[..., None], models: Mapping[type[BaseModel], str], without: Collection[str] = ()

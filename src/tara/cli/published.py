@@ -91,7 +91,7 @@ device # cuda, mps or cpu; the best one available if left out
 lora_list! # adapters as a JSON list of files, folders or hub ids; :0.8 behind one sets its weight
 rare_token_list # their rare words as a JSON list; not needed for adapters that store their words
 prompt! # prompt, with the rare words in it
-output_folder=./output # folder for output_image_0.png, output_image_1.png, ...
+output_folder=./output # folder for output_image_0.png, output_image_1.png, ...; numbers go on where images exist
 number=6 # number of images; their seeds are 0, 1, ..."""
 TRAINING_METHOD = {"targets": "attention", "captions": "fixed", "flip": False}  # what the published code implies
 GENERATION_METHOD = {"context": "prompt"}
@@ -304,12 +304,15 @@ def generate(arguments: Arguments) -> None:
     """Generate the images that a command line asks for."""
     asked, folder = asked_for(arguments), Path(arguments.texts["output_folder"])
     with claimed(folder):
+        existing = (re.fullmatch(r"output_image_(\d+)\.png", path.name) for path in folder.iterdir())
+        first = max((int(match[1]) for match in existing if match), default=-1) + 1  # images never replace images
         pipeline = pipeline_for(asked.base, arguments.texts["device"] or None)
         with progress("Generating", len(asked.request.seeds)) as advance:
             made = pipeline.generate([asked.request], on_step=lambda step: advance(step.fraction * step.images, ""))
-            for one in made:
-                atomic_write(folder / f"output_image_{one.seed}.png", asked.png(one.image, one.seed))
-    say(f"Images written to {folder}: {len(asked.request.seeds)}")
+            for number, one in enumerate(made, first):
+                atomic_write(folder / f"output_image_{number}.png", asked.png(one.image, one.seed))
+    last = first + len(asked.request.seeds) - 1
+    say(f"Images written to {folder}: output_image_{first}.png to output_image_{last}.png")
 
 
 def run(script: Script, arguments: Sequence[str] | None = None) -> int:

@@ -61,6 +61,10 @@ class Asked:
             settings=self.request.settings.model_copy(update=changes),
         )
 
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Everything that the images depend on, by name, for `tara.storage.outputs.output_folder`."""
+        return made_with(self.provenance(0)) | {"seeds": self.request.seeds} | more
+
     def png(self, image: Image.Image, seed: int, **changes: Any) -> bytes:
         """An image as a PNG file that holds its provenance."""
         return png_with_provenance(image, self.provenance(seed, **changes))
@@ -107,6 +111,12 @@ def asked_for(
         },
     )
     return Asked(request=request, base=on_base, adapters=files, inputs=inputs)
+
+
+def made_with(provenance: Provenance) -> dict[str, Any]:
+    """What images that differ in their seeds alone depend on, by name."""
+    facts = provenance.model_dump(mode="json", exclude={"seed", "tara_version", "base", "settings"})
+    return facts | provenance.base.model_dump(mode="json") | provenance.settings.model_dump(mode="json")
 
 
 def pipeline_for(base: BaseSettings, device: str | None, execution: ExecutionSettings | None = None) -> Pipeline:

@@ -33,7 +33,7 @@ def _train(
     *,
     resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint")] = False,
     overwrite: Annotated[
-        bool, Parameter(negative=(), help="Start anew although the run folder holds an unfinished training")
+        bool, Parameter(negative=(), help="Start anew: replace an unfinished training, or an adapter of other settings")
     ] = False,
     **values: Any,
 ) -> None:

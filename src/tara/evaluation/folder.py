@@ -13,9 +13,9 @@ from tara.evaluation.subjects import ImageRecord, Subject, class_category, promp
 from tara.inference.active_adapter import parse_adapter
 from tara.inference.provenance import Provenance, read_provenance, relocated
 from tara.storage.files import LARGE, is_there, small_text
+from tara.storage.outputs import SHEET
 from tara.storage.validation import build
 
-SHEET = "sheet.png"  # `tara generate` writes it beside the images
 LIST = 'Images of other tools need a JSON list beside them, like [{"file": "a.jpg", "prompt": "a xlo dog"}].'
 
 
@@ -95,7 +95,7 @@ def _in_folder(folder: Path, series: str) -> list[FoundImage]:
         raise TaraError(f"There is no folder '{folder}'. Give folders of images, or JSON lists of them.")
     images: list[FoundImage] = []
     for path in sorted(folder.glob("*.png")):
-        if path.name == SHEET or path.name.startswith("."):  # hidden: left by a killed command
+        if path.name.endswith(SHEET) or path.name.startswith("."):  # hidden: left by a killed command
             continue
         try:
             made = read_provenance(path)

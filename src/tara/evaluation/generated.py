@@ -6,16 +6,16 @@ from itertools import groupby, product
 from pathlib import Path
 
 from tara.adapters.formats.peft_config import config_beside
-from tara.errors import TaraError
 from tara.evaluation.protocols import EvaluationPrompt
 from tara.evaluation.subjects import ImageRecord
 from tara.families.settings import BaseSettings
 from tara.inference.pipeline import Pipeline
-from tara.inference.provenance import Provenance, png_with_provenance, read_provenance, used_file
+from tara.inference.provenance import Provenance, png_with_provenance, used_file
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.storage.file_names import file_name
 from tara.storage.files import atomic_write
+from tara.storage.outputs import image_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,30 +50,11 @@ def plan(
         inputs = tuple(used_file(path) for path in configs if path)
         made = Provenance(prompt=prompt.text, seed=0, adapters=files, inputs=inputs, base=base, settings=own)
         folder = out / "images" / composer / file_name("+".join(one.name for one in prompt.subjects))
-        for seed in seeds:
-            path = folder / f"{prompt.number:02d}-seed-{seed:04d}.png"
+        for number, seed in enumerate(seeds, prompt.number * len(seeds) + 1):
+            path = folder / image_name(number, seed)
             record = ImageRecord(path, composer, prompt.text, seed, prompt.subjects, prompt.category)
             planned.append(PlannedImage(request, made.model_copy(update={"seed": seed}), record))
     return planned
-
-
-def is_generated(planned: PlannedImage) -> bool:
-    """Whether the image exists, undamaged.
-
-    Raises:
-        TaraError: when it was generated in another way.
-    """
-    path, wanted = planned.record.path, planned.provenance
-    try:
-        existing = read_provenance(path)
-    except TaraError:  # missing or damaged
-        return False
-    if existing.model_copy(update={"tara_version": wanted.tara_version}) != wanted:
-        raise TaraError(
-            f"'{path}' was generated with another prompt, adapter or setting. Choose another --out, or delete the "
-            "images there."
-        )
-    return True
 
 
 def generate(

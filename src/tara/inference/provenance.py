@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from tara.adapters.card import tara_version
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.settings import GenerationSettings
+from tara.storage.files import digest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,10 +45,10 @@ class Provenance(BaseModel, frozen=True):
 def used_file(path: Path, given: str | None = None) -> UsedFile:
     """Name a file and its content."""
     try:
-        digest = _digest(path)
+        sha256 = digest(path)
     except OSError as failure:
         raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Check its path.") from failure
-    return UsedFile(given=given or str(path), path=str(path), sha256=digest)
+    return UsedFile(given=given or str(path), path=str(path), sha256=sha256)
 
 
 def relocated(provenance: Provenance, image: Path) -> Provenance:
@@ -60,7 +60,7 @@ def relocated(provenance: Provenance, image: Path) -> Provenance:
     def place(name: str, sha256: str | None = None) -> str:
         above = image.absolute().parents[:FOLDERS_ABOVE]
         for path in (Path(name), *(folder / name for folder in above), image.parent / Path(name).name):
-            if path.exists() if sha256 is None else path.is_file() and _digest(path) == sha256:
+            if path.exists() if sha256 is None else path.is_file() and digest(path) == sha256:
                 return name if path == Path(name) else str(path)
         return name
 
@@ -130,5 +130,14 @@ def read_provenance(path: Path) -> Provenance:
         ) from failure
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def was_made_as(path: Path, wanted: Provenance) -> bool:
+    """Whether a file is a whole image that was made in this very way, by whatever version of tara."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:  # without its pixels: a folder may hold thousands of images of one seed
+            made = Provenance.model_validate_json(image.info.get(KEY, ""))
+        same = made.model_copy(update={"tara_version": wanted.tara_version}) == wanted
+        return same and read_provenance(path) == made
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, TaraError):
+        return False  # not there, of another program, or not whole

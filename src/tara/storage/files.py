@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and texts that are read only when they are small."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -82,6 +83,12 @@ def small_text(path: Path, most: int = SMALL, encoding: str = "utf-8") -> str:
     if (size := path.stat().st_size) > most:
         raise TaraError(f"{path} has {size >> 10} KiB, which is more than {most >> 10} KiB. Check that it is the file.")
     return path.read_text(encoding=encoding)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_there(path: Path) -> bool:

@@ -17,7 +17,7 @@ from tara.report.plots import loss_curve
 from tara.report.versions import versions
 from tara.storage.files import atomic_write, check_writable, remove_unfinished, write_error
 from tara.training.run.checkpoints import checkpoints, save_checkpoint
-from tara.training.run.recipe_files import RUN_SETTINGS, recipe_json
+from tara.training.run.recipe_files import RUN_SETTINGS, comparable, recipe_json
 from tara.training.settings import Recipe
 from tara.training.state import TrainingState
 
@@ -57,11 +57,16 @@ class RunFolder:
         last = self.last_checkpoint()
         return int(last.stem.removeprefix("step-")) if last else 0
 
-    def begin(self, recipe: Recipe, device: torch.device, after: int = 0) -> None:
-        """Write the settings and the versions, and delete what an earlier run left here behind step ``after``."""
+    def begin(
+        self, recipe: Recipe, device: torch.device, asked: Mapping[str, Any] | None = None, after: int = 0
+    ) -> None:
+        """Write the settings and the versions, and delete what an earlier run left here behind step ``after``.
+
+        ``asked`` is what `tara.training.run.recipe_files.comparable` says of the recipe as it was given.
+        """
         for concept in recipe.concepts:
             remove_unfinished(concept.file.parent, concept.file)
-        atomic_write(self.settings, recipe_json(recipe).encode())
+        atomic_write(self.settings, recipe_json(recipe, asked or comparable(recipe)).encode())
         atomic_write(self.versions, (json.dumps(versions(device), indent=2) + "\n").encode())
         if after:
             kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= after]

@@ -10,11 +10,13 @@ from pydantic import BaseModel, Field
 
 from tara.errors import TaraError
 from tara.families.base_names import INDEX, SHORT_NAMES
-from tara.storage.files import is_there, small_text
+from tara.storage.files import digest, is_there, small_text
+from tara.storage.outputs import SETTINGS
 from tara.storage.validation import build
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings
+from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings
 
-RUN_SETTINGS = "settings.json"  # a recipe in a run folder
+RUN_SETTINGS = SETTINGS  # a recipe in a run folder
+WITHOUT_EFFECT = {"device", "threads", "checkpoint_every"}  # on the adapter, and on what a run leaves
 MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
 PATHS = ("images", "masks", "out", "class_folder")
 NAMES_OR_PATHS = ("base", "vae")
@@ -25,6 +27,7 @@ class _Tables(BaseModel, extra="forbid"):
 
     settings: dict[str, Any] = {}
     concept: list[dict[str, Any]] = Field(min_length=1, description="a [[concept]] table for each adapter to train")
+    asked: dict[str, Any] = {}
 
 
 def read_recipe(path: Path, **overrides: Any) -> Recipe:
@@ -43,14 +46,51 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
     return _built(path, _read_toml(path), path.parent.joinpath, overrides)
 
 
-def recipe_json(recipe: Recipe) -> str:
-    """The recipe for a run folder: with absolute paths, because the run may be resumed from elsewhere."""
+def recipe_json(recipe: Recipe, asked: Mapping[str, Any]) -> str:
+    """The recipe for a run folder: with absolute paths, because the run may be resumed from elsewhere.
+
+    ``asked`` is its `comparable` form before the base's defaults were filled in.
+    """
     concepts = [concept.model_dump(mode="json") | {"out": str(concept.file)} for concept in recipe.concepts]
     tables = {
         "settings": _relocated(recipe.settings.model_dump(mode="json"), Path.absolute),
         "concept": [_relocated(table, Path.absolute) for table in concepts],
+        "asked": asked,
     }
     return json.dumps(tables, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """What the adapters of a recipe depend on, by name; None for what is left to the base's defaults.
+
+    Photos and masks count by their content, so that a folder may be moved.
+    """
+    settings = recipe.settings.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    settings |= {name: None for name in BASE_DEFAULTS if name not in recipe.settings.model_fields_set}
+    concepts = [concept.model_dump(mode="json", exclude={"out"}) for concept in recipe.concepts]
+    words: dict[str, Any] = {name: [concept[name] for concept in concepts] for name in concepts[0]}
+    folders = {name: [_content(concept[name]) for concept in concepts] for name in ("images", "masks")}
+    return settings | words | folders
+
+
+def earlier_settings(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `comparable` form of the recipe that a run folder was made with, None where it does not tell.
+
+    A setting of ``asked`` that is what the base's default was then counts as the same.
+    """
+    try:
+        run = _read_run(folder)
+        return {
+            name: value if value is not None or run["settings"].get(name) != asked.get(name) else asked[name]
+            for name, value in dict(run["asked"]).items()
+        }
+    except (TaraError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _content(folder: str | None) -> list[list[str]] | None:
+    files = sorted(Path(folder).iterdir()) if folder and Path(folder).is_dir() else []
+    return [[path.name, digest(path)] for path in files if path.is_file() and path.name[0] != "."] or None
 
 
 def _built(path: Path, values: Any, change: Callable[[Path], Path], overrides: dict[str, Any]) -> Recipe:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from tara.adapters.adapter import Adapter
+from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError, warn
 from tara.families.base import Base
 from tara.families.loading import best_device, load_base
 from tara.families.settings import BaseSettings
 from tara.storage.hub import upload, with_owner
 from tara.storage.lock import refuse_claimed
+from tara.storage.outputs import is_finished
 from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
 from tara.training.distributed import Processes, join
 from tara.training.loop import Training
@@ -23,7 +24,7 @@ from tara.training.run.class_images import class_folders, generate_missing
 from tara.training.run.folder import RunFolder, check_outputs
 from tara.training.run.interrupts import resume_command
 from tara.training.run.previews import check_previews
-from tara.training.run.recipe_files import RUN_SETTINGS, read_recipe
+from tara.training.run.recipe_files import RUN_SETTINGS, comparable, earlier_settings, read_recipe
 from tara.training.run.steps import OnStep, Run
 from tara.training.settings import ConceptSettings, Recipe, concept_settings, train_settings
 from tara.training.state import TrainingState
@@ -88,13 +89,13 @@ def train_recipe(
         recipe: settings and concepts.
         base: a base or loaded pipeline instead of the one that the settings name.
         resume: go on from the run folder's last checkpoint, if there is one.
-        overwrite: start anew although the run folder holds an unfinished training.
+        overwrite: start anew although there is an unfinished training, or an adapter of other settings.
         on_step: called after each step.
         on_class_image: called after each class image that is generated for prior preservation.
         on_upload: called with the adapters' address on the hub; a TaraWarning says what to do when they are not there.
 
     Returns:
-        the adapters, in the order of the concepts.
+        the adapters, in the order of the concepts; with a TaraWarning those that these very settings made before.
 
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
@@ -106,15 +107,21 @@ def train_recipe(
     check_optimizer(recipe.settings.optimizer)
     check_previews(recipe)
     check_outputs(recipe)
-    _check_earlier_run(folder, resume=resume, overwrite=overwrite)
+    last, asked = folder.last_checkpoint() if resume else None, comparable(recipe)
+    if last is None and not overwrite:
+        _check_earlier_run(folder, recipe)
+        earlier = earlier_settings(folder.path, asked)
+        finished = [is_finished(concept.file, asked, earlier) for concept in recipe.concepts]
+        if all(finished):
+            warn(f"Already trained with these settings: {', '.join(str(c.file) for c in recipe.concepts)}.")
+            return [load_adapter(concept.file) for concept in recipe.concepts]
     if processes.is_main:
         refuse_claimed(folder.path)
-    last = folder.last_checkpoint() if resume else None
     state = None if last is None else load_checkpoint(last)
     with _threads(recipe.settings.threads):
         inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
         training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
-        run = Run(training=training, inputs=inputs, folder=folder, on_step=on_step or (lambda _: None))
+        run = Run(training=training, inputs=inputs, folder=folder, asked=asked, on_step=on_step or (lambda _: None))
         # nothing is refused from here on, in no process, so what an earlier run left may be deleted
         processes.barrier()
         repository = with_owner(recipe.repository) if recipe.settings.push_to_hub and processes.is_main else None
@@ -181,10 +188,10 @@ def _base(recipe: Recipe, base: Base | Any | None) -> Base:
     return load_base(settings.base, device=settings.device, **options)
 
 
-def _check_earlier_run(folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
-    """Refuse (TaraError) to overwrite an unfinished training."""
+def _check_earlier_run(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse (TaraError) to replace a training that is unfinished, or whose adapters are gone."""
     done = folder.steps_done()
-    if not done or resume or overwrite:
+    if not done:
         return
     anew = "start anew with --overwrite (overwrite=True in Python), or give another out"
     try:
@@ -194,10 +201,10 @@ def _check_earlier_run(folder: RunFolder, *, resume: bool, overwrite: bool) -> N
             f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
             f"{anew[0].upper()}{anew[1:]}."
         ) from failure
-    if done < wanted:
+    if done < wanted or not all(concept.file.exists() for concept in recipe.concepts):
+        state = "an unfinished training" if done < wanted else "a training without its adapters"
         raise TaraError(
-            f"'{folder.path}' holds an unfinished training ({done} steps). Go on with "
-            f"`{resume_command(folder.path)}`, {anew}."
+            f"'{folder.path}' holds {state} ({done} steps). Go on with `{resume_command(folder.path)}`, {anew}."
         )
 
 

@@ -1,6 +1,6 @@
 """The steps of a run with what belongs to each: metrics, tracker, checkpoints, previews, and Ctrl-C."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -28,6 +28,8 @@ class Run:
     training: Training
     inputs: TrainingInputs
     folder: RunFolder
+    asked: Mapping[str, Any]
+    """What `tara.training.run.recipe_files.comparable` says of the recipe as it was given."""
     on_step: OnStep
 
     @property
@@ -41,7 +43,7 @@ class Run:
         # several processes stop between steps only, where they wait for one another
         alone = training.processes.count == 1
         with claimed(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
-            folder.begin(self.recipe, training.base.device, after=training.step)
+            folder.begin(self.recipe, training.base.device, self.asked, after=training.step)
             tracker = Tracker(settings.report_to, folder.path, settings.project)
             metrics = Metrics(folder.metrics)
             try:

@@ -1,0 +1,97 @@
+"""What a command does where its output exists already: nothing is replaced in silence (docs/reliability.md)."""
+
+import filecmp
+import json
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tara.errors import TaraError
+from tara.storage.files import LARGE, atomic_write, check_writable, is_there, small_text
+from tara.storage.lock import LOCK, OWNER, claimed
+
+SETTINGS = "settings.json"
+"""In an output folder: the settings that its content was made with."""
+SHEET = "sheet.png"
+"""An image that shows all images of a command; where there may be several, with a number before it."""
+NEXT = "Choose another --out, or replace it with --overwrite (overwrite=True in Python)."
+_NUMBERED = re.compile(r"(\d+)-.+\.png")
+
+
+def is_finished(
+    place: Path, asked: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, overwrite: bool = False
+) -> bool:
+    """Whether an output exists and was made with the same settings, so that nothing is to be done.
+
+    Args:
+        place: the file or folder.
+        asked: the settings that it would be made with now, by name.
+        earlier: the settings that it was made with; None where nothing tells them.
+        overwrite: whether it may be replaced.
+
+    Raises:
+        TaraError: when it exists with other settings, which are named.
+    """
+    if overwrite or not is_there(place):
+        return False
+    if earlier is None:
+        raise TaraError(f"'{place}' exists already. {NEXT}")
+    different = [name for name in dict.fromkeys([*earlier, *asked]) if earlier.get(name) != asked.get(name)]
+    if different:
+        raise TaraError(f"'{place}' exists already and differs in: {', '.join(different)}. {NEXT}")
+    return True
+
+
+@contextmanager
+def output_folder(out: Path, asked: Mapping[str, Any], *results: str, overwrite: bool) -> Generator[bool]:
+    """Have an output folder for this process alone; yields whether the results of these settings are complete in it.
+
+    Args:
+        out: the folder; it is made if it is missing, and removed again when nothing is written into it.
+        asked: the settings, by name; the folder keeps them in ``settings.json``.
+        results: names of the files that the command writes, the last one at the end.
+        overwrite: whether results of other settings may be replaced.
+
+    Raises:
+        TaraError: see `is_finished` and `tara.storage.lock.claimed`.
+    """
+    asked = json.loads(json.dumps(asked, default=str))  # as it is read back
+    check_writable(out)
+    with claimed(out):
+        existing = [name for name in (SETTINGS, *results) if (out / name).exists()]
+        same = bool(existing) and is_finished(out, asked, _earlier(out), overwrite=overwrite)
+        atomic_write(out / SETTINGS, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())
+        try:
+            yield same and results[-1] in existing
+        finally:
+            if not existing and {path.name for path in out.iterdir()} <= {SETTINGS, LOCK, OWNER}:
+                (out / SETTINGS).unlink()
+
+
+def _earlier(out: Path) -> dict[str, Any] | None:
+    try:
+        settings = json.loads(small_text(out / SETTINGS, LARGE))
+    except (OSError, ValueError, RecursionError, TaraError):
+        return None
+    return settings if isinstance(settings, dict) else None  # pyright: ignore[reportUnknownVariableType]
+
+
+def next_number(folder: Path) -> int:
+    """The number of a folder's next image: one more than its largest, from 1."""
+    names = (_NUMBERED.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
+    return max((int(match[1]) for match in names if match), default=0) + 1
+
+
+def image_name(number: int, seed: int) -> str:
+    """An image's file name: its number in the folder and its seed, ``0007-seed42.png``."""
+    return f"{number:04d}-seed{seed}.png"
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two files, or the files of two folders, are equal byte by byte."""
+    if one.is_dir() and other.is_dir():
+        names = [{path.name for path in folder.iterdir()} for folder in (one, other)]
+        return names[0] == names[1] and not any(filecmp.cmpfiles(one, other, names[0], shallow=False)[1:])
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
