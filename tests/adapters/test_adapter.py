@@ -22,13 +22,13 @@ def adapter(sd_pipe: StableDiffusionPipeline) -> Adapter:
 
 def test_a_file_gives_back_the_adapter(adapter: Adapter, tmp_path: Path) -> None:
     loaded = load_adapter(adapter.save(tmp_path / "rex.safetensors"))
-    assert loaded.card == adapter.card
+    assert loaded.card == adapter.card.model_copy(update={"alpha": 4})  # the scale of 4 is in B
     assert loaded.name == "rex.safetensors"
     assert loaded.layers.keys() == adapter.layers.keys()
     for path, low_rank in loaded.layers.items():
         assert torch.equal(low_rank.a, adapter.layers[path].a)
-        assert torch.equal(low_rank.b, adapter.layers[path].b)
-        assert low_rank.scale == 4.0
+        assert torch.equal(low_rank.b, 4 * adapter.layers[path].b)
+        assert low_rank.scale == 1
 
 
 def test_the_parts_are_the_text_part_and_the_rest(adapter: Adapter) -> None:
@@ -60,7 +60,7 @@ def test_the_header_holds_only_fields_of_pefts_lora_config(adapter: Adapter, tmp
     fields = json.loads(header["lora_adapter_metadata"])
     assert all(name.startswith("unet.") for name in fields)
     config = LoraConfig(**{name.removeprefix("unet."): value for name, value in fields.items()})
-    assert (config.r, config.lora_alpha) == (4, 16)
+    assert (config.r, config.lora_alpha) == (4, 4)
 
 
 @pytest.mark.parametrize("targets", [tiny_adapters.CROSS_KV, tiny_adapters.ATTENTION])

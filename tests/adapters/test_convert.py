@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from peft import PeftModel
 from safetensors import safe_open
@@ -17,8 +19,12 @@ import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.adapters.convert import WRITERS, convert
 from tara.adapters.formats.writing import Target
+from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
+from tara.families.text import TEXT_ENCODERS
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.fusing import fused_text
 
 
 def _described(header: Mapping[str, str]) -> dict[str, str]:
@@ -35,12 +41,20 @@ def _out(folder: Path, to: Target, name: str = "rex") -> Path:
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
-    """All that must survive, in a form that compares: weights bit by bit, scales, alphas, shapes."""
-    both = {**adapter.layers, **adapter.text_layers}
+    """All that must survive, in a form that compares: A bit by bit, B with its scale, alphas, shapes."""
     return {
-        path: (delta.scale, adapter.card.alpha_of(path), delta.kernel, delta.a.dtype, _bits(delta.a), _bits(delta.b))
-        for path, delta in both.items()
+        path: (adapter.card.alpha_of(path), delta.rank, delta.kernel, delta.a.dtype, _bits(delta.a), _bits(delta.b))
+        for path, delta in adapter.unit_scale.all_layers.items()
     }
+
+
+def _assert_same_deltas(adapter: Adapter, other: Adapter) -> None:
+    """The deltas' formula in float64: what is stored in less than float32 is not rounded once more."""
+    for layer, delta in adapter.all_layers.items():
+        written = other.all_layers[layer]
+        assert (written.scale, written.kernel) == (1, delta.kernel)
+        assert torch.equal(written.a, delta.a)
+        torch.testing.assert_close(written.b.double(), delta.scale * delta.b.double(), rtol=1e-7, atol=0)
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -67,16 +81,17 @@ def test_a_round_trip_changes_no_weight(to: Target, shape: str, tmp_path: Path) 
     )
     there = load_adapter(convert(named, to, _out(tmp_path, to)))
     back = load_adapter(convert(there, "kohya", tmp_path / "back.safetensors"))
-    assert _facts(there) == _facts(back) == _facts(foreign)
-    assert there.card == back.card == named.card
+    assert _facts(there) == _facts(back)
+    _assert_same_deltas(named, there)
+    assert there.card == back.card == named.unit_scale.card
 
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_an_adapter_of_ours_comes_back_with_its_card(to: Target, any_pipe: Any, tmp_path: Path) -> None:
     adapter = tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION, scale=4 / 3)
     back = load_adapter(convert(adapter, to, _out(tmp_path, to)))
-    assert back.card == adapter.card
-    assert _facts(back) == _facts(adapter)
+    assert back.card == adapter.unit_scale.card
+    _assert_same_deltas(adapter, back)
 
 
 def test_text_encoder_layers_are_kept_where_there_is_room(tmp_path: Path) -> None:
@@ -86,10 +101,52 @@ def test_text_encoder_layers_are_kept_where_there_is_room(tmp_path: Path) -> Non
     )
     adapter = load_adapter(files.saved(tmp_path / "te.safetensors", tensors))
     for to in ("diffusers", "kohya"):
-        assert _facts(load_adapter(convert(adapter, to, _out(tmp_path, to)))) == _facts(adapter)
+        _assert_same_deltas(adapter, load_adapter(convert(adapter, to, _out(tmp_path, to))))
     assert _keys(_out(tmp_path, "kohya")) == tensors.keys()
     with pytest.raises(TaraError, match=r"PEFT folder is for one model.*text_encoder"):
         convert(adapter, "peft", tmp_path / "peft")
+
+
+@pytest.mark.parametrize("to", ["diffusers", "tara", "kohya"])
+def test_diffusers_loads_text_encoder_layers_that_are_written(to: Target, any_pipe: Any, tmp_path: Path) -> None:
+    text: dict[str, LowRank] = {}
+    for name in TEXT_ENCODERS:
+        for path, delta in files.random_deltas(getattr(any_pipe, name, torch.nn.Module()), r"self_attn\.\w+$").items():
+            layer = f"{name}.text_model.{path.removeprefix('text_model.')}"
+            text[layer] = LowRank(delta.down, delta.up, 0.5)
+    adapter = replace(tiny_adapters.random_adapter(Base(any_pipe)), text_layers=text)
+    path = convert(adapter, to, _out(tmp_path, to))
+    before = Base(any_pipe).encode(["a xlo dog"]).embeddings
+    any_pipe.load_lora_weights(path)
+    theirs = Base(any_pipe).encode(["a xlo dog"]).embeddings
+    any_pipe.unload_lora_weights()
+    with fused_text(Base(any_pipe), [ActiveAdapter(adapter)]):
+        ours = Base(any_pipe).encode(["a xlo dog"]).embeddings
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert (theirs - before).abs().max() > 0.01
+
+
+def test_every_scale_is_in_the_weights_so_that_no_reader_loses_it(any_pipe: Any, tmp_path: Path) -> None:
+    adapter = tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION, scale=3.0)
+    tensors = safetensors.torch.load_file(convert(adapter, "diffusers", tmp_path / "a.safetensors"))
+    for layer, delta in adapter.layers.items():  # as ComfyUI and old releases of diffusers read it: B A, no header
+        product = tensors[f"unet.{layer}.lora_B.weight"] @ tensors[f"unet.{layer}.lora_A.weight"]
+        torch.testing.assert_close(product, delta.dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_kohyas_block_numbers_of_sdxl_do_not_depend_on_which_layers_there_are(tmp_path: Path) -> None:
+    delta = files.Delta(torch.ones(2, 640), torch.ones(640, 2), 2.0)
+    name = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q"
+    text = {
+        f"text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_{half}.weight": torch.ones(2, 2)
+        for half in "AB"
+    }
+    adapter = load_adapter(files.saved(tmp_path / "a.safetensors", files.diffusers({name: delta}) | text))
+    keys = _keys(convert(adapter, "kohya", tmp_path / "k.safetensors"))
+    assert "lora_unet_input_blocks_7_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in keys
+    unknown = replace(adapter, card=adapter.card.model_copy(update={"family": "sdxl-64"}))
+    with pytest.raises(TaraError, match=r"do not tell how many a block of its base has.*Convert it to diffusers"):
+        convert(unknown, "kohya", tmp_path / "k.safetensors")
 
 
 def _keys(path: Path) -> set[str]:
@@ -146,7 +203,7 @@ def test_other_tools_are_told_what_the_card_says(to: Target, tmp_path: Path) -> 
         "modelspec.usage_hint": "a photo of a xlo dog",
         "ss_network_module": "networks.lora",
         "ss_network_dim": "4",
-        "ss_network_alpha": "16.0",
+        "ss_network_alpha": "4.0",
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",
         "ss_sd_model_name": "sd15",

@@ -114,7 +114,7 @@ def test_the_sd_command_writes_one_file_that_says_what_the_paper_does(trained: P
         assert file.name == WEIGHTS
         card = load_adapter(file).card
         assert (card.rare_word, card.class_word, card.phrase) == (word, kind, f"a photo of {word} {kind}")
-        assert (card.rank, card.scale, card.targets) == (8, 4.0, "attention")
+        assert (card.rank, card.settings["alpha"], card.targets) == (8, 32, "attention")
         assert [card.settings[name] for name in ("token_mask", "alignment_loss", "flip")] == [True, "l1", False]
 
 

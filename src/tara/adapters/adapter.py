@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -46,6 +46,19 @@ class Adapter:
         """The deltas of the denoiser and the text encoders, as files hold them."""
         return {**self.layers, **self.text_layers}
 
+    @cached_property
+    def unit_scale(self) -> "Adapter":
+        """The same adapter with every scale multiplied into B, so that alpha = rank: what files hold.
+
+        Some readers lose an alpha that only a header tells, and act two to three times too strong or too weak.
+        """
+        layers, text_layers = (
+            {path: delta.unit_scale() for path, delta in part.items()} for part in (self.layers, self.text_layers)
+        )
+        ranks = {path: delta.rank for path, delta in {**layers, **text_layers}.items()}
+        card = self.card.with_scales(ranks, {path: float(rank) for path, rank in ranks.items()})
+        return replace(self, card=card, layers=layers, text_layers=text_layers)
+
     def save(self, path: str | Path) -> Path:
         """Write the adapter as one ``.safetensors`` file, whole or not at all; diffusers and PEFT read it too.
 
@@ -55,7 +68,8 @@ class Adapter:
         path = Path(path)
         # called by its words, not by the path: the same adapter is the same file
         title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
-        write_diffusers(path, self.all_layers, self.card, described(self.card, title))
+        written = self.unit_scale
+        write_diffusers(path, written.all_layers, written.card, described(written.card, title))
         return path
 
 

@@ -77,14 +77,9 @@ class AdapterCard(BaseModel, frozen=True):
 
     def with_scales(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> "AdapterCard":
         """The card of an adapter whose layers have these ranks and alphas."""
-        rank, alpha = _commonest(ranks), _commonest(alphas)
+        (rank, rank_pattern), (alpha, alpha_pattern) = commonest_and_rest(ranks), commonest_and_rest(alphas)
         return self.model_copy(
-            update={
-                "rank": rank,
-                "alpha": alpha,
-                "rank_pattern": {layer: other for layer, other in sorted(ranks.items()) if other != rank},
-                "alpha_pattern": {layer: other for layer, other in sorted(alphas.items()) if other != alpha},
-            }
+            update={"rank": rank, "alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
         )
 
 
@@ -118,7 +113,9 @@ class _Version(BaseModel):
     format_version: int = FORMAT_VERSION
 
 
-def _commonest(numbers: Mapping[str, Number]) -> Number:
+def commonest_and_rest(numbers: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
+    """The number that most layers have, and those of the other layers, sorted by path."""
     counted = Counter(numbers.values())
     # the smaller of two that are as common: the answer does not depend on the order of the layers
-    return min(counted, key=lambda number: (-counted[number], number))
+    commonest = min(counted, key=lambda number: (-counted[number], number))
+    return commonest, {layer: other for layer, other in sorted(numbers.items()) if other != commonest}

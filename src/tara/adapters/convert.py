@@ -23,7 +23,7 @@ WRITERS: dict[Target, Writer] = {
 
 
 def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = False) -> Path:
-    """Write an adapter in another tool's style: the same weights bit by bit, each layer's true alpha, and the card.
+    """Write an adapter in another tool's style: the same deltas, each scale multiplied into B, and the card.
 
     Args:
         adapter: from `tara.adapters.adapter.load_adapter`, whatever its file's style.
@@ -45,8 +45,10 @@ def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = 
             f"{adapter.name} does not tell its words, and a tara file does. Add them: --rare-word xlo --class-word dog."
         )
 
+    written = adapter.unit_scale
+
     def write(path: Path) -> None:
-        WRITERS[to](path, adapter.all_layers, adapter.card, described(adapter.card, out.stem))
+        WRITERS[to](path, written.all_layers, written.card, described(written.card, out.stem))
 
     if is_there(out) and not overwrite:
         with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ def convert(
     alpha: Annotated[float | None, Parameter(help="Alpha of every layer, where the file has lost it")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an adapter in another tool's style, with the same weights bit by bit and every layer's true alpha."""
+    """Write an adapter in another tool's style: the same deltas, with alpha = rank so that every program agrees."""
     from dataclasses import replace
 
     from tara.adapters.adapter import load_adapter
@@ -32,4 +32,4 @@ def convert(
     adapter = load_adapter(file, alpha)
     words = {name: given for name, given in (("rare_word", rare_word), ("class_word", class_word)) if given is not None}
     adapter = replace(adapter, card=adapter.card.model_copy(update=words))
-    say(f"{write(adapter, to, out, overwrite=overwrite)}: {len(adapter.all_layers)} layers, unchanged, for {to}.")
+    say(f"{write(adapter, to, out, overwrite=overwrite)}: {len(adapter.all_layers)} layers, the same deltas, for {to}.")

@@ -50,6 +50,14 @@ class LowRank:
         """The same delta on another device or in another precision."""
         return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
 
+    def unit_scale(self) -> "LowRank":
+        """The same delta with its scale multiplied into B; in float32 where B's own precision would round it."""
+        if self.scale == 1:
+            return self
+        exact = self.scale * self.b.double()
+        b = exact.to(self.b.dtype)
+        return replace(self, a=self.a, b=b if torch.equal(b.double(), exact) else exact.float(), scale=1.0)
+
     def take(self, concepts: Int[Tensor, " taken"]) -> "LowRank":
         """The deltas of the given concepts or rows, in that order; one may occur several times."""
         return replace(self, a=self.a[concepts], b=self.b[concepts])

@@ -113,14 +113,16 @@ def to_sgm(path: str, layers_per_block: int) -> str:
     return f"{'input' if side == 'down' else 'output'}_blocks_{name}"
 
 
-def layers_per_block(paths: Iterable[str]) -> int:
-    """Resnets per down block of the U-Net that diffusers paths are from, as far as they tell."""
-    places = [  # an up block has one more
-        int(match["place"]) + (match["side"] == "down")
-        for match in filter(None, map(_BLOCK.fullmatch, paths))
-        if match["kind"] in ("resnets", "attentions")
-    ]
-    return max(places, default=RELEASED_LAYERS_PER_BLOCK) or 1
+def layers_per_block(paths: Iterable[str]) -> int | None:
+    """Resnets per down block of the U-Net that diffusers paths are from; None where the paths do not tell.
+
+    An up block has one more, so the last places of both sides agree where all blocks with attention are there.
+    """
+    counts: dict[str, int] = {}
+    for match in filter(None, map(_BLOCK.fullmatch, paths)):
+        if match["kind"] in ("resnets", "attentions"):
+            counts[match["side"]] = max(counts.get(match["side"], 0), int(match["place"]) + (match["side"] == "down"))
+    return counts["down"] if len(counts) == 2 and len(set(counts.values())) == 1 else None
 
 
 def _rest(name: str) -> str:

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tara.adapters.card import CARD_KEY, AdapterCard
+from tara.adapters.card import CARD_KEY, AdapterCard, commonest_and_rest
 from tara.adapters.formats.names import RELEASED_LAYERS_PER_BLOCK, flatten, layers_per_block, to_sgm
 from tara.adapters.formats.peft_config import CONFIG_FILE, METADATA_KEY, WEIGHTS_FILE
 from tara.adapters.formats.styles import UNET
@@ -22,7 +22,7 @@ from tara.storage.files import atomic_write
 Target = Literal["kohya", "diffusers", "peft", "tara"]
 
 Layers = Mapping[str, LowRank]
-"""By path; those of a text encoder begin with its name, ``text_encoder.text_model...``."""
+"""By path, each of scale 1; those of a text encoder begin with its name, ``text_encoder.text_model...``."""
 
 
 def write_diffusers(path: Path, layers: Layers, card: AdapterCard, header: Mapping[str, str]) -> None:
@@ -33,9 +33,7 @@ def write_diffusers(path: Path, layers: Layers, card: AdapterCard, header: Mappi
         model, inner = split_model(layer)
         tensors |= _peft_tensors(f"{model}.{inner}", low_rank)
     for model in (UNET, *TEXT_ENCODERS):
-        config = _config(
-            {layer: low_rank for layer, low_rank in layers.items() if split_model(layer)[0] == model}, card
-        )
+        config = _config({layer: delta for layer, delta in layers.items() if split_model(layer)[0] == model})
         configs |= {f"{model}.{name}": value for name, value in config.items()}
     _write(path, tensors, {**header, METADATA_KEY: json.dumps(configs, sort_keys=True)}, card)
 
@@ -57,20 +55,20 @@ def write_peft(folder: Path, layers: Layers, card: AdapterCard, header: Mapping[
         "bias": "none",
         "inference_mode": True,
         "lora_dropout": 0.0,
-        **_config(layers, card),
+        **_config(layers),
     }
     _write(folder / WEIGHTS_FILE, tensors, header, card)
     atomic_write(folder / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
 def write_kohya(path: Path, layers: Layers, card: AdapterCard, header: Mapping[str, str]) -> None:
-    """Write ``lora_unet_...`` keys with each layer's alpha: diffusers' names flattened, or sgm's for SDXL."""
+    """Write ``lora_unet_...`` keys with alpha = rank: diffusers' names flattened, or sgm's for SDXL."""
     tensors: dict[str, Tensor] = {}
     family = family_named(card.family)
     sdxl = (family is not None and family.files.sgm_blocks) or any(
         layer.startswith(f"{TEXT_ENCODERS[1]}.") for layer in layers
     )
-    per_block = RELEASED_LAYERS_PER_BLOCK if family and family.name == card.family else layers_per_block(layers)
+    per_block = _layers_per_block(layers, card) if sdxl else 0
     for layer, low_rank in sorted(layers.items()):
         model, inner = split_model(layer)
         if model == UNET:
@@ -80,8 +78,25 @@ def write_kohya(path: Path, layers: Layers, card: AdapterCard, header: Mapping[s
             name = f"lora_te{number}_{flatten(inner)}"
         down, up = _matrices(low_rank)
         tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = down, up
-        tensors[f"{name}.alpha"] = _exact(card.alpha_of(layer))
+        tensors[f"{name}.alpha"] = torch.tensor(float(low_rank.rank))
     _write(path, tensors, header, card)
+
+
+def _layers_per_block(layers: Layers, card: AdapterCard) -> int:
+    """Resnets per down block, which kohya's block numbers count: a released base's, else what the layers tell.
+
+    Raises:
+        TaraError: for another base's adapter with so few layers that they do not tell.
+    """
+    family = family_named(card.family)
+    if family is None or family.name == card.family:
+        return RELEASED_LAYERS_PER_BLOCK
+    if (number := layers_per_block(layer for layer in layers if split_model(layer)[0] == UNET)) is None:
+        raise TaraError(
+            f"The {len(layers)} layers of this '{card.family}' adapter do not tell how many a block of its base has, "
+            "and kohya's names count them. Convert it to diffusers."
+        )
+    return number
 
 
 def split_model(layer: str) -> tuple[str, str]:
@@ -102,26 +117,15 @@ def _matrices(low_rank: LowRank) -> tuple[Tensor, Tensor]:
     return a.contiguous(), b.contiguous()
 
 
-def _exact(alpha: float) -> Tensor:
-    short = torch.tensor(alpha, dtype=torch.float32)
-    return short if float(short) == alpha else torch.tensor(alpha, dtype=torch.float64)
-
-
-def _config(layers: Layers, card: AdapterCard) -> dict[str, Any]:
+def _config(layers: Layers) -> dict[str, Any]:
     """PEFT's config of one model's layers: only LoraConfig's own fields, which diffusers hands to its constructor."""
     if not layers:
         return {}
-    own = card.with_scales(
-        {split_model(layer)[1]: low_rank.rank for layer, low_rank in layers.items()},
-        {split_model(layer)[1]: card.alpha_of(layer) for layer in layers},
-    )
-    patterns = {"rank_pattern": own.rank_pattern, "alpha_pattern": own.alpha_pattern}
-    return {
-        "r": own.rank,
-        "lora_alpha": own.alpha,
-        "target_modules": sorted(split_model(layer)[1] for layer in layers),
-        **{name: pattern for name, pattern in patterns.items() if pattern},
-    }
+    # by the end of the path, which PEFT compares: some releases of transformers have no module `text_model`
+    ranks = {split_model(layer)[1].removeprefix("text_model."): delta.rank for layer, delta in layers.items()}
+    commonest, pattern = commonest_and_rest(ranks)
+    patterns = {"rank_pattern": pattern, "alpha_pattern": pattern} if pattern else {}
+    return {"r": commonest, "lora_alpha": commonest, "target_modules": sorted(ranks), **patterns}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], card: AdapterCard) -> None:
