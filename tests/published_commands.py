@@ -75,7 +75,8 @@ SDXL_PARSER = f"""{PARSER} with_cross_attn_reg reg_kl_weight pretrained_vae_mode
 """
 INFERENCE_PARSER = "pretrained_model_name_or_path lora_list rare_token_list number output_folder prompt"
 # flags of ours beside them
-TRAINING_ADDED = {"device", "variant", "validation_steps"}
+SD_ADDED = {"device", "variant"}
+SDXL_ADDED = {*SD_ADDED, "validation_steps"}
 INFERENCE_ADDED = {"device", "revision", "variant", "num_inference_steps", "guidance_scale", "negative_prompt"}
 INFERENCE_ADDED |= {"height", "width"}
 QUICK = {"--max_train_steps=1000": "--max_train_steps=2", "=512": "=32", "=1024": "=32"}

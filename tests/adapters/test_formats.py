@@ -19,7 +19,7 @@ import foreign_files as files
 import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.core.lora import LowRank
-from tara.errors import TaraError
+from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, parse_adapter
 from tara.inference.binding import bind, bind_everywhere
@@ -206,14 +206,15 @@ PUBLISHED: dict[str, tuple[str, Callable[[Any, Mapping[str, files.Delta], Path],
 }
 
 
+@pytest.mark.parametrize("option", ["", ",alpha=32"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_file_composes_as_the_formula_in_float64(name: str, tmp_path: Path) -> None:
+def test_a_published_file_composes_as_the_formula_in_float64(name: str, option: str, tmp_path: Path) -> None:
     shape, build = PUBLISHED[name]
     pipe = tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline()
-    # trained at scale 4, which these files have lost
-    deltas = files.random_deltas(pipe.unet, files.ATTENTIONS, ranks=(8,), alphas=(32.0,))
+    # some are trained at scale 4, which the files have lost: the published code generates at scale 1
+    deltas = files.random_deltas(pipe.unet, files.ATTENTIONS, ranks=(8,), alphas=(32.0 if option else 8.0,))
     path = build(pipe, deltas, tmp_path)
-    active = parse_adapter(f"{path}:rare_word=xlo,class_word=dog,weight=0.5,global=0.6,alpha=32")
+    active = parse_adapter(f"{path}:rare_word=xlo,class_word=dog,weight=0.5,global=0.6{option}")
     assert _error(_composed(pipe, active, everywhere=False), _published(pipe, deltas, 0.5, 0.6)) < CLOSE
 
 
@@ -322,6 +323,17 @@ def test_a_scale_that_a_file_lost_can_be_supplied(sd_pipe: StableDiffusionPipeli
     assert {delta.scale for delta in load_adapter(path).layers.values()} == {1.0}
     supplied = parse_adapter(f"{path}:alpha=32").adapter
     assert {(delta.rank, delta.scale) for delta in supplied.layers.values()} == {(8, 4.0), (4, 8.0)}
+
+
+def test_a_file_of_the_published_sd_script_is_told_of_the_scale_that_it_has_lost(tmp_path: Path) -> None:
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    deltas = {layer: files.Delta(torch.ones(8, 768), torch.ones(5, 8), 8.0)}
+    published = {f"{layer}.lora_layer.{half}.weight": getattr(deltas[layer], half) for half in ("down", "up")}
+    path = files.saved(tmp_path / "rex.safetensors", published)
+    with pytest.warns(TaraWarning, match=r"trains at scale 4 .* rex\.safetensors:alpha=32"):
+        parse_adapter(f"{path}:0.5")
+    for quiet in (f"{path}:alpha=8", files.saved(tmp_path / "tom.safetensors", files.kohya(deltas))):
+        parse_adapter(str(quiet))  # a warning would fail the test
 
 
 def test_weights_keep_their_precision(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -333,6 +333,20 @@ def test_a_recipe_and_flags_of_a_concept_exclude_each_other(here: Path, refused:
     assert "recipe.toml" in refused("train", "recipe.toml")
 
 
+def test_inspect_names_the_alpha_that_a_published_sd_file_has_lost(here: Path, capsys: pytest.CaptureFixture[str]):
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    halves = {"down": torch.ones(8, 768), "up": torch.ones(5, 8)}
+    file = foreign_files.saved(
+        here / "rex.safetensors", {f"{layer}.lora_layer.{half}.weight": tensor for half, tensor in halves.items()}
+    )
+    assert main(["inspect", str(file)]) == 0
+    assert "rex.safetensors:alpha=32" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_path_that_does_not_exist_is_named_whole_although_it_could_be_on_the_hub(here: Path, refused: Any):
+    assert "'path/to/rex.safetensors' is no folder or file here" in refused("inspect", "path/to/rex.safetensors")
+
+
 def test_bad_adapters_are_refused_by_name(trained: Path, base: Path, here: Path, refused: Any):
     (here / "empty.safetensors").write_bytes(b"")
     (here / "text.safetensors").write_bytes(b"this is no adapter")

@@ -16,11 +16,12 @@ from published_commands import (
     DRAW_TWO,
     INFERENCE_ADDED,
     INFERENCE_PARSER,
+    SD_ADDED,
     SD_PARSER,
+    SDXL_ADDED,
     SDXL_PARSER,
     TRAIN_SD,
     TRAIN_SDXL,
-    TRAINING_ADDED,
     typed,
 )
 from tara.adapters.adapter import load_adapter
@@ -157,14 +158,15 @@ def test_the_sdxl_command_trains_on_a_cpu_with_notes_about_what_is_missing(
 @pytest.mark.parametrize(
     ("script", "parser", "added"),
     [
-        (SD_TRAINING, SD_PARSER, TRAINING_ADDED),
-        (SDXL_TRAINING, SDXL_PARSER, TRAINING_ADDED),
+        (SD_TRAINING, SD_PARSER, SD_ADDED),
+        (SDXL_TRAINING, SDXL_PARSER, SDXL_ADDED),
         (INFERENCE, INFERENCE_PARSER, INFERENCE_ADDED),
     ],
 )
 def test_the_flags_are_those_of_the_published_parsers_and_a_handful(script: Script, parser: str, added: set[str]):
     names = [flag.name for flag in script.flags()]
     assert len(set(names)) == len(names)
+    assert {flag.name for flag in script.flags() if "+" in flag.marks} == added
     assert set(names) == {*parser.split(), *added}
 
 
@@ -223,14 +225,16 @@ def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on
         (SD_TRAINING, ["--resume_from_checkpoint=checkpoint-500"], "--resume_from_checkpoint: 'checkpoint-500' is"),
         (
             SD_TRAINING,
-            ["--lr_warmup_steps=500", "--max_train_steps=2"],
-            "--lr_warmup_steps is 500, but steps is only 2",
+            ["--lr_scheduler=cosine", "--lr_warmup_steps=500", "--max_train_steps=2"],
+            "--lr_warmup_steps is 500, but --max_train_steps is only 2; give fewer warm-up steps. See",
         ),
         (SDXL_TRAINING, ["--lora_r=8"], "no flag --lora_r"),
+        (SDXL_TRAINING, ["--crops_coords_top_left_h=8"], "images count as whole photos, as by default; give 0"),
         (SDXL_TRAINING, ["--optimizer=SGD"], "--optimizer = 'sgd' is refused: input should be 'adamw'"),
         (SDXL_TRAINING, ["--with_cross_attn_reg"], "the paper's loss is another one, --with_align_loss; give false"),
         (SDXL_TRAINING, ["--push_to_hub", "--hub_model_id=my dog"], "--hub_model_id is 'my dog', which no repository"),
         (INFERENCE, ["--number=0"], "--number 0 is refused"),
+        (INFERENCE, ["--num=0"], "--number 0 is refused"),
         (INFERENCE, ['--lora_list=["a.safetensors", ...]'], "is no list of names"),
         (INFERENCE, ['--rare_token_list=["a", "b"]'], "has 2 words for 1 adapters"),
         (INFERENCE, ["--lora_list=path/to/lora.safetensors"], "--lora_list: 'path/to/lora.safetensors' does not exist"),
@@ -250,6 +254,22 @@ def test_flags_without_effect_and_all_trackers_are_notes(recipes: list[Recipe], 
     told = notes(SD_TRAINING, *required(SD_TRAINING), *more)
     assert [note.split()[1] for note in told] == ["--num_dataloader_workers", "--no_tracemalloc", "--report_to"]
     assert recipes[0].settings.report_to in told[-1]
+
+
+def test_a_constant_rate_has_no_warm_up_as_in_the_published_code(recipes: list[Recipe], notes: Any, here: Path):
+    (note,) = notes(SD_TRAINING, *required(SD_TRAINING), "--lr_warmup_steps=500", "--max_train_steps=2")
+    assert "--lr_warmup_steps has no effect" in note
+    assert recipes[0].settings.lr_warmup_steps == 0
+    warmed = settings_of(SD_TRAINING, lr_scheduler="constant_with_warmup", lr_warmup_steps="500")
+    assert warmed.lr_warmup_steps == 500
+
+
+def test_the_published_forms_are_the_commands_own_and_not_the_defaults_of_tara_train():
+    ours, sd, sdxl = TrainSettings(base="sd15"), settings_of(SD_TRAINING), settings_of(SDXL_TRAINING)
+    names = ("init_lora_weights", "alignment_subwords", "size_conditioning", "weight_decay")
+    assert [getattr(ours, name) for name in names] == ["uniform", "mean", "crop", 1e-2]
+    assert [getattr(sd, name) for name in names] == ["gaussian", "each", "crop", 1e-2]
+    assert [getattr(sdxl, name) for name in names] == ["gaussian", "each", "resolution", 1e-4]
 
 
 def test_the_rate_is_scaled_with_the_launched_processes_too(monkeypatch: pytest.MonkeyPatch):

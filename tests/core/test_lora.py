@@ -13,6 +13,15 @@ def test_an_initial_delta_is_zero_and_a_function_of_its_generator_alone() -> Non
     assert (one.rank, one.d_in, one.d_out) == (3, 6, 4)
 
 
+def test_a_gaussian_first_matrix_is_that_of_diffusers_lora_layer() -> None:
+    torch.manual_seed(5)
+    theirs = torch.empty(8, 768)
+    torch.nn.init.normal_(theirs, std=1 / 8)  # as diffusers' LoRALinearLayer, and PEFT's init_lora_weights="gaussian"
+    ours = initial(768, 4, rank=8, weights="gaussian", generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(ours.a, theirs)
+    assert ours.b.count_nonzero() == 0
+
+
 def test_a_delta_is_its_dense_matrix_times_the_input() -> None:
     generator = np.random.default_rng(0)
     a, b, x = (generator.normal(size=shape) for shape in ((3, 6), (4, 3), (2, 5, 6)))

@@ -46,21 +46,23 @@ def test_without_a_mask_every_token_gets_its_concepts_delta() -> None:
     np.testing.assert_allclose(keys.numpy(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("subwords", ["mean", "each"])
 @pytest.mark.parametrize("form", ["l1", "squared"])
-def test_the_alignment_loss_is_its_formula_in_float64(form: str) -> None:
+def test_the_alignment_loss_is_its_formula_in_float64(form: str, subwords: str) -> None:
     random = np.random.default_rng(0)
     x_rare, x_class = random.normal(size=(2, D_TEXT)), random.normal(size=(3, D_TEXT))
     expected, rare_keys, class_keys = [], [], []
     for width in (8, 12):
         w, a, b = (random.normal(size=shape) for shape in ((width, D_TEXT), (RANK, D_TEXT), (width, RANK)))
-        # the mean over a word's tokens of W x + s B A x, minus the mean over the class word's tokens of W x
-        rare_key = sum(w @ x + SCALE * b @ (a @ x) for x in x_rare) / 2
+        # the rare word's keys W x + s B A x or their mean, minus the mean over the class word's tokens of W x
+        pieces = [w @ x + SCALE * b @ (a @ x) for x in x_rare]
         class_key = sum(w @ x for x in x_class) / 3
-        difference = np.abs(rare_key - class_key) if form == "l1" else (rare_key - class_key) ** 2
-        expected.append(difference.sum() / width)
+        compared = pieces if subwords == "each" else [sum(pieces) / 2]
+        distances = [np.abs(key - class_key) if form == "l1" else (key - class_key) ** 2 for key in compared]
+        expected.append(sum(distance.sum() / width for distance in distances) / len(distances))
         rare_keys.append(torch.tensor(x_rare @ w.T + SCALE * x_rare @ a.T @ b.T))
         class_keys.append(torch.tensor(x_class @ w.T))
-    loss = token_alignment_loss(rare_keys, class_keys, form)  # type: ignore[arg-type]
+    loss = token_alignment_loss(rare_keys, class_keys, form, subwords)  # type: ignore[arg-type]
     np.testing.assert_allclose(loss.item(), sum(expected) / len(expected), rtol=1e-12)
 
 

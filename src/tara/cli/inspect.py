@@ -26,8 +26,10 @@ def inspect(
 ) -> None:
     """Show what an adapter file says about itself: its words, its base family and how it was trained."""
     from tara.adapters.adapter import load_adapter
+    from tara.inference.active_adapter import advise_on_scale
 
     adapter = load_adapter(file)
+    advise_on_scale(adapter)
     facts = _facts(adapter) | ({} if base is None else _beside(base, adapter))
     if as_json:
         say(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -1,9 +1,22 @@
 """The commands of the paper's repository run here as they are typed; this page lists their flags.
 
-- They train and generate as the paper does: every attention projection is trained, on one prompt, without mirrored
-  images. `tara train` and `tara generate` have defaults of their own.
-- One difference is intended: the published code trains Stable Diffusion 1.5 at scale 4 (`--lora_alpha` over `--lora_r`)
-  and generates at scale 1. Here the adapter stores its scale, and generation applies it.
+- They train as the published code does: every attention projection, on one prompt, without mirrored images; first `A`
+  from N(0, 1/rank); a rare word of several tokens aligned token by token; for SDXL every image conditioned as a whole
+  photo of the training resolution, and weight decay 1e-4. With the same images, timesteps and noise, losses, gradients
+  and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has defaults of its
+  own; these are its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning`.
+- Flags that are left out have the values of the published README, not of its parser (batch size 4, SDXL rank 4, SD 1.5
+  learning rate 5e-6, one epoch, the tracker tensorboard, 500 warm-up steps, a random seed).
+- What differs on purpose:
+  - The published code trains Stable Diffusion 1.5 at scale 4 (`--lora_alpha` over `--lora_r`) and generates at scale 1.
+    Here the adapter stores its scale, and generation applies it. A file that was trained by the published code stores
+    none: `tara generate` and `tara inspect` name the option `alpha=32`, which restores it.
+  - The token mask is closed in the unconditional rows of classifier-free guidance, where the published code leaves it
+    open at the rare word's positions, and it follows each prompt.
+  - Photos are cropped to their central square and resized by Lanczos (published: bilinear, and a random square unless
+    `--center_crop` is given).
+  - Prior preservation counts the class images once and aligns the photos' prompt alone (published: SD 1.5 counts them
+    twice, and the class prompt's class word is aligned too).
 - A switch stands alone or has a value: `--focus`, `--focus true`, `--focus=false`. A flag may be abbreviated. An empty
   value counts as none, and a backslash at the end of the command is dropped. Defaults are in square brackets.
 - What the machine lacks is replaced, with a note: fp16 and 8-bit AdamW without CUDA, a tracker that is not installed.
@@ -42,16 +55,18 @@ from tara.training.settings import ConceptSettings, Recipe, TrainSettings
 
 Settings = TypeVar("Settings", bound=BaseModel)
 # One line a group: [ignored|refused] flag[marks][:setting][=value] ... # help (or the setting's own), or the reason
-# Marks: ! required, ? switch, @ path or hub id, / folder. The value is the default; of a refused flag, what passes.
-BASE = "pretrained_model_name_or_path!@:base revision:revision variant:variant"
-TRAINING = f"""{BASE} device:device instance_data_dir!/:images instance_prompt:prompt rare_word!:rare_word
-class_word!:class_word focus?:token_mask=false align_loss_weight:alignment_weight=1.0 max_train_steps:steps=1000
+# Marks: ! required, ? switch, @ path or hub id, / folder, + added here (not in the published parser).
+# The value is the default; of a refused flag, what passes.
+BASE = "pretrained_model_name_or_path!@:base variant+:variant"
+TRAINING = f"""{BASE} revision:revision device+:device instance_data_dir!/:images instance_prompt:prompt
+rare_word!:rare_word class_word!:class_word focus?:token_mask=false align_loss_weight:alignment_weight=1.0
+max_train_steps:steps=1000
 resolution:resolution train_batch_size:batch_size=1 gradient_accumulation_steps:gradient_accumulation_steps=1
 mixed_precision:precision=no gradient_checkpointing?:gradient_checkpointing=false lr_scheduler:lr_scheduler=constant
-lr_warmup_steps:lr_warmup_steps=0 adam_weight_decay:weight_decay=1e-2 max_grad_norm:max_grad_norm=1.0 seed:seed=0
+lr_warmup_steps:lr_warmup_steps=0 max_grad_norm:max_grad_norm=1.0 seed:seed=0
 with_prior_preservation?:prior_preservation=false prior_loss_weight:prior_loss_weight=1.0
 num_class_images:num_class_images=100 class_data_dir:class_folder class_prompt:class_prompt
-checkpointing_steps:checkpoint_every=500 validation_prompt:preview_prompt validation_steps:preview_every=100
+checkpointing_steps:checkpoint_every=500 validation_prompt:preview_prompt
 num_validation_images:preview_images=4 push_to_hub?:push_to_hub=false hub_model_id:hub_model_id
 output_dir! # output folder: {ADAPTER_FILE}, and a subfolder with checkpoints, previews and losses
 with_align_loss?=false # token alignment loss between the rare word and the class word
@@ -67,7 +82,8 @@ refused lr_num_cycles=1 lr_power=1|1.0 adam_beta1=0.9 adam_beta2=0.999 adam_epsi
 refused train_text_encoder?=false # text encoders are not trained
 refused num_train_epochs # training is counted in steps, --max_train_steps"""
 SD = f"""{TRAINING}
-learning_rate:learning_rate=1e-4 lora_r:rank=8 lora_alpha:alpha=32 wandb_project_name:project=tara
+learning_rate:learning_rate=1e-4 adam_weight_decay:weight_decay=1e-2 lora_r:rank=8 lora_alpha:alpha=32
+validation_steps:preview_every=100 wandb_project_name:project=tara
 wandb_key # API key for wandb; `wandb login` is safer
 ignored num_dataloader_workers no_tracemalloc? # no equivalent is needed
 ignored lora_text_encoder_r lora_text_encoder_alpha lora_text_encoder_dropout lora_text_encoder_bias # it is not trained
@@ -75,25 +91,33 @@ refused use_lora!?=true # only adapters are trained
 refused lora_dropout=0|0.0 lora_bias=none # adapters have neither dropout nor bias
 refused tokenizer_name # the base model has its own tokenizer"""
 SDXL = f"""{TRAINING}
-learning_rate:learning_rate optimizer:optimizer=AdamW rank:rank=8 snr_gamma:snr_gamma
+learning_rate:learning_rate adam_weight_decay:weight_decay=1e-4 optimizer:optimizer=AdamW rank:rank=8
+validation_steps+:preview_every=100 snr_gamma:snr_gamma
 freeze_lora_down?:freeze_down=false pretrained_vae_model_name_or_path@:vae
 ignored dataloader_num_workers repeats checkpoints_total_limit reg_kl_weight # no equivalent is needed
 ignored text_encoder_lr adam_weight_decay_text_encoder # text encoders are not trained
-ignored crops_coords_top_left_h crops_coords_top_left_w # each image's own crop is used
+refused crops_coords_top_left_h=0 crops_coords_top_left_w=0 # images count as whole photos, as by default
 refused with_cross_attn_reg?=false # the paper's loss is another one, --with_align_loss
 refused validation_epochs # previews are counted in steps, --validation_steps
 refused dataset_name dataset_config_name image_column=image caption_column # --instance_data_dir has images and captions
 refused cache_dir # the environment variable HF_HUB_CACHE sets it
 refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # fixed"""
-GENERATION = f"""{BASE} num_inference_steps:steps=50 guidance_scale:guidance_scale
-negative_prompt:negative_prompt height:height width:width
-device # cuda, mps or cpu; the best one available if left out
+GENERATION = f"""{BASE} revision+:revision num_inference_steps+:steps=50 guidance_scale+:guidance_scale
+negative_prompt+:negative_prompt height+:height width+:width
+device+ # cuda, mps or cpu; the best one available if left out
 lora_list! # adapters as a JSON list of files, folders or hub ids; :0.8 behind one sets its weight
 rare_token_list # their rare words as a JSON list; not needed for adapters that store their words
 prompt! # prompt, with the rare words in it
 output_folder=./output # folder for output_image_0.png, output_image_1.png, ...; numbers go on where images exist
 number=6 # number of images; their seeds are 0, 1, ..."""
-TRAINING_METHOD = {"targets": "attention", "captions": "fixed", "flip": False}  # what the published code implies
+# what the published code implies
+TRAINING_METHOD = {
+    "targets": "attention",
+    "captions": "fixed",
+    "flip": False,
+    "init_lora_weights": "gaussian",
+    "alignment_subwords": "each",
+}
 GENERATION_METHOD = {"context": "prompt"}
 YES, NO = ("yes", "true", "t", "1"), ("no", "false", "f", "0")  # as the published parsers read them
 
@@ -147,7 +171,7 @@ class Script(NamedTuple):
             entries, _, about = line.partition(" # ")
             state = entries.split()[0] if entries.split()[0] in ("ignored", "refused") else "works"
             for entry in entries.removeprefix(state).split():
-                name, marks, setting, value = re.findall(r"(\w+)([!?@/]*):?(\w*)=?(\S*)", entry)[0]
+                name, marks, setting, value = re.findall(r"(\w+)([!?@/+]*):?(\w*)=?(\S*)", entry)[0]
                 flags.append(Flag(name, marks, setting, value, state, about or fields[setting] or ""))
         return flags
 
@@ -168,6 +192,7 @@ class Arguments(NamedTuple):
             return build(model, values | fixed)
         except TaraError as failure:
             setting, _, reason = f"{failure} See `python {self.script.file} --help`.".partition(" ")
+            reason = reason.replace(", but steps is", f", but --{names.get('steps')} is")
             raise TaraError(f"--{names.get(setting, setting)} {reason}") from None
 
 
@@ -194,7 +219,8 @@ def parse(script: Script, tokens: Sequence[str]) -> Arguments:
     """Parse a command line; a TaraError tells of a flag that is unknown, refused or missing."""
     while tokens and tokens[-1].strip() in ("", "\\"):  # what a backslash at the end of the command leaves
         tokens = tokens[:-1]
-    found, left = Parser(script).parse_known_args(tokens)
+    published = [f"--{flag.name}" for flag in script.flags() if "+" not in flag.marks]
+    found, left = Parser(script).parse_known_args([_in_full(token, published) for token in tokens])
     if left:
         name = next((token for token in left if token.startswith("-")), left[0]).partition("=")[0]
         hint = nearest(name, [f"--{flag.name}" for flag in script.flags()]) or " A value with spaces needs quotes."
@@ -202,11 +228,21 @@ def parse(script: Script, tokens: Sequence[str]) -> Arguments:
     return Arguments(script, vars(found))
 
 
+def _in_full(token: str, published: Sequence[str]) -> str:
+    """An abbreviated flag of the published parser in full: flags that were added here make no other one ambiguous."""
+    name, equals, value = token.partition("=")
+    meant = [flag for flag in published if name.startswith("--") and flag.startswith(name)]
+    return f"{meant[0]}{equals}{value}" if len(meant) == 1 and name != "--" else token
+
+
 def recipe_of(arguments: Arguments) -> Recipe:
     """The training that a command line describes; a TaraError names a flag whose value cannot be."""
     texts, output = arguments.texts, Path(arguments.texts["output_dir"])
     optimizer, tracker = texts.get("optimizer", "adamw").lower(), texts["report_to"]
     fixed: dict[str, Any] = TRAINING_METHOD | {"alignment_loss": "l1" if texts["with_align_loss"] == "true" else "off"}
+    fixed["size_conditioning"] = "resolution" if arguments.script.table == SDXL else "crop"
+    if texts["lr_scheduler"] == "constant":
+        fixed["lr_warmup_steps"] = 0
     fixed["optimizer"] = "adamw8bit" if (optimizer, texts["use_8bit_adam"]) == ("adamw", "true") else optimizer
     fixed["report_to"] = next(filter(find_spec, ("tensorboard", "wandb")), "none") if tracker == "all" else tracker
     fixed["preview_every"] = texts["validation_steps"] if texts["validation_prompt"] else 0
@@ -228,6 +264,8 @@ def _available(arguments: Arguments, settings: TrainSettings) -> TrainSettings:
     notes = [f"--{flag.name} has no effect: {flag.help}" for flag in ignored]
     if texts["report_to"] == "all":
         notes.append(f"--report_to all: losses go to one tracker, here {settings.report_to}")
+    if texts["lr_scheduler"] == "constant" and texts["lr_warmup_steps"] not in ("", "0"):
+        notes.append("--lr_warmup_steps has no effect: a constant rate has no warm-up; constant_with_warmup has one")
     if settings.precision == "fp16" and not cuda:
         settings = settings.model_copy(update={"precision": "fp32"})
         notes.append("--mixed_precision fp16 needs CUDA; fp32 is used")

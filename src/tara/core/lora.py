@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+InitialWeights = Literal["uniform", "gaussian"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +79,18 @@ def initial(
     *,
     rank: int,
     scale: float = 1.0,
+    weights: InitialWeights = "uniform",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LowRank:
-    """A delta of zero: ``A`` uniform in +-1/sqrt(d_in) as in PEFT, ``B`` zero.
+    """A delta of zero: ``A`` random, ``B`` zero.
 
-    Random numbers are made on the CPU in float32 and then cast, so they depend on neither device nor precision.
+    ``A`` is uniform in +-1/sqrt(d_in) (PEFT's default), or gaussian with standard deviation 1/rank (PEFT's "gaussian",
+    and the published code). Random numbers are made on the CPU in float32 and then cast, so they depend on neither
+    device nor precision.
     """
-    a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * (1 / math.sqrt(d_in))
+    if weights == "uniform":
+        a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * (1 / math.sqrt(d_in))
+    else:
+        a = torch.randn(rank, d_in, generator=generator) / rank
     return LowRank(a.to(dtype), torch.zeros(d_out, rank, dtype=dtype), scale)

@@ -29,6 +29,8 @@ from torch import Tensor
 from tara.core.lora import LowRank, initial
 from tara.core.tokens import find_word, word_spans
 
+AlignmentSubwords = Literal["mean", "each"]
+
 
 def add_masked_delta(
     frozen: Float[Tensor, "rows tokens d_out"],
@@ -56,6 +58,7 @@ def token_alignment_loss(
     rare_keys: Sequence[Float[Tensor, "_rare_tokens _d"]],
     class_keys: Sequence[Float[Tensor, "_class_tokens _d"]],
     form: Literal["l1", "squared"] = "l1",
+    subwords: AlignmentSubwords = "mean",
 ) -> Float[Tensor, ""]:
     """Distance between a rare word's keys with their delta and its class word's frozen keys.
 
@@ -63,14 +66,16 @@ def token_alignment_loss(
         rare_keys: for each layer the keys of the rare word's tokens; widths may differ between layers.
         class_keys: for each layer the keys of the class word's tokens in the same prompt.
         form: mean absolute difference (published code) or mean squared difference (one reading of the paper).
+        subwords: what is compared with the class word's mean key: the mean key of the rare word, or each of its keys
+            (published code). Both are the same for a rare word of one token.
 
     Returns:
-        A scalar: the distance between the words' means over their tokens, averaged over the layers.
+        A scalar: the distance, averaged over the keys that are compared and over the layers.
     """
     assert len(rare_keys) == len(class_keys) > 0, "one pair of keys per layer"
     distances: list[Tensor] = []
     for rare, of_class in zip(rare_keys, class_keys, strict=True):
-        difference = rare.mean(0) - of_class.mean(0)
+        difference = (rare.mean(0) if subwords == "mean" else rare) - of_class.mean(0)
         distances.append(difference.abs().mean() if form == "l1" else difference.square().mean())
     return torch.stack(distances).mean()
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tara.adapters.adapter import Adapter, load_adapter
-from tara.errors import TaraError, nearest
+from tara.errors import TaraError, nearest, warn
 
 OPTIONS = ("weight", "rare_word", "class_word", "global", "alpha")
 MOST_NUMBER = 1e6
+PUBLISHED_ALPHA = 32
+"""The published SD 1.5 script's default; its files, whole U-Nets, store none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +79,28 @@ def parse_adapter(text: str) -> ActiveAdapter:
             raise TaraError(f"'{text}': {key} is empty. Write a value behind '{key}=', or leave it out.")
         given[key] = value
     alpha = _number(text, "alpha", given["alpha"]) if "alpha" in given else None
+    adapter = load_adapter(path, alpha)
+    if alpha is None:
+        advise_on_scale(adapter)
     return ActiveAdapter(
-        load_adapter(path, alpha),
+        adapter,
         weight=_number(text, "weight", given.get("weight", "1")),
         rare_word=given.get("rare_word", ""),
         class_word=given.get("class_word", ""),
         global_weight=_number(text, "global", given.get("global", "1")),
     )
+
+
+def advise_on_scale(adapter: Adapter) -> None:
+    """Warn (TaraWarning) of a file of the published SD 1.5 script that has not the scale of its training."""
+    card = adapter.card
+    if (card.source, card.family) == ("saved U-Net", "sd1") and card.alpha == card.rank != PUBLISHED_ALPHA:
+        warn(
+            f"{adapter.name} looks like a file of the published SD 1.5 script, which trains at scale "
+            f"{PUBLISHED_ALPHA / card.rank:g} (alpha {PUBLISHED_ALPHA}, rank {card.rank}) and stores no scale. It acts "
+            f"at scale 1 here, as in the published inference script; {adapter.name}:alpha={PUBLISHED_ALPHA} has the "
+            "strength of its training."
+        )
 
 
 def _number(text: str, key: str, value: str) -> float:

@@ -48,7 +48,7 @@ def fetched_adapter(name: str) -> Path | None:
     # a file that is missing in a folder that is here is not looked for elsewhere
     if not is_hub_id(repository) or Path(repository).exists() or not (file.endswith(".safetensors") or not file):
         return None
-    return fetch_file(repository, file) if file else _only_adapter(repository)
+    return fetch_file(repository, file, given=name) if file else _only_adapter(repository)
 
 
 def _only_adapter(repository: str) -> Path:
@@ -81,8 +81,8 @@ def _fetched_before(repository: str, failure: Exception) -> Path:
     raise not_fetched(repository, failure, ADAPTER_FILE) from failure
 
 
-def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
-    """A file of a repository: the copy that was fetched before, else a new one.
+def fetch_file(repository: str, file: str, revision: str | None = None, given: str = "") -> Path:
+    """A file of a repository: the copy that was fetched before, else a new one; ``given`` is the name that was typed.
 
     Raises:
         TaraError: when the hub cannot be reached, or has no such repository or file.
@@ -92,10 +92,12 @@ def fetch_file(repository: str, file: str, revision: str | None = None) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as failure:  # of many kinds
-        raise not_fetched(repository, failure, file, revision=revision) from failure
+        raise not_fetched(repository, failure, file, revision=revision, given=given) from failure
 
 
-def not_fetched(repository: str, failure: Exception, *what: str, revision: str | None = None) -> TaraError:
+def not_fetched(
+    repository: str, failure: Exception, *what: str, revision: str | None = None, given: str = ""
+) -> TaraError:
     """What to tell when a repository's files are neither here nor can be fetched.
 
     Args:
@@ -103,12 +105,13 @@ def not_fetched(repository: str, failure: Exception, *what: str, revision: str |
         failure: what the hub's library has said.
         what: files of it, or options of ``hf download`` that choose some; all when there are none.
         revision: branch, tag or commit.
+        given: what was asked for, where it is not the repository.
     """
     of = ["--revision", revision] if revision else []
     command = shlex.join(["hf", "download", repository, *of, *what])
     return TaraError(
-        f"'{repository}' is no folder or file here, and the hub did not give it ({_reason(failure)}). Check the "
-        f"name, or fetch it where there is a network: `{command}`."
+        f"'{given or repository}' is no folder or file here, and the hub did not give it ({_reason(failure)}). Check "
+        f"the name, or fetch it where there is a network: `{command}`."
     )
 
 

@@ -90,6 +90,7 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
         crops=settings.crops,
         flip=settings.flip,
         buckets=settings.buckets,
+        own_sizes=settings.size_conditioning == "crop",
     )
 
     def source(key: str, concept: ConceptSettings, examples: Sequence[Example], framing: Framing) -> ImageSource:

@@ -90,6 +90,7 @@ class Training:
             {path: base.projection_sizes(path) for path in base.target_layers(settings.targets)},
             rank=settings.rank,
             scale=settings.scale,
+            initial_weights=settings.init_lora_weights,
             freeze_down=settings.freeze_down,
             generators=[generator_for(settings.seed, key, "weights") for key in self._keys],
             device=base.device,
@@ -217,8 +218,14 @@ class Training:
         prior = class_images.mean(1) if class_images.shape[1] else torch.zeros_like(denoising)
         aligned = torch.zeros_like(denoising)
         if settings.aligns and settings.alignment_loss != "off":
-            form, photos_each = settings.alignment_loss, settings.batch_size
-            aligned = alignment(text, learned, concepts=count, photos=photos_each, form=form).to(denoising)
+            aligned = alignment(
+                text,
+                learned,
+                concepts=count,
+                photos=settings.batch_size,
+                form=settings.alignment_loss,
+                subwords=settings.alignment_subwords,
+            ).to(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_loss_weight * prior
         return torch.stack([total, denoising, aligned, prior])
 

@@ -124,8 +124,14 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     token_mask: bool = Field(default=True, description="Token focus masking: act on the rare word's tokens only")
     alignment_loss: AlignmentForm = Field(default="l1", description="Token alignment loss between rare and class word")
     alignment_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss")
+    alignment_subwords: Literal["mean", "each"] = Field(
+        default="mean", description="Align the mean key of the rare word's tokens, or each token's key (published code)"
+    )
     rank: int = Field(default=8, ge=1, le=256, description="LoRA rank")
     alpha: float | None = Field(default=None, gt=0, le=1e6, description="LoRA alpha [default: the rank]")
+    init_lora_weights: Literal["uniform", "gaussian"] = Field(
+        default="uniform", description="First LoRA down matrices: uniform (as PEFT), or gaussian (published code)"
+    )
     freeze_down: bool = Field(default=False, description="Train the LoRA up matrices only (LoRA-FA)")
     steps: int = Field(default=1000, ge=1, le=1_000_000, description="Training steps")
     learning_rate: float | None = Field(default=None, gt=0, le=100, description="Learning rate [default: the base's]")
@@ -147,6 +153,9 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     captions: CaptionSource = Field(default="fixed", description="Captions: the instance prompt, or varied templates")
     resolution: int | None = Field(
         default=None, ge=8, le=4096, multiple_of=8, description="Resolution [default: the base's]"
+    )
+    size_conditioning: Literal["crop", "resolution"] = Field(
+        default="crop", description="SDXL's size conditioning: each crop's own, or the resolution (published code)"
     )
     crops: int = Field(default=1, ge=1, le=64, description="Number of different crops of each photo")
     buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
@@ -173,7 +182,9 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _warm_up_fits(self) -> Self:
         if self.lr_warmup_steps > self.steps:
-            raise ValueError(f"lr_warmup_steps is {self.lr_warmup_steps}, but steps is only {self.steps}; change one")
+            raise ValueError(
+                f"lr_warmup_steps is {self.lr_warmup_steps}, but steps is only {self.steps}; give fewer warm-up steps"
+            )
         return self
 
     def with_defaults(self, defaults: Defaults) -> TrainSettings:

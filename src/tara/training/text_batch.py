@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tara.core.method import add_masked_delta, token_alignment_loss
+from tara.core.method import AlignmentSubwords, add_masked_delta, token_alignment_loss
 from tara.families.base import Base
 from tara.families.processors import KeysValues, TextConditioning
 from tara.families.text import TextEncoding
@@ -82,11 +82,18 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
 
 
 def alignment(
-    text: TextBatch, learned: TextConditioning, *, concepts: int, photos: int, form: Literal["l1", "squared"]
+    text: TextBatch,
+    learned: TextConditioning,
+    *,
+    concepts: int,
+    photos: int,
+    form: Literal["l1", "squared"],
+    subwords: AlignmentSubwords,
 ) -> Float[Tensor, " concepts"]:
     """The token alignment loss of each concept, over the first ``photos`` of its rows: a function of a few keys.
 
-    ``learned`` are the rows of ``text`` with their deltas; for ``form`` see `tara.core.method.token_alignment_loss`.
+    ``learned`` are the rows of ``text`` with their deltas; for ``form`` and ``subwords`` see
+    `tara.core.method.token_alignment_loss`.
     """
     losses: list[Tensor] = []
     per_concept = len(text.captions) // concepts
@@ -97,7 +104,7 @@ def alignment(
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
         rare = [_keys(learned.kv[layer][0], row, text.captions[row].first_rare_positions) for layer, row in pairs]
         of_class = [_keys(text.kv[layer][0], row, text.captions[row].class_positions) for layer, row in pairs]
-        losses.append(token_alignment_loss(rare, of_class, form))
+        losses.append(token_alignment_loss(rare, of_class, form, subwords))
     return torch.stack(losses)
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tara.core.lora import LowRank, initial
+from tara.core.lora import InitialWeights, LowRank, initial
 
 
 class ConceptWeights:
@@ -18,6 +18,7 @@ class ConceptWeights:
     Args:
         shapes: (d_in, d_out) of each layer.
         rank, scale: of every delta.
+        initial_weights: the distribution of the first ``A``, see `tara.core.lora.initial`.
         freeze_down: whether every ``A`` stays as it was initialised.
         generators: one CPU generator per concept.
         device, dtype: where and in which precision the factors are kept and updated.
@@ -29,6 +30,7 @@ class ConceptWeights:
         *,
         rank: int,
         scale: float,
+        initial_weights: InitialWeights = "uniform",
         freeze_down: bool = False,
         generators: Sequence[torch.Generator],
         device: torch.device,
@@ -38,7 +40,10 @@ class ConceptWeights:
         down: list[Tensor] = []
         rows: list[Tensor] = []
         for generator in generators:
-            made = [initial(*size, rank=rank, generator=generator, dtype=dtype) for size in self._shapes.values()]
+            made = [
+                initial(*size, rank=rank, weights=initial_weights, generator=generator, dtype=dtype)
+                for size in self._shapes.values()
+            ]
             down.append(torch.cat([layer.a.flatten() for layer in made]))
             factors = [layer.b if freeze_down else torch.cat([layer.a.flatten(), layer.b.flatten()]) for layer in made]
             rows.append(torch.cat([factor.flatten() for factor in factors]))

@@ -23,13 +23,15 @@ class Framing:
     """How photos become training images: ``crops`` different parts of each, with ``flip`` each also mirrored.
 
     Images are squares of side ``resolution``. With ``buckets`` they keep about the shape of their photo, and have about
-    as many pixels.
+    as many pixels. ``own_sizes``: the network is told each crop's place in its photo, see `size_conditioning`;
+    otherwise every image counts as a whole photo of side ``resolution``, as in the published code.
     """
 
     resolution: int
     crops: int
     flip: bool
     buckets: bool = False
+    own_sizes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,12 @@ def cache_latents(base: Base, example: Example, framing: Framing, background_wei
     encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
     kept = torch.float64 if base.dtype == torch.float64 else torch.float32
     mean, deviation = (torch.cat(parts).to(base.device, kept) for parts in zip(*encoded, strict=True))
-    sizes = [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants]
+    sizes = [
+        size_conditioning(image, cut, target, mirrored)
+        if framing.own_sizes
+        else (framing.resolution, framing.resolution, 0, 0, framing.resolution, framing.resolution)
+        for cut, mirrored in variants
+    ]
     focus = None
     if example.mask is not None:
         latent = (target[0] // base.vae_scale, target[1] // base.vae_scale)
