@@ -61,11 +61,12 @@ def test_prepare_then_release_leaves_the_pipeline_as_it_was(any_pipe: Any) -> No
     assert before.changed(any_pipe) == []
 
 
-def test_a_prepared_block_leaves_the_pipeline_as_it_was_also_after_an_exception(any_pipe: Any) -> None:
+@pytest.mark.parametrize("composer", ["tara", "regions"])
+def test_a_prepared_block_leaves_the_pipeline_as_it_was_also_after_an_exception(any_pipe: Any, composer: str) -> None:
     adapter = tiny_adapters.random_adapter(Base(any_pipe), targets=tiny_adapters.ATTENTION)
     stock_call(any_pipe)
     before = Before(any_pipe)
-    with pytest.raises(AttributeError), tara.prepared(any_pipe, PROMPT, [adapter]) as arguments:
-        any_pipe(**arguments, num_inference_steps=1, output_type="latent").images.no_such_attribute()
+    with pytest.raises(AttributeError), tara.prepared(any_pipe, PROMPT, [adapter], composer=composer) as arguments:
+        any_pipe(**arguments, num_inference_steps=4, output_type="latent").images.no_such_attribute()
     stock_call(any_pipe)
     assert before.changed(any_pipe) == []

@@ -41,6 +41,11 @@ class Adapter:
         """The rest: it acts on everything, whether the rare word is in the prompt or not."""
         return {path: low_rank for path, low_rank in self.layers.items() if path not in self.text_kv}
 
+    @property
+    def learned_masked(self) -> bool:
+        """Whether it was trained with a token mask, to act on its rare word only; other tools' LoRAs never are."""
+        return bool(self.card.settings.get("token_mask"))
+
     @cached_property
     def all_layers(self) -> dict[str, LowRank]:
         """The deltas of the denoiser and the text encoders, as files hold them."""

@@ -6,11 +6,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tara.core.cells import CellBlocks
 from tara.core.lora import LowRank
 from tara.errors import TaraError
 
@@ -27,21 +28,45 @@ Watch = Callable[[str, Tensor, Tensor, Tensor | None], object]
 """Observes a text cross-attention: its path, queries and keys (rows, heads, positions or tokens, d), additive mask."""
 
 
+class Regions(Protocol):
+    """Which of a row's texts each cell reads in a network call, and its deltas there."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the network's batch; the first so many texts are theirs, before and outside any region."""
+        ...
+
+    @property
+    def watch(self) -> Watch | None:
+        """What observes the text cross-attentions of this call."""
+        ...
+
+    def text_blocks(self, positions: int) -> CellBlocks | None:
+        """All cells of a map with so many positions, grouped by text; None while every row reads its first one."""
+        ...
+
+    def text_delta(self, path: str, text: Tensor) -> LowRank | None:
+        """The deltas of a projection for these texts (n,), along a leading axis."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class TextConditioning:
     """The text and adapters of one network call, as its attention layers use them.
 
     ``kv`` are keys and values by cross-attention layer (``....attn2``), with the adapters' deltas. ``deltas`` are those
     of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are those of the network's
-    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline.
+    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline. With ``regions`` there are more texts than
+    rows, and each cell reads one of them.
     """
 
     kv: Mapping[str, KeysValues]
     deltas: Mapping[str, LowRank] | None = None
+    regions: Regions | None = None
 
     @property
     def rows(self) -> int:
-        return next(iter(self.kv.values()))[0].shape[0]
+        return self.regions.rows if self.regions else next(iter(self.kv.values()))[0].shape[0]
 
     def take(self, rows: Sequence[int]) -> TextConditioning:
         """The conditioning of the given rows."""
@@ -76,18 +101,29 @@ class TextKVProcessor:
     ) -> Tensor:
         """``hidden_states`` is (rows, positions, channels); raises TaraError when the rows do not match."""
         replaced = {} if tara is None else self._replaced(attn, hidden_states, tara)
-        if tara is not None and not replaced and encoder_hidden_states is not None:
-            raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
-        if tara is not None and replaced:
-            if tara.rows != hidden_states.shape[0]:
-                raise TaraError(
-                    f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give "
-                    "it the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
-                )
-            if self.watch is not None and self.layer in tara.kv:
-                self._observe(self.watch, attn, replaced, hidden_states, attention_mask)
+        if tara is None or not replaced:
+            if tara is not None and encoder_hidden_states is not None:
+                raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+        if tara.rows != hidden_states.shape[0]:
+            raise TaraError(
+                f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give "
+                "it the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
+            )
+        reads_text = self.layer in tara.kv
+        watches = (self.watch, tara.regions.watch if tara.regions else None)
+        for watch in watches if reads_text else ():
+            if watch is not None:
+                self._observe(watch, attn, replaced, hidden_states, attention_mask)
+        blocks = tara.regions.text_blocks(hidden_states.shape[1]) if tara.regions and reads_text else None
+        if blocks is None:
             attn = _WithReplaced(attn, replaced)
-        return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+        # the stock processor sees each block as a row with a text of its own
+        rows = blocks.cells[:, 0] // hidden_states.shape[1]
+        text, mask = (None if of_row is None else of_row[rows] for of_row in (encoder_hidden_states, attention_mask))
+        attn = _WithReplaced(attn, self._by_text(attn, hidden_states, tara, blocks.group))
+        return blocks.scatter(self.stock(attn, blocks.gather(hidden_states), text, mask, *args, **kwargs), tara.rows)
 
     def _replaced(self, attn: Any, hidden_states: Tensor, tara: TextConditioning) -> dict[str, Projection]:
         """The functions that stand for the attention's projections, by the projections' names."""
@@ -96,7 +132,18 @@ class TextKVProcessor:
             if (delta := (tara.deltas or {}).get(f"{self.layer}.{name}")) is not None:
                 replaced[name] = partial(_changed, attn.get_submodule(name), delta)
         for name, prepared in zip(self._kv_names, tara.kv.get(self.layer, ()), strict=False):
-            replaced[name] = partial(_prepared, prepared.to(hidden_states))
+            replaced[name] = partial(_prepared, prepared[: tara.rows].to(hidden_states))
+        return replaced
+
+    def _by_text(self, attn: Any, x: Tensor, tara: TextConditioning, texts: Tensor) -> dict[str, Projection]:
+        """The same where each row of the attention reads one of ``texts`` (rows,)."""
+        replaced: dict[str, Projection] = {}
+        for name in self._projections:
+            delta = tara.regions.text_delta(f"{self.layer}.{name}", texts) if tara.regions else None
+            if delta is not None:
+                replaced[name] = partial(_changed, attn.get_submodule(name), delta)
+        for name, prepared in zip(self._kv_names, tara.kv[self.layer], strict=True):
+            replaced[name] = partial(_prepared, prepared[texts].to(x))
         return replaced
 
     def _observe(

@@ -38,6 +38,11 @@ class ActiveAdapter:
         return self.adapter.name
 
     @property
+    def is_style(self) -> bool:
+        """Whether it is the style of whole images."""
+        return self.adapter.card.is_style or self.class_word.casefold() == "style"
+
+    @property
     def global_strength(self) -> float:
         """The factor of the global part, 0 when there is none."""
         return self.weight * self.global_weight if self.adapter.global_part else 0.0

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tara.core.tokens import Span, Tokenized, class_word_of, word_spans
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError, TaraWarning, warn
 from tara.inference.active_adapter import ActiveAdapter, check_named
 
 
@@ -56,6 +56,24 @@ def find_words(prompt: str, adapters: Iterable[ActiveAdapter]) -> list[tuple[Act
             )
         located.append((active, spans))
     return located
+
+
+def class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
+    """The tokens of the class words that belong to a rare word; its own tokens, with a warning, where there is none."""
+    tokens: dict[int, None] = {}
+    for occurrence in binding.occurrences:
+        rare = prompt.offsets[occurrence[0]][0], prompt.offsets[occurrence[-1]][1]
+        span = class_word_of(prompt.text, rare, binding.active.class_word)
+        tokens |= dict.fromkeys(() if span is None else prompt.positions(span))
+    if tokens:
+        return tuple(tokens)
+    active = binding.active
+    words = f"{active.rare_word} {active.class_word or 'dog'}"
+    warn(
+        f"The region of {active.name} is found by its class word '{active.class_word}', which is not in the prompt "
+        f"'{prompt.text}'; '{active.rare_word}' stands in for it. Write '{words}'."
+    )
+    return tuple(token for occurrence in binding.occurrences for token in occurrence)
 
 
 def _own_spans(text: str, active: ActiveAdapter, adapters: Sequence[ActiveAdapter]) -> list[Span]:

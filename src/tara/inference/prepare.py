@@ -13,9 +13,10 @@ from tara.families.base import Base
 from tara.families.processors import INSTALLED, KEY, TextConditioning
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, AdapterLists
-from tara.inference.binding import Binding, bind, bind_everywhere, warn_if_cut
+from tara.inference.binding import Binding, bind, bind_everywhere, class_tokens, warn_if_cut
 from tara.inference.composers import Composer
 from tara.inference.composers.sequential import evaluated
+from tara.inference.confining import Concept, ConfinedAdapters, confined
 from tara.inference.fusing import fused, fused_text, global_part
 from tara.inference.rows import PromptRow, prompt_rows
 from tara.inference.settings import GenerationSettings
@@ -37,6 +38,7 @@ class Conditioned:
     conditioning: TextConditioning
     pooled: Tensor | None
     adapters: ActiveAdapters
+    regions: ConfinedAdapters | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,8 @@ def prepare(
                 f"{active.name} also changes layers that act on everything. Use `with tara.prepared(...) as kwargs:`, "
                 f"or leave that part out with {active.name}:global=0."
             )
+    if any(one.regions for one in batch.evaluations):
+        raise TaraError("This composer confines adapters to regions of the image. Use `with tara.prepared(...)`.")
     base.processors.install()
     return batch.arguments
 
@@ -149,7 +153,8 @@ def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
         with fused(base, global_part(batch.evaluations[0].adapters) if one else {}):
             base.processors.install()
             if one or turns is None:
-                yield
+                with confined(base, batch.evaluations[0].regions):
+                    yield
             else:
                 with evaluated(base, batch.evaluations, turns):
                     yield
@@ -192,7 +197,8 @@ def prepared_batch(
         cache={} if cache is None else cache,
     )
     batch.warn_of_lost_text(rows)
-    count = len(rows[0].acting) if rows[0].sequential else 1
+    composer = rows[0].composer
+    count = len(rows[0].acting) if composer.turns else 1
     evaluations = (
         [batch.conditioned([replace(row, acting=(row.acting[number],)) for row in rows]) for number in range(count)]
         if count > 1
@@ -204,7 +210,7 @@ def prepared_batch(
         "num_images_per_prompt": copies,
         "cross_attention_kwargs": {KEY: evaluations[0].conditioning},
     }
-    return PreparedBatch(arguments, tuple(evaluations), settings.composed_by)
+    return PreparedBatch(arguments, tuple(evaluations), composer)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,38 +231,58 @@ class _Batch:
 
     def conditioned(self, rows: Sequence[PromptRow]) -> Conditioned:
         """The embeddings of the pipeline call, and what the network evaluation uses."""
-        masked = self.settings.composed_by.masked
-        # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
-        in_encoders: list[ActiveAdapters] = [() if masked else row.acting for row in rows]
-        positive = TextEncoding.join([self._positive(row, own) for row, own in zip(rows, in_encoders, strict=True)])
-        negative = None
-        if self.guided:
-            negative = TextEncoding.join([self._negative(row, own) for row, own in zip(rows, in_encoders, strict=True)])
-        find = bind if masked else bind_everywhere
-        bindings = [find(tokens, row.acting) for tokens, row in zip(positive.tokenized, rows, strict=True)]
-        encoding, of_rows = self._in_network_order(positive, negative, bindings)
+        rows = [row for row in rows for _ in range(self.copies)]
+        in_call = ([self._of_row(row, negative=True) for row in rows] if self.guided else []) + [
+            self._of_row(row, negative=False) for row in rows
+        ]
+        concepts = [self._concepts(row) for row in rows]
+        regions = ConfinedAdapters(self.base, concepts, self.guided) if any(concepts) else None
+        in_regions = [
+            self._of_row(row, negative=negative, confined=active)
+            for negative in ((True, False) if self.guided else (False,))
+            for row in rows
+            for active in row.confined
+        ]
+        encoding = TextEncoding.join([text for text, _ in in_call])
         conditioning = text_kv(
-            self.base, encoding, of_rows, self.settings.context, self._encode, self.settings.clip_skip
+            self.base,
+            TextEncoding.join([text for text, _ in in_call + in_regions]),
+            [bindings for _, bindings in in_call + in_regions],
+            self.settings.context,
+            self._encode,
+            self.settings.clip_skip,
         )
-        arguments = _embeddings(positive, "") | ({} if negative is None else _embeddings(negative, "negative_"))
-        return Conditioned(arguments, conditioning, encoding.pooled, rows[0].acting)
+        once = range(0, len(rows), self.copies)  # the pipeline call makes the copies
+        arguments = _embeddings(encoding.take([len(in_call) - len(rows) + row for row in once]), "")
+        if self.guided:
+            arguments |= _embeddings(encoding.take(once), "negative_")
+        return Conditioned(
+            arguments, replace(conditioning, regions=regions), encoding.pooled, rows[0].everywhere, regions
+        )
 
-    def _in_network_order(
-        self, positive: TextEncoding, negative: TextEncoding | None, bindings: list[list[Binding]]
-    ) -> tuple[TextEncoding, list[list[Binding]]]:
-        """Rows as stock pipelines order them, ``[unconditional..., conditional...]``, a prompt's copies together."""
-        copies = [row for row in range(positive.rows) for _ in range(self.copies)]
-        conditional = [bindings[row] for row in copies]
-        if negative is None:
-            return positive.take(copies), conditional
-        unconditional: list[list[Binding]] = [[] for _ in copies] if self.settings.composed_by.masked else conditional
-        return TextEncoding.join([negative.take(copies), positive.take(copies)]), [*unconditional, *conditional]
+    def _of_row(
+        self, row: PromptRow, *, negative: bool, confined: ActiveAdapter | None = None
+    ) -> tuple[TextEncoding, list[Binding]]:
+        """A row's text with adapters where they act on it: those of the whole image, and one in its own region."""
+        acting = row.everywhere if confined is None else (*row.everywhere, confined)
+        composer = row.composer
+        masked = [one for one in acting if composer.masked or (composer.regional and one.adapter.learned_masked)]
+        # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
+        plain = tuple(active for active in acting if active not in masked)
+        if negative:
+            encoding = self._cached(row.negative, None, plain, negative=True)
+        else:
+            encoding = self._encode(row.text, self.settings.clip_skip, plain)
+        bindings = bind_everywhere(encoding.tokenized[0], plain)
+        if masked and not negative:
+            bindings += [one for one in bind(encoding.tokenized[0], row.acting) if one.active in masked]
+        return encoding, bindings
 
-    def _positive(self, row: PromptRow, adapters: ActiveAdapters) -> TextEncoding:
-        return self._encode(row.text, self.settings.clip_skip, adapters)
-
-    def _negative(self, row: PromptRow, adapters: ActiveAdapters) -> TextEncoding:
-        return self._cached(row.negative, None, adapters, negative=True)
+    def _concepts(self, row: PromptRow) -> list[Concept]:
+        """What is confined, and the tokens by which its region is found."""
+        tokens = self.base.tokenize(row.text)
+        bindings = bind(tokens, row.acting) if row.confined else []
+        return [Concept(one.active, class_tokens(tokens, one)) for one in bindings if one.active in row.confined]
 
     def _encode(self, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
         return self._cached(text, clip_skip, adapters, negative=False)

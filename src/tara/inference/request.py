@@ -31,5 +31,5 @@ class GenerationRequest(BaseModel):
         for image in (self.settings.image, self.settings.mask):
             if image is not None and not hasattr(image, "convert"):
                 read_image(image)  # pyright: ignore[reportArgumentType]
-        if self.settings.composed_by.masked:
+        if self.settings.composed_by.masked or self.settings.composed_by.regional:
             find_words(self.prompt, self.adapters)

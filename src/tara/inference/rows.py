@@ -26,14 +26,24 @@ class PromptRow:
     adapters: ActiveAdapters
     text: str
     acting: ActiveAdapters
-    sequential: bool
+    composer: Composer
+
+    @property
+    def confined(self) -> ActiveAdapters:
+        """The adapters that act in their own regions only: with such a composer all but the styles."""
+        return tuple(active for active in self.acting if self.composer.regional and not active.is_style)
+
+    @property
+    def everywhere(self) -> ActiveAdapters:
+        """The adapters that act on the whole image."""
+        return tuple(active for active in self.acting if active not in self.confined)
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """What rows must share to be generated in one batch: the global parts, which are fused into the weights."""
-        parts = [(id(active.adapter), active.global_strength) for active in self.acting if active.global_strength]
+        parts = [(id(active.adapter), active.global_strength) for active in self.everywhere if active.global_strength]
         # with one evaluation for each adapter, their number and order count too
-        return (len(self.acting), *parts) if self.sequential else tuple(sorted(parts))
+        return (len(self.acting), *parts) if self.composer.turns else tuple(sorted(parts))
 
 
 def prompt_rows(
@@ -60,7 +70,7 @@ def prompt_rows(
     # prompts with the same adapters share their merge, and so a batch
     acting = {of_prompt: composer.adapters(of_prompt) for of_prompt in dict.fromkeys(per_prompt)}
     return [
-        PromptRow(text, negative, own, composer.prompt(text, own), acting[own], composer.turns is not None)
+        PromptRow(text, negative, own, composer.prompt(text, own), acting[own], composer)
         for text, negative, own in zip(prompts, negatives, per_prompt, strict=True)
     ]
 

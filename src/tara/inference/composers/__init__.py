@@ -6,6 +6,7 @@ from tara.errors import TaraError, nearest
 from tara.inference.composers.composer import Adapters, Composer, Turns
 from tara.inference.composers.merging import DARE, TIES
 from tara.inference.composers.none import NONE
+from tara.inference.composers.regions import REGIONS
 from tara.inference.composers.sequential import COMPOSITE, SWITCH
 from tara.inference.composers.sum import SUM
 from tara.inference.composers.tara import TARA
@@ -14,6 +15,7 @@ __all__ = ["COMPOSERS", "Adapters", "Composer", "Turns", "composer_named"]
 
 COMPOSERS: dict[str, Composer] = {
     "tara": TARA,
+    "regions": REGIONS,
     "sum": SUM,
     "switch": SWITCH,
     "composite": COMPOSITE,

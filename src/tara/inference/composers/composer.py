@@ -35,6 +35,8 @@ class Composer:
     masked: bool = False
     """Whether adapters act on their rare words' tokens in the conditional rows. Otherwise they act as plain LoRAs do:
     on every token of every row, the unconditional ones too, and on all that the text encoders read."""
+    regional: bool = False
+    """Whether each adapter acts in its own region of the image only, see `tara.inference.confining`."""
     adapters: Callable[[Adapters], Adapters] = as_given
     """The adapters that act, such as a merge of all."""
     prompt: Callable[[str, Adapters], str] = same_prompt

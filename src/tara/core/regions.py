@@ -1,0 +1,38 @@
+"""From maps of words to regions: which cells of an image belong to which concept."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tara.core.attention_maps import resized
+
+Labels = Int[Tensor, "height width"]
+"""The number of each cell's concept, counted from 1; 0 is the background, which belongs to nobody."""
+
+
+def region_scores(
+    maps: Sequence[Float[Tensor, "concepts _height _width"]],
+) -> Float[Tensor, "concepts height width"]:
+    """Maps of several resolutions as one at the finest: their mean, each over its own highest value."""
+    size = max((one.shape[-2], one.shape[-1]) for one in maps)
+    scaled = [one / one.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(one.dtype).tiny) for one in maps]
+    return torch.stack([resized(one[None], size)[0] for one in scaled]).mean(0)
+
+
+def assigned(scores: Float[Tensor, "concepts height width"], background: float = 0.0) -> Labels:
+    """Each cell to the concept with the highest score; to nobody below a part of the highest score of all."""
+    best, concept = scores.max(0)
+    return torch.where(best >= background * scores.max(), concept + 1, 0)
+
+
+def labels_at(labels: Labels, size: tuple[int, int]) -> Labels:
+    """The same regions at another resolution: each cell's most common label, or bilinearly the nearest one."""
+    if labels.shape == size:
+        return labels
+    count = int(labels.max()) + 1
+    shares = F.one_hot(labels, count).permute(2, 0, 1)[None].float()
+    smaller = size[0] < labels.shape[0] or size[1] < labels.shape[1]
+    return (F.interpolate(shares, size=size, mode="area") if smaller else resized(shares, size))[0].argmax(0)

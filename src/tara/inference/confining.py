@@ -1,0 +1,192 @@
+"""Adapters confined to regions: found while the base lays out the scene, then applied cell by cell."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tara.core.attention_maps import RunningMean, map_size, word_maps
+from tara.core.cells import CellBlocks, cell_blocks
+from tara.core.lora import LowRank
+from tara.core.regions import assigned, labels_at, region_scores
+from tara.families.base import Base
+from tara.families.processors import KEY, Watch
+from tara.inference.active_adapter import ActiveAdapter
+
+LAYOUT = 0.84  # of the noise schedule: above, the base lays out the scene and no adapter acts
+RESOLUTIONS = 2  # the coarsest of the cross-attentions, whose maps are read
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """An adapter that is confined in one image, and the tokens of its class word there."""
+
+    active: ActiveAdapter
+    class_tokens: tuple[int, ...]
+
+
+class ConfinedAdapters:
+    """The state of one batch's pipeline calls: where each image's concepts are, and the deltas that act there.
+
+    The texts of the network calls are one for each row, ``[unconditional..., conditional...]``, and then one for each
+    row and concept.
+
+    Args:
+        base: the base.
+        images: each image's concepts.
+        guided: whether there are unconditional rows.
+    """
+
+    def __init__(self, base: Base, images: Sequence[Sequence[Concept]], guided: bool) -> None:
+        self._base, self._images, self._guided = base, images, guided
+        self.rows = len(images) * (2 if guided else 1)
+        adapters = list({id(one.active): one.active for concepts in images for one in concepts}.values())
+        numbers = {id(active): number for number, active in enumerate(adapters, start=1)}
+        self._adapter_of = _padded([[0, *(numbers[id(one.active)] for one in concepts)] for concepts in images])
+        of_rows = list(images) * (2 if guided else 1)
+        after = [self.rows + sum(map(len, of_rows[:row])) for row in range(self.rows)]
+        self._text_of = _padded([[row, *range(after[row], after[row] + len(of_rows[row]))] for row in range(self.rows)])
+        of_texts = [0] * self.rows + [numbers[id(one.active)] for concepts in of_rows for one in concepts]
+        self._adapter_of_text = torch.tensor(of_texts)
+        self.deltas = _stacked(adapters, base.device, base.dtype)
+        self._begin(math.inf)
+
+    def _begin(self, timestep: float) -> None:
+        self.labels: list[Tensor] | None = None
+        self._maps: dict[int, list[RunningMean]] = {}
+        self._blocks: dict[int, tuple[CellBlocks, CellBlocks]] = {}
+        self._timestep, self._acting = timestep, False
+
+    def begin_call(self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward pre-hook of the denoiser: decides whether adapters act in this network call."""
+        given = (kwargs.get("cross_attention_kwargs") or {}).get(KEY)
+        self._acting = False
+        if given is None or given.regions is not self:
+            return
+        latents, timestep = (
+            args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep"))
+        )
+        now = float(torch.as_tensor(timestep).max())
+        if now > self._timestep:  # an image's timesteps fall or stay: after a rise other images have begun
+            self._begin(now)
+        self._timestep, self._latents = now, (int(latents.shape[-2]), int(latents.shape[-1]))
+        if self.labels is None and self._maps and now < LAYOUT * self._base.noise_schedule.timesteps:
+            self.labels = [self._found(image) for image in range(len(self._images))]
+        self._acting = self.labels is not None
+
+    def end_call(self, *_: object) -> None:
+        """A forward hook of the denoiser."""
+        self._acting = False
+
+    @property
+    def watch(self) -> Watch | None:
+        """Reads the maps while the scene is laid out."""
+        return None if self._acting else self._read
+
+    @torch.no_grad()
+    def _read(self, _layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        positions = query.shape[2]
+        if positions not in self._maps and len(self._maps) >= RESOLUTIONS and positions > max(self._maps):
+            return
+        means = self._maps.setdefault(positions, [RunningMean() for _ in self._images])
+        for mean, concepts, row in zip(
+            means, self._images, range(self.rows - len(self._images), self.rows), strict=True
+        ):
+            if concepts:
+                at = slice(row, row + 1)
+                words = [one.class_tokens for one in concepts]
+                mean.add(word_maps(query[at], key[at], words, None if mask is None else mask[at])[0])
+
+    def _found(self, image: int) -> Tensor:
+        if not self._images[image]:
+            return torch.zeros(1, 1, dtype=torch.long)
+        coarsest = sorted(self._maps)[:RESOLUTIONS]
+        maps = [self._maps[size][image].mean.unflatten(-1, map_size(size, self._latents)) for size in coarsest]
+        return assigned(region_scores(maps)).cpu()
+
+    def text_blocks(self, positions: int) -> CellBlocks | None:
+        """See `tara.families.processors.Regions`."""
+        return self._blocks_at(positions)[0] if self._acting else None
+
+    def text_delta(self, path: str, text: Tensor) -> LowRank | None:
+        """See `tara.families.processors.Regions`."""
+        delta = self.deltas.get(path)
+        return None if delta is None else delta.take(self._adapter_of_text.to(text.device)[text])
+
+    def _blocks_at(self, positions: int) -> tuple[CellBlocks, CellBlocks]:
+        """All cells by text, and the cells of regions by adapter."""
+        if positions not in self._blocks:
+            assert self.labels is not None
+            size = map_size(positions, self._latents)
+            labels = torch.stack([labels_at(of_image, size).flatten() for of_image in self.labels])
+            of_rows, tables = (torch.cat([one] * (self.rows // len(one))) for one in (labels, self._adapter_of))
+            adapters, texts = (table.gather(1, of_rows).to(self._base.device) for table in (tables, self._text_of))
+            block = max(1, round(math.sqrt(positions) / 2))
+            self._blocks[positions] = cell_blocks(texts, block), cell_blocks(adapters - (adapters == 0).long(), block)
+        return self._blocks[positions]
+
+    def add_delta(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """A forward hook of a layer outside the text's attentions: adds each adapter's delta in its region."""
+        if not self._acting:
+            return None
+        x: Tensor = args[0]
+        low_rank = self.deltas[path]
+        if x.ndim == 3:
+            return self._blocks_at(x.shape[1])[1].add_delta(output, low_rank, x)
+        module = getattr(module, "base_layer", module)  # PEFT wraps layers that have a LoRA loaded
+        assert isinstance(module, nn.Conv2d)
+        assert not isinstance(module.padding, str)
+        patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).mT
+        added = self._blocks_at(patches.shape[1])[1].add_delta(output.flatten(2).mT, low_rank, patches)
+        return added.mT.unflatten(2, output.shape[2:])
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+def _stacked(adapters: Sequence[ActiveAdapter], device: torch.device, dtype: torch.dtype) -> dict[str, LowRank]:
+    """The adapters' deltas outside the text's keys and values, along a leading axis whose first entry is zero.
+
+    Weights and scales are in the factors, smaller ranks filled with zeros.
+    """
+    paths = dict.fromkeys(path for active in adapters if active.global_strength for path in active.adapter.global_part)
+    stacked: dict[str, LowRank] = {}
+    for path in paths:
+        parts = [(active.global_strength, active.adapter.global_part.get(path)) for active in adapters]
+        there = [part for _, part in parts if part is not None]
+        rank = max(part.rank for part in there)
+        a = torch.zeros(len(adapters) + 1, rank, there[0].d_in)
+        b = torch.zeros(len(adapters) + 1, there[0].d_out, rank)
+        for number, (strength, part) in enumerate(parts, start=1):
+            if part is not None:
+                a[number, : part.rank], b[number, :, : part.rank] = (
+                    part.a.float(),
+                    strength * part.scale * part.b.float(),
+                )
+        stacked[path] = replace(there[0], a=a.to(device, dtype), b=b.to(device, dtype), scale=1.0)
+    return stacked
+
+
+@contextmanager
+def confined(base: Base, adapters: ConfinedAdapters | None) -> Generator[None]:
+    """Let adapters act in their regions in a ``with`` block; needs our attention processors, see `Base.processors`."""
+    hooks: list[Any] = []
+    try:
+        if adapters is not None:
+            text = {f"{layer}.{name}" for layer in base.text_layers for name in base.family.attention_projections}
+            hooks.append(base.denoiser.register_forward_pre_hook(adapters.begin_call, with_kwargs=True))
+            hooks.append(base.denoiser.register_forward_hook(adapters.end_call))
+            for path in adapters.deltas.keys() - text:
+                hooks.append(base.layer(path).register_forward_hook(partial(adapters.add_delta, path)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
