@@ -1,7 +1,8 @@
 """A base as loaded: its pipeline, its family, and what training and inference ask of both."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -187,16 +188,35 @@ class Base:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the network's latents of images (rows, 3, height, width) in [-1, 1]."""
-        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast  # as SDXL's
+        with self._without_overflow():
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
+        return (posterior.mean - shift) * scale, posterior.std * scale
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images (rows, 3, height, width) in [-1, 1] of the network's latents, as the stock pipelines decode them."""
+        config = self.vae.config
+        scaled, shift = latents / float(config.scaling_factor), config.shift_factor or 0.0
+        if getattr(config, "latents_mean", None) is not None:  # as SDXL's stock pipeline does for such VAEs
+            std, shift = (
+                torch.tensor(of).view(1, -1, 1, 1).to(latents) for of in (config.latents_std, config.latents_mean)
+            )
+            scaled = scaled * std
+        with self._without_overflow():
+            return self.vae.decode((scaled + shift).to(self.vae.dtype), return_dict=False)[0]
+
+    @contextmanager
+    def _without_overflow(self) -> Generator[None]:
+        """The VAE in float32 for a ``with`` block, where float16 is too narrow for it, as for SDXL's."""
+        overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         try:
             if overflows:
                 self.vae.to(torch.float32)
-            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            yield
         finally:
             if overflows:
                 self.vae.to(torch.float16)
-        shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
-        return (posterior.mean - shift) * scale, posterior.std * scale
 
     @property
     def parts(self) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,22 @@ class TextConditioning:
         kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
         deltas = self.deltas and {path: delta.take(index) for path, delta in self.deltas.items()}
         return TextConditioning(kv, deltas)
+
+    @staticmethod
+    def join(parts: Sequence[TextConditioning]) -> TextConditioning:
+        """All rows of all parts, one after the other; none may have regions or deltas of other projections."""
+        assert all(part.deltas is None and part.regions is None for part in parts), "these are made for one batch"
+        if len(parts) == 1:
+            return parts[0]
+        kv = {
+            layer: tuple(map(torch.cat, zip(*(part.kv[layer] for part in parts), strict=True))) for layer in parts[0].kv
+        }
+        return TextConditioning(cast(Mapping[str, KeysValues], kv))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.kv.values())
 
 
 class TextKVProcessor:

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import INSTALLED, KEY, TextConditioning
@@ -31,12 +29,12 @@ CACHED_TEXTS = 256  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
 class Conditioned:
     """What one network evaluation of a batch uses.
 
-    ``adapters`` are those whose global parts are in the weights, ``pooled`` (rows, d) the text's pooled vectors.
+    ``encoding`` has the rows of the network's batch; ``adapters`` are those whose global parts are in the weights.
     """
 
     arguments: dict[str, Any]
     conditioning: TextConditioning
-    pooled: Tensor | None
+    encoding: TextEncoding
     adapters: ActiveAdapters
     regions: ConfinedAdapters | None = None
 
@@ -187,8 +185,7 @@ def prepared_batch(
             f"A {type(pipe).__name__} call takes no cross_attention_kwargs. Use a stock text-to-image, "
             "image-to-image, inpainting or ControlNet pipeline."
         )
-    guidance = settings.guidance_scale
-    guidance = float(parameters["guidance_scale"].default) if guidance is None else guidance
+    guidance = stock_guidance(pipe) if settings.guidance_scale is None else settings.guidance_scale
     batch = _Batch(
         base=base,
         settings=settings,
@@ -211,6 +208,11 @@ def prepared_batch(
         "cross_attention_kwargs": {KEY: evaluations[0].conditioning},
     }
     return PreparedBatch(arguments, tuple(evaluations), composer)
+
+
+def stock_guidance(pipe: Any) -> float:
+    """The guidance scale of a pipeline call that names none."""
+    return float(inspect.signature(pipe.__call__).parameters["guidance_scale"].default)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -256,9 +258,7 @@ class _Batch:
         arguments = _embeddings(encoding.take([len(in_call) - len(rows) + row for row in once]), "")
         if self.guided:
             arguments |= _embeddings(encoding.take(once), "negative_")
-        return Conditioned(
-            arguments, replace(conditioning, regions=regions), encoding.pooled, rows[0].everywhere, regions
-        )
+        return Conditioned(arguments, replace(conditioning, regions=regions), encoding, rows[0].everywhere, regions)
 
     def _of_row(
         self, row: PromptRow, *, negative: bool, confined: ActiveAdapter | None = None

@@ -5,10 +5,10 @@ from typing import Any
 
 from PIL import Image
 
-from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.family import Task
-from tara.inference.settings import GenerationSettings, make_scheduler
+from tara.inference.denoising import scheduler_for
+from tara.inference.settings import GenerationSettings
 from tara.storage.images import read_image
 
 
@@ -31,11 +31,7 @@ def task_pipeline(base: Base, settings: GenerationSettings) -> tuple[Any, dict[s
             arguments |= {"mask_image": mask, "width": start.width, "height": start.height}
     pipe = base.family.task_pipeline(base.pipe, task)
     pipe.set_progress_bar_config(disable=True)
-    if settings.scheduler is not None:
-        pipe.scheduler = make_scheduler(settings.scheduler, base.scheduler.config, settings.steps)
-    most = base.noise_schedule.timesteps
-    if settings.steps > most:
-        raise TaraError(f"steps is {settings.steps}, but this base has {most} timesteps. Give at most that many.")
+    pipe.scheduler = scheduler_for(base, settings)
     return pipe, arguments
 
 

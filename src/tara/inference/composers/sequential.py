@@ -98,7 +98,7 @@ class _MeanForward:
         from tara.inference.fusing import fused, global_part
 
         kwargs["cross_attention_kwargs"] = {**kwargs["cross_attention_kwargs"], KEY: evaluation.conditioning}
-        if evaluation.pooled is not None:
-            kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": evaluation.pooled}
+        if (pooled := evaluation.encoding.pooled) is not None:
+            kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": pooled}
         with fused(self.base, global_part(evaluation.adapters)):
             return self.forward(*args, **{**kwargs, "return_dict": False})[0]

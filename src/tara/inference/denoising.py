@@ -1,0 +1,117 @@
+"""One image between two network calls: its latents, and a scheduler of its own."""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.inference.settings import GenerationSettings, make_scheduler
+
+PREVIEW_CELLS = 16  # sides of a preview in latents: decoding one takes a hundredth of an image's time
+
+
+class Denoising:
+    """The denoising of one image, for a caller who evaluates the network; the loop of diffusers' stock pipelines.
+
+    A scheduler remembers earlier predictions, and so each image has one. The noise is the stock pipeline's for a CPU
+    generator with this seed, whatever the device.
+
+    Args:
+        base: what is generated on.
+        settings: steps, scheduler, guidance_scale (resolved), width and height are used.
+        seed: of the initial noise, and of the scheduler's where it adds some.
+        guided: whether the network gets two rows, ``[unconditional, conditional]``, or the conditional one alone.
+
+    Raises:
+        TaraError: for a scheduler that does not fit the base, or more steps than it has.
+    """
+
+    def __init__(self, base: Base, settings: GenerationSettings, seed: int, *, guided: bool) -> None:
+        self.guided, self.guidance_scale = guided, settings.guidance_scale or 0.0
+        self.step = 0
+        self._scheduler = scheduler_for(base, settings)
+        self._scheduler.set_timesteps(settings.steps, device=base.device)
+        self.steps = len(self._scheduler.timesteps)  # second-order schedulers take more than they were asked for
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._arguments = _step_arguments(self._scheduler, self._generator)
+        height, width = settings.height or base.resolution, settings.width or base.resolution
+        shape = (int(base.vae.config.latent_channels), height // base.vae_scale, width // base.vae_scale)
+        noise = torch.randn((1, *shape), generator=self._generator, dtype=base.dtype).to(base.device)
+        self._latents: Tensor = noise * self._scheduler.init_noise_sigma
+        self._image_estimate: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the next network call."""
+        return 2 if self.guided else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in latents."""
+        return self._latents.shape[-2], self._latents.shape[-1]
+
+    @property
+    def is_done(self) -> bool:
+        return self.step == self.steps
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Latents (rows, channels, height, width) and timesteps (rows,) of the next network call."""
+        timestep = self._scheduler.timesteps[self.step]
+        scaled = self._scheduler.scale_model_input(self._latents, timestep)
+        # float32 for every scheduler, as diffusers' timestep embedding makes it: rows of several schedulers mix
+        return scaled.expand(self.rows, -1, -1, -1), timestep.to(torch.float32).expand(self.rows)
+
+    def advance(self, prediction: Tensor) -> None:
+        """Take the network's prediction (rows, channels, height, width) and make one step."""
+        if self.guided:  # classifier-free guidance (arXiv 2207.12598)
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + self.guidance_scale * (conditional - unconditional)
+        timestep = self._scheduler.timesteps[self.step]
+        output = self._scheduler.step(prediction, timestep, self._latents, **self._arguments)
+        self._latents = output.prev_sample
+        self._image_estimate = output.get("pred_original_sample")
+        self.step += 1
+
+    def image(self, base: Base) -> Image.Image:
+        """The image that the latents stand for."""
+        return _decoded(base, self._latents)
+
+    def preview(self, base: Base) -> Image.Image:
+        """A small image of what is to be expected, from the scheduler's estimate where it has one."""
+        estimate = self._latents if self._image_estimate is None else self._image_estimate
+        factor = max(1, max(estimate.shape[-2:]) // PREVIEW_CELLS)
+        small = torch.nn.functional.avg_pool2d(estimate, factor) if factor > 1 else estimate
+        return _decoded(base, small)
+
+
+def _decoded(base: Base, latents: Tensor) -> Image.Image:
+    from diffusers.image_processor import VaeImageProcessor
+
+    images: Any = VaeImageProcessor().postprocess(base.decode_latents(latents), output_type="pil")
+    return images[0]
+
+
+def scheduler_for(base: Base, settings: GenerationSettings) -> Any:
+    """A scheduler of its own for one image or batch: the base's, or the one that the settings name.
+
+    Raises:
+        TaraError: as `make_scheduler`, and for more steps than the base has timesteps.
+    """
+    named = settings.scheduler
+    scheduler = (
+        copy.deepcopy(base.scheduler) if named is None else make_scheduler(named, base.scheduler.config, settings.steps)
+    )
+    most = base.noise_schedule.timesteps
+    if settings.steps > most:
+        raise TaraError(f"steps is {settings.steps}, but this base has {most} timesteps. Give at most that many.")
+    return scheduler
+
+
+def _step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """What ``step`` takes besides prediction, timestep and latents: the generator, where it adds noise."""
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
