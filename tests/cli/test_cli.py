@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,22 @@ def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.C
     assert "no number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
     assert "--out" in refused("convert", foreign, "--to", "kohya")
     assert not Path("no.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("mask", "to", "noted"), [(True, "kohya", True), (True, "tara", False), (False, "kohya", False)]
+)
+def test_convert_says_what_a_masked_adapter_loses_in_tools_without_masks(
+    mask: bool, to: str, noted: bool, trained: Path, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    adapter = load_adapter(trained / "rex.safetensors")
+    settings = adapter.card.settings | {"token_mask": mask}
+    replace(adapter, card=adapter.card.model_copy(update={"settings": settings})).save(here / "rex.safetensors")
+    capsys.readouterr()
+    assert main(["convert", "rex.safetensors", "--to", to, "--out", "other.safetensors"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("was trained with the token mask" in said) is noted
+    assert ("train it again with --no-token-mask" in said) is noted
 
 
 def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):

@@ -71,6 +71,11 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path):
     assert "license" not in front
 
 
+def test_the_card_says_what_the_token_mask_means_without_tara(tmp_path: Path):
+    assert SETTINGS.token_mask
+    assert "It was trained with the token mask" in text_of(published(tmp_path, "xlo"))
+
+
 def test_every_image_of_the_card_is_in_the_folder(tmp_path: Path):
     hub = published(tmp_path, "xlo", "szn")
     named = re.findall(r"!\[.*?\]\((.*?)\)", text_of(hub))

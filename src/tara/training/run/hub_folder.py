@@ -91,6 +91,7 @@ def model_card(published: Sequence[Published], repository: str) -> str:
         base_model=base_model,
         repository=repository,
         adapters=[repository] if len(published) == 1 else [f"{repository}/{one.file}" for one in published],
+        masked=card.settings.get("token_mask", False),
         recipe=recipe_text(published),
     )
 
