@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": ("tara.cli.compare:compare", "Generate one prompt with several composers, side by side."),
     "inspect": ("tara.cli.inspect:inspect", "Show what is in an adapter file."),
     "convert": ("tara.cli.convert:convert", "Write an adapter as a kohya, diffusers, PEFT or tara file."),
+    "server": ("tara.cli.server:server", "Serve images of many adapters over HTTP, as OpenAI's API and as jobs."),
     "demo": ("tara.cli.demo:demo", "Train two subjects and generate them together, in minutes on a CPU."),
 }
 for name, (place, summary) in COMMANDS.items():

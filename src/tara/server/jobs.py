@@ -1,0 +1,258 @@
+"""Accepted jobs on their way through the engine: from the database, into the batch, to finished files."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tara.adapters.adapter import Adapter, load_adapter
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.settings import BaseSettings
+from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.capacity import ByteBoundedCache
+from tara.inference.engine import Engine, EngineStep, Generation
+from tara.inference.fusing import check_fits
+from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, used_file
+from tara.inference.request import GenerationRequest
+from tara.inference.settings import GenerationSettings
+from tara.server.schemas import ImageRequest, JobAnswer
+from tara.server.settings import ServerSettings
+from tara.server.store import AdapterRecord, JobRecord, Store, StoreBusy
+from tara.storage.files import atomic_write, remove_unfinished
+from tara.storage.validation import build
+
+ADAPTER_CACHE_BYTES = 2**30
+SMOOTHING = 0.1  # of the mean time of a step
+STORE_TRIES = 5
+
+
+class QueueFull(TaraError):
+    """There are too many unfinished jobs; the answer is to come back later."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """An uploaded adapter in memory, and what images remember of it."""
+
+    adapter: Adapter
+    file: UsedFile
+
+
+@dataclass(eq=False)
+class LiveJob:
+    """A job of this process; ``done`` gets its record at the end, whatever that is."""
+
+    record: JobRecord
+    adapters: tuple[UsedFile, ...]
+    generations: list[Generation] = field(default_factory=list[Generation])
+    done: Future[None] = field(default_factory=Future[None])
+
+
+class Jobs:
+    """Runs jobs: `accept` returns once a job is in the database; `start` goes on with those of an earlier process."""
+
+    def __init__(self, base: Base, base_name: str, settings: ServerSettings, store: Store) -> None:
+        self.base, self.base_name, self.settings, self.store = base, base_name, settings, store
+        self.step_seconds = 0.0
+        self.on_step: Callable[[EngineStep], object] = lambda _: None
+        self.engine = Engine(base, rows=settings.rows, on_step=self._note_step)
+        self._live: dict[str, LiveJob] = {}
+        self._loaded = ByteBoundedCache[str, LoadedAdapter](ADAPTER_CACHE_BYTES, _loaded_bytes)
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._thread = threading.Thread(target=self.engine.run, name="engine", daemon=True)
+        # files are written beside the engine: the next step need not wait for the disk
+        self._writer = ThreadPoolExecutor(1, "writer")
+
+    def start(self) -> None:
+        for folder in (self.images_folder, self.adapters_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
+        self.engine.__enter__()
+        for record in self.store.unfinished():
+            try:
+                self._submit(record, *self._request(record.owner, ImageRequest.model_validate_json(record.request)))
+            except TaraError as failure:
+                self.store.end_job(record.id, "failed", error=str(failure))
+        self._thread.start()
+
+    def close(self, drain_seconds: float) -> None:
+        """Finish what is in flight, for so long; what waits stays in the database for the next process."""
+        in_flight = [live for live in list(self._live.values()) if any(made.step for made in live.generations)]
+        for live in list(self._live.values()):
+            if live not in in_flight:
+                for generation in live.generations:
+                    generation.cancel()
+        for live in in_flight:
+            with suppress(Exception):
+                live.done.result(drain_seconds)
+        self.engine.stop()
+        self._thread.join()
+        self._writer.shutdown()
+        self.engine.close()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def images_folder(self) -> Path:
+        return self.settings.data / "images"
+
+    @property
+    def adapters_folder(self) -> Path:
+        return self.settings.data / "adapters"
+
+    def image_path(self, job_id: str, number: int) -> Path:
+        return self.images_folder / f"{job_id}-{number}.png"
+
+    def adapter_path(self, record: AdapterRecord) -> Path:
+        return self.adapters_folder / f"{record.id}.safetensors"
+
+    def accept(self, owner: str, request: ImageRequest) -> LiveJob:
+        """Check a request and write it down as a job; it runs from then on, whatever happens.
+
+        Raises:
+            QueueFull: when the owner, or all together, have too many unfinished jobs.
+            TaraError: for what cannot be generated.
+        """
+        prepared = self._request(owner, request)
+        record = JobRecord(owner=owner, request=request.model_dump_json())
+        with self._lock:
+            if self.store.count_unfinished() >= self.settings.max_queued_jobs:
+                raise QueueFull("The queue is full. Try again later.")
+            if self.store.count_unfinished(owner) >= self.settings.max_queued_jobs_per_key:
+                raise QueueFull(f"You have {self.settings.max_queued_jobs_per_key} unfinished jobs. Wait for some.")
+            self.store.add_job(record)
+        return self._submit(record, *prepared)
+
+    def cancel(self, record: JobRecord) -> None:
+        """End a job; its rows are free at the next step."""
+        if self.store.end_job(record.id, "cancelled") and (live := self._live.pop(record.id, None)):
+            for generation in live.generations:
+                generation.cancel()
+            live.done.set_result(None)
+
+    def remove_images(self, record: JobRecord) -> None:
+        for number in range(record.images):
+            self.image_path(record.id, number).unlink(missing_ok=True)
+
+    def answer(self, record: JobRecord) -> JobAnswer:
+        """What is known of a job now."""
+        live = self._live.get(record.id)
+        answer = JobAnswer(id=record.id, status="queued", created=record.created, error=record.error)
+        if record.status != "queued":
+            addresses = [f"/v1/images/{record.id}/{number}" for number in range(record.images)]
+            return answer.model_copy(update={"status": record.status, "images": addresses})
+        if live is None or not (begun := [made for made in live.generations if made.steps]):
+            return answer
+        step, steps = sum(made.step for made in begun), sum(made.steps for made in begun)
+        left = max(made.steps - made.step for made in begun) * self.step_seconds
+        return answer.model_copy(update={"status": "running", "step": step, "steps": steps, "seconds_left": left})
+
+    def live(self, job_id: str) -> LiveJob | None:
+        return self._live.get(job_id)
+
+    def load(self, record: AdapterRecord) -> LoadedAdapter:
+        """An uploaded adapter, from memory where it is there; raises TaraError when it is damaged or does not fit."""
+        with self._loading:
+            if record.id not in self._loaded:
+                path = self.adapter_path(record)
+                adapter = replace(load_adapter(path), name=record.name)
+                check_fits(self.base, ActiveAdapter(adapter))
+                # images say what they are made of, not where this server keeps it
+                file = UsedFile(given=record.name, path=record.name, sha256=used_file(path).sha256)
+                self._loaded[record.id] = LoadedAdapter(adapter, file)
+            return self._loaded[record.id]
+
+    def forget(self, record: AdapterRecord) -> None:
+        """Delete an adapter's file; jobs that were accepted keep what they have in memory."""
+        with self._loading:
+            self._loaded.pop(record.id, None)
+        self.adapter_path(record).unlink(missing_ok=True)
+
+    def _request(self, owner: str, asked: ImageRequest) -> tuple[GenerationRequest, tuple[UsedFile, ...]]:
+        used, files = list[ActiveAdapter](), list[UsedFile]()
+        for named in asked.adapters:
+            record = self.store.adapter(owner, named.name)
+            if record is None:
+                raise TaraError(f"You have no adapter '{named.name}'. Upload it to /v1/adapters, or list those there.")
+            loaded = self.load(record)
+            used.append(ActiveAdapter(loaded.adapter, named.weight, named.rare_word, named.class_word))
+            files.append(loaded.file)
+        width, height = asked.sides
+        for value, name, most in ((width, "width", self.settings.max_side), (height, "height", self.settings.max_side),
+                                  (asked.steps, "steps", self.settings.max_steps)):  # fmt: skip
+            if value is not None and value > most:
+                raise TaraError(f"{name} is {value}, but this server takes at most {most}.")
+        values = asked.model_dump(include={"negative_prompt", "steps", "guidance_scale"})
+        settings = build(GenerationSettings, values | {"width": width, "height": height})
+        seeds = tuple((asked.seed + number) % 2**53 for number in range(asked.n))
+        request = GenerationRequest(prompt=asked.prompt, adapters=tuple(used), seeds=seeds, settings=settings)
+        request.check()
+        return request, tuple(files)
+
+    def _submit(self, record: JobRecord, request: GenerationRequest, files: tuple[UsedFile, ...]) -> LiveJob:
+        live = LiveJob(record, files)
+        self._live[record.id] = live
+
+        def on_change(_: Generation) -> None:
+            generations = live.generations
+            if len(generations) == len(request.seeds) and all(made.is_over for made in generations):
+                self._writer.submit(self._finish, live)
+
+        live.generations = self.engine.submit(request, on_change)
+        return live
+
+    def _finish(self, live: LiveJob) -> None:
+        failure = next((made.failure for made in live.generations if made.failure is not None), None)
+        try:
+            if failure is None and live.record.id in self._live:
+                for number, made in enumerate(live.generations):
+                    assert made.image is not None
+                    png = png_with_provenance(made.image, self._provenance(live, made))
+                    atomic_write(self.image_path(live.record.id, number), png)
+        except Exception as unwritten:  # a job that nobody ends would be waited for
+            failure = unwritten
+        if failure is None:
+            self._end(live, images=len(live.generations))
+        else:
+            known = isinstance(failure, TaraError)
+            self._end(live, error=str(failure) if known else f"The image was not generated ({type(failure).__name__}).")
+        self._live.pop(live.record.id, None)
+        if not live.done.done():
+            live.done.set_result(None)
+
+    def _end(self, live: LiveJob, *, images: int = 0, error: str = "") -> None:
+        for attempt in range(STORE_TRIES):
+            try:
+                if not self.store.end_job(live.record.id, "failed" if error else "done", images=images, error=error):
+                    for number in range(images):  # it was cancelled meanwhile
+                        self.image_path(live.record.id, number).unlink(missing_ok=True)
+                for old in self.store.remove_oldest(live.record.owner, self.settings.max_images_kept_per_key):
+                    self.remove_images(old)
+                return
+            except StoreBusy:  # it stays accepted: the next process generates it again
+                if attempt == STORE_TRIES - 1:
+                    return
+
+    def _provenance(self, live: LiveJob, made: Generation) -> Provenance:
+        return Provenance(
+            prompt=made.request.prompt,
+            seed=made.seed,
+            adapters=live.adapters,
+            base=BaseSettings(base=self.base_name),
+            settings=made.request.settings,
+        )
+
+    def _note_step(self, step: EngineStep) -> None:
+        mean = self.step_seconds or step.seconds
+        self.step_seconds = mean + SMOOTHING * (step.seconds - mean)
+        self.on_step(step)
+
+
+def _loaded_bytes(loaded: LoadedAdapter) -> int:
+    return sum(delta.a.nbytes + delta.b.nbytes for delta in loaded.adapter.all_layers.values())
