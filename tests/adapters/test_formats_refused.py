@@ -62,23 +62,20 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "alpha is a list": (_with(f"{K}.alpha", torch.ones(3)), "has an alpha that is no number"),
     "a layer twice": (_with(f"unet.{PATH}.lora_A.weight", X), rf"holds the layer '{PATH}' twice"),
     "two alphas": (_with(f"unet.{PATH}.alpha", torch.tensor(2.0)), rf"twice, as '{K}\.alpha' and as"),
-    "LoHa": (_with(f"{K}.hada_w1_a", X), r"holds LoHa \('"),
-    "LoKr": (_with(f"{K}.lokr_w1", X), r"holds LoKr \('"),
-    "DoRA": (_with(f"{K}.dora_scale", X), r"holds DoRA \('"),
-    "DoRA of PEFT": (_with(f"base_model.model.{PATH}.lora_magnitude_vector.weight", X), r"holds DoRA \('"),
-    "Tucker": (_with(f"{K}.lora_mid.weight", X), "holds LoCon with a Tucker core"),
-    "OFT": (_with(f"{K}.oft_blocks", X), "holds OFT"),
-    "full difference": (_with(f"{K}.diff", X), "holds a full difference of weights"),
-    "IA3": (_with(f"{K}.on_input", X), "holds IA3"),
-    "biases": (_with(f"unet.{PATH}.lora_B.bias", X), "holds a LoRA with biases"),
+    "half a LoHa": (_with(f"{K}.hada_w1_a", X), "has matrices that do not belong together"),
+    "half a LoKr": (_with(f"{K}.lokr_w2_a", X), "has matrices that do not belong together"),
+    "a huge LoHa": (lambda _: {f"{K}.hada_w{n}_{h}": torch.ones(*((9999, 1) if h == "a" else (1, 9999)))
+                               for n in "12" for h in "ab"}, "a matrix of 9999 x 9999, which no layer is"),
+    "NaN in a difference": (_with(f"{K}.diff", X / 0), "holds NaN or infinite weights"),
+    "OFT of another form": (_with(f"{K}.oft_diag", X), "holds OFT of another form"),
+    "PEFT's modules_to_save": (_with("base_model.model.conv_in.modules_to_save.weight", X), "modules_to_save"),
+    "PEFT's biases": (_with("base_model.model.conv_in.base_layer.bias", X), "the base's own biases beside its LoRA"),
     "embedding of no vectors": (lambda _: {"emb_params": torch.ones(0, 32)}, "is a textual inversion, not a LoRA"),
     "embedding of a picture": (lambda _: {"<xlo>": torch.ones(1, 3, 8, 8)}, "is a textual inversion, not a LoRA"),
     "embeddings of SDXL's two encoders": (lambda _: {"clip_l": X, "clip_g": X[:1]}, "is a textual inversion"),
-    "pivotal tuning": (_with("bundle_emb.xlo.string_to_param.*", X), "bundled with textual-inversion embeddings"),
+    "a damaged embedding": (_with("bundle_emb.xlo.string_to_param.*", X[0]), "has a damaged embedding of 'xlo'"),
     "unknown key": (_with("lora_unet_of_mine.lora_down.weight", X), "key 'lora_unet_of_mine.lora_down.weight', which"),
     "another suffix": (_with(f"{K}.lora_middle.weight", X), "which tara does not know"),
-    "Flux": (lambda _: {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": X}, "does not know"),
-    "Flux of kohya": (lambda _: {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": X}, "does not know"),
     "a checkpoint": (lambda _: {"model.diffusion_model.input_blocks.0.0.weight": X}, "does not know"),
     "a U-Net without LoRA": (lambda _: {"conv_in.weight": X, "conv_in.bias": X}, "without weights of a LoRA"),
     "a U-Net and more": (lambda good: good | {"conv_in.weight": X, "logit_scale": X[0]}, "key 'logit_scale', which"),
@@ -96,6 +93,32 @@ def test_a_strange_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
         load_adapter(path)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+FOREIGN = {
+    "FLUX": ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", {}),
+    "FLUX of kohya": ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", {}),
+    "FLUX by its header": (f"{K}.lora_down.weight", {"modelspec.architecture": "flux-1-dev/lora"}),
+    "Stable Diffusion 3": ("transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight", {}),
+    "Stable Diffusion 3 of kohya": ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", {}),
+    "Qwen-Image": ("transformer_blocks.0.img_mod.1.lora_A.weight", {}),
+    "HunyuanVideo": ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", {"ss_base_model_version": "hunyuan"}),
+    "Wan": ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", {}),
+    "Z-Image": ("diffusion_model.layers.0.attention.to_q.lora_A.weight", {}),
+    "Stable Cascade": ("lora_prior_unet_down_blocks_0_1_attention_to_q.lora_down.weight", {}),
+    "AnimateDiff": ("unet.down_blocks.0.motion_modules.0.proj_in.lora_A.weight", {}),
+    "a diffusion transformer (PixArt, Sana or LTX-Video)": ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight",
+                                                            {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_for_another_family_is_named_by_it(name: str, tmp_path: Path) -> None:
+    key, header = FOREIGN[name]
+    path = files.saved(tmp_path / "a.safetensors", {key: X}, header)
+    with pytest.raises(TaraError) as refusal:
+        load_adapter(path)
+    assert f"is an adapter for {name.partition(' of ')[0].partition(' by ')[0]}, and tara" in str(refusal.value)
 
 
 def test_a_huge_header_is_refused_unread(tmp_path: Path) -> None:
@@ -133,8 +156,8 @@ def test_a_second_file_for_the_text_encoder_is_not_dropped_silently(tmp_path: Pa
 
 
 PEFT_CONFIGS = {
-    "DoRA": ({"use_dora": True}, "is a DoRA adapter"),
-    "another method": ({"peft_type": "LOHA"}, "is a LOHA adapter"),
+    "DoRA": ({"use_dora": True}, "is DoRA by its config and holds no magnitudes"),
+    "another method": ({"peft_type": "VERA"}, "is a VERA adapter of PEFT"),
     "changed base": ({"init_lora_weights": "pissa_niter_4"}, "which changed the base, too"),
     "no object": ([1], "not a JSON object"),
     "a word for a rank": ({"r": "many"}, "damaged LoRA config"),

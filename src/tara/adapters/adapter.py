@@ -6,14 +6,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from tara.adapters.card import CARD_KEY, AdapterCard, Context, parse_card
+from tara.adapters.formats.methods import WeightChange
 from tara.adapters.formats.modelspec import described
+from tara.adapters.formats.origin import family_of_file
 from tara.adapters.formats.reading import LoraFile, Pair, read_lora
 from tara.adapters.formats.styles import UNET
 from tara.adapters.formats.writing import write_diffusers
 from tara.core.lora import LowRank
 from tara.errors import TaraError
-from tara.families.registry import family_of_widths
 
 __all__ = ["Adapter", "AdapterCard", "Context", "load_adapter"]
 
@@ -30,6 +33,12 @@ class Adapter:
     layers: Mapping[str, LowRank]
     name: str = "adapter"
     text_layers: Mapping[str, LowRank] = field(default_factory=dict[str, LowRank])
+    changes: Mapping[str, WeightChange] = field(default_factory=dict[str, WeightChange])
+    """Differences that depend on the base's weights (DoRA, OFT, IA3); see `tara.inference.fusing.with_changes`."""
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, Mapping[str, Tensor]])
+    """Vectors (n, d) that the file brings along, by word and text encoder."""
+    header: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The entries of the file that it was read from."""
 
     @cached_property
     def text_kv(self) -> dict[str, LowRank]:
@@ -102,7 +111,9 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     if told is not None:
         _check_ranks(path, told, pairs)
     alphas = {layer: _alpha(alpha, layer, pair, told) for layer, pair in pairs.items()}
-    card = (told or _card(file)).with_scales({layer: pair.rank for layer, pair in pairs.items()}, alphas)
+    card = told or _card(file)
+    if pairs:
+        card = card.with_scales({layer: pair.rank for layer, pair in pairs.items()}, alphas)
     low_ranks = {
         layer: LowRank(pair.a, pair.b, alphas[layer] / pair.rank, pair.kernel) for layer, pair in pairs.items()
     }
@@ -111,6 +122,11 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
         {layer: low_ranks[layer] for (model, layer) in file.pairs if model == UNET},
         name=name,
         text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if (UNET, layer) not in file.pairs},
+        changes={
+            layer if model == UNET else f"{model}.{layer}": change for (model, layer), change in file.changes.items()
+        },
+        embeddings=file.embeddings,
+        header=file.header,
     )
 
 
@@ -133,17 +149,19 @@ def _check_ranks(path: Path, card: AdapterCard, pairs: Mapping[str, Pair]) -> No
 
 def _card(file: LoraFile) -> AdapterCard:
     """What the weights of another tool's file tell about it."""
-    widths = {layer: pair.a.shape[1] for (model, layer), pair in file.pairs.items() if model == UNET}
     endings = AdapterCard.model_fields["text_kv"].default
-    text_kv = {layer: width for layer, width in widths.items() if layer.endswith(endings)}
+    widths = {path: pair.a.shape[1] for path, pair in file.pairs.items() if not path[1].endswith((".bias", ".weight"))}
+    convolved = any(pair.kernel for (_, layer), pair in file.pairs.items() if layer.endswith("proj_in"))
+    text_kv = [layer for model, layer in widths if model == UNET and layer.endswith(endings)]
     return AdapterCard(
-        rare_word="",
+        rare_word=next(iter(file.embeddings)) if len(file.embeddings) == 1 else "",
         class_word="",
         phrase="",
         context="prompt",  # there is no training phrase to take an embedding from
-        family=family_of_widths(text_kv),
+        family=family_of_file(widths, endings, file.header, convolved),
         rank=1,
         alpha=1,
-        targets="cross_kv" if len(text_kv) == len(widths) else "everything",
+        targets="cross_kv" if text_kv and len(text_kv) == len(file.pairs) + len(file.changes) else "everything",
         source=file.style,
+        method=file.method,
     )

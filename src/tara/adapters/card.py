@@ -59,6 +59,7 @@ class AdapterCard(BaseModel, frozen=True):
     is_style: bool = False
     settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")
     examples: tuple[str, ...] = ()
+    method: str = Field(default="", description="LoHa, DoRA, ...: what it is if no plain LoRA; it acts as a whole")
     source: str = Field(default="tara", description="The key style of the file that it was first read from")
     tara_version: str = Field(default_factory=tara_version)
 

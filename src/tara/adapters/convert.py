@@ -45,6 +45,16 @@ def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = 
             f"{adapter.name} does not tell its words, and a tara file does. Add them: --rare-word xlo --class-word dog."
         )
 
+    if adapter.card.method:
+        raise TaraError(
+            f"{adapter.name} holds {adapter.card.method}, and only plain LoRAs are written for other tools. Use the "
+            "file as it is."
+        )
+    if adapter.embeddings:
+        raise TaraError(
+            f"{adapter.name} brings an embedding of '{next(iter(adapter.embeddings))}', which other styles have no "
+            "room for. Use the file as it is."
+        )
     written = adapter.unit_scale
 
     def write(path: Path) -> None:

@@ -73,6 +73,24 @@ def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None
     return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
 
 
+def low_rank_cut(delta: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The nearest delta of a lower rank, and the part that is lost: the Frobenius norm of what is missing over all.
+
+    By subspace iteration (Halko et al., arXiv 0909.4061) from fixed random vectors: the same delta has the same cut.
+    """
+    if delta.rank <= rank:
+        return delta, 0.0
+    a, b = delta.a.float(), delta.scale * delta.b.float()
+    start = torch.randn(delta.d_in, min(rank + 8, *b.shape, *a.shape), generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(start).Q
+    for _ in range(8):
+        basis = torch.linalg.qr(a.mT @ (b.mT @ (b @ (a @ basis)))).Q
+    u, sizes, v = torch.linalg.svd(b @ (a @ basis), full_matrices=False)
+    cut = LowRank(v[:rank] @ basis.mT, u[:, :rank] * sizes[:rank], 1.0, delta.kernel)
+    missing = torch.linalg.matrix_norm(b @ a - cut.b @ cut.a)
+    return cut, float(missing / torch.linalg.matrix_norm(b @ a).clamp(min=1e-30))
+
+
 def initial(
     d_in: int,
     d_out: int,

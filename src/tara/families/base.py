@@ -93,15 +93,25 @@ class Base:
         # CLIPTextModel of transformers 5 has no module `text_model`
         return encoder.get_submodule(inner if hasattr(encoder, "text_model") else inner.removeprefix("text_model."))
 
+    def parameter(self, path: str) -> torch.nn.Parameter:
+        """A layer's weight, or with ``.bias`` or ``.weight`` behind its path that one; AttributeError without one."""
+        layer, _, name = path.rpartition(".")
+        module = self.layer(layer if name in ("bias", "weight") else path)
+        module = getattr(module, "base_layer", module)  # PEFT wraps layers that have a LoRA loaded
+        parameter = getattr(module, name if name in ("bias", "weight") else "weight")
+        if parameter is None:
+            raise AttributeError(path)
+        return parameter
+
     def projection_sizes(self, path: str) -> tuple[int, int]:
         """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in includes its kernel."""
-        weight: Tensor = self.layer(path).weight
+        weight = self.parameter(path)
         return weight[0].numel(), weight.shape[0]
 
     def weight_norm(self, path: str) -> float:
         """Frobenius norm of a layer's weight, computed once."""
         if path not in self._norms:
-            self._norms[path] = float(self.layer(path).weight.detach().float().norm())
+            self._norms[path] = float(self.parameter(path).detach().float().norm())
         return self._norms[path]
 
     @cached_property

@@ -2,17 +2,22 @@
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tara.core.lora import LowRank
-from tara.errors import TaraError
+from tara.core.lora import LowRank, full_rank, low_rank_cut
+from tara.errors import TaraError, warn
 from tara.families.base import Base
+from tara.families.text import TEXT_ENCODERS
 from tara.inference.active_adapter import ActiveAdapter
 
 Deltas = Mapping[str, Sequence[tuple[float, LowRank]]]
 """By the path of a layer: weighted deltas."""
+
+REGION_RANK = 64
+"""The rank to which what is no plain LoRA is cut for regions, where every cell pays for it."""
 
 
 def global_part(adapters: Iterable[ActiveAdapter]) -> dict[str, list[tuple[float, LowRank]]]:
@@ -26,8 +31,7 @@ def fused(base: Base, deltas: Deltas) -> Generator[None]:
     originals: list[tuple[torch.nn.Parameter, Tensor]] = []
     try:
         for path, weighted in deltas.items():
-            module = base.layer(path)
-            weight = getattr(module, "base_layer", module).weight  # PEFT wraps layers that have a LoRA loaded
+            weight = base.parameter(path)
             originals.append((weight, weight.data))
             weight.data = _sum(weight.data, weighted)
         yield
@@ -49,7 +53,7 @@ def _sum(weight: Tensor, weighted: Sequence[tuple[float, LowRank]]) -> Tensor:
     # one product for all adapters: their sum is a sum over all their ranks
     a = torch.cat([low_rank.a for _, low_rank in placed])
     b = torch.cat([strength * low_rank.scale * low_rank.b for strength, low_rank in placed], dim=1)
-    total = weight.to(precise).flatten(1) + b @ a
+    total = weight.to(precise).reshape(len(weight), -1) + b @ a
     return total.view_as(weight).to(weight.dtype)
 
 
@@ -61,6 +65,60 @@ def _collected(
         for path, low_rank in layers.items() if strength else ():
             deltas.setdefault(path, []).append((strength, low_rank))
     return deltas
+
+
+@torch.no_grad()
+def with_changes(base: Base, active: ActiveAdapter) -> ActiveAdapter:
+    """The adapter with what depends on the base's weights (DoRA, OFT, IA3) computed from them, as full matrices.
+
+    Raises:
+        TaraError: when a layer is not this base's.
+    """
+    adapter = active.adapter
+    if not adapter.changes:
+        return active
+    deltas: dict[str, LowRank] = {}
+    for path, change in adapter.changes.items():
+        try:
+            weight = base.parameter(path).detach().float().cpu()
+            deltas[path] = full_rank(change.of(weight).flatten(1))
+        except (AttributeError, RuntimeError) as failure:
+            raise TaraError(
+                f"{active.name} changes a layer '{path}', which this base does not have in that shape. Use the base "
+                "that it was trained on."
+            ) from failure
+    in_text = {path: delta for path, delta in deltas.items() if path.startswith(TEXT_ENCODERS)}
+    in_denoiser = {path: delta for path, delta in deltas.items() if path not in in_text}
+    complete = replace(
+        adapter,
+        layers={**adapter.layers, **in_denoiser},
+        text_layers={**adapter.text_layers, **in_text},
+        changes={},
+    )
+    return replace(active, adapter=complete)
+
+
+def cut_for_regions(active: ActiveAdapter) -> ActiveAdapter:
+    """An adapter that is no plain LoRA as one, for composers that confine it: cut to a low rank, biases left out.
+
+    Warns (TaraWarning) with the part of its difference that is lost (Frobenius norm over all layers).
+    """
+    adapter, lost, whole = active.adapter, 0.0, 0.0
+    parts: list[dict[str, LowRank]] = []
+    for layers in (adapter.layers, adapter.text_layers):
+        cut: dict[str, LowRank] = {}
+        for path, delta in layers.items():
+            size = delta.norm() ** 2
+            low_rank, error = (None, 1.0) if path.endswith((".bias", ".weight")) else low_rank_cut(delta, REGION_RANK)
+            lost, whole = lost + error**2 * size, whole + size
+            if low_rank is not None:
+                cut[path] = low_rank
+        parts.append(cut)
+    warn(
+        f"{active.name} holds {adapter.card.method} and is cut to rank {REGION_RANK} for regions: "
+        f"{(lost / max(whole, 1e-30)) ** 0.5:.1%} of its difference is lost. Composer 'sum' uses all of it."
+    )
+    return replace(active, adapter=replace(adapter, layers=parts[0], text_layers=parts[1]))
 
 
 def check_fits(base: Base, active: ActiveAdapter) -> None:

@@ -1,6 +1,6 @@
 """Prompts and their adapters as rows of a batch: loaded, checked against the base, arranged by the composer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,8 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, AdapterLike, AdapterLists, as_active_adapter
 from tara.inference.composers import Composer
-from tara.inference.fusing import check_fits
+from tara.inference.embeddings import load_embeddings
+from tara.inference.fusing import check_fits, cut_for_regions, with_changes
 from tara.inference.strength import check_strength
 
 
@@ -64,15 +65,35 @@ def prompt_rows(
     if len(negatives) != len(prompts):
         raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
     per_prompt = adapters_per_prompt(adapters, len(prompts))
-    for active in {id(active): active for of_prompt in per_prompt for active in of_prompt}.values():
-        check_fits(base, active)
-        check_strength(base, active)
+    given = {id(active): active for of_prompt in per_prompt for active in of_prompt}
+    ready = {number: _ready(base, active, composer) for number, active in given.items()}
+    per_prompt = [tuple(ready[id(active)] for active in of_prompt) for of_prompt in per_prompt]
     # prompts with the same adapters share their merge, and so a batch
     acting = {of_prompt: composer.adapters(of_prompt) for of_prompt in dict.fromkeys(per_prompt)}
+    if composer.masked:
+        _check_maskable(active for of_prompt in acting.values() for active in of_prompt)
     return [
         PromptRow(text, negative, own, composer.prompt(text, own), acting[own], composer)
         for text, negative, own in zip(prompts, negatives, per_prompt, strict=True)
     ]
+
+
+def _ready(base: Base, active: ActiveAdapter, composer: Composer) -> ActiveAdapter:
+    """An adapter as a composer uses it on a base, checked; what its file brings along for the base is in its place."""
+    active = with_changes(base, active)
+    check_fits(base, active)
+    check_strength(base, active)
+    load_embeddings(base, active)
+    return cut_for_regions(active) if composer.regional and active.adapter.card.method else active
+
+
+def _check_maskable(adapters: Iterable[ActiveAdapter]) -> None:
+    for active in adapters:
+        if method := active.adapter.card.method:
+            raise TaraError(
+                f"{active.name} holds {method}, which acts as a whole and cannot be masked by its word. Use "
+                "--composer sum or regions."
+            )
 
 
 def adapters_per_prompt(adapters: AdapterLists, prompts: int) -> list[ActiveAdapters]:

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterable
 
-ROOTS = ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding")
+ROOTS = (
+    *("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out"),
+    *("time_embedding", "add_embedding", "conv_norm_out"),
+)
 """What the path of a layer of a diffusers U-Net begins with."""
 
 TEXT_ROOTS = ("text_model", "text_projection")
@@ -15,7 +18,7 @@ _COMPOUND = (
     *TEXT_ROOTS,
     *("transformer_blocks", "to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out"),
     *("time_emb_proj", "conv_shortcut", "linear_1", "linear_2"),
-    *("self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
+    *("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "layer_norm1", "layer_norm2", "final_layer_norm"),
 )
 _NAME = re.compile(rf"(?:{'|'.join(_COMPOUND)})(?=_|$)|[^_]+")
 
@@ -23,6 +26,8 @@ RELEASED_LAYERS_PER_BLOCK = 2
 """Resnets of a down block in every released U-Net of SD 1.x, 2.x and SDXL."""
 
 _RESNET = {
+    "in_layers_0": "norm1",
+    "out_layers_0": "norm2",
     "in_layers_2": "conv1",
     "emb_layers_1": "time_emb_proj",
     "out_layers_3": "conv2",
@@ -30,6 +35,7 @@ _RESNET = {
 }
 _SINGLE = {
     "input_blocks_0_0": "conv_in",
+    "out_0": "conv_norm_out",
     "out_2": "conv_out",
     "time_embed_0": "time_embedding.linear_1",
     "time_embed_2": "time_embedding.linear_2",

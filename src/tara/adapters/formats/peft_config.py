@@ -22,6 +22,8 @@ MOST_EXPRESSIONS, LONGEST_EXPRESSION, MOST_CHOICES = 16, 200, 2
 _EXPRESSION = re.compile(r"\^?(?:[\w.-]|\\[.dw]|\\[dw]\+|\[\w+\]\+?|\((?:\?:)?[\w.|]+\)|\.\*)*\$?")
 _GAP, _NUMBERS = re.compile(r"\.\*|\\w\+|\]\+"), re.compile(r"\\d\+")
 
+_READ = ("LORA", "LOHA", "LOKR", "IA3")
+
 # ways to begin training that change the base's own weights: the pair alone then says nothing
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -65,6 +67,7 @@ class PeftConfig:
     rank_pattern: Pattern[int] = field(default_factory=Pattern[int])
     alpha_pattern: Pattern[float] = field(default_factory=Pattern[float])
     use_rslora: bool = False
+    is_dora: bool = False
     paths: tuple[str, ...] = ()
     """The layers that it names in full."""
 
@@ -130,9 +133,11 @@ def _object(path: Path, text: str) -> dict[str, Any]:
 
 
 def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
-    method = "DoRA" if entries.get("use_dora") else str(entries.get("peft_type") or "LORA")
-    if method != "LORA":
-        raise TaraError(f"'{path}' is a {method} adapter, which is no plain LoRA. tara reads low-rank pairs only.")
+    method = str(entries.get("peft_type") or "LORA")
+    if method not in _READ:
+        raise TaraError(
+            f"'{path}' is a {method} adapter of PEFT, which tara does not read. It reads {', '.join(_READ)}."
+        )
     begun = entries.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGES_THE_BASE):
         raise TaraError(
@@ -141,13 +146,15 @@ def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
         )
     targets = entries.get("target_modules")
     listed = [str(name) for name in cast(list[Any], targets)] if isinstance(targets, list) else []
+    alpha = entries.get("alpha" if method in ("LOHA", "LOKR") else "lora_alpha")
     try:
         return PeftConfig(
             rank=None if entries.get("r") is None else int(entries["r"]),
-            alpha=None if entries.get("lora_alpha") is None else float(entries["lora_alpha"]),
+            alpha=None if alpha is None else float(alpha),
             rank_pattern=_pattern(entries.get("rank_pattern"), int),
             alpha_pattern=_pattern(entries.get("alpha_pattern"), float),
             use_rslora=bool(entries.get("use_rslora")),
+            is_dora=bool(entries.get("use_dora")),
             paths=tuple(name for name in listed if name.startswith(ROOTS) and "." in name),
         )
     except (TypeError, ValueError, AttributeError, OverflowError) as failure:

@@ -1,17 +1,23 @@
 """Any LoRA file to pairs of matrices by layer; what a pair cannot stand for is refused by name, never dropped."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from tara.adapters.card import CARD_KEY
+from tara.adapters.formats import methods
+from tara.adapters.formats.methods import WeightChange
 from tara.adapters.formats.names import ROOTS
+from tara.adapters.formats.origin import other_family
 from tara.adapters.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
-from tara.adapters.formats.styles import DIFFERENCES, UNET, Part, is_embedding, other_method, parts
+from tara.adapters.formats.styles import UNET, Part, is_embedding, is_no_weight, other_method, parts
+from tara.core.lora import full_rank
 from tara.errors import TaraError, nearest
 from tara.families.text import TEXT_ENCODERS
 from tara.storage.hub import ADAPTER_FILE, fetched_adapter
@@ -19,6 +25,10 @@ from tara.storage.safetensors_file import opened
 
 AGAIN = "Get the file again, or train the adapter again."
 MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
+MOST_ENTRIES = 2**26  # of one layer's weight; the largest of SDXL has 29.5 million
+
+_BUNDLED = "bundle_emb."
+_ENCODERS = {"clip_l": TEXT_ENCODERS[0], "clip_g": TEXT_ENCODERS[1]}
 
 # in a folder, the first that is there
 _IN_FOLDERS = (
@@ -50,11 +60,19 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """The pairs in a file by model and path, its header, and the name of the style that its keys are in."""
+    """What a file holds by model and path, its header, and the name of the style that its keys are in.
+
+    ``pairs`` are the low-rank and full matrices, a bias's or norm's with ``.bias`` or ``.weight`` behind the path;
+    ``changes`` depend on the base's weights. ``method`` names what is no plain LoRA, empty where all is.
+    """
 
     style: str
     header: Mapping[str, str]
     pairs: Mapping[tuple[str, str], Pair]
+    changes: Mapping[tuple[str, str], WeightChange]
+    embeddings: Mapping[str, Mapping[str, Tensor]]
+    """Vectors (n, d) of words that the file brings along, by word and text encoder."""
+    method: str
 
 
 def lora_file(path: Path) -> Path:
@@ -114,29 +132,114 @@ def read_lora(path: Path) -> LoraFile:
     path = lora_file(path)
     with opened(path, AGAIN) as file:
         keys, header = list(file.keys()), dict(file.metadata() or {})
-        silent = _silent(file, keys)
-        keys = [key for key in keys if key not in silent]
+        zero = _zero_differences(file, keys)
+        keys = [key for key in keys if key not in zero and not is_no_weight(key)]
         if is_embedding(keys):
             raise TaraError(
                 f"'{path}' is a textual inversion, not a LoRA. Load it into the pipeline with diffusers' "
                 "pipe.load_textual_inversion; its word then works beside adapters."
             )
-        known = _known_parts(path, keys)
+        if CARD_KEY not in header and (family := other_family(keys, header)):
+            raise TaraError(
+                f"'{path}' is an adapter for {family}, and tara composes those of Stable Diffusion 1.x, 2.x and SDXL. "
+                "Get one for such a base."
+            )
+        embeddings = _embeddings(path, file, keys)
+        known = _known_parts(path, [key for key in keys if not key.startswith(_BUNDLED)])
         tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known}
     models = (UNET, *TEXT_ENCODERS)
     configs = dict.fromkeys(models, folder_config(path)) | header_configs(path, header, models)
-    layers = _by_layer(path, known)
-    pairs = {
-        (model, layer): _pair(path, layer, {role: tensors[key] for role, key in keyed.items()}, configs[model])
-        for (model, layer), keyed in sorted(layers.items())
-    }
-    _check_complete(path, pairs, configs[UNET])
-    return LoraFile(" and ".join(sorted({part.style for part in known.values()})), header, pairs)
+    read = _Layers(path)
+    for (model, layer), keyed in sorted(_by_layer(path, known).items()):
+        read.add(model, layer, {role: tensors[key] for role, key in keyed.items()}, configs[model])
+    _check_complete(path, read.pairs.keys() | read.changes.keys(), configs[UNET])
+    style = " and ".join(sorted({part.style for part in known.values()}))
+    return LoraFile(style, header, read.pairs, read.changes, embeddings, " and ".join(sorted(read.names)))
 
 
-def _silent(file: safe_open, keys: Iterable[str]) -> set[str]:
-    """The differences that are zero: ComfyUI extracts one of every bias and norm, also of those that never changed."""
-    return {key for key in keys if key.endswith(DIFFERENCES) and not bool(file.get_tensor(key).any())}
+@dataclass
+class _Layers:
+    """The layers of a file, read one by one."""
+
+    path: Path
+    pairs: dict[tuple[str, str], Pair] = field(default_factory=dict[tuple[str, str], Pair])
+    changes: dict[tuple[str, str], WeightChange] = field(default_factory=dict[tuple[str, str], WeightChange])
+    names: set[str] = field(default_factory=set[str])
+
+    def add(self, model: str, layer: str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
+        if "lora_mid" in tensors and {"down", "lora_mid"} <= tensors.keys():
+            tensors["down"] = self._formula(layer, lambda: methods.tucker(tensors["down"], tensors.pop("lora_mid")))
+        if "magnitude" in tensors:  # PEFT's, one length of each row; a convolution's has the shape (1, out, 1, 1)
+            tensors["dora_scale"] = tensors.pop("magnitude").reshape(-1)
+        pair = None
+        if {"down", "up"} & tensors.keys():
+            pair = _pair(self.path, layer, tensors, config)
+            self.pairs[model, layer] = pair
+        if config.is_dora and "dora_scale" not in tensors:
+            raise _damaged(self.path, layer, "is DoRA by its config and holds no magnitudes")
+        if (method := methods.method_of(tensors)) is not None:
+            self.names.add(method)
+            self._add_method(model, layer, tensors, pair, config)
+        elif pair is None:
+            self.pairs[model, layer] = _pair(self.path, layer, tensors, config)  # says what is missing
+        elif rest := tensors.keys() - {"down", "up", "alpha"}:
+            raise _damaged(self.path, layer, f"holds '{min(rest)}' beside a LoRA")
+
+    def _add_method(
+        self, model: str, layer: str, tensors: Mapping[str, Tensor], pair: Pair | None, config: PeftConfig
+    ) -> None:
+        for tensor in tensors.values():
+            if not _finite(tensor):
+                raise _damaged(self.path, layer, "holds NaN or infinite weights")
+        rank = config.rank_of(layer)
+        told = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, rank or 1)
+        scale = 1.0 if pair is None or pair.alpha is None else pair.alpha / pair.rank
+        in_config = told / rank if told is not None and rank and "alpha" not in tensors else None
+        for name, vector in methods.vectors(tensors, scale).items():
+            self.pairs[model, f"{layer}.{name}"] = Pair(torch.ones(1, 1), vector.float().reshape(-1, 1), None, 1.0)
+        formula = partial(methods.difference, alpha=told, in_config=in_config)
+        shape = self._formula(layer, lambda: formula({role: tensor.to("meta") for role, tensor in tensors.items()}))
+        if shape is not None and shape.numel() > MOST_ENTRIES:
+            raise _damaged(self.path, layer, f"is a matrix of {_shape(shape)}, which no layer is")
+        delta = None if shape is None else formula(tensors)
+        if pair is not None and delta is not None:
+            raise _damaged(self.path, layer, "holds matrices of two methods")
+        if pair is not None and "dora_scale" in tensors:
+            delta = scale * (pair.b.float() @ pair.a.float())
+        change = self._formula(layer, lambda: methods.weight_change(tensors, delta, told))
+        if change is not None:
+            self.changes[model, layer] = change
+            self.pairs.pop((model, layer), None)
+        elif delta is not None:
+            full = full_rank(delta)
+            self.pairs[model, layer] = Pair(full.a, full.b, None, float(full.rank))
+
+    def _formula(self, layer: str, compute: Callable[[], Any]) -> Any:
+        try:
+            return compute()
+        except (KeyError, RuntimeError, IndexError, ValueError, AssertionError) as failure:
+            raise _damaged(self.path, layer, "has matrices that do not belong together") from failure
+
+
+def _embeddings(path: Path, file: Any, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Bundled embeddings: ``bundle_emb.{word}.string_to_param.*``, for SDXL ``...clip_l`` and ``...clip_g``."""
+    words: dict[str, dict[str, Tensor]] = {}
+    for key in keys:
+        if not key.startswith(_BUNDLED):
+            continue
+        word, _, part = key.removeprefix(_BUNDLED).removesuffix(".string_to_param.*").rpartition(".")
+        if part not in _ENCODERS:
+            word, part = f"{word}.{part}" if word else part, "clip_l"
+        vectors = file.get_tensor(key)
+        if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point() or not _finite(vectors):
+            raise TaraError(f"'{path}' has a damaged embedding of '{word}' ('{key}'). Get the file again.")
+        words.setdefault(word, {})[_ENCODERS[part]] = vectors
+    return words
+
+
+def _zero_differences(file: Any, keys: Iterable[str]) -> set[str]:
+    """ComfyUI extracts a difference of every bias and norm, also of those that never changed."""
+    return {key for key in keys if key.endswith((".diff", ".diff_b")) and not bool(file.get_tensor(key).any())}
 
 
 def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
@@ -149,8 +252,8 @@ def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
             known[key] = part
         elif method := other_method(key):
             raise TaraError(
-                f"'{path}' holds {method} ('{key}'), which tara cannot compose: it reads plain LoRA pairs. Ask for a "
-                "plain LoRA of it, or extract one with its own tool."
+                f"'{path}' holds {method} ('{key}'), which tara does not read. Ask for a plain LoRA of it, or extract "
+                "one with its own tool."
             )
         elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
             raise _unknown(path, key)
@@ -181,7 +284,11 @@ def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftCon
         if alpha is None or math.isfinite(alpha):
             return Pair(a.flatten(1), b.flatten(1), (a.shape[2], a.shape[3]) if a.ndim == 4 else None, alpha)
         fault = "has an alpha that is no number"
-    raise TaraError(f"'{path}' is damaged: layer '{layer}' {fault}. Get the file again, or ask its maker.")
+    raise _damaged(path, layer, fault)
+
+
+def _damaged(path: Path, layer: str, fault: str) -> TaraError:
+    return TaraError(f"'{path}' is damaged: layer '{layer}' {fault}. Get the file again, or ask its maker.")
 
 
 def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
@@ -212,8 +319,8 @@ def _number(alpha: Tensor) -> float:
     return float(alpha) if alpha.numel() == 1 else float("nan")
 
 
-def _check_complete(path: Path, pairs: Mapping[tuple[str, str], Pair], config: PeftConfig) -> None:
-    missing = [layer for layer in config.paths if (UNET, layer) not in pairs]
+def _check_complete(path: Path, layers: Collection[tuple[str, str]], config: PeftConfig) -> None:
+    missing = [layer for layer in config.paths if (UNET, layer) not in layers]
     if missing:
         raise TaraError(
             f"'{path}' is damaged: it names {len(config.paths)} layers and lacks {len(missing)} of them, such as "

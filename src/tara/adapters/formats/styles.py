@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from tara.adapters.formats.names import ROOTS, TEXT_ROOTS, flatten, from_sgm, sgm_layers_per_block, unflatten
 from tara.families.text import TEXT_ENCODERS
 
 UNET = "unet"  # what adapter files call the denoiser of a U-Net family
-Role = Literal["down", "up", "alpha"]
+Role = str
+"""What a tensor is to its layer: ``down``, ``up``, ``alpha``, or a role of `tara.adapters.formats.methods`."""
 
 _MODEL = r"(?:(?P<model>unet|text_encoder|text_encoder_2)\.)?"
 _LAYER = r"(?P<layer>[\w.]+?)"
@@ -18,17 +18,35 @@ _ADAPTER = r"(?:\.\w+)?"  # PEFT's name of the adapter, in the state dict of a m
 
 _PROJECTION = r"(?:\.processor)?\.(?P<projection>to_q|to_k|to_v|to_out)_lora"
 
-_KOHYA_MODEL = r"lora_(?P<model>unet|te|te1|te2)[_.]"  # the rest is mostly flattened, but some files keep the dots
+# the rest is mostly flattened, but some files keep the dots
+_KOHYA_MODEL = r"(?:(?:lora|lycoris)_(?P<model>unet|te|te1|te2)[_.]|lycoris_)"
+_ORIGINAL = r"(?P<layer>(?:(?:input|middle|output)_blocks?|time_embed|label_emb|out)\.[\w.]+?)"  # OneTrainer's
+_FLAT = r"(?P<layer>\w+)"
 _COMFY_MODEL = r"(?P<model>diffusion_model|text_encoders\.clip_[lgh]\.transformer)\."
 _HALF = rf"(?P<role>lora_down|lora_up|lora_A|lora_B){_ADAPTER}\.weight"
 _ALPHA = r"(?P<role>alpha)"
+_METHOD = (
+    r"(?P<role>lora_mid|hada_[wt][12](?:_[ab])?|lokr_w[12](?:_[ab])?|lokr_t2|diff_b|diff|w_norm|b_norm|dora_scale|"
+    rf"lora_magnitude_vector|ia3_l|oft_blocks|rescale){_ADAPTER}(?:\.weight)?"
+)
+_BIAS = rf"(?P<role>lora_up|lora_B){_ADAPTER}\.bias"
 
 KOHYA, COMFY, DIFFUSERS = "kohya", "ComfyUI", "diffusers"
+_TENSORS = (_HALF, _ALPHA, _METHOD, _BIAS)
 _PATTERNS = {
-    KOHYA: [rf"{_KOHYA_MODEL}{_LAYER}\.{_HALF}", rf"{_KOHYA_MODEL}{_LAYER}\.{_ALPHA}"],
-    COMFY: [rf"{_COMFY_MODEL}{_LAYER}\.{_HALF}", rf"{_COMFY_MODEL}{_LAYER}\.{_ALPHA}"],
-    "PEFT": [rf"base_model\.model\.{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
-    DIFFUSERS: [rf"{_MODEL}{_LAYER}\.(?P<role>lora_A|lora_B){_ADAPTER}\.weight"],
+    KOHYA: [
+        *(rf"{_KOHYA_MODEL}{_LAYER}\.{tensor}" for tensor in _TENSORS),
+        rf"{_KOHYA_MODEL}{_FLAT}\.(?P<role>weight|on_input)",  # LyCORIS' IA3
+        # diffusers' --output_kohya_format on its old names
+        rf"{_KOHYA_MODEL}{_FLAT}_processor_(?P<projection>to_q|to_k|to_v|to_out)_lora\.(?P<role>down|up)\.weight",
+        rf"{_KOHYA_MODEL}{_FLAT}[._]lora(?:_linear_layer)?\.(?P<role>down|up)\.weight",
+    ],
+    COMFY: [
+        *(rf"{_COMFY_MODEL}{_LAYER}\.{tensor}" for tensor in _TENSORS),
+        *(rf"{_ORIGINAL}\.{tensor}" for tensor in _TENSORS),
+    ],
+    "PEFT": [rf"base_model\.model\.{_MODEL}{_LAYER}\.{tensor}" for tensor in _TENSORS],
+    DIFFUSERS: [rf"{_MODEL}{_LAYER}\.{tensor}" for tensor in (_HALF, _METHOD, _BIAS)],
     "saved U-Net": [rf"{_LAYER}\.lora_layer\.(?P<role>down|up)\.weight"],
     "old diffusers": [
         rf"{_MODEL}{_LAYER}{_PROJECTION}\.(?P<role>down|up)\.weight",
@@ -40,14 +58,14 @@ _PATTERNS = {
 STYLES = [(style, re.compile(pattern)) for style, patterns in _PATTERNS.items() for pattern in patterns]
 """Each style's name and what its keys look like, in the order in which they are tried."""
 
-_ROLES: Mapping[str, Role] = {
+_ROLES: Mapping[str, Role] = {  # others are their own names
     "lora_down": "down",
     "lora_up": "up",
     "lora_A": "down",
     "lora_B": "up",
     "down": "down",
     "up": "up",
-    "alpha": "alpha",
+    "lora_magnitude_vector": "magnitude",
 }
 # old diffusers' names of an attention's layers
 _PROJECTIONS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -68,21 +86,18 @@ KEPT_KEYS = 8192  # parsed ones: adapters of one base have the same keys, a few 
 DIFFERENCES = (".diff", ".diff_b")
 """The ends of the names of a weight's and a bias's own difference."""
 
-# what a plain pair of matrices cannot stand for; the first that fits names it
+# what is not read; the first that fits names it
 _OTHER_METHODS = {
-    "LoHa": r"\.hada_[wt]\d",
-    "LoKr": r"\.lokr_[wt]\d",
-    "DoRA": r"\.dora_scale|\.lora_magnitude_vector",
-    "LoCon with a Tucker core": r"\.lora_mid\.",
-    "OFT": r"\.b?oft_",
-    "a full difference of weights": r"\.diff(_b)?$",
+    "OFT of another form": r"\.b?oft_",
     "GLoRA": r"\.[ab][12]\.weight$",
-    "IA3": r"\.on_input$",
-    "a trained norm": r"\.[wb]_norm$",
-    "a LoRA with biases": r"\.lora_(B|up)(\.\w+)?\.bias$",
     "a LoRA of token embeddings": r"\.lora_embedding_[AB]",
-    "a LoRA bundled with textual-inversion embeddings": r"^bundle_emb\.",
+    "whole modules beside its LoRA (PEFT's modules_to_save)": r"\.modules_to_save\.",
+    "the base's own biases beside its LoRA (PEFT's bias='lora_only' or 'all')": r"^base_model\..*\.bias$",
+    "AnimateDiff's motion layers": r"motion_modules|temporal_transformer",
 }
+
+_NO_WEIGHTS = re.compile(r"(.*\.)?(__\w+|scale_weight|global_step|epoch|scaled_fp8|iterations)")
+"""Numbers of real files that are no weights of a layer: PEFT's and kohya's counters, a base's fp8 marks."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,11 @@ class Part:
 def other_method(key: str) -> str | None:
     """The name of the method, other than plain LoRA, that a key belongs to."""
     return next((name for name, pattern in _OTHER_METHODS.items() if re.search(pattern, key)), None)
+
+
+def is_no_weight(key: str) -> bool:
+    """Whether a key holds a number of its trainer's that changes no layer."""
+    return _NO_WEIGHTS.fullmatch(key) is not None
 
 
 def is_embedding(keys: Sequence[str]) -> bool:
@@ -131,7 +151,7 @@ def _part(key: str, layers_per_block: int) -> Part | None:
         return None
     style, match = found
     named, layer = match.groupdict(), match["layer"]
-    model = named.get("model") or (TEXT_ENCODERS[0] if layer.startswith(TEXT_ROOTS) else UNET)
+    model = named.get("model") or (TEXT_ENCODERS[0] if layer.startswith((*TEXT_ROOTS, "encoder.layers.")) else UNET)
     model = _MODELS.get(model, model)
     if style in _LIKE_CHECKPOINTS:
         layer = from_sgm(flatten(layer), layers_per_block) if model == UNET else unflatten(flatten(layer))
@@ -139,7 +159,9 @@ def _part(key: str, layers_per_block: int) -> Part | None:
         layer += "." + (_PROJECTIONS if model == UNET else _TEXT_PROJECTIONS)[projection]
     if model in TEXT_ENCODERS and layer.startswith("encoder."):
         layer = f"text_model.{layer}"  # transformers 5 has no such part of the path any more
-    prefixed = style == DIFFUSERS and named["model"] == UNET  # as tara's own files are; each family has its own layers
+    # as tara's own files are; each family has its own layers
+    prefixed = style == DIFFUSERS and named["model"] == UNET
     if not prefixed and not layer.startswith(ROOTS if model == UNET else TEXT_ROOTS):
         return None
-    return Part(model, layer, _ROLES[match["role"]], style)
+    role = _ROLES.get(match["role"], match["role"])
+    return Part(model, layer, "lora_bias" if key.endswith(".bias") else role, style)
