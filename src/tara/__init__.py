@@ -39,7 +39,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # torch and diffusers take seconds to import: `import tara` and `tara --help` do without until a name is used
     if name == "__version__":
-        return import_module("importlib.metadata").version("tara")
+        return import_module("tara.errors").tara_version()
     if name not in _MODULES:
         raise AttributeError(f"module 'tara' has no attribute '{name}'")
     return getattr(import_module(_MODULES[name]), name)

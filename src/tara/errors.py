@@ -3,6 +3,23 @@
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+
+DISTRIBUTION = "tara-diffusion"
+"""What `pip` calls this package; on PyPI, ``tara`` is somebody else's."""
+
+
+def installation(extra: str) -> str:
+    """The command that installs an optional dependency."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def tara_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"
 
 
 class TaraError(Exception):

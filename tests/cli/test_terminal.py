@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shlex
 import subprocess
 import sys
 import unicodedata
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hostile_words
-from tara.cli import main
+from tara.cli import app, main
+from tara.cli.examples import EXAMPLES
 from tara.cli.terminal import MOST_CHARACTERS, one_line, visible
 from tara.report.grid import Table
 from tara.report.page import page
@@ -91,3 +93,12 @@ def test_a_locale_without_letters_is_no_hindrance(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
     assert "größe".encode() in done.stdout
+
+
+def test_every_help_opens_with_two_examples_that_are_understood(capsys: pytest.CaptureFixture[str]):
+    for command, examples in EXAMPLES.items():
+        for example in examples:
+            app.parse_args(shlex.split(example)[1:], exit_on_error=False, print_error=False)
+        main([*command.split(), "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(" ".join(example.split()) in shown.partition("╭")[0] for example in examples), command

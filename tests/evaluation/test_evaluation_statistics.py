@@ -9,9 +9,9 @@ from tara.evaluation.statistics import format_ci, interval, paired_difference
 
 
 def test_the_mean_is_over_values_and_the_interval_over_clusters():
-    values = [("a", 1.0), ("a", 1.0), ("a", 1.0), ("b", 0.0)]
+    values = [(cluster, value) for cluster in "abcde" for value in (1.0, 1.0, 1.0)] + [("f", 0.0)] * 5
     mean, low, high = interval(values)
-    assert (mean, low, high) == (0.75, 0.0, 1.0)
+    assert (mean, low, high) == (0.75, 0.375, 1.0)
     singles = [(number, value) for number, (_, value) in enumerate(values)]
     assert interval(singles)[0] == mean
 
@@ -23,6 +23,14 @@ def test_the_interval_is_that_of_a_plain_bootstrap():
     mean, low, high = interval(list(enumerate(values)))
     assert mean == pytest.approx(values.mean(), abs=1e-4)
     assert (low, high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.03)
+
+
+def test_two_images_have_no_interval():
+    mean, low, high = interval([(0, 1.0), (1, 1.0)])
+    assert mean == 1.0
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert format_ci([mean, low, high]) == "1.00"
 
 
 def test_no_values_are_no_number():

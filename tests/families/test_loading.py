@@ -404,10 +404,13 @@ def test_an_autoencoder_that_is_not_on_the_hub_is_told(sd_pipe: StableDiffusionP
 
 
 def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TaraError, match="cannot be loaded"):
+    with pytest.raises(TaraError, match=r"is no pipeline folder: it has no model_index\.json"):
         load_base(tmp_path, device="cpu")
-    with pytest.raises(TaraError, match="cannot be loaded"):
+    with pytest.raises(TaraError, match=r"There is no folder or file '.*model\.safetensors'"):
         load_base(tmp_path / "model.safetensors", device="cpu")
+    for name in ("sd1.5", "SD15"):
+        with pytest.raises(TaraError, match=r"Did you mean 'sd15'\? Families: sd15, sdxl\."):
+            load_base(name, device="cpu")
     (tmp_path / "model.png").write_bytes(b"")
     with pytest.raises(TaraError, match=r"model\.png' is no base"):
         load_base(tmp_path / "model.png", device="cpu")
@@ -502,5 +505,30 @@ def test_the_commands_pass_on_what_names_a_base(monkeypatch: pytest.MonkeyPatch,
 def test_a_folder_of_an_unknown_pipeline_is_one_sentence(tmp_path: Path) -> None:
     index = {"_class_name": "NoSuchPipeline", "_diffusers_version": "0.42.1", "unet": ["diffusers", "UNet9"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(TaraError, match=r"has no unet: the folder .*unet' is missing or empty"):
+        load_base(tmp_path, device="cpu")
+    (tmp_path / "unet" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(TaraError, match="cannot be loaded"):
         load_base(tmp_path, device="cpu")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class NoNetwork:
+        def head(self, address: str, timeout: float) -> None:
+            asked.append(address)
+            raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", NoNetwork)
+    with pytest.raises(TaraError, match="the hub did not give it"):
+        load_base("me/model", device="cpu")
+    assert len(asked) == 1
+
+
+def test_a_pipeline_in_two_precisions_is_refused(sd_pipe: StableDiffusionPipeline) -> None:
+    sd_pipe.text_encoder.half()
+    with pytest.raises(TaraError, match=r"parts are in float16 and float32\. Load it in one precision"):
+        Base(sd_pipe)

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -245,3 +246,19 @@ def test_words_and_prompts_of_any_script_are_drawn_or_refused_in_a_sentence(word
     if image is not None:
         (without,) = Pipeline(pipe)(f"a {word} dog {others}", [], seeds=[0], steps=1)
         assert not np.array_equal(_pixels([image]), _pixels([without]))  # the word was found
+
+
+def test_one_seed_may_be_a_number_and_steps_may_have_diffusers_name(sd_pipe: StableDiffusionPipeline) -> None:
+    pipeline = Pipeline(sd_pipe)
+    wanted = _pixels(pipeline("a dog", seeds=[3], steps=2))
+    assert np.array_equal(_pixels(pipeline("a dog", seeds=3, num_inference_steps=2)), wanted)
+    with pytest.raises(TaraError, match="steps and num_inference_steps are the same"):
+        pipeline("a dog", steps=2, num_inference_steps=2)
+
+
+def test_signatures_show_the_settings() -> None:
+    shown = inspect.signature(Pipeline.__call__).parameters
+    assert shown["steps"].default == 30
+    assert "kwargs" not in str(shown)
+    assert {"rank", "learning_rate", "masks"} <= inspect.signature(tara.train).parameters.keys()
+    assert {"Pipeline", "prepare", "release", "train"} <= set(dir(tara))

@@ -269,3 +269,8 @@ def test_clip_skip_reaches_the_prompt_and_not_the_negative_text(any_pipe: Any) -
     plain, skipped = (tara.prepare(any_pipe, PROMPT, clip_skip=skip) for skip in (None, 1))
     assert not torch.equal(plain["prompt_embeds"], skipped["prompt_embeds"])
     assert torch.equal(plain["negative_prompt_embeds"], skipped["negative_prompt_embeds"])
+
+
+def test_what_belongs_to_the_pipeline_call_is_not_ignored_in_silence(sd_pipe: Any) -> None:
+    with pytest.raises(TaraError, match=r"not 'num_inference_steps'.*pipe\(\*\*tara\.prepare"):
+        tara.prepare(sd_pipe, "a dog", num_inference_steps=30)

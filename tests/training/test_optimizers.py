@@ -68,5 +68,5 @@ def test_prodigy_is_silent(capsys: pytest.CaptureFixture[str]):
 
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
-    with pytest.raises(TaraError, match=r"needs the package prodigyopt.*pip install 'tara\[prodigy\]'"):
+    with pytest.raises(TaraError, match=r"needs the package prodigyopt.*pip install 'tara-diffusion\[prodigy\]'"):
         check_optimizer("prodigy")

@@ -54,7 +54,7 @@ def test_flags_win_over_the_toml_file(tmp_path: Path):
     [
         ("rank = ", "is not a TOML file"),
         (RECIPE.replace("[settings]", "[setings]"), "no setting 'setings'. Did you mean 'settings'"),
-        ('[settings]\nbase = "sd15"\n', r"'concept' is missing. Give it: a \[\[concept\]\] table"),
+        ('[settings]\nbase = "sd15"\n', r"'concept' is missing: a \[\[concept\]\] table"),
         ("concept = []\n", r"concept = \[\] is refused"),
         (RECIPE.replace('base = "sd15"\n', ""), r"\[settings\]: there is no base; name it"),
         (RECIPE.replace("rank = 4", "rnak = 4"), "no setting 'rnak'.*rank"),

@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from tara.errors import TaraError
+from tara.errors import TaraError, tara_version
 
 FORMAT_VERSION = 1
 CARD_KEY = "tara"  # the header entry of the file
@@ -22,14 +21,6 @@ Context = Literal["prompt", "delta"]
 - ``delta``: the frozen keys and values from the prompt, the input of the low-rank delta from the training phrase. The
   word keeps its place among its neighbours and adds what was learned; ``benchmarks/context_toyland.py`` compares both.
 """
-
-
-def tara_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("tara")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0"
 
 
 class AdapterCard(BaseModel, frozen=True):

@@ -3,18 +3,21 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import cyclopts
 
+from tara.cli.examples import EXAMPLES, with_examples
 from tara.cli.exit_codes import run_command
+from tara.cli.other_names import our_flag
 from tara.cli.terminal import any_text
-from tara.errors import TaraError
+from tara.errors import TaraError, tara_version
 
 app = cyclopts.App(
     name="tara",
-    help="Several personal concepts in one image: train an adapter for each, then name them in one prompt.",
-    version=lambda: version("tara"),
+    help=with_examples(
+        "Several personal concepts in one image: train an adapter for each, then name them in one prompt.", ""
+    ),
+    version=tara_version,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # it has a message of ours
     result_action="return_value",
@@ -32,7 +35,7 @@ COMMANDS = {
 }
 for name, (place, summary) in COMMANDS.items():
     # by name, so that `tara --help` imports none of them
-    app.command(place, name=name, help=summary, sort_key=list(COMMANDS).index(name))
+    app.command(place, name=name, help=with_examples(summary, name), sort_key=list(COMMANDS).index(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +61,17 @@ def _call(tokens: Sequence[str]) -> None:
 
 
 def _sentence(failure: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
-    page = f"tara {tokens[0]} --help" if tokens and tokens[0] in COMMANDS else "tara --help"
+    command = tokens[0] if tokens and tokens[0] in COMMANDS else ""
+    page = f"tara {command} --help" if command else "tara --help"
+    if isinstance(failure, cyclopts.UnknownOptionError):
+        option = failure.token.keyword or failure.token.value
+        if ours := our_flag(command, option):
+            return f"{option} is another tool's flag; here: {ours}. See `{page}`."
+    if isinstance(failure, cyclopts.MissingArgumentError) and failure.argument is not None and not failure.keyword:
+        return f"{failure.argument.name} is missing. For example: {EXAMPLES[command][0]}"
     if isinstance(failure, cyclopts.UnusedCliTokensError):
-        text = f"There is no place for '{' '.join(failure.unused_tokens or ())}' in this command."
+        unused = " ".join(failure.unused_tokens or ())
+        text = f"There is no place for '{unused}' in this command. A prompt or a path with spaces needs quotes."
     else:
         text = " ".join(str(failure).split())
     return f"{text} See `{page}`."

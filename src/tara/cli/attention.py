@@ -39,8 +39,6 @@ def _attention(
 ) -> None:
     """Show where each rare word and its class word attend, over the image that `tara generate` makes with that seed.
 
-    tara attention "a xlo dog" -a rex.safetensors --base sd15
-
     Adapters of the same two words, such as one trained with the alignment loss and one without, are shown one above the
     other.
     """

@@ -42,10 +42,7 @@ def _compare(
     typed: Typed = "",
     **values: Any,
 ) -> None:
-    """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs.
-
-    tara compare "a xlo dog and a szn cat on a beach" -a rex.safetensors -a tom.safetensors --base sd15
-    """
+    """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs."""
     from tara.analysis.comparison import with_composer
 
     asked = asked_for(prompt, adapter, seeds, None, given(BaseSettings, values), given(GenerationSettings, values))

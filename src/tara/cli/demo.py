@@ -1,7 +1,6 @@
 """`tara demo`: two subjects from photos to one image, on the embedded base."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from cyclopts import Parameter
 from tara.cli.options import Overwrite
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
+from tara.errors import tara_version
 from tara.report.page import PAGE
 from tara.storage.outputs import SHEET, output_folder
 
@@ -21,7 +21,7 @@ def demo(*, out: Annotated[Path, Parameter(help="Output folder")] = Path("demo")
     from tara.demo import run  # here, because it imports torch
 
     only_our_bars()
-    with output_folder(out, {"demo": version("tara")}, SHEET, PAGE, RESULTS, overwrite=overwrite) as finished:
+    with output_folder(out, {"demo": tara_version()}, SHEET, PAGE, RESULTS, overwrite=overwrite) as finished:
         if finished:
             results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
         else:

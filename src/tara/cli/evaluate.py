@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from cyclopts import App, Parameter
 from pydantic import BaseModel
 
 from tara.cli import requests
-from tara.cli.options import Overwrite, Typed, given, with_flags
+from tara.cli.examples import with_examples
+from tara.cli.options import Overwrite, Typed, given, require, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
 from tara.errors import TaraError
@@ -96,10 +98,19 @@ def _dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **
     _generate("dreambooth", flags, typed, values)
 
 
-evaluate = App("evaluate", help="Score images by subject: presence, identity, leakage.", help_format="plaintext")
-evaluate.command(with_flags(_folder, {EvaluationSettings: "Scoring"}), name="folder")
+evaluate = App(
+    "evaluate",
+    help=with_examples("Score images by subject: presence, identity, leakage.", "evaluate"),
+    help_format="plaintext",
+)
+evaluate.command(
+    with_flags(_folder, {EvaluationSettings: "Scoring"}),
+    name="folder",
+    help=with_examples(inspect.getdoc(_folder) or "", "evaluate folder"),
+)
 for command, name in ((_pairs, "pairs"), (_dreambooth, "dreambooth")):
-    evaluate.command(with_flags(command, MODELS, ("composer", "image", "mask", "strength")), name=name)
+    page = with_examples(inspect.getdoc(command) or "", f"evaluate {name}")
+    evaluate.command(with_flags(command, MODELS, ("composer", "image", "mask", "strength")), name=name, help=page)
 
 
 def _generate(protocol: str, flags: ProtocolFlags, typed: str, values: dict[str, Any]) -> None:
@@ -107,6 +118,7 @@ def _generate(protocol: str, flags: ProtocolFlags, typed: str, values: dict[str,
     from tara.evaluation import protocols
     from tara.evaluation.generated import generate, plan
 
+    require(f"evaluate {protocol}", vars(flags), "adapter", "references")
     settings = build(EvaluationSettings, given(EvaluationSettings, values))
     base = build(BaseSettings, given(BaseSettings, values))
     sampling = build(GenerationSettings, given(GenerationSettings, values))

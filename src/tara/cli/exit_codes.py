@@ -44,6 +44,7 @@ def _ending(command: Callable[[], object], again: str) -> Ending | None:
     """Run a command; its failure, if any."""
     try:
         command()
+        sys.stdout.flush()  # what a reader such as `head` no longer takes is noticed here, not at exit
     except KeyboardInterrupt as stopped:
         advice = f" Start again with: {again}" if again else ""
         return Ending(sentence=str(stopped) or f"Stopped.{advice}", code=INTERRUPTED)

@@ -39,12 +39,7 @@ def _generate(
     device: Device = None,
     **values: Any,
 ) -> None:
-    """Generate images with any number of adapters in one prompt.
-
-    tara generate "a xlo dog on a beach" -a rex.safetensors --base sd15
-
-    tara generate "a xlo dog and a szn cat" -a rex.safetensors -a tom.safetensors:0.8 --base sd15 --seeds 0-7
-    """
+    """Generate images with any number of adapters in one prompt."""
     if batch_size < 1:
         raise TaraError(f"--batch-size {batch_size} generates nothing. Give 1 or more.")
     asked = asked_for(prompt, adapter, seeds, from_, given(BaseSettings, values), given(GenerationSettings, values))

@@ -20,7 +20,7 @@ def inspect(
     /,
     *,
     base: Annotated[
-        str | None, Parameter(help="Base to compare with: how large the deltas are beside its weights")
+        str | None, Parameter(help="Base: also print the norm of each delta relative to the weight that it changes")
     ] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object")] = False,
 ) -> None:

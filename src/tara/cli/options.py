@@ -13,10 +13,34 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tara.cli.examples import EXAMPLES
+from tara.errors import TaraError
+
 Typed = Annotated[str, Parameter(parse=False)]
 """The command as it was typed, for pages that end with it; `tara.cli` hands it to commands that ask for it."""
 
-Overwrite = Annotated[bool, Parameter(negative=(), help="Replace the output if it exists with other settings")]
+Overwrite = Annotated[
+    bool, Parameter(negative=(), show_default=False, help="Replace the output if it exists with other settings")
+]
+
+# fmt: off
+RARE = frozenset((
+    "revision", "variant", "vae", "prediction_type", "name", "caption_templates", "example_prompts", "alignment_weight",
+    "freeze_down", "weight_decay", "max_grad_norm", "prior_loss_weight", "class_prompt", "crops", "background_weight",
+    "report_to", "project", "threads", "context", "clip_skip", "compile", "attention_slicing", "plain_dino",
+    "confidence", "same_subject", "lr_warmup_steps", "snr_gamma", "preview_images", "hub_model_id",
+))
+# fmt: on
+"""Settings that stand in a group of their own at the end of a help."""
+
+
+def require(command: str, values: Mapping[str, Any], *names: str) -> None:
+    """Refuse (TaraError) a command line that lacks options, all of them at once, with an example."""
+    missing = [f"--{name.replace('_', '-')}" for name in names if not values.get(name)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        demo = " (To try tara without a base: `tara demo`.)" if "--base" in missing else ""
+        raise TaraError(f"{', '.join(missing)} {verb} missing. For example: {EXAMPLES[command][0]}{demo}")
 
 
 def with_flags(
@@ -32,10 +56,10 @@ def with_flags(
     signature = inspect.signature(command)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for order, (model, title) in enumerate(models.items()):
-        group = Group(title, sort_key=order)
+        group, rare = Group(title, sort_key=order), Group("Rarely needed", sort_key=len(models))
         for name, field in model.model_fields.items():
             if name not in without:
-                parameters.append(_parameter(name, field, group))
+                parameters.append(_parameter(name, field, rare if name in RARE else group))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
@@ -51,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
     members = [one for one in _members(field.annotation) if typing.get_origin(one) is not Annotated]
     annotation: Any = functools.reduce(operator.or_, members)  # without the objects that only Python can give
     if "[default" not in description and not field.is_required() and field.default is not None:
-        default = f"{'' if field.default else 'no-'}{flag}" if field.annotation is bool else field.default
+        default = ("off", "on")[field.default] if field.annotation is bool else field.default
         description += f" [default: {default}]"
     option = Parameter(
         name=f"--{flag}",

@@ -104,7 +104,7 @@ refused cache_dir # the environment variable HF_HUB_CACHE sets it
 refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # fixed"""
 GENERATION = f"""{BASE} revision+:revision num_inference_steps+:steps=50 guidance_scale+:guidance_scale
 negative_prompt+:negative_prompt height+:height width+:width
-device+ # cuda, mps or cpu; the best one available if left out
+device+ # cuda, mps or cpu; by default the best one available
 lora_list! # adapters as a JSON list of files, folders or hub ids; :0.8 behind one sets its weight
 rare_token_list # their rare words as a JSON list; not needed for adapters that store their words
 prompt! # prompt, with the rare words in it

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import given, with_flags
+from tara.cli.options import given, require, with_flags
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
 from tara.errors import TaraError
 from tara.report.page import PAGE
 from tara.training.data.captions import together
+from tara.training.data.dreambooth import subject_of
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 
@@ -31,18 +32,18 @@ def _train(
     ] = None,
     /,
     *,
-    resume: Annotated[bool, Parameter(negative=(), help="Go on from the last checkpoint")] = False,
+    resume: Annotated[bool, Parameter(negative=(), show_default=False, help="Go on from the last checkpoint")] = False,
     overwrite: Annotated[
-        bool, Parameter(negative=(), help="Start anew: replace an unfinished training, or an adapter of other settings")
+        bool,
+        Parameter(
+            negative=(),
+            show_default=False,
+            help="Start anew: replace an unfinished training, or an adapter of other settings",
+        ),
     ] = False,
     **values: Any,
 ) -> None:
-    """Train one adapter file for each concept, from photos.
-
-    tara train --images photos/rex --rare-word xlo --class-word dog --base sd15 --out rex.safetensors
-
-    tara train concepts.toml --base sdxl --steps 800
-    """
+    """Train one adapter file for each concept, from photos."""
     chosen = recipe_of(recipe, values)
     only_our_bars()
     adapters = train_with_progress(chosen, resume=resume, overwrite=overwrite)
@@ -60,6 +61,9 @@ def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
     concept = given(ConceptSettings, values)
     settings = given(TrainSettings, values)
     if recipe is None:
+        known = "images" in concept and subject_of(concept["images"]) is not None  # by the DreamBooth table
+        words = ("rare_word",) if known else ("rare_word", "class_word")
+        require("train", concept | settings, "images", *words, "base")
         return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
     if concept:
         flags = ", ".join("--" + name.replace("_", "-") for name in concept)

@@ -16,6 +16,7 @@ from tara.storage.files import LARGE, is_there, small_text
 from tara.storage.outputs import SHEET
 from tara.storage.validation import build
 
+IMAGES = "images"
 LIST = 'Images of other tools need a JSON list beside them, like [{"file": "a.jpg", "prompt": "a xlo dog"}].'
 
 
@@ -94,14 +95,17 @@ def _in_folder(folder: Path, series: str) -> list[FoundImage]:
     if not folder.is_dir():
         raise TaraError(f"There is no folder '{folder}'. Give folders of images, or JSON lists of them.")
     images: list[FoundImage] = []
-    for path in sorted(folder.glob("*.png")):
+    inside = folder / IMAGES if (folder / IMAGES).is_dir() else folder
+    # in the folder of an evaluation, images are in subfolders, and each composer's are a series
+    for path in sorted(folder.glob("*.png")) or sorted(inside.rglob("*.png")):
         if path.name.endswith(SHEET) or path.name.startswith("."):  # hidden: left by a killed command
             continue
         try:
             made = read_provenance(path)
         except TaraError as failure:
             raise TaraError(f"{failure} {LIST}") from failure
-        images.append((Entry(file=path, prompt=made.prompt, seed=made.seed, series=series), made))
+        own = series if path.parent == folder else f"{series} {made.settings.composer}"
+        images.append((Entry(file=path, prompt=made.prompt, seed=made.seed, series=own), made))
     if not images:
         raise TaraError(f"'{folder}' holds no images that `tara generate` wrote. {LIST}")
     return images

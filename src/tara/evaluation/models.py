@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from tara.errors import TaraError
-from tara.storage.hub import is_hub_id, not_fetched
+from tara.storage.hub import is_hub_id, not_fetched, one_try
 
 # model types whose class token represents the image
 VISION_TRANSFORMERS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
@@ -103,7 +103,8 @@ def load_part(model_class: Any, name: str, **options: Any) -> Any:
     if "Processor" in model_class.__name__:
         options["backend"] = "pil"  # torchvision is not a dependency, and scores must not depend on it
     try:
-        return model_class.from_pretrained(name, **options)
+        with one_try(name):
+            return model_class.from_pretrained(name, **options)
     except Exception as failure:  # an unsuitable folder causes errors of any kind
         if not Path(name).exists():
             if is_hub_id(name):

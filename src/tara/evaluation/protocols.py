@@ -97,7 +97,8 @@ def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationProm
         row = subject_of(one.subject.photos)
         if row is None or not row.prompts:
             raise TaraError(
-                f"There is no {TABLE} with prompts beside {one.subject.photos}. Put the data set's table there."
+                f"There is no {TABLE} with prompts beside '{one.subject.photos}', the folder of --references "
+                f"'{one.subject.name}'. Put the data set's table there, or use `tara evaluate pairs`."
             )
         category = LIVING if row.class_word in LIVE_CLASSES else OBJECTS
         for number, template in enumerate(row.prompts):

@@ -2,11 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_json
 
 from tara.evaluation import metrics
 from tara.evaluation.metrics import RunInfo, ScoredImage
@@ -43,7 +44,7 @@ def evaluate(
         scored += [ScoredImage(record=of, score=score(one)) for of, one in zip(batch, detections, strict=True)]
         on_progress(len(scored), "")
     content = results(scored, run_info, out)
-    atomic_write(out / "results.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    atomic_write(out / "results.json", to_json(content, indent=1, inf_nan_mode="null"))
     atomic_write(out / "results.csv", _csv(content["images"]))
     atomic_write(out / "index.html", evaluation_page(scored, run_info).encode())
     return content

@@ -1,5 +1,6 @@
 """Means with bootstrap confidence intervals, and paired differences."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ import numpy as np
 Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 4000
+FEWEST_CLUSTERS = 5  # of fewer a bootstrap knows too little: two successes would have the interval [1.00, 1.00]
 DIGITS = 4
 
 
@@ -15,13 +17,16 @@ def interval(values: Iterable[tuple[Hashable, float]], resamples: int = RESAMPLE
     """[mean, low, high] of (cluster, value), rounded: a 95 % percentile bootstrap (Efron 1979) over clusters.
 
     Whole clusters, such as the images of one pair of subjects, are resampled with replacement, because their values are
-    not independent of each other. Without values all three are NaN.
+    not independent of each other. Of fewer than five clusters the bounds are NaN, without values the mean as well.
     """
     clusters: dict[Hashable, list[float]] = {}
     for cluster, value in values:
         clusters.setdefault(cluster, []).append(value)
     if not clusters:
         return [float("nan")] * 3
+    if len(clusters) < FEWEST_CLUSTERS:
+        mean = float(np.mean([value for of in clusters.values() for value in of]))
+        return [round(mean, DIGITS), float("nan"), float("nan")]
     sums = np.array([[sum(of), len(of)] for of in clusters.values()])
     chosen = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
     totals = sums[chosen].sum(1)
@@ -37,6 +42,6 @@ def paired_difference(
 
 
 def format_ci(metric: tuple[float, ...] | list[float]) -> str:
-    """A mean with its interval, for a table: ``0.50 [0.25, 1.00]``."""
+    """A mean with its interval, if it has one, for a table: ``0.50 [0.25, 1.00]``."""
     mean, low, high = metric
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"

@@ -38,11 +38,22 @@ class Base:
             raise TaraError(f"The text's keys and values of '{self.family.name}' bases change at every denoising step.")
         self.defaults = defaults or self.family.defaults
         self.denoiser: Any = getattr(pipe, self.family.denoiser)
+        self._check_precision()
         self.processors: AttentionProcessors
         self.processors = getattr(self.denoiser, INSTALLED, None) or AttentionProcessors(self.denoiser, self.family)
         self.kv_names = self.family.kv_names
         """What a text layer calls its projections to keys and to values."""
         self._norms: dict[str, float] = {}
+
+    def _check_precision(self) -> None:
+        """Refuse (TaraError) text in another precision than the denoiser's; diffusers fails at the first product."""
+        precisions = {part.dtype for part in (self.denoiser, *self.text_encoders)}
+        if len(precisions) > 1:
+            names = " and ".join(sorted(str(precision).removeprefix("torch.") for precision in precisions))
+            raise TaraError(
+                f"The pipeline's parts are in {names}. Load it in one precision, such as "
+                "from_pretrained(..., torch_dtype=torch.float16), or give the folder to tara, which does."
+            )
 
     @property
     def vae(self) -> Any:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+from tara.errors import TaraError, nearest
+from tara.storage.hub import is_hub_id
+
 INDEX = "model_index.json"  # in the folder of a diffusers pipeline
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SHORT_NAMES = ("sd15", "sdxl")
 ALIASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -10,6 +14,21 @@ ALIASES = {
     "stabilityai/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # no such repository
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",  # moved
 }
+
+
+def check_base_name(name: str) -> None:
+    """Refuse (TaraError) a name that can be neither a base here nor a hub id."""
+    if base_here(name) or name in ALIASES:
+        return
+    path, families = Path(name), f"Families: {', '.join(SHORT_NAMES)}."
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or path.suffix in SUFFIXES
+    if is_path or (len(path.parts) > 1 and path.parent.is_dir()):
+        raise TaraError(f"There is no folder or file '{name}'. Correct the path, or give a base by name. {families}")
+    if not is_hub_id(name):
+        raise TaraError(
+            f"There is no base '{name}'.{nearest(name.lower(), SHORT_NAMES)} {families} Or give a pipeline folder, a "
+            ".safetensors checkpoint or a hub id, OWNER/NAME."
+        )
 
 
 def resolve_base(name: str | Path) -> str:

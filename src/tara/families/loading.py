@@ -10,7 +10,7 @@ import torch
 
 from tara.errors import TaraError, first_line, nearest, warn
 from tara.families.base import Base
-from tara.families.base_names import INDEX, resolve_base
+from tara.families.base_names import INDEX, check_base_name, resolve_base
 from tara.families.family import Defaults
 from tara.families.settings import Precision, Prediction
 from tara.families.single_file import (
@@ -22,7 +22,7 @@ from tara.families.single_file import (
     read_contents,
 )
 from tara.storage.files import small_text
-from tara.storage.hub import is_hub_id, not_fetched
+from tara.storage.hub import is_hub_id, not_fetched, one_try
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -69,6 +69,7 @@ def load_base(
     for file in (where, vae or ""):
         if Path(file).suffix.lower() in PICKLES:
             raise _pickled(f"'{file}' is a pickle file, which")
+    check_base_name(str(name))
     if Path(where).is_file():
         pipe = _from_file(Path(where), dtype, vae, prediction_type, on_device)
     else:
@@ -149,15 +150,18 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
     folder = Path(where)
     if folder.is_dir() and any(folder.glob("unet/*.bin")) and not any(folder.glob("unet/*.safetensors")):
         raise _pickled(f"'{name}' holds its weights as .bin files, which")
+    if folder.exists():
+        _check_parts(folder)
     try:
-        return DiffusionPipeline.from_pretrained(
-            where,
-            dtype=dtype,
-            revision=revision,
-            variant=variant,
-            use_safetensors=True,  # a pickled file can run code when it is opened
-            **_without_unused_parts(where, revision),
-        )
+        with one_try(where):
+            return DiffusionPipeline.from_pretrained(
+                where,
+                dtype=dtype,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,  # a pickled file can run code when it is opened
+                **_without_unused_parts(where, revision),
+            )
     except Exception as failure:  # a strange config or network causes errors of any kind
         if str(failure).startswith(NO_SAFETENSORS):
             raise _pickled(f"'{where}' on the hub holds weights as .bin files alone, which") from failure
@@ -165,6 +169,23 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
             files = NEEDED_FILES if variant else (*NEEDED_FILES, *OTHER_PRECISIONS)
             raise not_fetched(where, failure, *files, revision=revision) from failure
         raise TaraError(f"The base '{name}' cannot be loaded ({first_line(failure)}). {ACCEPTED_BASES}") from failure
+
+
+def _check_parts(folder: Path) -> None:
+    """Refuse (TaraError) a pipeline folder that lacks a component; the libraries' own messages do not name it."""
+    index = folder / INDEX
+    if not index.is_file():
+        raise TaraError(f"'{folder}' is no pipeline folder: it has no {INDEX}. {ACCEPTED_BASES}")
+    try:
+        parts = dict[str, Any](json.loads(small_text(index)))
+    except (ValueError, TypeError, RecursionError) as failure:
+        raise TaraError(f"'{index}' is damaged ({first_line(failure)}). Get the pipeline again.") from failure
+    for name, kind in parts.items():
+        if isinstance(kind, list) and kind[0] and name not in UNUSED_PARTS and not any((folder / name).glob("*")):
+            raise TaraError(
+                f"The base '{folder}' has no {name}: the folder '{folder / name}' is missing or empty. Copy or "
+                "download the whole pipeline."
+            )
 
 
 def _without_unused_parts(where: str, revision: str | None) -> dict[str, Any]:
@@ -204,7 +225,10 @@ def _load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
             check_whole(path, "VAE", vae)
             return vae
         subfolder = "vae" if (path / "vae").is_dir() else None
-        return AutoencoderKL.from_pretrained(str(name), subfolder=subfolder, torch_dtype=dtype, use_safetensors=True)
+        with one_try(str(name)):
+            return AutoencoderKL.from_pretrained(
+                str(name), subfolder=subfolder, torch_dtype=dtype, use_safetensors=True
+            )
     except Exception as failure:  # as for a whole base
         if not path.exists() and is_hub_id(str(name)):
             raise not_fetched(str(name), failure) from failure

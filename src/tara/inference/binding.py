@@ -129,6 +129,9 @@ def _owner(text: str, span: Span, rivals: Sequence[ActiveAdapter]) -> ActiveAdap
         )
     first = min(candidates)
     if sum(entry[:2] == first[:2] for entry in candidates) > 1:
+        if len({active.name for active in rivals}) == 1:
+            name = rivals[0].name
+            raise TaraError(f"{name} is given twice. Leave one out, or rebind it: {name}:rare_word=NEW.")
         raise TaraError(f"{names} act on the same words {words}. Rebind one: {rivals[-1].name}:rare_word=NEW.")
     return rivals[first[2]]
 

@@ -19,7 +19,7 @@ from tara.inference.request import GenerationRequest
 from tara.inference.rows import PromptRow, adapters_per_prompt, prompt_rows
 from tara.inference.settings import GenerationSettings
 from tara.inference.task import task_pipeline
-from tara.storage.validation import build
+from tara.storage.validation import build, takes
 
 BATCH_SIZE = 4
 
@@ -113,11 +113,12 @@ class Pipeline:
         execute(self.base, self._execution, place or self.base.device)
         self._texts: EncodingCache = {}
 
+    @takes(GenerationSettings)
     def __call__(
         self,
         prompt: str | Sequence[str],
         adapters: AdapterLists = (),
-        seeds: Iterable[int] = (0,),
+        seeds: int | Iterable[int] = (0,),
         *,
         batch_size: int = BATCH_SIZE,
         on_step: OnStep | None = None,
@@ -127,11 +128,12 @@ class Pipeline:
         made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
         return [one.image for one in sorted(made, key=lambda one: one.index)]
 
+    @takes(GenerationSettings)
     def stream(
         self,
         prompt: str | Sequence[str],
         adapters: AdapterLists = (),
-        seeds: Iterable[int] = (0,),
+        seeds: int | Iterable[int] = (0,),
         *,
         batch_size: int = BATCH_SIZE,
         on_step: OnStep | None = None,
@@ -142,10 +144,10 @@ class Pipeline:
         Args:
             prompt: one prompt or several.
             adapters: for all prompts, or one list for each prompt.
-            seeds: one image each.
+            seeds: one image each; a number is one seed.
             batch_size: images in one network call; changes a value by at most 1/255.
             on_step: called after each denoising step, for progress bars.
-            settings: fields of `tara.inference.settings.GenerationSettings`.
+            settings: fields of `tara.inference.settings.GenerationSettings`; ``num_inference_steps`` is ``steps``.
 
         Raises:
             TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
@@ -153,7 +155,7 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise TaraError("There is no prompt. Give at least one.")
-        chosen, seeds = build(GenerationSettings, settings), tuple(seeds)
+        chosen, seeds = build(GenerationSettings, settings), (seeds,) if isinstance(seeds, int) else tuple(seeds)
         requests = [
             GenerationRequest(prompt=text, adapters=own, seeds=seeds, settings=chosen)
             for text, own in zip(prompts, adapters_per_prompt(adapters, len(prompts)), strict=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tara.errors import TaraError
+from tara.errors import TaraError, nearest
 from tara.families.base import Base
 from tara.families.processors import INSTALLED, KEY, TextConditioning
 from tara.families.text import TextEncoding
@@ -19,7 +19,7 @@ from tara.inference.fusing import fused, fused_text, global_part
 from tara.inference.rows import PromptRow, prompt_rows
 from tara.inference.settings import GenerationSettings
 from tara.inference.text_kv import text_kv
-from tara.storage.validation import build
+from tara.storage.validation import build, takes
 
 EncodingCache = MutableMapping[tuple[Any, ...], TextEncoding]
 CACHED_TEXTS = 256  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
@@ -48,6 +48,10 @@ class PreparedBatch:
     composer: Composer
 
 
+SETTINGS = ("guidance_scale", "clip_skip", "context", "composer")
+
+
+@takes(GenerationSettings, only=SETTINGS)
 def prepare(
     pipe: Any,
     prompt: str | Sequence[str],
@@ -60,16 +64,23 @@ def prepare(
     """Keyword arguments for a stock diffusers pipeline call: ``pipe(**tara.prepare(pipe, ...), image=..., ...)``.
 
     For text-to-image, image-to-image, inpainting and ControlNet pipelines of SD 1.x, 2.x and SDXL. Installs attention
-    processors that act exactly as the stock ones in every other call; `release` removes them.
+    processors; until `release` removes them, other code must not load LoRAs into the pipeline, set its processors or
+    compile it. Calls without these arguments give what they gave before.
 
     Args:
         pipe: a loaded pipeline.
         prompt: one prompt or several.
         adapters: for all prompts, or one list for each prompt; see `tara.inference.active_adapter.AdapterLike`.
-        negative_prompt: for all prompts, or one for each; adapters never act on it.
-        num_images_per_prompt: as in the pipeline call.
+        negative_prompt: for all prompts, or one for each; adapters never act on it. It is given here, not to the
+            pipeline call, which refuses a negative prompt beside its embeddings.
+        num_images_per_prompt: given here, not to the pipeline call.
         settings: guidance_scale, clip_skip, context and composer of
-            `tara.inference.settings.GenerationSettings`.
+            `tara.inference.settings.GenerationSettings`, given here alone. Everything else, such as
+            num_inference_steps, generator, width, height and image, goes to the pipeline call.
+
+    Returns:
+        ``prompt_embeds``, ``negative_prompt_embeds`` with guidance, their pooled vectors for SDXL, ``guidance_scale``,
+        ``num_images_per_prompt`` and ``cross_attention_kwargs`` with the adapters' keys and values.
 
     Raises:
         TaraError: when an adapter does not fit the base or the prompt, or has a global part, and for a composer that
@@ -93,6 +104,7 @@ def prepare(
     return batch.arguments
 
 
+@takes(GenerationSettings, only=SETTINGS)
 @contextmanager
 def prepared(
     pipe: Any,
@@ -133,6 +145,12 @@ def _prepared(
 ) -> tuple[Base, PreparedBatch]:
     if copies < 1:
         raise TaraError(f"num_images_per_prompt is {copies}. Give 1 or more.")
+    if others := [name for name in settings if name not in SETTINGS]:
+        hint = nearest(others[0], SETTINGS)
+        raise TaraError(
+            f"tara.prepare takes {', '.join(SETTINGS)}, not '{others[0]}'.{hint} Give it to the pipeline call: "
+            f"pipe(**tara.prepare(...), {others[0]}=...)."
+        )
     base, chosen = Base(pipe), build(GenerationSettings, settings)
     rows = prompt_rows(base, prompt, adapters, negative_prompt, chosen.composed_by)
     if len({row.batch_key for row in rows}) > 1:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, ValidationError
 
-from tara.adapters.card import tara_version
-from tara.errors import TaraError
+from tara.errors import TaraError, tara_version
 from tara.families.settings import BaseSettings
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import digest

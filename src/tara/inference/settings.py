@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, model_validator
@@ -41,16 +41,23 @@ class GenerationSettings(BaseModel):
     negative_prompt: str | None = Field(default=None, description="What to avoid; adapters never act on it")
     steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps")
     guidance_scale: float | None = Field(
-        default=None, ge=0, le=100, description="Classifier-free guidance scale; off at 1 or less [default: the base's]"
+        default=None,
+        ge=0,
+        le=100,
+        description="Classifier-free guidance scale; off at 1 or less [default: the base's; 7.5 for sd15, 5 for sdxl]",
     )
     scheduler: SchedulerName | None = Field(
         default=None, description="Sampler: dpm is DPM++, euler_a is Euler ancestral [default: the base's]"
     )
     width: int | None = Field(
-        default=None, ge=8, le=8192, multiple_of=8, description="Width in pixels [default: the base's]"
+        default=None,
+        ge=8,
+        le=8192,
+        multiple_of=8,
+        description="Width in pixels [default: the base's; 512 for sd15, 1024 for sdxl]",
     )
     height: int | None = Field(
-        default=None, ge=8, le=8192, multiple_of=8, description="Height in pixels [default: the base's]"
+        default=None, ge=8, le=8192, multiple_of=8, description="Height in pixels [default: the base's, as the width]"
     )
     image: Path | InstanceOf[Image.Image] | None = Field(
         default=None, description="Image to start from (image-to-image)"
@@ -68,6 +75,16 @@ class GenerationSettings(BaseModel):
         default=None, description="Text that a rare word's embedding is taken from [default: the adapter's]"
     )
     clip_skip: int | None = Field(default=None, ge=0, description="Last layers of the text encoder to skip")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _diffusers_name_of_steps(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "num_inference_steps" not in values:
+            return values  # pyright: ignore[reportUnknownVariableType]
+        renamed = cast(dict[str, Any], values)
+        if "steps" in renamed:
+            raise ValueError("steps and num_inference_steps are the same; give one of them")
+        return {"steps" if name == "num_inference_steps" else name: value for name, value in renamed.items()}
 
     @field_validator("scheduler", mode="before")
     @classmethod

@@ -5,7 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-PACKAGES = ("tara", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
+from tara.errors import DISTRIBUTION
+
+PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "pillow")
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:

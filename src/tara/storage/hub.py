@@ -3,6 +3,8 @@
 import re
 import shlex
 import textwrap
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tara.errors import TaraError
@@ -10,6 +12,7 @@ from tara.errors import TaraError
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it, and where it looks first
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 LONGEST_NAME = 96
+PATIENCE = 10.0  # seconds in which the hub has to answer
 
 
 def is_hub_id(name: str) -> bool:
@@ -31,6 +34,26 @@ def is_repository(name: str) -> bool:
 def repository_name(text: str) -> str:
     """The nearest name that a repository can have."""
     return re.sub(r"\W+", "-", text, flags=re.ASCII)[:LONGEST_NAME].strip("-") or "adapter"
+
+
+@contextmanager
+def one_try(name: str) -> Generator[None]:
+    """Ask the hub once whether it answers, for a ``with`` block that may fetch ``name``.
+
+    Where it does not, the block works with what was fetched before: the library would ask for each file six times.
+    """
+    from huggingface_hub import constants, get_session
+
+    offline = constants.HF_HUB_OFFLINE
+    if not offline and not Path(name).exists():
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception:  # of whatever library the hub's uses
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 
 def fetched_adapter(name: str) -> Path | None:
@@ -56,7 +79,8 @@ def _only_adapter(repository: str) -> Path:
     from huggingface_hub import list_repo_files
 
     try:
-        names = list_repo_files(repository)
+        with one_try(repository):
+            names = list_repo_files(repository)
     except Exception as failure:  # of many kinds
         return _fetched_before(repository, failure)
     if ADAPTER_FILE in names:
@@ -90,7 +114,8 @@ def fetch_file(repository: str, file: str, revision: str | None = None, given: s
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, file, revision=revision))
+        with one_try(repository):
+            return Path(hf_hub_download(repository, file, revision=revision))
     except Exception as failure:  # of many kinds
         raise not_fetched(repository, failure, file, revision=revision, given=given) from failure
 
@@ -162,6 +187,8 @@ def _reason(failure: BaseException) -> str:
         return "it has no such revision"
     if isinstance(failure, errors.RemoteEntryNotFoundError):
         return "it has no such file"
+    if isinstance(failure, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        return "it does not answer, or HF_HUB_OFFLINE is set"
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     text = lines[0].rstrip(".") if lines else type(failure).__name__
     return textwrap.shorten(text.partition(" (")[0], 120, placeholder=" ...")

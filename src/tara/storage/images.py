@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from tara.errors import TaraError
+from tara.errors import TaraError, installation
 
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 """What stands behind ``ftyp`` at the beginning of a HEIC file (ISO/IEC 23008-12)."""
@@ -120,7 +120,7 @@ def _open(path: Path) -> Image.Image:
         import pillow_heif
     except ImportError as missing:
         raise TaraError(
-            f"{path} is a HEIC photo, which needs the package pillow-heif. Install it (pip install 'tara[heic]'), or "
+            f"{path} is a HEIC photo, which needs the package pillow-heif. Install it ({installation('heic')}), or "
             "save the photo as JPEG."
         ) from missing
     # the decoder turns the photo upright itself, and takes the rotation out of its EXIF data

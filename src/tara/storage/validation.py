@@ -1,6 +1,7 @@
 """Values from users to a settings model; what is wrong with one is told in one sentence."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from tara.errors import TaraError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Model:
@@ -29,6 +31,32 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
         raise TaraError(_sentence(model, refused, where)) from None
 
 
+def takes(*models: type[BaseModel], only: Collection[str] = ()) -> Callable[[Function], Function]:
+    """Show the ``**settings`` of a function as what they are, fields of models, to `help` and to editors.
+
+    ``only`` names some fields; all of them when it is empty.
+    """
+
+    def with_signature(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        fields = {name: field for model in models for name, field in model.model_fields.items()}
+        names = [name for name in only or fields if name not in signature.parameters]
+        keywords = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if fields[name].is_required() else fields[name].default,
+                annotation=fields[name].annotation,
+            )
+            for name in names
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+        return function
+
+    return with_signature
+
+
 def _has_null(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(map(_has_null, cast(Mapping[object, object], value).values()))
@@ -46,7 +74,7 @@ def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> s
         return f"{where}there is no setting '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
     if fault["type"] == "missing":
         field = model.model_fields.get(name)  # None inside a nested model
-        return f"{where}'{name}' is missing. Give it{f': {field.description}' if field else ''}."
+        return f"{where}'{name}' is missing{f': {field.description}' if field else ''}."
     reason = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{where}{name + ' ' if name else ''}{reason}."

@@ -12,7 +12,7 @@ from diffusers.optimization import get_scheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from tara.errors import TaraError
+from tara.errors import TaraError, installation
 from tara.training.settings import OptimizerName, ScheduleName
 
 # the package that an optimiser needs, and the extra that installs it
@@ -118,7 +118,7 @@ def check_optimizer(name: OptimizerName) -> None:
         import_module(package)
     except ImportError as missing:
         raise TaraError(
-            f"The optimiser '{name}' needs the package {package}. Install it with `pip install 'tara[{extra}]'`, "
+            f"The optimiser '{name}' needs the package {package}. Install it with `{installation(extra)}`, "
             "or choose adamw."
         ) from missing
 

@@ -134,7 +134,12 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     )
     freeze_down: bool = Field(default=False, description="Train the LoRA up matrices only (LoRA-FA)")
     steps: int = Field(default=1000, ge=1, le=1_000_000, description="Training steps")
-    learning_rate: float | None = Field(default=None, gt=0, le=100, description="Learning rate [default: the base's]")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Learning rate of all trained weights [default: the base's; 1e-4 for sd15, sdxl]",
+    )
     lr_scheduler: ScheduleName = Field(default="constant", description="Learning-rate schedule")
     lr_warmup_steps: int = Field(default=0, ge=0, description="Warm-up steps of the learning rate")
     batch_size: int = Field(default=1, ge=1, le=1024, description="Batch size of each concept")
@@ -152,7 +157,11 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     class_prompt: str | None = Field(default=None, description="Class images' prompt [default: without rare word]")
     captions: CaptionSource = Field(default="fixed", description="Captions: the instance prompt, or varied templates")
     resolution: int | None = Field(
-        default=None, ge=8, le=4096, multiple_of=8, description="Resolution [default: the base's]"
+        default=None,
+        ge=8,
+        le=4096,
+        multiple_of=8,
+        description="Side of the training images in pixels [default: the base's; 512 for sd15, 1024 for sdxl]",
     )
     size_conditioning: Literal["crop", "resolution"] = Field(
         default="crop", description="SDXL's size conditioning: each crop's own, or the resolution (published code)"

@@ -66,6 +66,8 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
     Photos and masks count by their content, so that a folder may be moved.
     """
     settings = recipe.settings.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    places = {name: Path(settings[name]) for name in NAMES_OR_PATHS if settings[name]}
+    settings |= {name: str(place.absolute()) for name, place in places.items() if is_there(place)}
     settings |= {name: None for name in BASE_DEFAULTS if name not in recipe.settings.model_fields_set}
     concepts = [concept.model_dump(mode="json", exclude={"out"}) for concept in recipe.concepts]
     words: dict[str, Any] = {name: [concept[name] for concept in concepts] for name in concepts[0]}

@@ -15,6 +15,7 @@ from tara.families.settings import BaseSettings
 from tara.storage.hub import upload, with_owner
 from tara.storage.lock import refuse_claimed
 from tara.storage.outputs import is_finished
+from tara.storage.validation import takes
 from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
 from tara.training.distributed import Processes, join
 from tara.training.loop import Training
@@ -26,7 +27,7 @@ from tara.training.run.interrupts import resume_command
 from tara.training.run.previews import check_previews
 from tara.training.run.recipe_files import RUN_SETTINGS, comparable, earlier_settings, read_recipe
 from tara.training.run.steps import OnStep, Run
-from tara.training.settings import ConceptSettings, Recipe, concept_settings, train_settings
+from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 from tara.training.state import TrainingState
 
 OnClassImage = Callable[[int, int], object]
@@ -35,6 +36,7 @@ OnUpload = Callable[[str], object]
 """Called with the address of what has been uploaded."""
 
 
+@takes(ConceptSettings, TrainSettings)
 def train(
     *,
     images: str | Path,

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from tara.errors import TaraError
+from tara.errors import TaraError, warn
+from tara.inference.strength import LARGEST_RATIO, strengths
 from tara.storage.lock import claimed
 from tara.training.concepts import TrainingInputs
 from tara.training.loop import StepRecord, Training
@@ -18,6 +19,7 @@ from tara.training.run.previews import lacks_previews, write_previews
 from tara.training.run.trackers import Tracker
 from tara.training.settings import Recipe, distinct_names
 
+STRENGTH_EVERY = 20  # steps between two looks at the size of the deltas
 OnStep = Callable[[StepRecord], object]
 
 
@@ -72,6 +74,7 @@ class Run:
         training, folder, settings, begun = self.training, self.folder, self.inputs.settings, perf_counter()
         if _due(settings.preview_every, training.step) and lacks_previews(training, folder):
             write_previews(training, folder, stop)  # the run was killed between a checkpoint and its previews
+        warned = False
         for record in training.steps():
             metrics.add(_row(record, perf_counter() - begun))
             tracker.log(record.index, _numbers(record))
@@ -82,6 +85,8 @@ class Run:
                 folder.save(training.state(), {} if last else dict(early))
             if _due(settings.preview_every, record.index):
                 write_previews(training, folder, stop)
+            if not warned and (last or _due(STRENGTH_EVERY, record.index)):
+                warned = _warn_of_learning_rate(training, record)
             self.on_step(record)
             if not last:
                 stop.carry_out()
@@ -121,6 +126,20 @@ def _row(record: StepRecord, seconds: float) -> dict[str, Any]:
 def _numbers(record: StepRecord) -> dict[str, float]:
     losses = {f"{part.name}/loss": part.loss for part in record.concepts}
     return {**losses, "loss": record.loss, "learning_rate": record.learning_rate}
+
+
+def _warn_of_learning_rate(training: Training, record: StepRecord) -> bool:
+    """Warn (TaraWarning) as soon as an adapter outweighs the base, of which only noise comes; whether it does."""
+    for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
+        strongest = max(strengths(training.base, adapter.layers).values(), default=0.0)
+        if strongest > LARGEST_RATIO:
+            warn(
+                f"At step {record.index} the deltas of '{concept.label}' are {strongest:.2g} times the size of the "
+                f"weights that they change; above {LARGEST_RATIO} images are noise. The learning rate is too high "
+                f"({record.learning_rate:.2g} now): stop, and start anew with a tenth of it and --overwrite."
+            )
+            return True
+    return False
 
 
 def _due(every: int, step: int) -> bool:

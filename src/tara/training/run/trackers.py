@@ -7,7 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tara.errors import warn
+from tara.errors import installation, warn
 from tara.training.settings import TrackerName
 
 
@@ -17,7 +17,7 @@ class Tracker:
     def __init__(self, name: TrackerName, folder: Path, project: str = "tara") -> None:
         self._tracker: Any = None
         if name != "none" and find_spec(name) is None:
-            _notice(f"{name} is not installed (`pip install 'tara[{name}]'`)")
+            _notice(f"{name} is not installed (`{installation(name)}`)")
         elif name != "none":
             self._try(f"{name} did not start", lambda: self._start(name, folder, project))
 
