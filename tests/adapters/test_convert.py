@@ -149,6 +149,16 @@ def test_kohyas_block_numbers_of_sdxl_do_not_depend_on_which_layers_there_are(tm
         convert(unknown, "kohya", tmp_path / "k.safetensors")
 
 
+def test_a_converted_file_keeps_what_its_sources_header_tells(tmp_path: Path) -> None:
+    deltas = files.random_deltas(tiny_bases.sd_pipeline().unet, files.ATTENTIONS, alphas=(1.0,))
+    told = {"ss_tag_frequency": '{"a": {"p3x": 4}}', "ss_network_alpha": "1", "sshs_model_hash": "ab", "ss_steps": "9"}
+    foreign = load_adapter(files.saved(tmp_path / "a.safetensors", files.kohya(deltas), told))
+    header = _header(convert(foreign, "diffusers", tmp_path / "b.safetensors"))
+    assert (header["ss_tag_frequency"], header["ss_steps"]) == (told["ss_tag_frequency"], "9")
+    assert header["ss_network_alpha"] == "4.0"  # the scale is in B now
+    assert "sshs_model_hash" not in header
+
+
 def _keys(path: Path) -> set[str]:
     with safe_open(path, framework="pt") as file:
         return set(file.keys())

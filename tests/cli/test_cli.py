@@ -116,6 +116,26 @@ def test_inspect_prints_what_the_file_says(trained: Path, capsys: pytest.Capture
     assert "a photo of a xlo dog" in capsys.readouterr().out
 
 
+def test_inspect_tells_whose_file_it_is_for_every_family(here: Path, capsys: pytest.CaptureFixture[str]):
+    header = {"software": json.dumps({"name": "ai-toolkit", "version": "0.7"}), "training_info": '{"step": 500}'}
+    header |= {"ss_tag_frequency": json.dumps({"1_a": {"dog": 2, "p3x": 9}}), "ss_output_name": "rex"}
+    flux = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": ONE}
+    path = foreign_files.saved(here / "flux.safetensors", flux, header)
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["family"], facts["program"], facts["training"]) == ("FLUX", "ai-toolkit 0.7", {"steps": "500"})
+    assert facts["trigger_words"] == {"ss_tag_frequency": "p3x, dog", "ss_output_name": "rex"}
+    assert main(["inspect", str(path)]) == 0
+    assert "none with tara" in capsys.readouterr().out
+
+
+def test_inspect_warns_of_a_file_that_changes_nothing(here: Path, capsys: pytest.CaptureFixture[str]):
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {f"{name}.lora_down.weight": ONE[None], f"{name}.lora_up.weight": ONE[None], f"{name}.alpha": 0 * ONE[0]}
+    assert main(["inspect", str(foreign_files.saved(here / "z.safetensors", tensors))]) == 0
+    assert "changes nothing: its alpha is 0" in capsys.readouterr().err
+
+
 @pytest.fixture
 def foreign(here: Path) -> Path:
     """A kohya file that fits the tiny base, with layers of two ranks and a global part."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -24,17 +25,43 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object")] = False,
 ) -> None:
-    """Show what an adapter file says about itself: its words, its base family and how it was trained."""
+    """Show what an adapter file tells: its family, its words, who wrote it, and what can be done with it."""
     from tara.adapters.adapter import load_adapter
+    from tara.adapters.card import CARD_KEY
+    from tara.adapters.formats.origin import other_family
+    from tara.adapters.formats.reading import read_names
     from tara.inference.active_adapter import advise_on_scale
 
-    adapter = load_adapter(file)
-    advise_on_scale(adapter)
-    facts = _facts(adapter) | ({} if base is None else _beside(base, adapter))
+    keys, header = read_names(file)
+    if CARD_KEY not in header and (family := other_family(keys, header)):
+        facts = {"family": family, **_origin(header, ""), "use": f"none with tara: it is for {family}"}
+    else:
+        adapter = load_adapter(file)
+        advise_on_scale(adapter)
+        facts = _facts(adapter) | ({} if base is None else _beside(base, adapter))
     if as_json:
         say(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _show(file, facts)
+
+
+def _origin(header: Mapping[str, str], style: str) -> dict[str, Any]:
+    from tara.adapters.formats.origin import program, training, trigger_words
+
+    return {
+        "program": program(header, style),
+        "trigger_words": trigger_words(header),
+        "training": training(header),
+    }
+
+
+def _use(adapter: Adapter) -> str:
+    """What can be done with an adapter."""
+    card = adapter.card
+    if card.method:
+        return f"it holds {card.method}: --composer sum, or regions with a cut to a low rank"
+    word = "" if card.rare_word else ":rare_word=xlo,class_word=dog"
+    return f"-a {adapter.name}{word} with any composer" + ("" if adapter.text_kv else "; tara masks nothing of it")
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
@@ -43,6 +70,8 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     return {
         "format": card.format_version,
         "source": card.source,
+        "method": card.method or "LoRA",
+        **(_origin(adapter.header, card.source) if card.source != "tara" else {}),
         "rare_word": card.rare_word,
         "class_word": card.class_word,
         "family": card.family,
@@ -52,6 +81,10 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "scale": card.scale,
         "scales": sorted({delta.scale for delta in deltas}),
         "targets": card.targets,
+        "modules": dict(Counter(_module(path) for path in adapter.all_layers.keys() | adapter.changes.keys())),
+        "precision": sorted({str(delta.b.dtype).removeprefix("torch.") for delta in deltas}),
+        "embeddings": list(adapter.embeddings),
+        "use": _use(adapter),
         "layers": len(adapter.layers),
         "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
         "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
@@ -63,6 +96,12 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "tara_version": card.tara_version,
         "settings": card.settings,
     }
+
+
+def _module(path: str) -> str:
+    """The kind of a layer: where it is and what it is called, such as ``attn2.to_k``."""
+    parts = [part for part in path.split(".") if not part.isdigit()]
+    return parts[0] if parts[0].startswith("text_encoder") else ".".join(parts[-2:])
 
 
 def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
@@ -86,20 +125,26 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    settings = facts.pop("settings")
-    facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
-    facts["largest_delta"] = f"{facts['largest_delta']:.3g}"
-    facts["examples"] = "\n".join(facts["examples"])
+    settings = facts.pop("settings", {})
+    if "ranks" in facts:
+        facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
+        facts["largest_delta"] = f"{facts['largest_delta']:.3g}"
     table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column()
     for name, value in facts.items():
-        if value != "":
-            table.add_row(name.replace("_", " "), Text(visible(str(value))))
+        if value not in ("", [], {}):
+            table.add_row(name.replace("_", " "), Text(visible(_text(value))))
     chosen = {name: value for name, value in settings.items() if value is not None}
     if chosen:
         table.add_row("settings", Text(visible("\n".join(f"{name} = {value}" for name, value in chosen.items()))))
     Console(highlight=False).print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{entry}: {text}" for entry, text in cast(dict[str, Any], value).items())
+    return "\n".join(map(str, cast(list[Any], value))) if isinstance(value, list) else str(value)
 
 
 def _range(numbers: Sequence[float]) -> str:

@@ -97,7 +97,7 @@ def parse_adapter(text: str) -> ActiveAdapter:
 
 
 def advise_on_scale(adapter: Adapter) -> None:
-    """Warn (TaraWarning) of a file of the published SD 1.5 script that has not the scale of its training."""
+    """Warn (TaraWarning) of a file that has not the scale of its training, or changes nothing."""
     card = adapter.card
     if (card.source, card.family) == ("saved U-Net", "sd1") and card.alpha == card.rank != PUBLISHED_ALPHA:
         warn(
@@ -106,6 +106,9 @@ def advise_on_scale(adapter: Adapter) -> None:
             f"at scale 1 here, as in the published inference script; {adapter.name}:alpha={PUBLISHED_ALPHA} has the "
             "strength of its training."
         )
+    if not adapter.changes and not any(delta.scale and delta.norm() for delta in adapter.all_layers.values()):
+        cause = "its alpha is 0" if all(delta.scale == 0 for delta in adapter.all_layers.values()) else "all zeros"
+        warn(f"{adapter.name} changes nothing: {cause}. Train it again, or give it an alpha: {adapter.name}:alpha=8.")
 
 
 def _number(text: str, key: str, value: str) -> float:

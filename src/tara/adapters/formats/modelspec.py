@@ -1,8 +1,10 @@
 """A card in the header keys that other tools show: Stability's ``modelspec.*`` and kohya's ``ss_*``."""
 
 import json
+from collections.abc import Mapping
 
-from tara.adapters.card import AdapterCard
+from tara.adapters.card import CARD_KEY, AdapterCard
+from tara.adapters.formats.peft_config import METADATA_KEY
 from tara.families.registry import family_named
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -59,3 +61,17 @@ def described(card: AdapterCard, title: str) -> dict[str, str]:
         if card.settings.get(setting) is not None:
             entries[key] = str(card.settings[setting])
     return {key: value for key, value in entries.items() if value}
+
+
+_CHANGED = ("ss_network_", "modelspec.trigger_phrase", "modelspec.usage_hint")
+_OF_ONE_FILE = ("sshs_", "modelspec.hash_", "format", CARD_KEY, METADATA_KEY)
+
+
+def with_source(entries: Mapping[str, str], source: Mapping[str, str]) -> dict[str, str]:
+    """A converted file's header: what its source's told, but for ranks, alphas, words and sums, which have changed."""
+    kept = {
+        key: value
+        for key, value in source.items()
+        if not key.startswith(_OF_ONE_FILE) and not (key in entries and key.startswith(_CHANGED))
+    }
+    return {**entries, **kept}

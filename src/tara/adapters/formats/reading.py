@@ -123,6 +123,12 @@ def _check_alone(folder: Path) -> None:
             )
 
 
+def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The keys and the header of an adapter file, of any family, without its weights; raises as `lora_file`."""
+    with opened(lora_file(path), AGAIN) as file:
+        return list(file.keys()), dict(file.metadata() or {})
+
+
 def read_lora(path: Path) -> LoraFile:
     """Read a LoRA of any known style onto the CPU, in the precision that it is stored in.
 
