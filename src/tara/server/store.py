@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sqlalchemy import event, func
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
-from sqlmodel import Field, Session, SQLModel, UniqueConstraint, col, create_engine, delete, or_, select
+from sqlmodel import Field, Session, SQLModel, UniqueConstraint, col, create_engine, delete, or_, select, update
 
 from tara.errors import TaraError, first_line
 
@@ -167,13 +167,11 @@ class Store:
 
     def end_job(self, job_id: str, status: JobStatus, *, images: int = 0, error: str = "") -> bool:
         """Give a queued job its end; False when it has one already: nothing ends twice."""
+        # one statement: SQLite locks no row between reading and writing it
+        unended = (col(JobRecord.id) == job_id) & (col(JobRecord.status) == "queued")
+        ending = update(JobRecord).where(unended).values(status=status, images=images, error=error)
         with self._session() as session:
-            record = session.get(JobRecord, job_id, with_for_update=True)
-            if record is None or record.status != "queued":
-                return False
-            record.status, record.images, record.error = status, images, error
-            session.add(record)
-        return True
+            return session.exec(ending).rowcount == 1
 
     def remove_oldest(self, owner: str, images: int) -> list[JobRecord]:
         """Forget an owner's oldest finished jobs beyond so many images; returns them."""
