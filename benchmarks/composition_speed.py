@@ -108,7 +108,7 @@ class Comparison:
         self, adapters: Any, prompt: str | list[str], pixels: int, warm: bool = False
     ) -> Generator[Callable[[], Any]]:
         """A step with our adapters; a warm one is not the first after their global parts were fused."""
-        with tara.prepared(self.pipe, prompt, adapters) as arguments:
+        with tara.prepared(self.pipe, prompt, adapters, composer="tara") as arguments:
             call = self.step(self.pipe, arguments, pixels)
             if warm:
                 call()

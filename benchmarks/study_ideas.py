@@ -71,7 +71,7 @@ def generate_edited(
         strength: of ``regions``.
     """
     settings = GenerationSettings(steps=SAMPLING_STEPS, guidance_scale=base.defaults.guidance_scale)
-    rows = prompt_rows(base, prompts, adapters, None, settings.composed_by)
+    rows = prompt_rows(base, prompts, adapters, None, settings.composer_for)
     batch = prepared_batch(base, base.pipe, rows, settings)
     if delay:
         bare = prepared_batch(base, base.pipe, [replace(row, acting=()) for row in rows], settings)

@@ -80,7 +80,7 @@ def check_words(request: GenerationRequest) -> None:
     for active, spans in find_words(request.prompt, request.adapters):
         for span in spans:
             _class_word(request.prompt, span, active)
-    if request.settings.composed_by.prompt(request.prompt, request.adapters) != request.prompt:
+    if request.settings.composer_for(request.adapters).prompt(request.prompt, request.adapters) != request.prompt:
         raise TaraError(f"The composer '{request.settings.composer}' uses no rare words. Choose another composer.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,6 +21,11 @@ from tara.storage.files import atomic_write, check_writable
 from tara.storage.lock import claimed
 from tara.storage.outputs import SHEET, image_name, next_number
 from tara.storage.validation import build
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tara.inference.confining import ImageRegions
 
 MOST_SHOWN = 64
 
@@ -76,8 +81,19 @@ def _write_images(
         )
         for number, one in enumerate(made, first):
             files[one.seed] = out / image_name(number, one.seed)
-            atomic_write(files[one.seed], asked.png(one.image, one.seed))
+            atomic_write(files[one.seed], asked.png(one.image, one.seed, one.regions))
+            if one.regions is not None:
+                _write_overlay(out / "regions" / files[one.seed].name, one.image, one.regions)
     return files
+
+
+def _write_overlay(path: Path, image: Image.Image, regions: ImageRegions) -> None:
+    from tara.report.regions import regions_over
+
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    regions_over(image, regions.labels.numpy(), regions.words).save(buffer, format="PNG")
+    atomic_write(path, buffer.getvalue())
 
 
 def _existing(asked: Asked, seed: int, out: Path) -> Path | None:

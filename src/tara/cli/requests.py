@@ -12,7 +12,15 @@ from cyclopts import Parameter
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.composers import composer_named
-from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, read_provenance, relocated, used_file
+from tara.inference.provenance import (
+    FoundRegions,
+    Provenance,
+    UsedFile,
+    png_with_provenance,
+    read_provenance,
+    relocated,
+    used_file,
+)
 from tara.inference.settings import GenerationSettings
 from tara.storage.validation import build
 
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 
     from tara.families.settings import ExecutionSettings
     from tara.inference.active_adapter import ActiveAdapters
+    from tara.inference.confining import ImageRegions
     from tara.inference.pipeline import Pipeline
     from tara.inference.request import GenerationRequest
 
@@ -65,9 +74,13 @@ class Asked:
         """Everything that the images depend on, by name, for `tara.storage.outputs.output_folder`."""
         return made_with(self.provenance(0)) | {"seeds": self.request.seeds} | more
 
-    def png(self, image: Image.Image, seed: int, **changes: Any) -> bytes:
+    def png(self, image: Image.Image, seed: int, regions: ImageRegions | None = None, **changes: Any) -> bytes:
         """An image as a PNG file that holds its provenance."""
-        return png_with_provenance(image, self.provenance(seed, **changes))
+        provenance = self.provenance(seed, **changes)
+        if regions is not None:
+            cells = tuple(map(tuple, regions.labels.tolist()))
+            provenance = provenance.model_copy(update={"regions": FoundRegions(words=regions.words, cells=cells)})
+        return png_with_provenance(image, provenance)
 
 
 def asked_for(
@@ -97,7 +110,9 @@ def asked_for(
     chosen, on_base = build(GenerationSettings, settings), build(BaseSettings, base)
     active, files = loaded(adapters)
     scales = [config_beside(Path(file.path)) for file in files]  # a PEFT folder keeps them in a file of their own
-    inputs = tuple(used_file(path) for path in (chosen.image, chosen.mask, *scales) if isinstance(path, Path))
+    masks = [Path(region.partition("=")[2]) for region in chosen.region]
+    masks = [path for path in masks if path.is_file()]
+    inputs = tuple(used_file(path) for path in (chosen.image, chosen.mask, *masks, *scales) if isinstance(path, Path))
     if earlier:
         _check_unchanged(earlier, files + inputs)
     wanted = DEFAULT_SEEDS if earlier is None else (earlier.seed,)

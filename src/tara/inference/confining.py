@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tara.core.attention_maps import RunningMean, map_size, word_maps
@@ -18,6 +19,7 @@ from tara.core.regions import assigned, labels_at, region_scores
 from tara.families.base import Base
 from tara.families.processors import KEY, Watch
 from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.places import GRID
 
 LAYOUT = 0.84  # of the noise schedule: above, the base lays out the scene and no adapter acts
 RESOLUTIONS = 2  # the coarsest of the cross-attentions, whose maps are read
@@ -25,10 +27,19 @@ RESOLUTIONS = 2  # the coarsest of the cross-attentions, whose maps are read
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """An adapter that is confined in one image, and the tokens of its class word there."""
+    """An adapter that is confined in one image, the tokens of its class word there, and its region if that is given."""
 
     active: ActiveAdapter
     class_tokens: tuple[int, ...]
+    place: Bool[Tensor, "_height _width"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRegions:
+    """The regions of one image: ``labels`` holds the number of each cell's word from 1, 0 where no adapter acted."""
+
+    words: tuple[str, ...]
+    labels: Int[Tensor, "height width"]
 
 
 class ConfinedAdapters:
@@ -55,10 +66,15 @@ class ConfinedAdapters:
         of_texts = [0] * self.rows + [numbers[id(one.active)] for concepts in of_rows for one in concepts]
         self._adapter_of_text = torch.tensor(of_texts)
         self.deltas = _stacked(adapters, base.device, base.dtype)
-        self._begin(math.inf)
+        self._sought = any(map(_is_sought, images))
+        self._latents = (1, 1)
+        self.begin()
 
-    def _begin(self, timestep: float) -> None:
-        self.labels: list[Tensor] | None = None
+    def begin(self, timestep: float = math.inf) -> None:
+        """Forget the regions of the last images; those that are given hold from the first network call."""
+        nothing = torch.zeros(1, 1, dtype=torch.long)
+        self.labels = [nothing if _is_sought(concepts) else given_labels(concepts) for concepts in self._images]
+        self._reading = self._sought
         self._maps: dict[int, list[RunningMean]] = {}
         self._blocks: dict[int, tuple[CellBlocks, CellBlocks]] = {}
         self._timestep, self._acting = timestep, False
@@ -74,11 +90,16 @@ class ConfinedAdapters:
         )
         now = float(torch.as_tensor(timestep).max())
         if now > self._timestep:  # an image's timesteps fall or stay: after a rise other images have begun
-            self._begin(now)
+            self.begin(now)
         self._timestep, self._latents = now, (int(latents.shape[-2]), int(latents.shape[-1]))
-        if self.labels is None and self._maps and now < LAYOUT * self._base.noise_schedule.timesteps:
-            self.labels = [self._found(image) for image in range(len(self._images))]
-        self._acting = self.labels is not None
+        if self._reading and self._maps and now < LAYOUT * self._base.noise_schedule.timesteps:
+            self.labels = [
+                self._found(image) if _is_sought(concepts) else labels
+                for image, (concepts, labels) in enumerate(zip(self._images, self.labels, strict=True))
+            ]
+            self._reading = False
+            self._blocks.clear()
+        self._acting = any(bool(labels.any()) for labels in self.labels)
 
     def end_call(self, *_: object) -> None:
         """A forward hook of the denoiser."""
@@ -87,28 +108,36 @@ class ConfinedAdapters:
     @property
     def watch(self) -> Watch | None:
         """Reads the maps while the scene is laid out."""
-        return None if self._acting else self._read
+        return self._read if self._reading else None
 
     @torch.no_grad()
     def _read(self, _layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
         positions = query.shape[2]
-        if positions not in self._maps and len(self._maps) >= RESOLUTIONS and positions > max(self._maps):
+        if len(self._maps) >= RESOLUTIONS and positions > sorted(self._maps)[RESOLUTIONS - 1]:
             return
         means = self._maps.setdefault(positions, [RunningMean() for _ in self._images])
         for mean, concepts, row in zip(
             means, self._images, range(self.rows - len(self._images), self.rows), strict=True
         ):
-            if concepts:
+            if _is_sought(concepts):
                 at = slice(row, row + 1)
-                words = [one.class_tokens for one in concepts]
+                words = [one.class_tokens for one in concepts if one.place is None]
                 mean.add(word_maps(query[at], key[at], words, None if mask is None else mask[at])[0])
 
     def _found(self, image: int) -> Tensor:
-        if not self._images[image]:
-            return torch.zeros(1, 1, dtype=torch.long)
+        """Numbers of an image's concepts at the latents' resolution: given regions, and those found around them."""
         coarsest = sorted(self._maps)[:RESOLUTIONS]
         maps = [self._maps[size][image].mean.unflatten(-1, map_size(size, self._latents)) for size in coarsest]
-        return assigned(region_scores(maps)).cpu()
+        sought = [number for number, one in enumerate(self._images[image]) if one.place is None]
+        numbers = torch.tensor([0, *(number + 1 for number in sought)])
+        found = numbers[assigned(region_scores(maps)).cpu()]
+        given = labels_at(given_labels(self._images[image]), self._latents)
+        return torch.where(given > 0, given, labels_at(found, self._latents))
+
+    def regions_of(self, image: int) -> ImageRegions:
+        """Where adapters act in one image of the last pipeline call, at the latents' resolution."""
+        words = tuple(one.active.rare_word for one in self._images[image])
+        return ImageRegions(words, labels_at(self.labels[image], self._latents))
 
     def text_blocks(self, positions: int) -> CellBlocks | None:
         """See `tara.families.processors.Regions`."""
@@ -122,7 +151,6 @@ class ConfinedAdapters:
     def _blocks_at(self, positions: int) -> tuple[CellBlocks, CellBlocks]:
         """All cells by text, and the cells of regions by adapter."""
         if positions not in self._blocks:
-            assert self.labels is not None
             size = map_size(positions, self._latents)
             labels = torch.stack([labels_at(of_image, size).flatten() for of_image in self.labels])
             of_rows, tables = (torch.cat([one] * (self.rows // len(one))) for one in (labels, self._adapter_of))
@@ -145,6 +173,20 @@ class ConfinedAdapters:
         patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride).mT
         added = self._blocks_at(patches.shape[1])[1].add_delta(output.flatten(2).mT, low_rank, patches)
         return added.mT.unflatten(2, output.shape[2:])
+
+
+def _is_sought(concepts: Sequence[Concept]) -> bool:
+    """Whether a region is to be found."""
+    return any(one.place is None for one in concepts)
+
+
+def given_labels(concepts: Sequence[Concept]) -> Tensor:
+    """The numbers of the concepts whose regions are given, 0 elsewhere; at the resolution of the masks."""
+    labels = torch.zeros(GRID, GRID, dtype=torch.long)
+    for number, one in enumerate(concepts, start=1):
+        if one.place is not None:
+            labels[one.place] = number
+    return labels
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -181,6 +223,7 @@ def confined(base: Base, adapters: ConfinedAdapters | None) -> Generator[None]:
     hooks: list[Any] = []
     try:
         if adapters is not None:
+            adapters.begin()
             text = {f"{layer}.{name}" for layer in base.text_layers for name in base.family.attention_projections}
             hooks.append(base.denoiser.register_forward_pre_hook(adapters.begin_call, with_kwargs=True))
             hooks.append(base.denoiser.register_forward_hook(adapters.end_call))

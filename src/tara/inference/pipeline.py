@@ -13,6 +13,7 @@ from tara.families.base import Base
 from tara.families.loading import device_named, load_base
 from tara.families.settings import ExecutionSettings, Precision, Prediction
 from tara.inference.active_adapter import ActiveAdapters, AdapterLists
+from tara.inference.confining import ImageRegions
 from tara.inference.execution import compiler_failures, execute, offload
 from tara.inference.prepare import EncodingCache, PreparedBatch, applied, prepared_batch
 from tara.inference.request import GenerationRequest
@@ -32,6 +33,8 @@ class GeneratedImage:
     seed: int
     image: Image.Image
     request: GenerationRequest
+    regions: ImageRegions | None = None
+    """Where each adapter acted, for composers that confine adapters to regions."""
 
     @property
     def prompt(self) -> str:
@@ -183,7 +186,8 @@ class Pipeline:
             [one.prompt for one in requests],
             [one.adapters for one in requests],
             settings.negative_prompt,
-            settings.composed_by,
+            settings.composer_for,
+            settings.region,
         )
         jobs = [(request, row, seed) for request, row in zip(requests, rows, strict=True) for seed in request.seeds]
         self.base.onload()  # training may have moved parts away
@@ -206,8 +210,11 @@ class Pipeline:
                 seeds = [seed for *_, seed in batch]
                 images = _call(pipe, settings, seeds, report, **{**ready[1].arguments, **arguments})
             done += len(batch)
-            for number, (request, _, seed), image in zip(numbers, batch, images, strict=True):
-                yield GeneratedImage(number, seed, image, request)
+            state = ready[1].evaluations[0].regions
+            # all before the next batch, which may have the same state
+            regions = [state.regions_of(row) if state else None for row in range(len(batch))]
+            for number, (request, _, seed), image, of_image in zip(numbers, batch, images, regions, strict=True):
+                yield GeneratedImage(number, seed, image, request, of_image)
 
 
 def _call(

@@ -48,7 +48,7 @@ class PreparedBatch:
     composer: Composer
 
 
-SETTINGS = ("guidance_scale", "clip_skip", "context", "composer")
+SETTINGS = ("guidance_scale", "clip_skip", "context", "composer", "region")
 
 
 @takes(GenerationSettings, only=SETTINGS)
@@ -74,7 +74,7 @@ def prepare(
         negative_prompt: for all prompts, or one for each; adapters never act on it. It is given here, not to the
             pipeline call, which refuses a negative prompt beside its embeddings.
         num_images_per_prompt: given here, not to the pipeline call.
-        settings: guidance_scale, clip_skip, context and composer of
+        settings: guidance_scale, clip_skip, context, composer and region of
             `tara.inference.settings.GenerationSettings`, given here alone. Everything else, such as
             num_inference_steps, generator, width, height and image, goes to the pipeline call.
 
@@ -152,7 +152,7 @@ def _prepared(
             f"pipe(**tara.prepare(...), {others[0]}=...)."
         )
     base, chosen = Base(pipe), build(GenerationSettings, settings)
-    rows = prompt_rows(base, prompt, adapters, negative_prompt, chosen.composed_by)
+    rows = prompt_rows(base, prompt, adapters, negative_prompt, chosen.composer_for, chosen.region)
     if len({row.batch_key for row in rows}) > 1:
         raise TaraError("The prompts' adapters need different network weights. Generate these prompts one by one.")
     return base, prepared_batch(base, pipe, rows, chosen, copies)
@@ -300,7 +300,12 @@ class _Batch:
         """What is confined, and the tokens by which its region is found."""
         tokens = self.base.tokenize(row.text)
         bindings = bind(tokens, row.acting) if row.confined else []
-        return [Concept(one.active, class_tokens(tokens, one)) for one in bindings if one.active in row.confined]
+        return [
+            Concept(one.active, () if place is not None else class_tokens(tokens, one), place)
+            for one in bindings
+            if one.active in row.confined
+            for place in (row.places.get(one.active.rare_word),)
+        ]
 
     def _encode(self, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
         return self._cached(text, clip_skip, adapters, negative=False)

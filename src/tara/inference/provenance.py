@@ -28,6 +28,13 @@ class UsedFile(BaseModel, frozen=True):
     sha256: str
 
 
+class FoundRegions(BaseModel, frozen=True):
+    """Where each adapter acted: rows of cells from the top, each cell the number of its word from 1, 0 for none."""
+
+    words: tuple[str, ...]
+    cells: tuple[tuple[int, ...], ...]
+
+
 class Provenance(BaseModel, frozen=True):
     """Everything that it takes to generate one image again."""
 
@@ -38,6 +45,8 @@ class Provenance(BaseModel, frozen=True):
     """Other files that it depends on: the start image, the mask, PEFT's configs."""
     base: BaseSettings
     settings: GenerationSettings = GenerationSettings()
+    regions: FoundRegions | None = None
+    """What the composer `regions` found."""
     tara_version: str = Field(default_factory=tara_version)
 
 
@@ -136,7 +145,7 @@ def was_made_as(path: Path, wanted: Provenance) -> bool:
     try:
         with Image.open(path) as image:  # without its pixels: a folder may hold thousands of images of one seed
             made = Provenance.model_validate_json(image.info.get(KEY, ""))
-        same = made.model_copy(update={"tara_version": wanted.tara_version}) == wanted
+        same = made.model_copy(update={"tara_version": wanted.tara_version, "regions": None}) == wanted
         return same and read_provenance(path) == made
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, TaraError):
         return False  # not there, of another program, or not whole

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import find_words
+from tara.inference.places import parse_places
 from tara.inference.settings import GenerationSettings
 from tara.storage.images import read_image
 
@@ -31,5 +32,7 @@ class GenerationRequest(BaseModel):
         for image in (self.settings.image, self.settings.mask):
             if image is not None and not hasattr(image, "convert"):
                 read_image(image)  # pyright: ignore[reportArgumentType]
-        if self.settings.composed_by.masked or self.settings.composed_by.regional:
+        composer = self.settings.composer_for(self.adapters)
+        if composer.masked or composer.regional:
             find_words(self.prompt, self.adapters)
+        parse_places(self.settings.region, {active.rare_word for active in self.adapters})

@@ -1,6 +1,6 @@
 """Prompts and their adapters as rows of a batch: loaded, checked against the base, arranged by the composer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, Adapter
 from tara.inference.composers import Composer
 from tara.inference.embeddings import load_embeddings
 from tara.inference.fusing import check_fits, cut_for_regions, with_changes
+from tara.inference.places import Places, parse_places
 from tara.inference.strength import check_strength
 
 
@@ -28,11 +29,15 @@ class PromptRow:
     text: str
     acting: ActiveAdapters
     composer: Composer
+    places: Places
 
     @property
     def confined(self) -> ActiveAdapters:
         """The adapters that act in their own regions only: with such a composer all but the styles."""
-        return tuple(active for active in self.acting if self.composer.regional and not active.is_style)
+        return tuple(active for active in self.acting if self.composer.regional and not self._is_everywhere(active))
+
+    def _is_everywhere(self, active: ActiveAdapter) -> bool:
+        return self.places[active.rare_word] is None if active.rare_word in self.places else active.is_style
 
     @property
     def everywhere(self) -> ActiveAdapters:
@@ -41,10 +46,10 @@ class PromptRow:
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
-        """What rows must share to be generated in one batch: the global parts, which are fused into the weights."""
+        """What rows must share for one batch: the composer, and the global parts, which are fused into the weights."""
         parts = [(id(active.adapter), active.global_strength) for active in self.everywhere if active.global_strength]
         # with one evaluation for each adapter, their number and order count too
-        return (len(self.acting), *parts) if self.composer.turns else tuple(sorted(parts))
+        return id(self.composer), *((len(self.acting), *parts) if self.composer.turns else sorted(parts))
 
 
 def prompt_rows(
@@ -52,7 +57,8 @@ def prompt_rows(
     prompt: str | Sequence[str],
     adapters: AdapterLists,
     negative_prompt: str | Sequence[str] | None,
-    composer: Composer,
+    composer_for: Callable[[ActiveAdapters], Composer],
+    regions: Sequence[str] = (),
 ) -> list[PromptRow]:
     """One row per prompt, its adapters loaded, checked against the base and arranged by the composer."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -65,15 +71,24 @@ def prompt_rows(
     if len(negatives) != len(prompts):
         raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
     per_prompt = adapters_per_prompt(adapters, len(prompts))
-    given = {id(active): active for of_prompt in per_prompt for active in of_prompt}
-    ready = {number: _ready(base, active, composer) for number, active in given.items()}
-    per_prompt = [tuple(ready[id(active)] for active in of_prompt) for of_prompt in per_prompt]
+    places = parse_places(regions, {active.rare_word for of_prompt in per_prompt for active in of_prompt})
+    chosen = [composer_for(of_prompt) for of_prompt in per_prompt]
+    given = {
+        (id(active), id(composer)): (active, composer)
+        for of_prompt, composer in zip(per_prompt, chosen, strict=True)
+        for active in of_prompt
+    }
+    ready = {key: _ready(base, active, composer) for key, (active, composer) in given.items()}
+    per_prompt = [
+        tuple(ready[id(active), id(composer)] for active in of_prompt)
+        for of_prompt, composer in zip(per_prompt, chosen, strict=True)
+    ]
     # prompts with the same adapters share their merge, and so a batch
-    acting = {of_prompt: composer.adapters(of_prompt) for of_prompt in dict.fromkeys(per_prompt)}
-    if composer.masked:
-        _check_maskable(active for of_prompt in acting.values() for active in of_prompt)
+    composers = dict(zip(per_prompt, chosen, strict=True))
+    acting = {of_prompt: composer.adapters(of_prompt) for of_prompt, composer in composers.items()}
+    _check_maskable(active for of_prompt, own in acting.items() if composers[of_prompt].masked for active in own)
     return [
-        PromptRow(text, negative, own, composer.prompt(text, own), acting[own], composer)
+        PromptRow(text, negative, own, composers[own].prompt(text, own), acting[own], composers[own], places)
         for text, negative, own in zip(prompts, negatives, per_prompt, strict=True)
     ]
 

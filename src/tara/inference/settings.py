@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, 
 
 from tara.adapters.card import Context
 from tara.errors import TaraError, nearest
-from tara.inference.composers import COMPOSERS, Composer, composer_named
+from tara.inference.composers import COMPOSERS, Adapters, Composer, composer_named, default_composer
 
 ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule that ends in nothing but noise
 
@@ -66,10 +66,16 @@ class GenerationSettings(BaseModel):
     mask: Path | InstanceOf[Image.Image] | None = Field(
         default=None, description="Inpaint --image where this image is white"
     )
-    composer: str | InstanceOf[Composer] = Field(
-        default="tara",
+    composer: str | InstanceOf[Composer] | None = Field(
+        default=None,
         description="How adapters are combined: "
-        + "; ".join(f"{name}: {composer.description}" for name, composer in COMPOSERS.items()),
+        + "; ".join(f"{name}: {composer.description}" for name, composer in COMPOSERS.items())
+        + " [default: regions for several adapters of which one acts outside the text's keys and values, else tara]",
+    )
+    region: tuple[str, ...] = Field(
+        default=(),
+        description="Region of a rare word's adapter, once per word: xlo=left (or right, top, bottom, everywhere), "
+        "a box xlo=0,0,0.5,1 (left, top, right, bottom as fractions) or a mask image xlo=mask.png [default: found]",
     )
     context: Context | None = Field(
         default=None, description="Text that a rare word's embedding is taken from [default: the adapter's]"
@@ -96,7 +102,9 @@ class GenerationSettings(BaseModel):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        composer_named(self.composer)
+        composer = None if self.composer is None else composer_named(self.composer)
+        if self.region and composer is not None and not composer.regional:
+            raise ValueError("region needs the composer 'regions'; choose it, or leave region out")
         if self.image is None:
             for name in ("mask", "strength"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -105,9 +113,10 @@ class GenerationSettings(BaseModel):
             raise ValueError(f"strength is {self.strength} with {self.steps} steps, which changes nothing; raise it")
         return self
 
-    @property
-    def composed_by(self) -> Composer:
-        """The composer itself."""
+    def composer_for(self, adapters: Adapters) -> Composer:
+        """The composer itself; where none is chosen, the one that suits an image's adapters."""
+        if self.composer is None:
+            return COMPOSERS["regions"] if self.region else default_composer(adapters)
         return composer_named(self.composer)
 
 

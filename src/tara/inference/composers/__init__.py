@@ -11,7 +11,7 @@ from tara.inference.composers.sequential import COMPOSITE, SWITCH
 from tara.inference.composers.sum import SUM
 from tara.inference.composers.tara import TARA
 
-__all__ = ["COMPOSERS", "Adapters", "Composer", "Turns", "composer_named"]
+__all__ = ["COMPOSERS", "Adapters", "Composer", "Turns", "composer_named", "default_composer"]
 
 COMPOSERS: dict[str, Composer] = {
     "tara": TARA,
@@ -24,6 +24,12 @@ COMPOSERS: dict[str, Composer] = {
     "none": NONE,
 }
 """All of them, in the order in which they are shown."""
+
+
+def default_composer(adapters: Adapters) -> Composer:
+    """Regions for several subjects of which one acts outside the text's keys and values, which no mask can hold."""
+    subjects = [active for active in adapters if not active.is_style]
+    return REGIONS if len(subjects) > 1 and any(active.global_strength for active in subjects) else TARA
 
 
 def composer_named(composer: str | Composer) -> Composer:

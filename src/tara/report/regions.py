@@ -1,0 +1,36 @@
+"""Regions over an image: a colour and a word for each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
+"""Told apart with any colour vision (Okabe and Ito, Color Universal Design, 2008)."""
+OPACITY = 0.45
+SMALLEST = 384  # longest side in pixels, so that words can be read
+
+
+def regions_over(image: Image.Image, labels: NDArray[np.integer], words: Sequence[str]) -> Image.Image:
+    """The image under its regions in colours, each with its word, as RGB; what belongs to nobody stays as it is.
+
+    Args:
+        image: of any size; small ones are enlarged.
+        labels: (height, width) at any resolution: each cell's number of a word, from 1; 0 for none.
+        words: in the order of their numbers.
+    """
+    factor = max(1, SMALLEST / max(image.size))
+    size = (round(image.width * factor), round(image.height * factor))
+    over = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    cells = Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    font = ImageFont.load_default(max(14, max(size) // 24))
+    for number, word in enumerate(words, start=1):
+        mask = np.asarray(cells) == number
+        colour = COLOURS[(number - 1) % len(COLOURS)]
+        tint = Image.fromarray((mask * round(255 * OPACITY)).astype(np.uint8))
+        over.paste(Image.new("RGB", size, colour), mask=tint)
+        if mask.any():
+            y, x = (int(np.median(at)) for at in mask.nonzero())
+            ImageDraw.Draw(over).text((x, y), word, "#fff", font, "mm", stroke_width=3, stroke_fill="#000")
+    return over
