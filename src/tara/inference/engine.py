@@ -284,12 +284,17 @@ class Engine:
             (active.adapter, active.weight, active.global_weight, active.rare_word, active.class_word)
             for active in request.adapters
         )
-        options = settings.negative_prompt, settings.composed_by, settings.context, settings.clip_skip
+        options = (
+            settings.negative_prompt,
+            settings.composer_for(request.adapters),
+            settings.context,
+            settings.clip_skip,
+        )
         key = request.prompt, adapters, options, guided
         if key not in self._prepared:
             self._end_turn()  # text is encoded and projected by the base's own weights
             (row,) = prompt_rows(
-                self.base, request.prompt, [request.adapters], settings.negative_prompt, settings.composed_by
+                self.base, request.prompt, [request.adapters], settings.negative_prompt, settings.composer_for
             )
             batch = prepared_batch(self.base, self._pipe, [row], settings, cache=self._texts)
             self._prepared[key] = _Prepared(row, batch.evaluations[0], guided)
@@ -374,11 +379,11 @@ def check_request(request: GenerationRequest) -> None:
     """Refuse (TaraError) a composer whose network calls cannot be shared, and what starts from an image."""
     if request.settings.image is not None:
         raise TaraError("The engine generates from text alone. Leave the image out, or use tara.Pipeline.")
-    composer = request.settings.composed_by
+    composer = request.settings.composer_for(request.adapters)
     if composer.turns is not None or composer.regional:
         raise TaraError(
-            f"The composer '{request.settings.composer}' has network calls of its own, which several requests cannot "
-            "share. Choose another one, or use tara.Pipeline."
+            f"The composer '{request.settings.composer or 'regions'}' has network calls of its own, which several "
+            "requests cannot share. Choose another one, or use tara.Pipeline."
         )
 
 
