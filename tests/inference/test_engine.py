@@ -251,6 +251,26 @@ def test_a_call_that_does_not_fit_the_memory_is_made_again_with_fewer_rows(monke
     assert "memory is full" in str(too_large.failure)
 
 
+def test_a_failing_network_call_ends_its_images_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, predict = BASES["sd"], BASES["sd"].predict
+    weights = {name: weight.clone() for name, weight in base.denoiser.state_dict().items()}
+
+    def broken_for_two(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(latents) > 1:
+            raise RuntimeError("broken")
+        return predict(latents, *rest)
+
+    monkeypatch.setattr(base, "predict", broken_for_two)
+    with Engine(base, rows=2) as engine:
+        (failing,) = engine.submit(_request(["vkt"], ADAPTERS["sd"], steps=2, guidance_scale=3.0))
+        assert engine.step()
+        assert all(torch.equal(weight, weights[name]) for name, weight in base.denoiser.state_dict().items())
+        (good,) = engine.submit(_request([], ADAPTERS["sd"], steps=2, guidance_scale=1.0))
+        _drain(engine)
+    assert (str(failing.failure), failing.image) == ("broken", None)
+    assert np.abs(_pixels(good.image) - _generated(base, good.request)).max() <= 1
+
+
 def test_a_thread_of_its_own_serves_other_threads_until_it_is_stopped() -> None:
     base, done = BASES["sd"], threading.Event()
     with Engine(base) as engine:

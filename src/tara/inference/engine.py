@@ -238,6 +238,12 @@ class Engine:
         except torch.OutOfMemoryError as failure:
             self._make_room(members, failure)
             return True
+        except Exception as failure:  # the engine goes on for the others
+            self._joined = None
+            self._end_turn()
+            for member in members:
+                _end(member.generation, failure=failure)
+            return True
         for member, prediction in zip(members, predictions, strict=True):
             self._advance(member, prediction)
         self._on_step(EngineStep(sum(map(len, predictions)), time.perf_counter() - started, joining))
