@@ -22,6 +22,7 @@ from tara.adapters.adapter import load_adapter
 from tara.cli import main
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.engine import Engine, Generation
 from tara.inference.pipeline import Pipeline
 from tara.inference.provenance import read_provenance
 from tara.server.settings import ServerSettings
@@ -98,6 +99,41 @@ def test_a_cancelled_job_gives_its_rows_back(serve: Serve) -> None:
     assert client.delete(f"/v1/jobs/{long}").json()["status"] == "cancelled"
     assert _finished(client, short)["status"] == "done"
     assert client.delete(f"/v1/jobs/{short}").json()["status"] == "done"  # what has ended stays so
+
+
+def test_a_job_whose_image_is_there_before_submit_returns_ends_all_the_same(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, submit = serve(), Engine.submit
+
+    def slow_to_return(*arguments: Any) -> list[Generation]:
+        generations = submit(*arguments)
+        for _ in range(600):
+            if all(made.is_over for made in generations):
+                time.sleep(0.1)  # for what the engine's thread does next
+                break
+            time.sleep(0.05)
+        return generations
+
+    monkeypatch.setattr(Engine, "submit", slow_to_return)
+    job = client.post("/v1/jobs", json=_ask(adapters=[], steps=1)).json()["id"]
+    assert _finished(client, job)["status"] == "done"
+
+
+def test_a_failing_network_call_ends_its_job_and_the_server_goes_on(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as while_broken:
+        while_broken.setattr(Engine, "_predict", broken)
+        answer = _finished(client, client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"])
+        assert (answer["status"], answer["error"]) == ("failed", "The image was not generated (RuntimeError).")
+    assert client.get("/readyz").status_code == 200
+    assert _finished(client, client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"])["status"] == "done"
 
 
 def test_accepted_jobs_outlive_their_server(serve: Serve, store: Store, rex: Path, tmp_path: Path) -> None:

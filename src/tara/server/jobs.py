@@ -199,12 +199,16 @@ class Jobs:
         live = LiveJob(record, files)
         self._live[record.id] = live
 
+        submitting = threading.Lock()  # an image may end before `submit` has returned
+
         def on_change(_: Generation) -> None:
-            generations = live.generations
-            if len(generations) == len(request.seeds) and all(made.is_over for made in generations):
+            with submitting:
+                generations = live.generations
+            if all(made.is_over for made in generations):
                 self._writer.submit(self._finish, live)
 
-        live.generations = self.engine.submit(request, on_change)
+        with submitting:
+            live.generations = self.engine.submit(request, on_change)
         return live
 
     def _finish(self, live: LiveJob) -> None:
