@@ -69,12 +69,12 @@ def test_every_picture_of_the_pages_is_in_the_repository():
                 assert (page.parent / name).is_file(), f"{page.name} shows {name}"
 
 
-def test_the_house_in_contributing_is_the_import_contract():
+def test_the_layers_in_contributing_are_the_import_contract():
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     layers = [set(re.findall(r"\w+", layer)) for layer in tools["importlinter"]["contracts"][0]["layers"]]
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     drawing = re.search(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert drawing is not None
-    # a floor's folders stand before its description, which two or more spaces set apart
-    floors = [set(re.findall(r"\w+", re.split(r" {2,}", line.strip())[0])) for line in drawing[1].splitlines()]
-    assert floors == layers
+    # the folders of a layer come first in its line, two or more spaces before the description
+    documented = [set(re.findall(r"\w+", re.split(r" {2,}", line.strip())[0])) for line in drawing[1].splitlines()]
+    assert documented == layers

@@ -86,8 +86,8 @@ def test_what_is_not_an_adapter_is_refused_in_one_sentence(adapter: Adapter, tmp
     good = adapter.save(tmp_path / "rex.safetensors").read_bytes()
     cases = {
         "empty": (b"", "is empty"),
-        "truncated": (good[: len(good) // 2], "not a whole safetensors file"),
-        "text": (b"<html>not found</html>" * 9, "not a whole safetensors file"),
+        "truncated": (good[: len(good) // 2], "not a complete safetensors file"),
+        "text": (b"<html>not found</html>" * 9, "not a complete safetensors file"),
         "foreign": (safetensors.torch.save({"unet.x.lora.down.weight": torch.zeros(1)}), "does not know"),
     }
     for name, (content, message) in cases.items():

@@ -51,16 +51,16 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "missing down": (_without(".lora_down.weight"), rf"layer '{PATH}' has no down matrix"),
     "up for half the layers": (_only_ups_of_half, "has no up matrix"),
     "alpha alone": (_with("lora_unet_conv_in.alpha", torch.tensor(1.0)), "layer 'conv_in' has no down matrix"),
-    "wrong shape": (_changed(".lora_up.weight", lambda up: up[:, :-1]), "32 x 3|16 x 3.*are no pair"),
-    "three dimensions": (_changed(".lora_down.weight", lambda down: down[None]), "are no pair"),
+    "wrong shape": (_changed(".lora_up.weight", lambda up: up[:, :-1]), "32 x 3|16 x 3.*do not match"),
+    "three dimensions": (_changed(".lora_down.weight", lambda down: down[None]), "do not match"),
     "a kernel above": (_changed(".lora_up.weight", lambda up: up[..., None, None].expand(-1, -1, 3, 3)), "no pair"),
     "zero rank": (_of_rank_zero, "has rank 0"),
     "NaN": (_changed(".lora_up.weight", lambda up: up / 0 * 0), "holds NaN or infinite weights"),
     "infinity": (_changed(".lora_down.weight", lambda down: down / 0), "holds NaN or infinite weights"),
     "whole numbers": (_changed(".lora_up.weight", lambda up: up.to(torch.int8)), "stored as .*torch.int8"),
-    "alpha is NaN": (_with(f"{K}.alpha", torch.tensor(float("nan"))), "has an alpha that is no number"),
-    "alpha is a list": (_with(f"{K}.alpha", torch.ones(3)), "has an alpha that is no number"),
-    "a layer twice": (_with(f"unet.{PATH}.lora_A.weight", X), rf"holds the layer '{PATH}' twice"),
+    "alpha is NaN": (_with(f"{K}.alpha", torch.tensor(float("nan"))), "has an alpha that is not a number"),
+    "alpha is a list": (_with(f"{K}.alpha", torch.ones(3)), "has an alpha that is not a number"),
+    "a layer twice": (_with(f"unet.{PATH}.lora_A.weight", X), rf"has the layer '{PATH}' twice"),
     "two alphas": (_with(f"unet.{PATH}.alpha", torch.tensor(2.0)), rf"twice, as '{K}\.alpha' and as"),
     "half a LoHa": (_with(f"{K}.hada_w1_a", X), "has matrices that do not belong together"),
     "half a LoKr": (_with(f"{K}.lokr_w2_a", X), "has matrices that do not belong together"),
@@ -77,9 +77,9 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "unknown key": (_with("lora_unet_of_mine.lora_down.weight", X), "key 'lora_unet_of_mine.lora_down.weight', which"),
     "another suffix": (_with(f"{K}.lora_middle.weight", X), "which tara does not know"),
     "a checkpoint": (lambda _: {"model.diffusion_model.input_blocks.0.0.weight": X}, "does not know"),
-    "a U-Net without LoRA": (lambda _: {"conv_in.weight": X, "conv_in.bias": X}, "without weights of a LoRA"),
+    "a U-Net without LoRA": (lambda _: {"conv_in.weight": X, "conv_in.bias": X}, "contains no LoRA weights"),
     "a U-Net and more": (lambda good: good | {"conv_in.weight": X, "logit_scale": X[0]}, "key 'logit_scale', which"),
-    "no tensors": (lambda _: {}, "without weights of a LoRA"),
+    "no tensors": (lambda _: {}, "contains no LoRA weights"),
 }  # fmt: skip
 
 
@@ -163,9 +163,9 @@ PEFT_CONFIGS = {
     "a word for a rank": ({"r": "many"}, "damaged LoRA config"),
     "a list for a pattern": ({"alpha_pattern": ["to_k"]}, "damaged LoRA config"),
     "an expression that is none": ({"alpha_pattern": {"(": 3}}, "damaged LoRA config"),
-    "an expression without an end": ({"alpha_pattern": {"((a+)+)+b": 3}}, "is too involved"),
+    "an expression without an end": ({"alpha_pattern": {"((a+)+)+b": 3}}, "is too complex"),
     "another rank": ({"r": 9}, "has rank 4, but its config says 9"),
-    "an infinite alpha": ({"lora_alpha": float("inf")}, "alpha that is no number"),
+    "an infinite alpha": ({"lora_alpha": float("inf")}, "alpha that is not a number"),
     "a layer that is not there": ({"target_modules": [PATH, "mid_block.attentions.0.proj_in"]}, "names 2 .* lacks 1"),
 }  # fmt: skip
 
@@ -192,7 +192,7 @@ def test_half_of_our_own_layers_are_not_taken_for_an_adapter(sd_pipe: StableDiff
         header = file.metadata()
     tensors = sorted(safetensors.torch.load_file(path).items())
     files.saved(path, dict(tensors[: len(tensors) // 2]), header)
-    with pytest.raises(TaraError, match=r"names \d+ layers and lacks \d+ of them"):
+    with pytest.raises(TaraError, match=r"names \d+ layers, but \d+ are missing"):
         load_adapter(path)
 
 
@@ -204,7 +204,7 @@ def test_an_adapter_of_another_family_or_shape_is_refused_by_name(tmp_path: Path
         check_fits(sdxl, active)
     wide = {PATH: files.Delta(torch.ones(2, 768), torch.ones(5, 2), 2.0)}
     active = ActiveAdapter(load_adapter(files.saved(tmp_path / "b.safetensors", files.kohya(wide))))
-    with pytest.raises(TaraError, match="family 'sd1', this base is 'sdxl-64'"):
+    with pytest.raises(TaraError, match="family 'sd1', but this base is 'sdxl-64'"):
         check_fits(sdxl, active)
 
 

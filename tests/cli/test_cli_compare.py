@@ -67,7 +67,7 @@ def test_what_cannot_be_compared_is_refused_before_the_base(trained: Path, here:
         (["a dog", "-a", rex, "--composers", "sum,none"], "'xlo' is not in the prompt 'a dog'"),
         (["a xlo dog", "-a", rex, "--composers", "sum,swich"], "composer is 'swich'. Did you mean 'switch'?"),
         (["a xlo dog", "-a", rex, "--composers", ""], "composer is ''"),
-        (["a xlo dog"], "There is nothing to compose"),
+        (["a xlo dog"], "There are no adapters"),
         (["a xlo dog", "-a", "none.safetensors"], "none.safetensors"),
         (["a xlo dog", "-a", rex, "--seeds", "3-1"], "Write the smaller number first"),
         (["a xlo dog", "-a", rex, "--scheduler", "eulr"], 'Did you mean "euler"'),

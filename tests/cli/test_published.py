@@ -232,7 +232,11 @@ def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on
         (SDXL_TRAINING, ["--crops_coords_top_left_h=8"], "images count as whole photos, as by default; give 0"),
         (SDXL_TRAINING, ["--optimizer=SGD"], "--optimizer = 'sgd' is refused: input should be 'adamw'"),
         (SDXL_TRAINING, ["--with_cross_attn_reg"], "the paper's loss is another one, --with_align_loss; give false"),
-        (SDXL_TRAINING, ["--push_to_hub", "--hub_model_id=my dog"], "--hub_model_id is 'my dog', which no repository"),
+        (
+            SDXL_TRAINING,
+            ["--push_to_hub", "--hub_model_id=my dog"],
+            "--hub_model_id is 'my dog', which is not a valid repository name",
+        ),
         (INFERENCE, ["--number=0"], "--number 0 is refused"),
         (INFERENCE, ["--num=0"], "--number 0 is refused"),
         (INFERENCE, ['--lora_list=["a.safetensors", ...]'], "is no list of names"),

@@ -239,7 +239,7 @@ def test_adapters_of_the_same_words_are_in_rows_of_their_own(sd_base: Base):
     assert alternative_rows([dog, cat]) == [(0, 1)]
     assert alternative_rows([dog, kitten]) == [(0, 1)]  # one rare word, but two class words
     assert alternative_rows([dog, cat, other_dog]) == [(0, 1), (2, 1)]
-    with pytest.raises(TaraError, match="or as many for each"):
+    with pytest.raises(TaraError, match="or the same number for each"):
         alternative_rows([dog, dog, dog, cat, cat])
 
 

@@ -109,9 +109,9 @@ def test_a_list_names_images_without_provenance(photos: list[str], here: Path, r
         (here / "list.json").write_text(json.dumps([wrong]), encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
     for text, said in (
-        ("[", "is no JSON file"),
+        ("[", "is not a JSON file"),
         ("{}", "is no list"),
-        ("[]", "is no list of images"),
+        ("[]", "is not a list of images"),
     ):
         (here / "list.json").write_text(text, encoding="utf-8")
         assert said in refused("evaluate", "folder", "list.json", *photos)
@@ -125,14 +125,14 @@ def test_what_cannot_be_scored_is_refused_with_what_to_do(photos: list[str], her
     save(image, halves(RED, BLUE), "a xlo dog", 0)
     assert "'xlo' is not RARE_WORD=FOLDER" in refused("evaluate", "folder", "out", "-r", "xlo")
     assert "has no class word" in refused("evaluate", "folder", "out", "-r", "xlo=photos/xlo")
-    assert "Two --references are of 'xlo dog'" in refused("evaluate", "folder", "out", *photos[:2], *photos[:2])
+    assert "Two --references are for 'xlo dog'" in refused("evaluate", "folder", "out", *photos[:2], *photos[:2])
     assert "There is no folder nowhere" in refused("evaluate", "folder", "out", "-r", "xlo dog=nowhere")
     (here / "photographs").mkdir()
     halves(RED, BLUE).save(here / "photographs" / "0.jpg")
-    assert "holds no images that `tara generate` wrote" in refused("evaluate", "folder", "photographs", *photos)
+    assert "has no images that `tara generate` wrote" in refused("evaluate", "folder", "photographs", *photos)
     halves(RED, BLUE).save(image)
     said = refused("evaluate", "folder", "out", *photos)
-    assert "does not tell how it was made" in said
+    assert "does not store how it was generated" in said
     assert "Images of other tools need a JSON list" in said
     assert not Path("evaluation").exists()
 

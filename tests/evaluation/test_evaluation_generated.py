@@ -100,10 +100,10 @@ def test_what_cannot_be_generated_is_refused_with_what_to_do(
 ):
     whole = command("pairs")
     assert "There are no photos of 'szn cat'" in refused(*whole[:8], *whole[10:])
-    assert "no adapter of 'szn cat'" in refused(*whole[:4], *whole[6:9], f"szn cat={trained}", *whole[10:])
+    assert "no adapter for 'szn cat'" in refused(*whole[:4], *whole[6:9], f"szn cat={trained}", *whole[10:])
     assert "composer is 'blend'. Choose one of" in refused(*whole, "--composers", "blend")
     assert "names 'sxn'" in refused(*whole, "--groups", "xlo+sxn")
-    assert "has no place for the subjects" in refused(*whole, "--prompt", "a beach")
+    assert "does not say where the subjects go" in refused(*whole, "--prompt", "a beach")
     assert "is not a list of seeds" in refused(*whole, "--seeds", "x")
     assert 'Invalid value "eulr" for --scheduler' in refused(*whole, "--scheduler", "eulr")
     assert not Path("evaluation").exists()
@@ -148,6 +148,6 @@ def test_all_pairs_are_made_or_the_groups_that_are_listed():
     assert listed.text == "a qev dog, a szn cat and a xlo dog"
     with pytest.raises(TaraError, match="names a subject twice"):
         group_prompts(trained, ["xlo+xlo dog"])
-    with pytest.raises(TaraError, match="1 subjects make no pair"):
+    with pytest.raises(TaraError, match="1 is not enough subjects"):
         group_prompts(trained[:1])
     assert joined_names([trained[0].subject]) == "a xlo dog"

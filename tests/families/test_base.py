@@ -87,7 +87,7 @@ def test_families_are_read_from_the_models_config(
 
 def test_a_base_with_texts_of_several_widths_is_refused_by_name(sd_pipe: StableDiffusionPipeline) -> None:
     sd_pipe.unet.register_to_config(cross_attention_dim=[32, 48])
-    with pytest.raises(TaraError, match=r"'cross_attention_dim' is unsuited, because it is \[32, 48\]"):
+    with pytest.raises(TaraError, match=r"'cross_attention_dim' is unsupported, because it is \[32, 48\]"):
         Base(sd_pipe)
 
 
@@ -116,7 +116,9 @@ def test_an_unsuited_base_is_refused_by_the_layers_name(
 ) -> None:
     Base(sd_pipe)
     change(sd_pipe)
-    with pytest.raises(TaraError, match=rf"'(mid_block\.attentions\.0\.transformer_blocks\.0\.)?{named}' is unsuited"):
+    with pytest.raises(
+        TaraError, match=rf"'(mid_block\.attentions\.0\.transformer_blocks\.0\.)?{named}' is unsupported"
+    ):
         Base(sd_pipe)
 
 
@@ -128,7 +130,7 @@ def test_a_loaded_ip_adapter_is_named(sd_pipe: StableDiffusionPipeline) -> None:
 
 
 def test_a_base_with_only_cross_attention_is_refused() -> None:
-    with pytest.raises(TaraError, match="attn1' is unsuited"):
+    with pytest.raises(TaraError, match="attn1' is unsupported"):
         Base(tiny_bases.sd_pipeline(only_cross_attention=True))
 
 

@@ -116,7 +116,7 @@ def test_another_autoencoder_takes_the_place_of_the_bases_own(sd_pipe: StableDif
 def test_an_autoencoder_of_another_shape_is_refused(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
     sd_pipe.save_pretrained(tmp_path / "base")
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
-    with pytest.raises(TaraError, match="4 channels at 1/1 of an image's size, the base needs 4 at 1/2"):
+    with pytest.raises(TaraError, match="4 channels at 1/1 of the image size, but the base needs 4 at 1/2"):
         load_base(tmp_path / "base", device="cpu", vae=tmp_path / "vae")
 
 
@@ -275,7 +275,7 @@ def test_what_a_file_predicts_can_be_said_instead(sd2_file: Path, base: Path) ->
     ("shapes", "sentence"),
     [
         ({KEYS: (8, 768), FIRST: (8, 9, 3, 3)}, "9 channels: it is for inpainting"),
-        ({KEYS: (8, 1280), FIRST: (8, 4, 3, 3), SIZES: (8, 2560)}, "1280 wide.*A refiner is none"),
+        ({KEYS: (8, 1280), FIRST: (8, 4, 3, 3), SIZES: (8, 2560)}, "width is 1280.*Refiners do not work"),
         ({"unet.x.lora_A.weight": (2, 2)}, "is an adapter, not a base"),
         ({"weight": (2, 2)}, "holds no Stable Diffusion U-Net in the original layout"),
     ],

@@ -90,7 +90,7 @@ def test_a_wrong_number_of_rows_or_another_networks_text_is_refused() -> None:
     with pytest.raises(TaraError, match=r"got 2 rows, but tara\.prepare made text for 1"):
         base.predict(latents, timesteps, encoding, conditioning)
     kv = base.text_kv(encoding.embeddings)
-    with pytest.raises(TaraError, match=rf"prepared text lacks '{base.text_layers[0]}'"):
+    with pytest.raises(TaraError, match=rf"prepared text has no keys and values for '{base.text_layers[0]}'"):
         base.predict(latents, timesteps, encoding, TextConditioning({"other": kv.popitem()[1]}))
 
 

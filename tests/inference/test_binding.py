@@ -92,7 +92,7 @@ def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter
         ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(tom)], "'xlo cat' is not in the prompt"),
         ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(rex)], "act on the same words"),
         ("a xlo", [ActiveAdapter(rex), ActiveAdapter(tom)], "could mean"),
-        ("big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which .* lies behind the last of 77 tokens: 'big"),
+        ("big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which .* is beyond the limit of 77 tokens: 'big"),
         ("big " * 73 + "xlo dog", [ActiveAdapter(rex)], "'dog', which .* is lost"),
         ("a xlo dog " + "big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which"),
     ]
@@ -104,7 +104,7 @@ def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter
 def test_a_lost_end_without_bound_words_is_a_warning_that_names_it(backbone: Base, rex: Adapter) -> None:
     text = backbone.tokenize("a xlo dog " + "big " * 75 + "house")
     assert bind(text, [ActiveAdapter(rex)])[0].occurrences == ((2, 3),)
-    with pytest.warns(TaraWarning, match="is lost: 'big big big big house'"):
+    with pytest.warns(TaraWarning, match="is cut off: 'big big big big house'"):
         warn_if_cut(text)
     warn_if_cut(backbone.tokenize("a xlo dog"))
 
@@ -133,10 +133,10 @@ def test_wrong_options_are_refused_by_name(rex: Adapter, tmp_path: Path) -> None
     path = rex.save(tmp_path / "rex.safetensors")
     with pytest.raises(TaraError, match=r"unknown key 'wieght'\. Did you mean 'weight'"):
         parse_adapter(f"{path}:wieght=1")
-    with pytest.raises(TaraError, match="weight is 'much', not a usable number"):
+    with pytest.raises(TaraError, match="weight is 'much', not a valid number"):
         parse_adapter(f"{path}:much")
     for number in ("nan", "inf", "weight=-inf", "alpha=nan"):
-        with pytest.raises(TaraError, match="not a usable number"):
+        with pytest.raises(TaraError, match="not a valid number"):
             parse_adapter(f"{path}:{number}")
     with pytest.raises(TaraError, match="word is empty"):
         parse_adapter(f"{path}:rare_word=")

@@ -195,7 +195,7 @@ def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipe
         ({"mask": blank}, "mask needs an image to start from"),
         ({"image": blank, "strength": 0.0}, "strength = 0.0 is refused"),
         ({"image": blank, "strength": 0.1, "steps": 3}, "changes nothing"),
-        ({"image": tmp_path / "none.png"}, "There is no picture"),
+        ({"image": tmp_path / "none.png"}, "There is no image"),
         ({"image": tmp_path / "broken.png"}, "is not a whole image"),
         ({"image": tmp_path / "half.png"}, "is not a whole image"),
     ]

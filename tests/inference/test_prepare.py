@@ -245,12 +245,12 @@ def test_wrong_arguments_are_one_clear_sentence(sd_pipe: StableDiffusionPipeline
 
 
 def test_a_too_long_prompt_is_a_warning_that_names_the_lost_text(sd_pipe: StableDiffusionPipeline) -> None:
-    with pytest.warns(TaraWarning, match="is lost: 'house'"):
+    with pytest.warns(TaraWarning, match="is cut off: 'house'"):
         tara.prepare(sd_pipe, "a xlo dog " + "big " * 71 + "house", [_rex(sd_pipe)])
 
 
 def test_a_too_long_negative_prompt_is_named_as_such(sd_pipe: StableDiffusionPipeline) -> None:
-    with pytest.warns(TaraWarning, match="The negative prompt is longer .* is lost: 'house'"):
+    with pytest.warns(TaraWarning, match="The negative prompt is longer .* is cut off: 'house'"):
         tara.prepare(sd_pipe, PROMPT, [_rex(sd_pipe)], negative_prompt="a xlo dog " + "big " * 71 + "house")
 
 
@@ -259,7 +259,7 @@ def test_prompts_that_name_one_file_share_its_global_part(sd_pipe: StableDiffusi
     with tara.prepared(sd_pipe, [PROMPT, PROMPT], [[file], [file]]) as kwargs:
         assert kwargs["prompt_embeds"].shape[0] == 2
     with (
-        pytest.raises(TaraError, match="Generate these prompts one by one"),
+        pytest.raises(TaraError, match="Generate the prompts one by one"),
         tara.prepared(sd_pipe, [PROMPT, PROMPT], [[file], [f"{file}:0.5"]]),
     ):
         pass

@@ -53,7 +53,7 @@ def test_a_picture_cut_off_is_refused(tmp_path: Path):
 
 def test_a_picture_of_another_tool_is_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(TaraError, match="does not tell how it was made"):
+    with pytest.raises(TaraError, match="does not store how it was generated"):
         read_provenance(tmp_path / "a.png")
 
 

@@ -36,7 +36,7 @@ def test_only_a_weight_that_drowns_the_base_is_warned_of(sd_pipe: Any):
             check_strength(base, ActiveAdapter(adapter, weight=weight))
     for weight in (1.1 * LARGEST_RATIO / largest, -1.1 * LARGEST_RATIO / largest):
         with pytest.warns(
-            TaraWarning, match=r"xlo-dog\.safetensors at weight .* changes '.*' by 1\.[67] times its own size"
+            TaraWarning, match=r"xlo-dog\.safetensors at weight .* changes '.*' by 1\.[67] times the norm of its weight"
         ):
             check_strength(base, ActiveAdapter(adapter, weight=weight))
 

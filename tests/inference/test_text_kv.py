@@ -168,7 +168,7 @@ def test_an_adapter_of_another_base_is_refused(
     sd, sdxl = Base(sd_pipe), Base(sdxl_pipe)
     adapter = tiny_adapters.random_adapter(sdxl)
     check_fits(sdxl, ActiveAdapter(adapter))
-    with pytest.raises(TaraError, match="family 'sdxl-64', this base is 'sd-32'"):
+    with pytest.raises(TaraError, match="family 'sdxl-64', but this base is 'sd-32'"):
         check_fits(sd, ActiveAdapter(adapter))
     with pytest.raises(TaraError, match=r"changes a layer '.*to_k' of 64 x"):
         check_fits(sd, ActiveAdapter(tiny_adapters.random_adapter(sdxl, family="sd-32")))

@@ -135,7 +135,7 @@ def test_without_a_network_the_command_that_fetches_is_told(
 def test_what_the_hub_refuses_is_told_in_words(error: str, reason: str):
     kind = getattr(errors, error)
     failure = kind.__new__(kind, "404 Client Error. (Request ID: 0)")  # its own constructor wants a response
-    assert f"did not give it ({reason}" in str(not_fetched("me/rex", failure))
+    assert f"did not return it ({reason}" in str(not_fetched("me/rex", failure))
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"])
@@ -298,5 +298,5 @@ def test_a_repositorys_bad_name_is_refused_before_anything_is_trained(trained: P
         "--hub-model-id",
         "my dog",
     ]
-    assert "hub_model_id is 'my dog', which no repository can be called" in refused("train", *flags)
+    assert "hub_model_id is 'my dog', which is not a valid repository name" in refused("train", *flags)
     assert list(here.iterdir()) == []

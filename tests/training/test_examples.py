@@ -55,7 +55,7 @@ def test_a_file_in_place_of_a_folder_is_refused(photos: Path):
 
 
 def test_a_folder_without_photos_is_refused(tmp_path: Path):
-    with pytest.raises(TaraError, match="holds no photos"):
+    with pytest.raises(TaraError, match="has no photos"):
         read_examples(tmp_path, TEMPLATES)
 
 

@@ -46,7 +46,7 @@ TOO_LONG = {"prompt": "a photo of " * 40 + "{rare_word} {class_word}"}
     ("settings", "concept", "sentence"),
     [
         ({"optimizer": "adamw8bit"}, {}, "needs the package bitsandbytes"),
-        ({}, TOO_LONG, "lies behind the end"),
+        ({}, TOO_LONG, "is beyond the part"),
         ({"preview_every": 1, "preview_prompt": "a dog"}, {}, "lacks the rare word"),
     ],
     ids=["package", "caption", "preview"],
@@ -92,7 +92,7 @@ def test_a_refused_run_leaves_no_run_folder_and_generates_no_class_images(
     settings = {"targets": "attention", "prior_preservation": True, "num_class_images": 1}
     recipe = recipe_of(tmp_path, **settings)
     long = [concept.model_copy(update=TOO_LONG) for concept in recipe.concepts]
-    with pytest.raises(TaraError, match="lies behind the end"):
+    with pytest.raises(TaraError, match="is beyond the part"):
         train_recipe(Recipe(settings=recipe.settings, concepts=tuple(long)), shared_base)
     with pytest.raises(TaraError, match="needs the package bitsandbytes"):  # and so before the base, which is not there
         train_recipe(recipe_of(tmp_path / "b", **settings, base="no-such-base", optimizer="adamw8bit"))
@@ -208,7 +208,7 @@ def test_a_run_with_damaged_settings_is_not_overwritten_unasked(shared_base: Bas
 def test_a_checkpoint_without_its_step_is_refused(tmp_path: Path, header: str):
     path = tmp_path / "step-000001.safetensors"
     safetensors.torch.save_file({"weights": torch.zeros(1)}, path, metadata={"tara_checkpoint": header})
-    with pytest.raises(TaraError, match="is not a whole checkpoint"):
+    with pytest.raises(TaraError, match="is not a complete checkpoint"):
         load_checkpoint(path)
 
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(shared_base: Base, tmp_path:
     content = bytearray(path.read_bytes())
     content[-100] ^= 64
     path.write_bytes(content)
-    with pytest.raises(TaraError, match=r"is not a whole checkpoint of tara\. Delete it"):
+    with pytest.raises(TaraError, match=r"is not a complete checkpoint of tara\. Delete it"):
         train_recipe(read_recipe(recipe.run_folder, steps=4), shared_base, resume=True)
 
 

@@ -104,7 +104,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     path = Path(path)
     name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
     if alpha is not None and not math.isfinite(alpha):
-        raise TaraError(f"alpha is {alpha}, which is no number. Give for instance 32, or leave it out.")
+        raise TaraError(f"alpha is {alpha}, which is not a number. Give for instance 32, or leave it out.")
     file = read_lora(path)
     pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None

@@ -98,7 +98,10 @@ def _check_version(path: Path, text: str) -> None:
     except ValidationError:
         return  # damaged, which its own reader tells better
     if version > FORMAT_VERSION:
-        raise TaraError(f"'{path}' has format version {version}, this tara reads up to {FORMAT_VERSION}. Update tara.")
+        raise TaraError(
+            f"'{path}' has format version {version}, but this version of tara reads up to {FORMAT_VERSION}. Update "
+            "tara."
+        )
 
 
 class _Version(BaseModel):

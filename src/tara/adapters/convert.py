@@ -39,10 +39,11 @@ def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = 
     if to == "peft" and (out.suffix == ".safetensors" or out.is_file()):
         raise TaraError(f"A PEFT adapter is a folder, and '{out}' is a file. Give a folder.")
     if to != "peft" and out.suffix != ".safetensors":
-        raise TaraError(f"'{out}' does not end in .safetensors. Name the file so.")
+        raise TaraError(f"'{out}' does not end in .safetensors. Choose a name that does.")
     if to == "tara" and not (adapter.card.rare_word and adapter.card.class_word):
         raise TaraError(
-            f"{adapter.name} does not tell its words, and a tara file does. Add them: --rare-word xlo --class-word dog."
+            f"{adapter.name} does not store its words, but a tara file needs them. Add them: --rare-word xlo "
+            "--class-word dog."
         )
 
     if adapter.card.method:

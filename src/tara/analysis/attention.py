@@ -76,7 +76,9 @@ def check_words(request: GenerationRequest) -> None:
         TaraError: when there is no adapter, a word is unknown, missing or ambiguous, or the composer is ``none``.
     """
     if not request.adapters:
-        raise TaraError("There is no adapter whose words have attention maps. Give --adapter rex.safetensors.")
+        raise TaraError(
+            "There are no adapters, so there are no words to map. Give at least one: --adapter rex.safetensors."
+        )
     for active, spans in find_words(request.prompt, request.adapters):
         for span in spans:
             _class_word(request.prompt, span, active)
@@ -107,8 +109,8 @@ def _class_word(prompt: str, rare: Span, active: ActiveAdapter) -> Span:
     span = class_word_of(prompt, rare, active.class_word)
     if span is None:
         raise TaraError(
-            f"'{active.class_word}' is not in the prompt '{prompt}', but a rare word is compared with its class word. "
-            f"Write '{active.rare_word} {active.class_word}'."
+            f"'{active.class_word}' is not in the prompt '{prompt}', but the rare word's map is compared with that of "
+            f"its class word. Write '{active.rare_word} {active.class_word}'."
         )
     return span
 
@@ -130,7 +132,7 @@ def alternative_rows(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]
             names = ", ".join(adapters[number].name for number in group)
             raise TaraError(
                 f"'{rare_word} {class_word}' has {len(group)} adapters ({names}), another subject has {rows}. Give one "
-                "adapter for each subject, or as many for each."
+                "adapter per subject, or the same number for each subject."
             )
     return [tuple(group[row % len(group)] for group in groups.values()) for row in range(rows)]
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(tokens: Sequence[str]) -> None:
     for token in tokens:
         if any("\ud800" <= character <= "\udfff" for character in token):  # as Python stands in for bytes of no text
-            raise TaraError(f"'{token}' is not text in UTF-8. Rename the file, or write the prompt in UTF-8.")
+            raise TaraError(f"'{token}' is not UTF-8 text. Rename the file, or write the prompt in UTF-8.")
     try:
         command, bound, left = app.parse_args(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as failure:

@@ -48,7 +48,7 @@ def _compare(
     asked = asked_for(prompt, adapter, seeds, None, given(BaseSettings, values), given(GenerationSettings, values))
     names = parse_composers(composers)
     if not adapter:
-        raise TaraError("There is nothing to compose. Name each adapter: --adapter rex.safetensors.")
+        raise TaraError("There are no adapters. Give each one with --adapter, such as --adapter rex.safetensors.")
     for name in names:
         with_composer(asked.request, name).check()
     wanted = asked.settings(composers=names)

@@ -16,15 +16,15 @@ def convert(
     *,
     to: Annotated[
         Literal["kohya", "diffusers", "peft", "tara"],
-        Parameter(help="Whose file to write; kohya's is also that of A1111 and ComfyUI"),
+        Parameter(help="Format to write; A1111 and ComfyUI read kohya"),
     ],
     out: Annotated[Path, Parameter(help="File to write; for peft a folder")],
-    rare_word: Annotated[str | None, Parameter(help="Rare word, where the file does not tell it")] = None,
-    class_word: Annotated[str | None, Parameter(help="Class word, where the file does not tell it")] = None,
-    alpha: Annotated[float | None, Parameter(help="Alpha of every layer, where the file has lost it")] = None,
+    rare_word: Annotated[str | None, Parameter(help="Rare word, if the file does not store it")] = None,
+    class_word: Annotated[str | None, Parameter(help="Class word, if the file does not store it")] = None,
+    alpha: Annotated[float | None, Parameter(help="Alpha of every layer, if the file does not store it")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an adapter in another tool's style: the same deltas, with alpha = rank so that every program agrees."""
+    """Write an adapter in another tool's format: the same deltas, with alpha = rank so that every program agrees."""
     from dataclasses import replace
 
     from tara.adapters.adapter import load_adapter

@@ -38,15 +38,15 @@ def _generate(
     seeds: Seeds = None,
     out: Annotated[Path, Parameter(help="Output folder")] = Path("out"),
     from_: Annotated[
-        Path | None, Parameter(name="--from", help="Generate this image again; other flags change its settings")
+        Path | None, Parameter(name="--from", help="Generate this image again; other flags override its settings")
     ] = None,
-    batch_size: Annotated[int, Parameter(help="Images generated at a time; does not change them")] = 4,
+    batch_size: Annotated[int, Parameter(help="Images generated at a time; does not change the images")] = 4,
     device: Device = None,
     **values: Any,
 ) -> None:
     """Generate images with any number of adapters in one prompt."""
     if batch_size < 1:
-        raise TaraError(f"--batch-size {batch_size} generates nothing. Give 1 or more.")
+        raise TaraError(f"--batch-size is {batch_size}. Give 1 or more.")
     asked = asked_for(prompt, adapter, seeds, from_, given(BaseSettings, values), given(GenerationSettings, values))
     asked.request.check()
     check_writable(out)

@@ -105,7 +105,7 @@ def _module(path: str) -> str:
 
 
 def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
-    """How large the deltas are beside a base's own weights."""
+    """The norms of the deltas relative to those of a base's weights."""
     from tara.cli.progress import only_our_bars
     from tara.families.loading import load_base
     from tara.inference.active_adapter import ActiveAdapter

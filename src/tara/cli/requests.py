@@ -41,8 +41,8 @@ Adapters = Annotated[
         name=("--adapter", "-a"),
         negative=(),
         show_default=False,
-        help="Adapter file, or OWNER/NAME on the hub; once per adapter. Options follow a colon: FILE:0.8 is a weight, "
-        "FILE:weight=0.8,rare_word=xlo,class_word=dog,global=0.5,alpha=32 all of them",
+        help="Adapter file, or OWNER/NAME on the hub; once per adapter. Options follow a colon: FILE:0.8 sets the "
+        "weight, FILE:weight=0.8,rare_word=xlo,class_word=dog,global=0.5,alpha=32 sets every option",
     ),
 ]
 Seeds = Annotated[str | None, Parameter(help="Seeds, one image each: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
@@ -106,7 +106,7 @@ def asked_for(
         adapters = adapters or tuple(file.given for file in earlier.adapters)
     text = prompt if prompt is not None else (earlier.prompt if earlier else "")
     if not text.strip():
-        raise TaraError('There is no prompt. Write it behind the command, such as "a xlo dog on a beach".')
+        raise TaraError('There is no prompt. Write it after the command, such as "a xlo dog on a beach".')
     chosen, on_base = build(GenerationSettings, settings), build(BaseSettings, base)
     active, files = loaded(adapters)
     scales = [config_beside(Path(file.path)) for file in files]  # a PEFT folder keeps them in a file of their own
@@ -156,7 +156,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise TaraError(f"--seeds '{text}' is not a list of seeds. Write it like 7, 0-3 or 0,2,5-9.")
         start, stop = int(first), int(last) if dash else int(first)
         if start > stop:
-            raise TaraError(f"--seeds '{text}': '{part.strip()}' is no range. Write the smaller number first.")
+            raise TaraError(f"--seeds '{text}': '{part.strip()}' is not a range. Write the smaller number first.")
         if stop >= 2**63:
             raise TaraError(f"--seeds '{text}': '{part.strip()}' is too large. Seeds are less than 2^63.")
         if stop - start + len(seeds) >= MOST_SEEDS:
@@ -200,6 +200,6 @@ def _check_unchanged(earlier: Provenance, now: Sequence[UsedFile]) -> None:
     for file in now:
         if then.get(file.path, file.sha256) != file.sha256:
             raise TaraError(
-                f"'{file.path}' has changed since this image was made with it. Bring the old file back, or generate a "
+                f"'{file.path}' has changed since this image was made with it. Restore the old file, or generate a "
                 "new image without --from."
             )

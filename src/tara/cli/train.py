@@ -67,7 +67,7 @@ def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
         return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
     if concept:
         flags = ", ".join("--" + name.replace("_", "-") for name in concept)
-        raise TaraError(f"{flags} would describe a concept, but {recipe} does that. Give one or the other.")
+        raise TaraError(f"{flags} describe a concept, and so does {recipe}. Give one or the other.")
     return read_recipe(recipe, **settings)
 
 

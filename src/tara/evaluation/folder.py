@@ -75,7 +75,7 @@ def image_records(images: Sequence[FoundImage], subjects: Sequence[Subject]) -> 
         for name in entry.subjects or ():
             if name.casefold() not in by_name:
                 raise TaraError(
-                    f"'{entry.file}' should show '{name}', of which there are no photos.{nearest(name, by_name)} "
+                    f"'{entry.file}' should show '{name}', but there are no photos of it.{nearest(name, by_name)} "
                     f"Add --references '{name}=FOLDER'."
                 )
         listed = tuple(by_name[name.casefold()] for name in entry.subjects or ())
@@ -107,7 +107,7 @@ def _in_folder(folder: Path, series: str) -> list[FoundImage]:
         own = series if path.parent == folder else f"{series} {made.settings.composer}"
         images.append((Entry(file=path, prompt=made.prompt, seed=made.seed, series=own), made))
     if not images:
-        raise TaraError(f"'{folder}' holds no images that `tara generate` wrote. {LIST}")
+        raise TaraError(f"'{folder}' has no images that `tara generate` wrote. {LIST}")
     return images
 
 
@@ -117,9 +117,9 @@ def _listed(path: Path, series: str) -> list[FoundImage]:
     except OSError as failure:
         raise TaraError(f"'{path}' cannot be read ({failure.strerror}). Give a JSON list of images.") from failure
     except (ValueError, RecursionError) as failure:
-        raise TaraError(f"'{path}' is no JSON file: {failure}. Correct it.") from failure
+        raise TaraError(f"'{path}' is not a JSON file: {failure}. Correct it.") from failure
     if not isinstance(rows, list) or not rows:
-        raise TaraError(f"'{path}' is no list of images. {LIST}")
+        raise TaraError(f"'{path}' is not a list of images. {LIST}")
     images: list[FoundImage] = []
     for number, row in enumerate(cast(list[Any], rows), 1):
         entry = build(Entry, row, f"'{path}', entry {number}: ")

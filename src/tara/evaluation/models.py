@@ -110,7 +110,7 @@ def load_part(model_class: Any, name: str, **options: Any) -> Any:
             if is_hub_id(name):
                 raise not_fetched(name, failure) from failure
             raise TaraError(f"There is no model '{name}'. Give its folder, or a hub id.") from failure
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0].rstrip(".")
+        reason = first_line(failure).rstrip(".")
         raise TaraError(f"The model '{name}' cannot be used ({reason}). Give its folder, or a hub id.") from failure
 
 
@@ -125,7 +125,9 @@ def _loaded(
 
     model_type = str(load_part(AutoConfig, name).model_type)
     if model_type not in types:
-        raise TaraError(f"'{name}' is of the type {model_type}. Give a model of one of these: {', '.join(types)}.")
+        raise TaraError(
+            f"'{name}' has the model type {model_type}. Give a model of one of these types: {', '.join(types)}."
+        )
     model, report = load_part(model_class, name, output_loading_info=True)
     # nothing uses the pooler, and DINO's file does not have it
     missing = [key for key in sorted(report["missing_keys"]) if not key.startswith("pooler.")]

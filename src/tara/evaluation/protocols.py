@@ -52,13 +52,13 @@ def trained_subjects(
     for active, file in zip(active_adapters, files, strict=True):
         name = f"{active.rare_word} {active.class_word}"
         if active.adapter.card.is_style:
-            raise TaraError(f"{active.name} is a style, which no detector finds in an image. Leave it out.")
+            raise TaraError(f"{active.name} is a style, which a detector cannot find in an image. Leave it out.")
         if name.casefold() not in by_name:
             raise TaraError(f"There are no photos of '{name}'. Add --references '{name}=FOLDER'.")
         trained.append(TrainedSubject(by_name.pop(name.casefold()), active, file))
     if by_name:
         known = ", ".join(one.subject.name for one in trained) or "none"
-        raise TaraError(f"There is no adapter of '{next(iter(by_name))}', only of: {known}. Add it with --adapter.")
+        raise TaraError(f"There is no adapter for '{next(iter(by_name))}', only for: {known}. Add it with --adapter.")
     return trained
 
 
@@ -72,10 +72,10 @@ def group_prompts(
     """
     for prompt in prompts:
         if SUBJECTS not in prompt:
-            raise TaraError(f"The prompt '{prompt}' has no place for the subjects. Write {SUBJECTS} there.")
+            raise TaraError(f"The prompt '{prompt}' does not say where the subjects go. Write {SUBJECTS} there.")
     chosen = [_group(text, trained) for text in groups] or list(combinations(trained, 2))
     if not chosen:
-        raise TaraError(f"{len(trained)} subjects make no pair. Give two --adapter or more.")
+        raise TaraError(f"{len(trained)} is not enough subjects for a pair. Give --adapter at least twice.")
     planned: list[EvaluationPrompt] = []
     for group in chosen:
         subjects = [one.subject for one in group]
@@ -119,7 +119,7 @@ def _group(text: str, trained: Sequence[TrainedSubject]) -> tuple[TrainedSubject
     for part in text.split("+"):
         one = by_name.get(part.strip().casefold())
         if one is None or one in group:
-            why = "names a subject twice" if one else f"names '{part}', of which there is no adapter"
+            why = "names a subject twice" if one else f"names '{part}', for which there is no adapter"
             raise TaraError(f"The group '{text}' {why}.{nearest(part, by_name)} Write it like xlo+szn.")
         group.append(one)
     return tuple(group)

@@ -34,8 +34,8 @@ class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
         default=None,
         ge=-1,
         le=1,
-        description="Minimum similarity that counts as the subject [default: half-way between its own photos and the "
-        "other subjects' photos]",
+        description="Minimum similarity of a detection that counts as the subject [default: half-way between the "
+        "similarity of its own photos to each other and to those of the most similar other subject]",
     )
     device: str | None = Field(default=None, description="cuda, mps or cpu [default: the best one found]")
     batch_size: int = Field(default=4, ge=1, le=1024, description="Images generated or scored at a time")

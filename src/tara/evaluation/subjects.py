@@ -84,7 +84,7 @@ def read_subjects(references: Sequence[str], known: Sequence[tuple[str, str]] = 
     names = [subject.name.casefold() for subject in subjects]
     for subject in subjects:
         if names.count(subject.name.casefold()) > 1:
-            raise TaraError(f"Two --references are of '{subject.name}'. Give one folder of photos for each subject.")
+            raise TaraError(f"Two --references are for '{subject.name}'. Give one folder of photos for each subject.")
     return subjects
 
 
@@ -101,6 +101,6 @@ def _subject(text: str, known: Sequence[tuple[str, str]]) -> Subject:
         class_word = row.class_word
     if not class_word:
         raise TaraError(
-            f"--references '{text}' has no class word. Write it behind the rare word, like '{rare_word} dog={folder}'."
+            f"--references '{text}' has no class word. Write it after the rare word, like '{rare_word} dog={folder}'."
         )
     return Subject(rare_word=rare_word, class_word=" ".join(class_word.split()), photos=photos)

@@ -35,7 +35,10 @@ class Base:
         self.family = family or family_of(pipe)
         self.family.check(pipe)
         if not self.family.text_kv_fixed:
-            raise TaraError(f"The text's keys and values of '{self.family.name}' bases change at every denoising step.")
+            raise TaraError(
+                f"The text's keys and values of '{self.family.name}' bases change at every denoising step, which tara "
+                "does not support."
+            )
         self.defaults = defaults or self.family.defaults
         self.denoiser: Any = getattr(pipe, self.family.denoiser)
         self._check_precision()

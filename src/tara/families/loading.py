@@ -127,7 +127,7 @@ def _from_file(
     path: Path, dtype: torch.dtype, vae: str | Path | None, prediction_type: Prediction | None, device: torch.device
 ) -> Any:
     if path.suffix != ".safetensors":
-        raise TaraError(f"'{path}' is no base. {ACCEPTED_BASES}")
+        raise TaraError(f"'{path}' is not a base. {ACCEPTED_BASES}")
     contents = read_contents(path)
     if prediction_type is not None:
         contents = replace(contents, prediction_type=prediction_type)
@@ -206,8 +206,8 @@ def _replace_vae(pipe: Any, name: str | Path, dtype: torch.dtype) -> None:
     theirs, ours = ((int(part.config.latent_channels), len(part.config.block_out_channels)) for part in (vae, pipe.vae))
     if theirs != ours:
         raise TaraError(
-            f"The VAE has {theirs[0]} channels at 1/{2 ** (theirs[1] - 1)} of an image's size, the base needs "
-            f"{ours[0]} at 1/{2 ** (ours[1] - 1)}. Give one that was made for this base."
+            f"The VAE has {theirs[0]} channels at 1/{2 ** (theirs[1] - 1)} of the image size, but the base needs "
+            f"{ours[0]} at 1/{2 ** (ours[1] - 1)}. Give a VAE that fits this base."
         )
     pipe.register_modules(vae=vae)
 
@@ -237,5 +237,5 @@ def _load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
 
 def _pickled(what: str) -> TaraError:
     return TaraError(
-        f"{what} can run code when it is opened. Take the same model's .safetensors, or convert it where that is safe."
+        f"{what} can run code when it is opened. Use the model's .safetensors file, or convert it where that is safe."
     )

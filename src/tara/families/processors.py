@@ -119,12 +119,14 @@ class TextKVProcessor:
         replaced = {} if tara is None else self._replaced(attn, hidden_states, tara)
         if tara is None or not replaced:
             if tara is not None and encoder_hidden_states is not None:
-                raise TaraError(f"The prepared text lacks '{self.layer}'. Call tara.prepare on this pipeline.")
+                raise TaraError(
+                    f"The prepared text has no keys and values for '{self.layer}'. Call tara.prepare on this pipeline."
+                )
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         if tara.rows != hidden_states.shape[0]:
             raise TaraError(
                 f"The network got {hidden_states.shape[0]} rows, but tara.prepare made text for {tara.rows}. Give "
-                "it the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
+                "tara.prepare the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
             )
         reads_text = self.layer in tara.kv
         watches = (self.watch, tara.regions.watch if tara.regions else None)
@@ -285,6 +287,6 @@ class AttentionProcessors:
 def _would_ignore_adapters(layer: str, processor: object) -> TaraError:
     return TaraError(
         f"The attention processor of '{layer}' is {type(processor).__name__}, which would ignore the adapters. Turn "
-        "off xFormers, fused QKV projections and IP-Adapters, turn attention slicing on or off now, then call "
+        "off xFormers, fused QKV projections and IP-Adapters, set attention slicing as you want it, then call "
         "tara.prepare again."
     )

@@ -18,7 +18,7 @@ def family_of(pipe: Any) -> Family:
         if (family := recognise(pipe)) is not None:
             return family
     known = ", ".join(family.name for family in FAMILIES)
-    raise TaraError(f"A {type(pipe).__name__} is of no family that tara knows ({known}). {USE_A_BASE}")
+    raise TaraError(f"A {type(pipe).__name__} belongs to no family that tara knows ({known}). {USE_A_BASE}")
 
 
 def family_named(name: str) -> Family | None:

@@ -18,7 +18,7 @@ class BaseSettings(BaseModel, frozen=True, extra="forbid"):
         default=None, description="VAE to use instead of the base's own: a folder, a .safetensors file or a hub id"
     )
     prediction_type: Prediction | None = Field(
-        default=None, description="What the network predicts, if the checkpoint does not say"
+        default=None, description="Prediction type of the base, if the checkpoint does not store it"
     )
     precision: Precision = Field(
         default="auto", description="Precision of the base. auto: bf16 (or fp16 on older GPUs) on CUDA, fp32 elsewhere"
@@ -29,7 +29,7 @@ class BaseSettings(BaseModel, frozen=True, extra="forbid"):
     def _a_base_is_named(cls, values: Any) -> Any:
         if isinstance(values, dict) and not values.get("base"):
             raise ValueError(
-                "there is no base; name it with --base sd15, --base sdxl or --base FOLDER (base = in Python and TOML). "
+                "there is no base; give --base sd15, --base sdxl or --base FOLDER (in Python and TOML: base = ...). "
                 "To try tara without one, run `tara demo`"
             )
         return values  # pyright: ignore[reportUnknownVariableType]
@@ -41,5 +41,5 @@ class ExecutionSettings(BaseModel, frozen=True, extra="forbid"):
     compile: bool = Field(default=False, description="Compile the denoising network (slow first step)")
     attention_slicing: bool = Field(default=False, description="Compute attention in slices, to save memory")
     offload: bool = Field(
-        default=False, description="Keep idle parts of the base in CPU memory, to save GPU memory (slower)"
+        default=False, description="Keep idle models of the base in CPU memory, to save GPU memory (slower)"
     )

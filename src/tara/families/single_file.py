@@ -86,12 +86,13 @@ def read_contents(path: Path) -> Contents:
     if channels != LATENT_CHANNELS:
         raise TaraError(
             f"'{path}' has a U-Net of {channels} channels: it is for inpainting or editing. Give it as a pipeline "
-            "folder, or take the text-to-image checkpoint that it was made from."
+            "folder, or use the text-to-image checkpoint that it was made from."
         )
     family = released(width, f"{UNET}label_emb.0.0.weight" in names)
     if family is None:
         raise TaraError(
-            f"'{path}' is of no family that tara knows: its text is {width} wide. {USE_A_BASE} A refiner is none."
+            f"'{path}' belongs to no family that tara knows: its text width is {width}. {USE_A_BASE} Refiners do not "
+            "work."
         )
     declared = [metadata.get(f"modelspec.{key}", "") for key in ("prediction_type", "architecture")]
     declared.append("v" if "v_pred" in names else "")
@@ -129,7 +130,9 @@ def load_single_file(
             str(path), config=str(configs / contents.family), torch_dtype=dtype, local_files_only=True, **parts
         )
     except (OSError, ValueError, KeyError, RuntimeError) as failure:  # of diffusers' converter
-        raise TaraError(f"'{path}' is not a whole base ({first_line(failure)}). Give another checkpoint.") from failure
+        raise TaraError(
+            f"'{path}' is not a complete base ({first_line(failure)}). Give another checkpoint."
+        ) from failure
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if getattr(pipe, name, None) is not None:
             check_whole(path, name, getattr(pipe, name))
@@ -187,4 +190,4 @@ def check_whole(path: Path, name: str, part: Any) -> None:
     """Refuse (TaraError) a file that lacks weights of a part, which diffusers leaves on the meta device."""
     missing = next((key for key, value in part.named_parameters() if value.is_meta), None)
     if missing is not None:
-        raise TaraError(f"'{path}' is not whole: its {name} lacks '{missing}'. Give another file.")
+        raise TaraError(f"'{path}' is incomplete: its {name} lacks '{missing}'. Give another file.")

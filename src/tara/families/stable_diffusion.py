@@ -43,7 +43,7 @@ def _check(pipe: Any) -> None:
 
 def _unsupported(layer: str, why: str) -> TaraError:
     return TaraError(
-        f"This base does not work with adapters on text keys and values: '{layer}' is unsuited, because {why}. "
+        f"This base does not work with adapters on text keys and values: '{layer}' is unsupported, because {why}. "
         f"{USE_A_BASE}"
     )
 
@@ -52,7 +52,7 @@ def _check_trainable(pipe: Any) -> None:
     channels, latents = int(pipe.unet.config.in_channels), int(pipe.vae.config.latent_channels)
     if channels != latents:
         raise TaraError(
-            f"This base's U-Net takes {channels} channels where latents have {latents}: it is for inpainting or "
+            f"This base's U-Net takes {channels} channels, but its latents have {latents}: it is for inpainting or "
             "editing. Train on a text-to-image base; its adapters work here too."
         )
     prediction = str(pipe.scheduler.config.get("prediction_type"))

@@ -53,7 +53,7 @@ def tokenize(pipe: Any, text: str) -> Tokenized:
     tokenizers = [part for name in ("tokenizer", "tokenizer_2") if (part := getattr(pipe, name, None)) is not None]
     tokenized = [_tokenize(pipe, tokenizer, text) for tokenizer in tokenizers]
     if any(other != tokenized[0] for other in tokenized):
-        raise TaraError(f"The base's tokenizers split '{text}' differently. Use tokenizers that agree.")
+        raise TaraError(f"The base's tokenizers split '{text}' differently. Use a base whose tokenizers agree.")
     return tokenized[0]
 
 

@@ -81,7 +81,7 @@ def parse_adapter(text: str) -> ActiveAdapter:
         if key not in OPTIONS:
             raise TaraError(f"'{text}' has an unknown key '{key}'.{nearest(key, OPTIONS)} Known: {', '.join(OPTIONS)}.")
         if not value:
-            raise TaraError(f"'{text}': {key} is empty. Write a value behind '{key}=', or leave it out.")
+            raise TaraError(f"'{text}': {key} is empty. Write a value after '{key}=', or leave it out.")
         given[key] = value
     alpha = _number(text, "alpha", given["alpha"]) if "alpha" in given else None
     adapter = load_adapter(path, alpha)
@@ -117,7 +117,7 @@ def _number(text: str, key: str, value: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= MOST_NUMBER:
-        raise TaraError(f"'{text}': {key} is '{value}', not a usable number. Write for instance {key}=0.8.")
+        raise TaraError(f"'{text}': {key} is '{value}', not a valid number. Write for instance {key}=0.8.")
     return number
 
 
@@ -135,6 +135,6 @@ def check_named(adapters: Iterable[ActiveAdapter]) -> None:
     for active in adapters:
         if not active.rare_word:
             raise TaraError(
-                f"{active.name} has no adapter card: it is another tool's LoRA, and nobody has said which word it acts "
+                f"{active.name} has no adapter card: it is another tool's LoRA, which does not store the word it acts "
                 f"on. Add the rare word and the class word: {active.name}:rare_word=xlo,class_word=dog."
             )

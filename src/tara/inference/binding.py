@@ -97,7 +97,7 @@ def warn_if_cut(prompt: Tokenized, what: str = "prompt") -> None:
     """Warn about the end of a text that did not fit the text encoder, and name it."""
     if prompt.lost:
         warnings.warn(
-            f"The {what} is longer than {len(prompt.offsets)} tokens; this end of it is lost: '{prompt.lost}'. "
+            f"The {what} is longer than {len(prompt.offsets)} tokens; its end is cut off: '{prompt.lost}'. "
             f"Shorten the {what}.",
             TaraWarning,
             stacklevel=2,
@@ -141,6 +141,6 @@ def _check_kept(prompt: Tokenized, span: Span, active: ActiveAdapter) -> None:
     for word, place in ((active.rare_word, span), (active.class_word, of_class)):
         if place is not None and not prompt.holds(place):
             raise TaraError(
-                f"'{word}', which {active.name} acts on, lies behind the last of {len(prompt.offsets)} tokens: "
-                f"'{prompt.lost}' is lost. Shorten the prompt."
+                f"'{word}', which {active.name} acts on, is beyond the limit of {len(prompt.offsets)} tokens: "
+                f"'{prompt.lost}' is cut off. Shorten the prompt."
             )

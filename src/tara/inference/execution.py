@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tara.errors import TaraError
+from tara.errors import TaraError, first_line
 from tara.families.base import Base
 from tara.families.settings import ExecutionSettings
 
@@ -23,10 +23,12 @@ def execute(base: Base, settings: ExecutionSettings, device: torch.device) -> No
         TaraError: for ``offload`` without a GPU, and ``attention_slicing`` between ``prepare`` and ``release``.
     """
     if settings.offload and device.type == "cpu":
-        raise TaraError("offload keeps parts of the base off a GPU, but it runs on the CPU here. Leave offload out.")
+        raise TaraError(
+            "offload moves models between GPU and CPU memory, but this base runs on the CPU. Leave offload out."
+        )
     if settings.attention_slicing:
         if base.processors.installed:
-            raise TaraError("attention_slicing comes before tara.prepare. Call tara.release first.")
+            raise TaraError("attention_slicing must be set before tara.prepare. Call tara.release first.")
         base.denoiser.set_attention_slice("auto")
     if settings.compile:
         base.denoiser.compile()
@@ -48,5 +50,4 @@ def compiler_failures() -> Generator[None]:
         # the compiler takes a second to import, and a failure of its own has done so already
         if not type(failure).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        reason = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-        raise TaraError(f"The network cannot be compiled here ({reason}). Leave compile out.") from failure
+        raise TaraError(f"The network cannot be compiled here ({first_line(failure)}). Leave compile out.") from failure

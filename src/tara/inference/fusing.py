@@ -130,7 +130,7 @@ def check_fits(base: Base, active: ActiveAdapter) -> None:
     card = active.adapter.card
     if card.family and card.family != base.family.name:  # a card-less file's is not always known
         raise TaraError(
-            f"{active.name} was trained on a base of family '{card.family}', this base is '{base.family.name}'. "
+            f"{active.name} was trained on a base of family '{card.family}', but this base is '{base.family.name}'. "
             f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
         )
     for path, low_rank in active.adapter.all_layers.items():

@@ -95,8 +95,8 @@ def prepare(
     for active in (active for one in batch.evaluations for active in one.adapters):
         if active.global_strength:
             raise TaraError(
-                f"{active.name} also changes layers that act on everything. Use `with tara.prepared(...) as kwargs:`, "
-                f"or leave that part out with {active.name}:global=0."
+                f"{active.name} also changes layers that act on the whole image. Use `with tara.prepared(...) as "
+                f"kwargs:`, or leave that part out with {active.name}:global=0."
             )
     if any(one.regions for one in batch.evaluations):
         raise TaraError("This composer confines adapters to regions of the image. Use `with tara.prepared(...)`.")
@@ -154,7 +154,9 @@ def _prepared(
     base, chosen = Base(pipe), build(GenerationSettings, settings)
     rows = prompt_rows(base, prompt, adapters, negative_prompt, chosen.composer_for, chosen.region)
     if len({row.batch_key for row in rows}) > 1:
-        raise TaraError("The prompts' adapters need different network weights. Generate these prompts one by one.")
+        raise TaraError(
+            "The adapters of these prompts need different network weights. Generate the prompts one by one."
+        )
     return base, prepared_batch(base, pipe, rows, chosen, copies)
 
 

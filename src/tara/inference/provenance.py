@@ -128,12 +128,14 @@ def read_provenance(path: Path) -> Provenance:
         reason = getattr(failure, "strerror", None) or "it is no whole image"
         raise TaraError(f"'{path}' cannot be read ({reason}). Give a PNG that `tara generate` wrote.") from failure
     if not isinstance(text, str):
-        raise TaraError(f"'{path}' does not tell how it was made. Give a PNG as `tara generate` wrote it, unedited.")
+        raise TaraError(
+            f"'{path}' does not store how it was generated. Give an unedited PNG that `tara generate` wrote."
+        )
     try:
         return Provenance.model_validate_json(text)
     except ValidationError as failure:
         raise TaraError(
-            f"'{path}' tells how it was made in a form unknown to this version of tara: it is newer, or damaged. "
+            f"'{path}' stores how it was generated in a form unknown to this version of tara: it is newer, or damaged. "
             "Update tara, or give another image."
         ) from failure
 

@@ -69,7 +69,9 @@ def prompt_rows(
     else:
         negatives = list(negative_prompt)
     if len(negatives) != len(prompts):
-        raise TaraError(f"There are {len(prompts)} prompts but {len(negatives)} negative ones. Give one, or as many.")
+        raise TaraError(
+            f"There are {len(prompts)} prompts but {len(negatives)} negative prompts. Give one, or one for each prompt."
+        )
     per_prompt = adapters_per_prompt(adapters, len(prompts))
     places = parse_places(regions, {active.rare_word for of_prompt in per_prompt for active in of_prompt})
     chosen = [composer_for(of_prompt) for of_prompt in per_prompt]

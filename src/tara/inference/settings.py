@@ -38,7 +38,7 @@ class GenerationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    negative_prompt: str | None = Field(default=None, description="What to avoid; adapters never act on it")
+    negative_prompt: str | None = Field(default=None, description="Negative prompt; adapters never act on it")
     steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps")
     guidance_scale: float | None = Field(
         default=None,
@@ -78,9 +78,11 @@ class GenerationSettings(BaseModel):
         "a box xlo=0,0,0.5,1 (left, top, right, bottom as fractions) or a mask image xlo=mask.png [default: found]",
     )
     context: Context | None = Field(
-        default=None, description="Text that a rare word's embedding is taken from [default: the adapter's]"
+        default=None,
+        description="Input of the deltas: embeddings of the prompt or of the training phrase (delta) [default: the "
+        "adapter's]",
     )
-    clip_skip: int | None = Field(default=None, ge=0, description="Last layers of the text encoder to skip")
+    clip_skip: int | None = Field(default=None, ge=0, description="Number of last text-encoder layers to skip")
 
     @model_validator(mode="before")
     @classmethod

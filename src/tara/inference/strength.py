@@ -28,6 +28,6 @@ def check_strength(base: Base, active: ActiveAdapter) -> None:
     digit = 10 ** math.floor(math.log10(most))
     warn(
         f"{active.name} at weight {active.weight:g} changes '{layer}' by {abs(active.weight) * ratios[layer]:.2g} "
-        f"times its own size, which turns images into noise. Give it a weight below "
+        f"times the norm of its weight, which turns images into noise. Give an adapter weight below "
         f"{math.floor(most / digit) * digit:g}."
     )

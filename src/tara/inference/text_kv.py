@@ -157,8 +157,8 @@ class _Reader:
         spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
         if not spans:
             raise TaraError(
-                f"The training phrase '{card.phrase}' of {active.name} lacks its rare word '{card.rare_word}'. Compose "
-                "it with the context 'prompt', or train it again."
+                f"The training phrase '{card.phrase}' of {active.name} lacks its rare word '{card.rare_word}'. Use "
+                "the context 'prompt', or train the adapter again."
             )
         return encoding.embeddings[0, list(tokenized.positions(spans[0]))]
 

@@ -81,7 +81,9 @@ def small_text(path: Path, most: int = SMALL, encoding: str = "utf-8") -> str:
         OSError, UnicodeDecodeError: when it is not there, or no text.
     """
     if (size := path.stat().st_size) > most:
-        raise TaraError(f"{path} has {size >> 10} KiB, which is more than {most >> 10} KiB. Check that it is the file.")
+        raise TaraError(
+            f"{path} has {size >> 10} KiB, more than the limit of {most >> 10} KiB. Check that it is the right file."
+        )
     return path.read_text(encoding=encoding)
 
 

@@ -92,7 +92,7 @@ def _only_adapter(repository: str) -> Path:
     if len(files) == 1:
         return fetch_file(repository, files[0])
     such = f", such as {repository}/{files[0]}" if files else ""
-    raise TaraError(f"'{repository}' holds {len(files)} .safetensors files. Name the adapter among them{such}.")
+    raise TaraError(f"'{repository}' has {len(files)} .safetensors files. Name the one of the adapter{such}.")
 
 
 def _fetched_before(repository: str, failure: Exception) -> Path:
@@ -135,8 +135,8 @@ def not_fetched(
     of = ["--revision", revision] if revision else []
     command = shlex.join(["hf", "download", repository, *of, *what])
     return TaraError(
-        f"'{given or repository}' is no folder or file here, and the hub did not give it ({_reason(failure)}). Check "
-        f"the name, or fetch it where there is a network: `{command}`."
+        f"'{given or repository}' is not a local folder or file, and the hub did not return it ({_reason(failure)}). "
+        f"Check the name, or fetch it where there is a network: `{command}`."
     )
 
 

@@ -50,11 +50,11 @@ def read_picture(path: Path) -> Image.Image:
             colours.putalpha(alpha)
         return colours
     except FileNotFoundError as failure:
-        raise TaraError(f"There is no picture {path}. Check its path.") from failure
+        raise TaraError(f"There is no image {path}. Check its path.") from failure
     # Pillow reports a broken PNG as a SyntaxError, pillow-heif a broken HEIC as an EOFError or a RuntimeError
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as failure:
-        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
-        raise TaraError(f"{path} is not a whole image ({reason}). Give a PNG or JPEG file in its place.") from failure
+        reason = first_line(failure)
+        raise TaraError(f"{path} is not a complete image ({reason}). Replace it by a PNG or JPEG file.") from failure
 
 
 def check_room(path: Path, opened: Image.Image) -> None:
@@ -72,8 +72,8 @@ def check_room(path: Path, opened: Image.Image) -> None:
 
 def _too_many_pixels(path: Path, width: int, height: int) -> TaraError:
     return TaraError(
-        f"{path} has {width} × {height} pixels in a file of {path.stat().st_size >> 10} KiB, which would fill the "
-        "memory. Give it with fewer pixels."
+        f"{path} has {width} × {height} pixels in a file of {path.stat().st_size >> 10} KiB, which needs too much "
+        "memory. Reduce its size."
     )
 
 

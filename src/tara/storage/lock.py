@@ -52,7 +52,7 @@ def _locked(folder: Path) -> FileLock:
         lock.acquire(blocking=False)
     except Timeout as failure:
         raise TaraError(
-            f"'{folder}' is in use by {_owner(folder)}. Wait for its end, or choose another output folder."
+            f"'{folder}' is in use by {_owner(folder)}. Wait until it ends, or choose another output folder."
         ) from failure
     except OSError as failure:
         raise write_error(folder, failure) from failure

@@ -32,18 +32,18 @@ def opened(path: Path, again: str = "Get the file again.") -> Generator[safe_ope
             header = int.from_bytes(raw.read(8), "little")
         if MOST_HEADER < header <= size:  # a larger one is no header: the library says so
             raise TaraError(
-                f"'{path}' has a header of {header >> 20} MiB, and none needs one over {MOST_HEADER >> 20} MiB. {again}"
+                f"'{path}' has a header of {header >> 20} MiB, more than the limit of {MOST_HEADER >> 20} MiB. {again}"
             )
         with safe_open(path, framework="pt") as file:
             _check_names(path, file.keys(), again)
             yield file
     except (SafetensorError, OSError) as failure:
-        raise TaraError(f"'{path}' is not a whole safetensors file ({failure}). {again}") from failure
+        raise TaraError(f"'{path}' is not a complete safetensors file ({failure}). {again}") from failure
 
 
 def _check_names(path: Path, names: list[str], again: str) -> None:
     if len(names) > MOST_TENSORS:
-        raise TaraError(f"'{path}' holds {len(names)} tensors, and no adapter or base over {MOST_TENSORS}. {again}")
+        raise TaraError(f"'{path}' has {len(names)} tensors, more than the limit of {MOST_TENSORS}. {again}")
     longest = max(names, key=len, default="")
     if len(longest) > LONGEST_NAME:
-        raise TaraError(f"'{path}' calls a tensor by a name of {len(longest)} characters. {again}")
+        raise TaraError(f"'{path}' has a tensor name of {len(longest)} characters. {again}")

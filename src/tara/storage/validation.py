@@ -24,7 +24,7 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
     except RecursionError:
         raise TaraError(f"{where}values are nested too deeply. Every setting is one value or a list.") from None
     if name:
-        raise TaraError(f"{where}{name} holds a null character, which no name or text may have. Take it out.")
+        raise TaraError(f"{where}{name} contains a null character. Remove it.")
     try:
         return model.model_validate(values)
     except ValidationError as refused:

@@ -56,7 +56,7 @@ def check_inputs(
     if settings.prior_preservation and not settings.uses_class_images:
         warn(
             "Prior preservation has no effect here: with cross_kv targets and the token mask an adapter acts on its "
-            "rare word alone, and the class prompt has none. No class images are generated. Leave it out."
+            "rare word only, which is not in the class prompt. No class images are generated. Leave it out."
         )
     examples = tuple(tuple(_read_photos(concept, settings)) for concept in concepts)
     base = base if isinstance(base, Base) else base()
@@ -158,9 +158,9 @@ def _advise_on_style(concept: ConceptSettings, examples: Sequence[Example], sett
     if settings.targets == "cross_kv":
         advice.append("targets attention")
     if len({example.captions for example in examples}) == 1:
-        advice.append(f"a caption for each image that says what it shows ('a house in the snow in {concept.label}')")
+        advice.append(f"a caption for each image that describes its content ('a house in the snow in {concept.label}')")
     if advice:
-        warn(f"'{concept.label}' is a style, which is learned better with {' and '.join(advice)}.")
+        warn(f"'{concept.label}' is a style, which trains better with {' and '.join(advice)}.")
 
 
 def _check_words(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:
@@ -178,7 +178,7 @@ def _check_captions(concept: ConceptSettings, photos: Sequence[Example], setting
     if is_common_word(base.pipe, concept.rare_word):
         warn(
             f"'{concept.rare_word}' is a common word: the base has a meaning for it, which the concept has to replace. "
-            "A made-up word such as 'xlo' is better."
+            "A meaningless word such as 'xlo' is better."
         )
     captions = [caption for photo in photos for caption in photo.captions]
     if settings.uses_class_images:
@@ -187,4 +187,4 @@ def _check_captions(concept: ConceptSettings, photos: Sequence[Example], setting
         tokenized = base.tokenize(caption)
         caption_words(tokenized, concept.rare_word, concept.class_word)
         if tokenized.lost:
-            warn(f"A caption is too long for the text encoder; this end of it is lost: '{tokenized.lost}'.")
+            warn(f"A caption is too long for the text encoder; its end is cut off: '{tokenized.lost}'.")

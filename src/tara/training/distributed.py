@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from tara.errors import TaraError, warn
+from tara.errors import TaraError, first_line, warn
 
 # environment variables of torchrun and the kinds of MPI, as accelerate reads them
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -68,8 +68,7 @@ class Processes:
         try:
             endings = cast("list[Ending | None]", gather_object([own]))
         except RuntimeError as failure:  # torch.distributed has lost a connection
-            reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-            lost = f"Error: Another process of this run is gone ({reason}). Its output may say why."
+            lost = f"Error: Another process of this run is gone ({first_line(failure)}). Its output may say why."
             return own or Ending(sentence=lost, code=2)
         return next((ending for ending in endings if ending is not None), None)
 
@@ -108,7 +107,7 @@ def join(device: str) -> Processes:
         return ALONE
     refused = f"{count} processes were launched, but"
     if device not in ("cuda", "cpu"):
-        raise TaraError(f"{refused} they cannot share the device '{device}'. Give cpu, or leave the device out.")
+        raise TaraError(f"{refused} the device '{device}' cannot be shared. Give cpu, or leave the device out.")
     from accelerate import PartialState
     from torch import cuda
 
@@ -119,7 +118,7 @@ def join(device: str) -> Processes:
         )
     state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
     if state.num_processes != count:
-        raise TaraError(f"{refused} they cannot reach one another. Launch them with accelerate launch or torchrun.")
+        raise TaraError(f"{refused} they cannot connect to each other. Launch them with accelerate launch or torchrun.")
     return Processes(count=state.num_processes, number=state.process_index)
 
 

@@ -147,11 +147,11 @@ class Training:
 
     def load(self, state: TrainingState) -> None:
         """Go on from a state as if the run had never stopped; raises TaraError when it is of other settings."""
-        again = "Resume with the settings of its run folder, or train anew."
+        again = "Resume with the settings of its run folder, or train from the start."
         weights = state.tensors["weights"]
         if state.plain.get("concepts") != self._keys or weights.shape != self.weights.flat.shape:
             raise TaraError(
-                f"The checkpoint is of other concepts, another base, rank or freeze_down than these settings. {again}"
+                f"The checkpoint has other concepts, or another base, rank or freeze_down, than these settings. {again}"
             )
         for name, value in self._same().items():
             if (before := state.plain["same"].get(name)) != value:

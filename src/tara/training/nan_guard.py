@@ -27,11 +27,11 @@ class NaNGuard:
         finite: list[bool] = torch.isfinite(numbers.reshape(len(self.names), -1)).all(1).tolist()
         for name, is_finite in zip(self.names, finite, strict=True):
             if not is_finite:
-                raise NaNError(f"Step {self.step}: the {what} of '{name}' is not finite. {self._cause()}")
+                raise NaNError(f"Step {self.step}: the {what} of '{name}' is NaN or infinite. {self._cause()}")
 
     def _cause(self) -> str:
         if self.precision == torch.float16:
-            return "float16 is likely too narrow for this base: use precision bf16 or fp32, or lower learning_rate."
+            return "The range of float16 is probably too small: use precision bf16 or fp32, or lower learning_rate."
         if self.step == 1:
-            return "It is so from the first step on: the base or a photo is likely damaged. Try others."
-        return f"The learning rate ({self.rate:g}) is likely too high: lower learning_rate."
+            return "It happened in the first step, so the base or a photo is probably damaged. Try others."
+        return f"The learning rate ({self.rate:g}) is probably too high: lower learning_rate."

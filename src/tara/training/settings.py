@@ -37,14 +37,14 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
     images: Path = Field(description="Folder with 3 to 5 photos of the concept")
     rare_word: str = Field(description="Rare word (trigger word) that will stand for the concept, such as xlo")
     class_word: str = Field(description="Class word: what the concept is, such as dog (for a style: style)")
-    name: str | None = Field(default=None, description="Name in tables and file names [default: the two words]")
+    name: str | None = Field(default=None, description="Name in tables and file names [default: both words]")
     prompt: str | None = Field(default=None, description=f"Instance prompt [default: '{SUBJECT_PHRASE}']")
     caption_templates: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
         description="Caption template with {rare_word} and {class_word}, instead of the instance prompt",
     )
-    masks: Path | None = Field(default=None, description="Folder of masks, white on the subject, named as the photos")
+    masks: Path | None = Field(default=None, description="Folder of masks, white on the subject, named like the photos")
     example_prompts: tuple[str, ...] | None = Field(default=None, description="Example prompt for the adapter's card")
     out: Path | None = Field(default=None, description="Adapter file [default: RAREWORD-CLASSWORD.safetensors]")
     is_style: bool = Field(default=False, description="The concept is the style of whole images, not a subject")
@@ -120,7 +120,11 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     """How a training run goes; the descriptions are the command line's help."""
 
     device: str | None = Field(default=None, description="cuda, cuda:1, mps or cpu [default: the best one found]")
-    targets: Targets = Field(default="cross_kv", description="Layers: cross_kv (the text's keys and values), attention")
+    targets: Targets = Field(
+        default="cross_kv",
+        description="Trained layers: cross_kv (cross-attention keys and values) or attention (all attention "
+        "projections)",
+    )
     token_mask: bool = Field(default=True, description="Token focus masking: act on the rare word's tokens only")
     alignment_loss: AlignmentForm = Field(default="l1", description="Token alignment loss between rare and class word")
     alignment_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the token alignment loss")
@@ -146,16 +150,26 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024, description="Gradient accumulation steps")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory (slower)")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, data order and initial weights")
-    optimizer: OptimizerName = Field(default="adamw", description="Optimizer; the others need packages of their own")
+    optimizer: OptimizerName = Field(
+        default="adamw", description="Optimizer; adamw8bit and prodigy need an extra package"
+    )
     weight_decay: float = Field(default=1e-2, ge=0, description="Weight decay")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Maximum gradient norm of each concept (0: off)")
     snr_gamma: float | None = Field(default=None, gt=0, description="Min-SNR gamma; 5 is usual [default: off]")
     prior_preservation: bool = Field(default=False, description="Prior preservation: also train on class images")
     prior_loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of the prior preservation loss")
-    num_class_images: int = Field(default=100, ge=1, description="Class images; the base generates missing ones")
-    class_folder: Path | None = Field(default=None, description="Class images [default: class/ in the run folder]")
-    class_prompt: str | None = Field(default=None, description="Class images' prompt [default: without rare word]")
-    captions: CaptionSource = Field(default="fixed", description="Captions: the instance prompt, or varied templates")
+    num_class_images: int = Field(
+        default=100, ge=1, description="Number of class images; the base generates missing ones"
+    )
+    class_folder: Path | None = Field(
+        default=None, description="Folder of class images [default: class/ in the run folder]"
+    )
+    class_prompt: str | None = Field(
+        default=None, description="Prompt of the class images [default: the instance prompt without the rare word]"
+    )
+    captions: CaptionSource = Field(
+        default="fixed", description="Captions of photos that have none: the instance prompt, or varied templates"
+    )
     resolution: int | None = Field(
         default=None,
         ge=8,
@@ -166,17 +180,17 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     size_conditioning: Literal["crop", "resolution"] = Field(
         default="crop", description="SDXL's size conditioning: each crop's own, or the resolution (published code)"
     )
-    crops: int = Field(default=1, ge=1, le=64, description="Number of different crops of each photo")
+    crops: int = Field(default=1, ge=1, le=64, description="Number of crops of each photo")
     buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
     masked_loss: bool = Field(default=False, description="Weight the loss by the photos' masks or transparency")
-    background_weight: float = Field(default=0.1, ge=0, le=1, description="Background weight of the masked loss")
+    background_weight: float = Field(default=0.1, ge=0, le=1, description="Weight of the background in the masked loss")
     flip: bool = Field(default=True, description="Also train on horizontally flipped photos")
     preview_every: int = Field(default=0, ge=0, description="Steps between previews (0: none)")
     preview_prompt: str | None = Field(default=None, description="Prompt of previews [default: the instance prompt]")
-    preview_images: int = Field(default=1, ge=1, le=64, description="Images in each preview")
-    checkpoint_every: int = Field(default=250, ge=0, description="Steps between checkpoints (0: only when stopped)")
+    preview_images: int = Field(default=1, ge=1, le=64, description="Number of images in each preview")
+    checkpoint_every: int = Field(default=250, ge=0, description="Steps between checkpoints (0: only at the end)")
     report_to: TrackerName = Field(default="none", description="Also log the losses to this tracker")
-    project: str = Field(default="tara", min_length=1, description="The tracker's project")
+    project: str = Field(default="tara", min_length=1, description="Project name in the tracker")
     push_to_hub: bool = Field(default=False, description="Upload the adapter with a model card to the model hub")
     hub_model_id: str | None = Field(default=None, description="Hub repository, OWNER/NAME [default: the run's name]")
     threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads [default: PyTorch's]")
@@ -185,7 +199,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     @classmethod
     def _a_repository_has_a_name_that_the_hub_takes(cls, value: str | None) -> str | None:
         if value is not None and not is_repository(value):
-            raise ValueError(f"is '{value}', which no repository can be called; write it like rex or me/rex")
+            raise ValueError(f"is '{value}', which is not a valid repository name; write it like rex or me/rex")
         return value
 
     @model_validator(mode="after")

@@ -128,7 +128,7 @@ def _object(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
         entries = None
     if not isinstance(entries, dict):
-        raise TaraError(f"'{path}' has a LoRA config that is not a JSON object. Get the file again.")
+        raise TaraError(f"'{path}' has a LoRA config that is not a JSON object. Download the file again.")
     return cast(dict[str, Any], entries)
 
 
@@ -141,8 +141,8 @@ def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
     begun = entries.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGES_THE_BASE):
         raise TaraError(
-            f"'{path}' was begun with init_lora_weights='{begun}', which changed the base, too. Convert it to a plain "
-            "LoRA with PEFT's path_initial_model_for_weight_conversion."
+            f"'{path}' was initialised with init_lora_weights='{begun}', which also changed the base. Convert it to a "
+            "plain LoRA with PEFT's path_initial_model_for_weight_conversion."
         )
     targets = entries.get("target_modules")
     listed = [str(name) for name in cast(list[Any], targets)] if isinstance(targets, list) else []
@@ -158,7 +158,7 @@ def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
             paths=tuple(name for name in listed if name.startswith(ROOTS) and "." in name),
         )
     except (TypeError, ValueError, AttributeError, OverflowError) as failure:
-        raise TaraError(f"'{path}' has a damaged LoRA config ({failure}). Get the file again.") from failure
+        raise TaraError(f"'{path}' has a damaged LoRA config ({failure}). Download the file again.") from failure
 
 
 def _pattern(entries: Mapping[str, Any] | None, kind: Callable[[Any], Number]) -> Pattern[Number]:
@@ -175,4 +175,4 @@ def _check_expression(key: str) -> None:
     """Refuse an expression that could search for ever, with ValueError."""
     simple = len(key) <= LONGEST_EXPRESSION and _EXPRESSION.fullmatch(key) is not None
     if not simple or len(_GAP.findall(key)) > 1 or key.count("(") > MOST_CHOICES:
-        raise ValueError(f"the pattern '{key[:LONGEST_EXPRESSION]}' is too involved")
+        raise ValueError(f"the pattern '{key[:LONGEST_EXPRESSION]}' is too complex")

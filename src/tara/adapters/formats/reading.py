@@ -108,7 +108,9 @@ def _in_folder(folder: Path) -> Path:
     for file in (*sorted(folder.iterdir()), *sorted(folder.glob("unet/*"))):
         if file.suffix in _PICKLES:
             raise _pickle(file)
-    raise TaraError(f"There is no adapter file in the folder '{folder}'. A folder holds {' or '.join(_IN_FOLDERS)}.")
+    raise TaraError(
+        f"There is no adapter file in the folder '{folder}'. tara looks for {' or '.join(_IN_FOLDERS)} there."
+    )
 
 
 def _check_alone(folder: Path) -> None:
@@ -118,8 +120,8 @@ def _check_alone(folder: Path) -> None:
             keys = list(weights.keys())
         if any("lora" in key for key in keys):
             raise TaraError(
-                f"'{file}' has LoRA layers of a text encoder beside those in '{folder / 'unet'}', and tara reads one "
-                f"file for both. Give '{folder / 'unet'}' to do without them."
+                f"'{file}' has LoRA layers of a text encoder in a separate file, which tara does not read. "
+                f"Give '{folder / 'unet'}' to use the U-Net's layers only."
             )
 
 
@@ -143,7 +145,7 @@ def read_lora(path: Path) -> LoraFile:
         if is_embedding(keys):
             raise TaraError(
                 f"'{path}' is a textual inversion, not a LoRA. Load it into the pipeline with diffusers' "
-                "pipe.load_textual_inversion; its word then works beside adapters."
+                "pipe.load_textual_inversion; its word then works together with adapters."
             )
         if CARD_KEY not in header and (family := other_family(keys, header)):
             raise TaraError(
@@ -264,7 +266,7 @@ def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
         elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
             raise _unknown(path, key)
     if not known:
-        raise TaraError(f"'{path}' is a file without weights of a LoRA. Give an adapter file.")
+        raise TaraError(f"'{path}' contains no LoRA weights. Give an adapter file.")
     return known
 
 
@@ -274,8 +276,8 @@ def _by_layer(path: Path, known: Mapping[str, Part]) -> dict[tuple[str, str], di
         keyed = layers.setdefault((part.model, part.layer), {})
         if part.role in keyed:
             raise TaraError(
-                f"'{path}' holds the layer '{part.layer}' twice, as '{keyed[part.role]}' and as '{key}'. Get a file "
-                "of one key style."
+                f"'{path}' has the layer '{part.layer}' twice, as '{keyed[part.role]}' and as '{key}'. Use a file "
+                "with one style of keys."
             )
         keyed[part.role] = key
     return layers
@@ -300,15 +302,15 @@ def _damaged(path: Path, layer: str, fault: str) -> TaraError:
 def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
     """What is wrong with the down matrix (rank, in[, h, w]) and the up matrix (out, rank[, 1, 1]) of a layer."""
     if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
-        return f"has matrices of {_shape(a)} and {_shape(b)}, which are no pair"
+        return f"has matrices of {_shape(a)} and {_shape(b)}, which do not match"
     if 0 in (*a.shape, *b.shape):
         return f"has rank {len(a)}: matrices of {_shape(a)} and {_shape(b)}"
     if a.shape[0] > MOST_RANK:
-        return f"has rank {a.shape[0]}, more than any layer has room for"
+        return f"has rank {a.shape[0]}, more than any layer allows"
     if expected_rank not in (None, a.shape[0]):
         return f"has rank {a.shape[0]}, but its config says {expected_rank}"
     if not (a.is_floating_point() and b.is_floating_point()):
-        return f"is stored as {a.dtype} and {b.dtype}, which are not both real numbers"
+        return f"is stored as {a.dtype} and {b.dtype}, which are not both floating-point types"
     return None if _finite(a) and _finite(b) else "holds NaN or infinite weights"
 
 
@@ -329,17 +331,17 @@ def _check_complete(path: Path, layers: Collection[tuple[str, str]], config: Pef
     missing = [layer for layer in config.paths if (UNET, layer) not in layers]
     if missing:
         raise TaraError(
-            f"'{path}' is damaged: it names {len(config.paths)} layers and lacks {len(missing)} of them, such as "
-            f"'{missing[0]}'. Get the file again, or train the adapter again."
+            f"'{path}' is damaged: its config names {len(config.paths)} layers, but {len(missing)} are missing, such "
+            f"as '{missing[0]}'. Download the file again, or train the adapter again."
         )
 
 
 def _unknown(path: Path, key: str) -> TaraError:
     return TaraError(
-        f"'{path}' holds the key '{key}', which tara does not know. It reads LoRAs for the U-Net of Stable Diffusion "
+        f"'{path}' has the key '{key}', which tara does not know. It reads LoRAs for the U-Net of Stable Diffusion "
         "1.x, 2.x and SDXL in the styles of tara, PEFT, diffusers, kohya and ComfyUI."
     )
 
 
 def _pickle(path: Path) -> TaraError:
-    return TaraError(f"'{path}' is a pickle, which can run code when it is opened. Get it as .safetensors.")
+    return TaraError(f"'{path}' is a pickle file, which can run code when it is opened. Use a .safetensors file.")

@@ -43,7 +43,7 @@ def write_peft(folder: Path, layers: Layers, card: AdapterCard, header: Mapping[
     text = [layer for layer in layers if split_model(layer)[0] != UNET]
     if text:
         raise TaraError(
-            f"A PEFT folder is for one model, and this adapter also changes '{text[0]}'. Convert it to diffusers or "
+            f"A PEFT folder is for one model, but this adapter also changes '{text[0]}'. Convert it to diffusers or "
             "kohya."
         )
     tensors: dict[str, Tensor] = {}

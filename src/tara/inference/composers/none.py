@@ -18,5 +18,5 @@ def class_words(prompt: str, adapters: Adapters) -> str:
 
 
 NONE = Composer(
-    description="no adapters, class words only", masked=True, adapters=lambda adapters: (), prompt=class_words
+    description="no adapters, rare words removed", masked=True, adapters=lambda adapters: (), prompt=class_words
 )

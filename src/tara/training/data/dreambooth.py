@@ -38,7 +38,7 @@ def subject_of(images: Path) -> Subject | None:
             return table[name]
     raise TaraError(
         f"{path} has no row for the folder '{names[0]}'.{nearest(names[0], table)} "
-        "Give the class word yourself (class_word), or add a row to the table."
+        "Give the class word (class_word), or add a row to the table."
     )
 
 

@@ -136,7 +136,7 @@ def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[
     for span in (*rare, of_class):
         if span is not None and not caption.holds(span):
             raise TaraError(
-                f"'{caption.text[slice(*span)]}' lies behind the end of what the text encoder reads of "
+                f"'{caption.text[slice(*span)]}' is beyond the part that the text encoder reads of "
                 f"'{caption.text}'. Shorten the caption."
             )
     return rare, of_class

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tara.errors import TaraError
+from tara.errors import TaraError, first_line
 from tara.storage.files import SMALL, small_text
 from tara.storage.images import on_white, opacity, read_picture
 
@@ -43,7 +43,7 @@ def read_examples(
     files = _files(folder, "the concept's photos")
     photos = [path for path in files if path.suffix != ".txt" and path.name != CAPTION_TABLE]
     if not photos:
-        raise TaraError(f"The folder {folder} holds no photos. Put 3 to 5 photos of the concept there.")
+        raise TaraError(f"The folder {folder} has no photos. Put 3 to 5 photos of the concept there.")
     texts = [path for path in files if path.suffix == ".txt"]
     _refuse_orphans(texts, photos, "describes")
     table = _caption_table(folder, [photo.name for photo in photos])
@@ -77,7 +77,7 @@ def _refuse_orphans(files: Iterable[Path], photos: Iterable[Path], belongs: str)
     stems = {photo.stem for photo in photos}
     for path in files:
         if path.stem not in stems:
-            raise TaraError(f"{path} {belongs} no photo of that name. Rename it, or take it out of the folder.")
+            raise TaraError(f"{path} {belongs} no photo of that name. Rename it, or remove it from the folder.")
 
 
 def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
@@ -94,11 +94,11 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     image = read_picture(path)
     mask = opacity(image) or image.convert("L")  # a cut-out subject: what it leaves opaque
     if mask.getextrema()[1] == 0:
-        raise TaraError(f"{path} shows no subject: it is black all over. Paint white where the subject is.")
+        raise TaraError(f"{path} is entirely black. Paint the subject white.")
     if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:
         raise TaraError(
-            f"{path} is {mask.width} × {mask.height} pixels and its photo, upright, {size[0]} × {size[1]}. "
-            "Give a mask of the photo's shape."
+            f"{path} is {mask.width} × {mask.height} pixels, but its photo (upright) is {size[0]} × {size[1]}. "
+            "Give a mask with the photo's aspect ratio."
         )
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
@@ -115,7 +115,7 @@ def _caption_table(folder: Path, photos: Sequence[str]) -> dict[str, str]:
             captions[str(row["file_name"])] = str(row["text"]).strip()
         except (ValueError, KeyError, TypeError, RecursionError) as failure:
             raise TaraError(
-                f'{path}, line {number} is not {{"file_name": ..., "text": ...}} ({_first_line(failure)}). Correct it.'
+                f'{path}, line {number} is not {{"file_name": ..., "text": ...}} ({first_line(failure)}). Correct it.'
             ) from failure
     for name in captions:
         if name not in photos:
@@ -134,8 +134,4 @@ def _text(path: Path, most: int = SMALL) -> str:
     try:
         return small_text(path, most, encoding="utf-8-sig")  # Windows editors put a mark before the text
     except (OSError, UnicodeDecodeError) as failure:
-        raise TaraError(f"{path} cannot be read as text ({_first_line(failure)}). Save it as UTF-8.") from failure
-
-
-def _first_line(failure: Exception) -> str:
-    return (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise TaraError(f"{path} cannot be read as text ({first_line(failure)}). Save it as UTF-8.") from failure

@@ -55,10 +55,10 @@ def load_checkpoint(path: Path) -> TrainingState:
         plain: dict[str, Any] = dict(json.loads(header[HEADER_KEY]))
         step = int(plain.pop("step"))
         if plain.pop("sha256", whole := _digest(tensors)) != whole:  # older ones have none
-            raise ValueError("its numbers are not those that were written")
+            raise ValueError("its checksum does not match")
     except (TaraError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as failure:
         raise TaraError(
-            f"'{path}' is not a whole checkpoint of tara. Delete it to go on from the one before, or train again."
+            f"'{path}' is not a complete checkpoint of tara. Delete it to resume from the previous one, or train again."
         ) from failure
     return TrainingState(step=step, tensors=tensors, plain=plain)
 

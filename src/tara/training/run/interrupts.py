@@ -16,7 +16,7 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.folder, self.step, self.command = folder, step, resume_command(folder)
         kept = f"step {step} is kept in {folder}" if step else "before the first step"
         again = f" (launched in {processes} processes, as before)" if processes > 1 else ""
-        super().__init__(f"Stopped: {kept}. Go on with: {self.command}{again}")
+        super().__init__(f"Stopped: {kept}. Resume with: {self.command}{again}")
 
 
 def resume_command(folder: Path) -> str:

@@ -42,7 +42,7 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
     if path.is_dir():
         return _moved(_built(path / RUN_SETTINGS, _read_run(path), _from_here, overrides), path)
     if path.suffix != ".toml" and path.exists():
-        raise TaraError(f"{path} is no recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
+        raise TaraError(f"{path} is not a recipe. Give a .toml file with concepts, or a run folder such as rex.run.")
     return _built(path, _read_toml(path), path.parent.joinpath, overrides)
 
 
@@ -138,7 +138,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as failure:
         raise TaraError(f"{path} cannot be read ({failure.strerror}). Give a TOML file with concepts.") from failure
     except UnicodeDecodeError as failure:
-        raise TaraError(f"{path} is not a TOML file: it holds no text. Give one that is saved as UTF-8.") from failure
+        raise TaraError(f"{path} is not a TOML file: it is not UTF-8 text. Save it as UTF-8.") from failure
     except ValueError as failure:
         raise TaraError(f"{path} is not a TOML file: {failure}. Correct that line.") from failure
     except RecursionError as failure:

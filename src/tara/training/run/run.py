@@ -149,7 +149,8 @@ def _prepared(
     settings = inputs.settings
     if state is not None and state.step > settings.steps:
         raise TaraError(
-            f"'{folder.path}' is at step {state.step}, but steps is {settings.steps}. Give {state.step} or more."
+            f"'{folder.path}' is at step {state.step}, but steps is {settings.steps}. Set steps to {state.step} or "
+            "more."
         )
     folders = class_folders(recipe)
     for concept in inputs.concepts if folders and processes.is_main else ():
@@ -195,18 +196,18 @@ def _check_earlier_run(folder: RunFolder, recipe: Recipe) -> None:
     done = folder.steps_done()
     if not done:
         return
-    anew = "start anew with --overwrite (overwrite=True in Python), or give another out"
+    anew = "start again with --overwrite (overwrite=True in Python), or choose another out"
     try:
         wanted = read_recipe(folder.path).settings.steps
     except TaraError as failure:
         raise TaraError(
-            f"'{folder.path}' holds a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
+            f"'{folder.path}' has a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
             f"{anew[0].upper()}{anew[1:]}."
         ) from failure
     if done < wanted or not all(concept.file.exists() for concept in recipe.concepts):
         state = "an unfinished training" if done < wanted else "a training without its adapters"
         raise TaraError(
-            f"'{folder.path}' holds {state} ({done} steps). Go on with `{resume_command(folder.path)}`, {anew}."
+            f"'{folder.path}' has {state} ({done} steps). Resume it with `{resume_command(folder.path)}`, {anew}."
         )
 
 

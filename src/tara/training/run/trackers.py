@@ -66,4 +66,4 @@ def _has_account() -> bool:
 
 
 def _notice(reason: str) -> None:
-    warn(f"No tracker: {reason}. Training goes on; metrics.jsonl holds the same numbers.")
+    warn(f"No tracker: {reason}. Training continues; metrics.jsonl has the same numbers.")
