@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from tara.cli.options import given, with_flags
 from tara.cli.progress import only_our_bars
 from tara.cli.terminal import say
-from tara.errors import TaraError
+from tara.errors import TaraError, installation
 from tara.server.settings import ServerSettings, read_settings
 
 
@@ -37,7 +37,7 @@ def _server(
         from tara.server.app import create_app
         from tara.server.store import Store
     except ImportError as missing:
-        raise TaraError(f"The server needs {missing.name}. Install it: pip install 'tara[server]'.") from missing
+        raise TaraError(f"The server needs {missing.name}. Install it: {installation('server')}.") from missing
     from tara.storage.files import writable_folder
 
     writable_folder(settings.data)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from tara.errors import TaraError
+from tara.errors import TaraError, first_line
 from tara.storage.hub import is_hub_id, not_fetched, one_try
 
 # model types whose class token represents the image

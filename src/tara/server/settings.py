@@ -34,7 +34,6 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
     max_steps: int = Field(default=100, ge=1, le=1000, description="Denoising steps of a request")
     max_side: int = Field(default=1536, ge=8, le=8192, description="Width and height of a request in pixels")
     drain_seconds: float = Field(default=60, ge=0, le=3600, description="Time for images in flight after SIGTERM")
-    log_prompts: bool = Field(default=False, description="Write prompts to the log")
 
     @property
     def is_local(self) -> bool:
