@@ -17,7 +17,7 @@ import tiny_bases
 from tara.adapters.adapter import Adapter
 from tara.core.lora import LowRank
 from tara.core.regions import labels_at
-from tara.errors import TaraError
+from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.families.processors import KEY
 from tara.inference.active_adapter import ActiveAdapter
@@ -223,6 +223,19 @@ def test_all_parts_of_a_file_act_in_the_region_only(sd_pipe: Any) -> None:
         moved = moved.unflatten(1, (8, 8)) if kernel is None else moved.movedim(1, -1)
         torch.testing.assert_close(change[:, :, :4], moved[:, :, :4], rtol=1e-3, atol=1e-4)
         assert not change[:, :, 4:].any()
+
+
+def test_a_delta_of_a_layer_without_a_place_in_the_image_is_left_out_with_a_note(sd_pipe: Any) -> None:
+    base, path = Base(sd_pipe), "mid_block.resnets.0.time_emb_proj"
+    d_in, d_out = base.projection_sizes(path)
+    adapter = Adapter(_two(sd_pipe)[0].adapter.card, {path: LowRank(torch.ones(2, d_in), torch.ones(d_out, 2), 1.0)})
+    concept = Concept(ActiveAdapter(adapter), (), parse_places(["xlo=left"], ["xlo"])["xlo"])
+    state, module, inputs = ConfinedAdapters(base, [[concept]], guided=False), base.layer(path), torch.randn(1, d_in)
+    with confined(base, state):
+        state.begin_call(module, (torch.zeros(1, 4, 16, 16), 500), {"cross_attention_kwargs": {KEY: _Text(state)}})
+        with pytest.warns(TaraWarning, match="one value for the whole image"):
+            ours = module(inputs)
+    assert torch.equal(ours, module(inputs))
 
 
 class _Text:

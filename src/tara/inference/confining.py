@@ -16,6 +16,7 @@ from tara.core.attention_maps import RunningMean, map_size, word_maps
 from tara.core.cells import CellBlocks, cell_blocks
 from tara.core.lora import LowRank
 from tara.core.regions import assigned, labels_at, region_scores
+from tara.errors import warn
 from tara.families.base import Base
 from tara.families.processors import KEY, Watch
 from tara.inference.active_adapter import ActiveAdapter
@@ -164,6 +165,12 @@ class ConfinedAdapters:
         if not self._acting:
             return None
         x: Tensor = args[0]
+        if x.ndim == 2:  # one vector per row, such as the timestep's
+            warn(
+                f"The layer '{path}' computes one value for the whole image, so no region can have its own: the "
+                "adapters' deltas of this layer have no effect with the composer 'regions'."
+            )
+            return None
         low_rank = self.deltas[path]
         if x.ndim == 3:
             return self._blocks_at(x.shape[1])[1].add_delta(output, low_rank, x)
