@@ -135,7 +135,7 @@ def test_a_base_with_only_cross_attention_is_refused() -> None:
 
 
 def test_something_without_a_known_family_is_refused() -> None:
-    with pytest.raises(TaraError, match="A object is of no family that tara knows"):
+    with pytest.raises(TaraError, match="A object belongs to no family that tara knows"):
         Base(object())
 
 

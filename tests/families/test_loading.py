@@ -163,7 +163,7 @@ def test_a_single_file_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
     del weights["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     configs = configs_of(pipe, tmp_path / "sd1")
-    lacking = r"is not whole: its text_encoder lacks '(text_model\.)?final_layer_norm\.weight'"
+    lacking = r"is incomplete: its text_encoder lacks '(text_model\.)?final_layer_norm\.weight'"
     with pytest.raises(TaraError, match=lacking):
         load_single_file(
             tmp_path / "model.safetensors", torch.float32, configs=configs, contents=Contents(family="sd1")
@@ -412,7 +412,7 @@ def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
         with pytest.raises(TaraError, match=r"Did you mean 'sd15'\? Families: sd15, sdxl\."):
             load_base(name, device="cpu")
     (tmp_path / "model.png").write_bytes(b"")
-    with pytest.raises(TaraError, match=r"model\.png' is no base"):
+    with pytest.raises(TaraError, match=r"model\.png' is not a base"):
         load_base(tmp_path / "model.png", device="cpu")
 
 

@@ -47,7 +47,7 @@ def test_its_attentions_are_found_by_the_familys_names(base: Base) -> None:
 
 
 def test_without_the_family_the_pipeline_is_refused_by_name() -> None:
-    with pytest.raises(TaraError, match="A MixerPipeline is of no family that tara knows"):
+    with pytest.raises(TaraError, match="A MixerPipeline belongs to no family that tara knows"):
         Base(made_up_family.pipeline())
 
 

@@ -75,8 +75,8 @@ def test_both_files_of_a_peft_adapter_are_fetched(hub: Hub, here: Path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("me/several", "holds 2 .safetensors files.*such as me/several/a.safetensors"),
-        ("me/none", "'me/none' holds 0 .safetensors files"),
+        ("me/several", "has 2 .safetensors files.*such as me/several/a.safetensors"),
+        ("me/none", "'me/none' has 0 .safetensors files"),
     ],
 )
 def test_a_repository_that_does_not_stand_for_one_file_says_so(name: str, sentence: str, hub: Hub, here: Path):

@@ -88,7 +88,7 @@ def test_a_heic_photo_without_its_package_names_the_extra(tmp_path: Path, monkey
 def test_a_broken_heic_photo_is_named(tmp_path: Path):
     pytest.importorskip("pillow_heif")
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(TaraError, match=r"IMG_1\.HEIC is not a whole image"):
+    with pytest.raises(TaraError, match=r"IMG_1\.HEIC is not a complete image"):
         read_image(tmp_path / "IMG_1.HEIC")
 
 

@@ -61,7 +61,7 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path):
 
 def test_a_file_that_is_no_image_is_named(photos: Path):
     (photos / "notes.pdf").write_bytes(b"%PDF-1.4 no picture")
-    with pytest.raises(TaraError, match=r"notes\.pdf is not a whole image"):
+    with pytest.raises(TaraError, match=r"notes\.pdf is not a complete image"):
         read_examples(photos, TEMPLATES)
 
 
@@ -71,13 +71,13 @@ def test_a_truncated_image_is_named(tmp_path: Path, suffix: str):
     whole = tmp_path / f"half{suffix}"
     Image.fromarray(noise).save(whole)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(TaraError, match=r"half.* is not a whole image"):
+    with pytest.raises(TaraError, match=r"half.* is not a complete image"):
         read_examples(tmp_path, TEMPLATES)
 
 
 def test_a_picture_too_large_to_be_meant_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # twice as many are an error
-    with pytest.raises(TaraError, match=r"a\.png is not a whole image \(Image size"):
+    with pytest.raises(TaraError, match=r"a\.png is not a complete image \(Image size"):
         read_examples(photos, TEMPLATES)
 
 

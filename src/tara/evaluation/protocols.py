@@ -75,7 +75,7 @@ def group_prompts(
             raise TaraError(f"The prompt '{prompt}' does not say where the subjects go. Write {SUBJECTS} there.")
     chosen = [_group(text, trained) for text in groups] or list(combinations(trained, 2))
     if not chosen:
-        raise TaraError(f"{len(trained)} is not enough subjects for a pair. Give --adapter at least twice.")
+        raise TaraError(f"A pair needs two subjects, but only {len(trained)} is given. Give --adapter at least twice.")
     planned: list[EvaluationPrompt] = []
     for group in chosen:
         subjects = [one.subject for one in group]

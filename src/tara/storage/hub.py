@@ -92,7 +92,7 @@ def _only_adapter(repository: str) -> Path:
     if len(files) == 1:
         return fetch_file(repository, files[0])
     such = f", such as {repository}/{files[0]}" if files else ""
-    raise TaraError(f"'{repository}' has {len(files)} .safetensors files. Name the one of the adapter{such}.")
+    raise TaraError(f"'{repository}' has {len(files)} .safetensors files. Give the adapter's path in it{such}.")
 
 
 def _fetched_before(repository: str, failure: Exception) -> Path:
