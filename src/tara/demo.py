@@ -1,4 +1,4 @@
-"""The demo: two subjects, each learned from five images, generated together in three ways and scored."""
+"""The demo: trains two subjects from five images each, generates them together in three ways, and scores the images."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""What a user is told when something cannot be done."""
+"""Errors and warnings for users."""
 
 import warnings
 from collections.abc import Iterable

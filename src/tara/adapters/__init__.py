@@ -1,1 +1,1 @@
-"""The adapter file: its low-rank layers, its card, and everybody's formats. Knows no loaded base."""
+"""Adapter files: low-rank layers, card, and the formats of other tools. Does not import bases."""

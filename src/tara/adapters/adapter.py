@@ -1,4 +1,4 @@
-"""The adapter: low-rank weights that say themselves what they are."""
+"""The adapter: low-rank layers and the card that describes them."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What an adapter file says about itself."""
+"""The card: the record in the header of an adapter file."""
 
 from collections import Counter
 from collections.abc import Mapping

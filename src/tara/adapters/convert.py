@@ -1,4 +1,4 @@
-"""An adapter as another tool's file."""
+"""Writes an adapter in the format of another tool."""
 
 import tempfile
 from collections.abc import Callable, Mapping

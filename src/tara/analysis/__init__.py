@@ -1,1 +1,1 @@
-"""Where the words of a prompt attend, and composers side by side."""
+"""Attention maps of the words of a prompt, and comparison of composers."""

@@ -1,4 +1,4 @@
-"""A request to images and the attention maps of its rare and class words."""
+"""Generates images and records the attention maps of their rare words and class words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Attention maps as a page, a contact sheet and a file of scores."""
+"""Writes attention maps as a page, a contact sheet and a JSON file of scores."""
 
 import json
 import re

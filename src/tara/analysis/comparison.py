@@ -1,4 +1,4 @@
-"""One request with several composers: images side by side, and the cost of each composer."""
+"""Runs one request with several composers: images side by side, and the cost of each composer."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Attention maps of words while images are generated: running means that leave the images unchanged."""
+"""Records attention maps during generation, as running means; the images do not change."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Every failure is one sentence and a number."""
+"""The command line: parse, call, print. Every failure is a one-sentence message and an exit code."""
 
 import shlex
 import sys

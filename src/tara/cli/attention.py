@@ -1,4 +1,4 @@
-"""`tara attention`: where each rare word of a prompt attends, and its class word beside it."""
+"""`tara attention`: attention maps of each rare word and its class word."""
 
 from __future__ import annotations
 

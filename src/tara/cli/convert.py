@@ -1,4 +1,4 @@
-"""`tara convert`: an adapter as another tool's file, and back."""
+"""`tara convert`: writes an adapter in another tool's format."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""`tara demo`: two subjects from photos to one image, on the embedded base."""
+"""`tara demo`: trains two subjects and generates them together, on the embedded base."""
 
 import json
 from pathlib import Path

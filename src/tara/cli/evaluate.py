@@ -1,4 +1,4 @@
-"""`tara evaluate`: images, generated for it or existing ones, scored subject by subject."""
+"""`tara evaluate`: scores generated or existing images, subject by subject."""
 
 from __future__ import annotations
 

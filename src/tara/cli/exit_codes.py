@@ -1,4 +1,4 @@
-"""A command's exit code and, after a failure, its one sentence."""
+"""The exit code of a command, and the one-sentence message of a failure."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`tara generate`: a prompt, adapters and seeds to images that remember how they were made."""
+"""`tara generate`: generates images from a prompt, adapters and seeds, and stores their provenance."""
 
 from __future__ import annotations
 

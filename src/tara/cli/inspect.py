@@ -1,4 +1,4 @@
-"""`tara inspect`: what an adapter file says about itself."""
+"""`tara inspect`: shows the card and the layers of an adapter file."""
 
 from __future__ import annotations
 

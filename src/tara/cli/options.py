@@ -1,4 +1,4 @@
-"""Flags from settings: a model's fields, with their descriptions, become a command's options."""
+"""Options of commands, made from the fields of settings models and their descriptions."""
 
 import functools
 import inspect

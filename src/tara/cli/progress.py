@@ -1,4 +1,4 @@
-"""One line that tells how far a command is, and how long it will still take."""
+"""The progress bar: one line with the progress of a command and the remaining time."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the commands that generate images share: their flags, and the request that these fill."""
+"""The flags that the generating commands share, and the request made from them."""
 
 from __future__ import annotations
 

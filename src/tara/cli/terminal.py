@@ -1,4 +1,4 @@
-"""Text on its way to a terminal: what files and users wrote is shown, and never obeyed."""
+"""Output to the terminal: control characters in text from files and users are made visible, never executed."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`tara train`: photos to adapter files, from flags or from a TOML recipe."""
+"""`tara train`: trains adapters from photos, by flags or by a TOML recipe."""
 
 from __future__ import annotations
 

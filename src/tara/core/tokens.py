@@ -1,4 +1,4 @@
-"""Where a word is in a tokenized prompt."""
+"""The positions of a word in a tokenized prompt."""
 
 import re
 import unicodedata

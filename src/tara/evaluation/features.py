@@ -1,4 +1,4 @@
-"""A cache on disk for the outputs of models: an interrupted or repeated evaluation computes nothing twice."""
+"""A cache on disk for model outputs, so that an interrupted or repeated evaluation computes nothing twice."""
 
 import hashlib
 import io

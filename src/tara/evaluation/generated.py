@@ -1,4 +1,4 @@
-"""Generates the images of an evaluation; existing ones are kept, so that an interrupted command continues."""
+"""Generates the images of an evaluation; existing images are kept, so an interrupted command can be continued."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From scored images to metrics: means with intervals, paired differences, confusion counts."""
+"""Metrics from the scores of images: means with intervals, paired differences, confusion counts."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Pretrained models of transformers by hub id or folder: image encoders, CLIP and open-vocabulary detectors.
+"""Pretrained transformers models by hub id or folder: image encoders, CLIP and open-vocabulary detectors.
 
 Each refuses (TaraError) a model that cannot be loaded or is of another type. Its ``key`` identifies it in a cache.
 """

@@ -1,4 +1,4 @@
-"""Which prompts are evaluated: groups of subjects in a few places, or the prompts of the DreamBooth data set."""
+"""The prompts of an evaluation: groups of subjects in a few places, or the prompts of the DreamBooth data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Detects subjects by their class words and identifies them by the similarity to their photos."""
+"""Detects subjects by their class words, and identifies them by similarity to their photos."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""From the detections in an image to scores of its subjects: pure functions of arrays."""
+"""Scores of the subjects in an image, computed from its detections: pure functions of arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

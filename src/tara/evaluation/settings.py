@@ -1,4 +1,4 @@
-"""Settings of an evaluation: every option once, for Python and the command line."""
+"""All settings of an evaluation, defined once for Python and the command line."""
 
 from pydantic import BaseModel, Field
 

@@ -1,4 +1,4 @@
-"""Which subjects an image should show: subjects, their photos, and where a prompt names them."""
+"""The subjects that an image should show: their photos, and where a prompt names them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Bases as loaded, and what differs between base families, one file each. Knows nothing of adapter files."""
+"""Loaded bases, and the differences between base families, one file each. Does not import adapters."""

@@ -1,4 +1,4 @@
-"""A base as loaded: its pipeline, its family, and what training and inference ask of both."""
+"""A loaded base: its pipeline, its family, and the methods that training and inference need."""
 
 import hashlib
 from collections.abc import Generator, Sequence

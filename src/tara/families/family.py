@@ -1,4 +1,4 @@
-"""What a base family is: data, and the few functions in which families differ."""
+"""The definition of a base family: data, and the few functions in which families differ."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

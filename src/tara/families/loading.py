@@ -1,4 +1,4 @@
-"""Bases by name: a short name, a pipeline folder, a checkpoint file or a hub id becomes a loaded base."""
+"""Loads a base from a short name, a pipeline folder, a checkpoint file or a hub id."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Attention processors that give each row of a network call its own text keys and values."""
+"""Attention processors that use separate text keys and values for each row of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The families that tara knows. A new one is a file beside this one and an entry in both tables."""
+"""The supported families. A new family is a file in this folder and an entry in both tables here."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

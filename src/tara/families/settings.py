@@ -1,4 +1,4 @@
-"""Which base is loaded, and how it runs: settings that training and generation share."""
+"""Settings of the base and its execution, shared by training and generation."""
 
 from typing import Any, Literal
 

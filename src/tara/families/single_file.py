@@ -1,4 +1,4 @@
-"""Checkpoints in the original layout: one ``.safetensors`` file that holds a whole Stable Diffusion.
+"""Checkpoints in the original layout: one ``.safetensors`` file with all of Stable Diffusion.
 
 Nothing is downloaded: the configs of diffusers' pipelines and the merges of CLIP's tokenizer are in this package.
 """

@@ -1,4 +1,4 @@
-"""Prompts to tokens and embeddings, as diffusers' pipelines with CLIP-like tokenizers encode them."""
+"""Tokenizes and encodes prompts as diffusers' pipelines with CLIP-like tokenizers do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

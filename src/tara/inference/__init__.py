@@ -1,1 +1,1 @@
-"""Prompt and adapters to images: request, binding, text keys and values, composers. Knows nothing of training."""
+"""From prompt and adapters to images: request, binding, text keys and values, composers. Does not import training."""

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt each adapter acts on."""
+"""Binds adapters to the tokens of a prompt on which they act."""
 
 import warnings
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""How a base runs: compiled, with attention in slices, or with parts that wait in the CPU's memory."""
+"""Execution of a base: compiled, with attention slicing, or with models offloaded to CPU memory."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Deltas that act on everything, added to the base's weights for a while and taken out exactly."""
+"""Fuses deltas into the base's weights, and restores the weights exactly."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager

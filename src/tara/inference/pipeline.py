@@ -1,4 +1,4 @@
-"""Requests to images: ``tara.Pipeline``."""
+"""``tara.Pipeline``: generates images from requests."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

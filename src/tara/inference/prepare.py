@@ -1,4 +1,4 @@
-"""Prompts and adapters to the arguments of a stock diffusers pipeline call."""
+"""Turns prompts and adapters into the arguments of a stock diffusers pipeline call."""
 
 import inspect
 from collections.abc import Generator, MutableMapping, Sequence

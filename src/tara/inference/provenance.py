@@ -1,4 +1,4 @@
-"""How an image was made, kept inside its own PNG file."""
+"""The provenance of an image, stored in its PNG file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be generated: the one object that Python, the command line and every other way in fill."""
+"""The generation request: the one object that Python and the command line fill."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What is asked of an image: one settings model and one request for Python, command line and everything else."""
+"""All settings of a generation, defined once for Python and the command line."""
 
 import inspect
 from collections.abc import Mapping

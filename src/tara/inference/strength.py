@@ -1,4 +1,4 @@
-"""How large an adapter's deltas are beside the weights that they change."""
+"""The norm of an adapter's deltas relative to the weights that they change."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Adapters and prompts to the text's keys and values, once for all denoising steps."""
+"""Computes the text's keys and values from prompts and adapters, once for all denoising steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

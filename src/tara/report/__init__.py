@@ -1,1 +1,1 @@
-"""Pages, contact sheets, plots and command lines for people. Knows neither adapters nor bases."""
+"""HTML pages, contact sheets, plots and command lines. Imports neither adapters nor bases."""

@@ -1,4 +1,4 @@
-"""What pages and sheets show: rows of images with their words, and tables."""
+"""The content of pages and contact sheets: rows of captioned images, and tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

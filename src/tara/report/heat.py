@@ -1,4 +1,4 @@
-"""A map over an image, in colours."""
+"""A map as a coloured overlay on an image."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Grids, plots and tables as one HTML page that needs no other file."""
+"""Grids, plots and tables as one self-contained HTML page."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""A grid as one image, for `sheet.png`."""
+"""A grid as one image, the contact sheet."""
 
 import textwrap
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Files, images, locks and the model hub. Knows nothing of diffusion."""
+"""Files, images, locks and the model hub. Nothing here depends on diffusion."""

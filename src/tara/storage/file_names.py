@@ -1,4 +1,4 @@
-"""Words and names of people and files as parts of a file's name."""
+"""Words and names made safe for use in file names."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and texts that are read only when they are small."""
+"""Atomic writing of files, and reading of text files with a size limit."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""The model hub: names on it, files from it, folders to it, and what to say when it does not answer."""
+"""The model hub: hub ids, downloads, uploads, and the errors if it cannot be reached."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""One picture file as an upright picture in sRGB: rotation, colour profile, transparency, and HEIC as phones write."""
+"""Reads an image file as an upright sRGB image: EXIF rotation, colour profile, transparency, HEIC."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that ends with its process, however that ends."""
+"""A lock on a folder for one run at a time; it ends with its process, even if that is killed."""
 
 import os
 import platform

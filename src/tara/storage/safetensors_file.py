@@ -1,4 +1,4 @@
-"""The safetensors container, opened only once its header is known to be small."""
+"""Opens safetensors files, after a check of the size of their header."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

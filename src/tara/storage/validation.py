@@ -1,4 +1,4 @@
-"""Values from users to a settings model; what is wrong with one is told in one sentence."""
+"""Builds a settings model from user values; an invalid value gives a one-sentence error."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Photos to adapters: settings, data, batches, the loop. `training.run` writes files, `training.data` reads photos."""
+"""From photos to adapters: settings, batches, the loop. `training.run` writes files, `training.data` reads photos."""

@@ -1,4 +1,4 @@
-"""Concepts made ready for training: photos, words and base are checked, then images and captions are encoded."""
+"""Prepares concepts for training: checks photos, words and base, then encodes images and captions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Training in several processes, started by `accelerate launch` or `torchrun`.
 
-Each process makes its share of every step's network calls; the first one, the main process, alone writes and prints.
-They wait for one another at `Processes.barrier`, where a failure of one ends all of them.
+Each process runs its share of every step's network calls. Only the main process writes files and prints. The processes
+wait for each other at `Processes.barrier`; a failure in one process ends all of them there.
 """
 
 import os

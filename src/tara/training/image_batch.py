@@ -1,4 +1,4 @@
-"""The images of one network call in training: concept by concept, ``[photos..., class images...]`` in each."""
+"""The images of one training batch: concept by concept, ``[photos..., class images...]`` in each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Training: concepts become adapters, one step at a time, several of them side by side in each call of the network."""
+"""The training loop: several concepts share each forward pass of the network and train independent adapters."""
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Stops a training whose numbers are NaN or infinite, and names the likely cause."""
+"""Stops a training in which numbers are NaN or infinite, and names the probable cause."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One optimiser per concept: schedule, clipping, loss scale and skipped steps are each concept's own."""
+"""One optimiser per concept, each with its own schedule, clipping, loss scale and skipped steps."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Every setting of a training run, defined once for Python, the command line and TOML."""
+"""All settings of a training run, defined once for Python, the command line and TOML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of one network call in training: every row's keys and values with its own concept's deltas."""
+"""The text of one training batch: keys and values of every row, with the deltas of its concept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

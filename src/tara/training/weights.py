@@ -1,4 +1,4 @@
-"""The low-rank factors of several concepts, side by side in one tensor."""
+"""The low-rank factors of several concepts in one flat tensor."""
 
 from collections.abc import Mapping, Sequence
 

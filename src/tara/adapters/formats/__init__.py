@@ -1,1 +1,1 @@
-"""Everybody's LoRA files, both ways: keys to layers and layers to keys."""
+"""Reads and writes the LoRA files of other tools: keys to layers, and layers to keys."""

@@ -1,4 +1,4 @@
-"""A card in the header keys that other tools show: Stability's ``modelspec.*`` and kohya's ``ss_*``."""
+"""The card as header keys of other tools: Stability's ``modelspec.*`` and kohya's ``ss_*``."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Names of layers: diffusers' paths, the same with underscores for dots, and the blocks of the sgm U-Net."""
+"""Layer names: diffusers' paths, the same with underscores instead of dots, and the blocks of the sgm U-Net."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What PEFT's ``LoraConfig`` says about the scale of each layer."""
+"""The scale of each layer according to PEFT's ``LoraConfig``."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Any LoRA file to pairs of matrices by layer; what a pair cannot stand for is refused by name, never dropped."""
+"""Reads any LoRA file into pairs of matrices by layer; anything else in it is refused by name, never skipped."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping

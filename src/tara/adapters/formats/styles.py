@@ -1,4 +1,4 @@
-"""How each tool names the parts of a low-rank delta in its files."""
+"""The key names that each tool uses for the parts of a low-rank delta."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Layers and a card to each tool's file: its key names, its tensors, its header."""
+"""Writes layers and a card in each tool's format: its key names, its tensors, its header."""
 
 import json
 from collections.abc import Mapping

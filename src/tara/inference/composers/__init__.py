@@ -1,4 +1,4 @@
-"""Composers by name: the ways to combine several adapters in one prompt. One file each, one signature."""
+"""Composers by name: ways to combine several adapters in one prompt. One file each, one signature."""
 
 from __future__ import annotations
 

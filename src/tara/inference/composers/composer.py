@@ -1,4 +1,4 @@
-"""What a composer is: which adapters act in a network evaluation, where they act, and on which prompt."""
+"""The definition of a composer: the adapters that act in a network evaluation, their tokens, and the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merges: several adapters become one plain LoRA, layer by layer, before anything is generated.
+"""Merging: several adapters become one plain LoRA, layer by layer, before generation.
 
 - TIES (Yadav et al., NeurIPS 2023, arXiv 2306.01708): of each delta matrix the largest fifth of the entries stays, as
   in the paper; an entry of the merged matrix is the mean of those that have its elected sign.

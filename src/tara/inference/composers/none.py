@@ -1,4 +1,4 @@
-"""The base's own image: the prompt with class words only, without any adapter."""
+"""The base without adapters: rare words are removed from the prompt."""
 
 from tara.core.tokens import with_class_words
 from tara.inference.composers.composer import Adapters, Composer

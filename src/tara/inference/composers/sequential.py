@@ -1,13 +1,13 @@
-"""Composers that take several network evaluations a step, each with one adapter alone, and go on with their mean.
+"""Composers that evaluate the network with one adapter at a time: in turn, or all of them with the mean prediction.
 
 - LoRA Switch (Zhong et al., Multi-LoRA Composition, TMLR 2024, arXiv 2402.16843): number ``floor(i / every) mod k`` of
   k adapters, in the order given, acts at denoising step i. The authors switch every 5 of their 100 or 200 steps; with
-  the 20 to 50 steps of today's samplers, every step comes nearest.
+  the usual 20 to 50 steps, switching at every step is closest to that.
 - LoRA Composite (the same paper): ``e = 1/k sum_i [e_i(z, no text) + g (e_i(z, text) - e_i(z, no text))]`` at every
   step. Guidance is linear in the predictions, so the pipeline guides their mean, which is the same.
 
-Nothing of this touches the composers that take one evaluation: the denoiser's ``forward`` is replaced inside
-`evaluated` only.
+Composers with one evaluation per step are not affected: the denoiser's ``forward`` is replaced inside `evaluated`
+only.
 """
 
 from __future__ import annotations

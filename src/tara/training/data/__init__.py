@@ -1,1 +1,1 @@
-"""A folder of photos to what the loop reads: captions, crops, masks, encoded latents and texts."""
+"""From a folder of photos to training data: captions, crops, masks, encoded latents and texts."""

@@ -1,4 +1,4 @@
-"""Caption templates: the instance prompt, varied captions around it, and a prompt that names several concepts."""
+"""Caption templates: the instance prompt, varied captions, and a prompt that names several concepts."""
 
 from collections.abc import Iterable
 

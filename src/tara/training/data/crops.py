@@ -1,4 +1,4 @@
-"""Which part of a photo a training image shows, at which size, and the conditioning on sizes that goes with it."""
+"""The crop of a photo and its size in a training image, with SDXL's size and crop conditioning."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""The table of the DreamBooth data set: class words of its folders, and the prompts for each class."""
+"""The table of the DreamBooth data set: the class words of its folders, and the prompts for each class."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the frozen autoencoder and text encoders make of a concept, computed once before training."""
+"""Latents and text embeddings of a concept, computed once before training."""
 
 from dataclasses import dataclass
 

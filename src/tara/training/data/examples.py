@@ -1,4 +1,4 @@
-"""A folder of photos as examples: upright RGB images, their captions, and masks of the subject."""
+"""Reads a folder of photos: upright RGB images, their captions, and masks of the subject."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

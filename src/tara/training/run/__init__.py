@@ -1,1 +1,1 @@
-"""A training from photos to files: run folder, checkpoints, previews, trackers, Ctrl-C."""
+"""A training run with its files: run folder, checkpoints, previews, trackers, Ctrl-C."""

@@ -1,4 +1,4 @@
-"""What goes to the hub: a folder of adapters, images and a model card."""
+"""The folder that is uploaded to the hub: adapters, images and a model card."""
 
 import json
 import shlex

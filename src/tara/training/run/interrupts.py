@@ -1,4 +1,4 @@
-"""Ctrl-C in a training run: when it takes effect, and what it leaves."""
+"""Ctrl-C in a training run: when it takes effect, and what is saved."""
 
 import shlex
 import signal

@@ -1,4 +1,4 @@
-"""Images of the concepts during training, and the check of their prompt."""
+"""Preview images during training, and the check of their prompt."""
 
 from tara.core.tokens import word_spans
 from tara.errors import TaraError

@@ -1,4 +1,4 @@
-"""Recipes in files: a TOML file with concepts, or the folder of an earlier run."""
+"""Reads recipes: a TOML file with concepts, or the folder of an earlier run."""
 
 import json
 import tomllib

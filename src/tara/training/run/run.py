@@ -1,4 +1,4 @@
-"""A training run from photos to files, for Python and the command line."""
+"""A whole training run, for Python and the command line."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The steps of a run with what belongs to each: metrics, tracker, checkpoints, previews, and Ctrl-C."""
+"""The steps of a run, with metrics, tracker, checkpoints, previews, and Ctrl-C."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Losses to TensorBoard or Weights & Biases; one that fails is a warning, and no failure of the run."""
+"""Logs losses to TensorBoard or Weights & Biases; if a tracker fails, there is a warning and training continues."""
 
 import os
 from collections.abc import Callable, Mapping
