@@ -166,7 +166,7 @@ PEFT_CONFIGS = {
     "an expression without an end": ({"alpha_pattern": {"((a+)+)+b": 3}}, "is too complex"),
     "another rank": ({"r": 9}, "has rank 4, but its config says 9"),
     "an infinite alpha": ({"lora_alpha": float("inf")}, "alpha that is not a number"),
-    "a layer that is not there": ({"target_modules": [PATH, "mid_block.attentions.0.proj_in"]}, "names 2 .* 1 are missing"),
+    "a layer that is not there": ({"target_modules": [PATH, "mid_block.attentions.0.proj_in"]}, "names 2 .* are missing"),
 }  # fmt: skip
 
 

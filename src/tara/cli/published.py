@@ -66,7 +66,7 @@ refused resume_from_checkpoint=latest # training continues from the newest check
 ignored center_crop? # images are always cropped to their central square
 ignored sample_batch_size prior_generation_precision # class images are generated like all others
 ignored logging_dir allow_tf32? enable_xformers_memory_efficient_attention? local_rank # no equivalent is needed
-refused lr_num_cycles=1 lr_power=1|1.0 adam_beta1=0.9 adam_beta2=0.999 adam_epsilon=1e-08|1e-8 # the value is fixed
+refused lr_num_cycles=1 lr_power=1|1.0 adam_beta1=0.9 adam_beta2=0.999 adam_epsilon=1e-08|1e-8 # it is fixed
 refused train_text_encoder?=false # text encoders are not trained
 refused num_train_epochs # training is counted in steps, --max_train_steps"""
 SD = f"""{TRAINING}
@@ -74,7 +74,7 @@ learning_rate:learning_rate=1e-4 adam_weight_decay:weight_decay=1e-2 lora_r:rank
 validation_steps:preview_every=100 wandb_project_name:project=tara
 wandb_key # API key for wandb; `wandb login` is safer
 ignored num_dataloader_workers no_tracemalloc? # no equivalent is needed
-ignored lora_text_encoder_r lora_text_encoder_alpha lora_text_encoder_dropout lora_text_encoder_bias # it is not trained
+ignored lora_text_encoder_r lora_text_encoder_alpha lora_text_encoder_dropout lora_text_encoder_bias # not trained
 refused use_lora!?=true # only adapters are trained
 refused lora_dropout=0|0.0 lora_bias=none # adapters have neither dropout nor bias
 refused tokenizer_name # the base model has its own tokenizer"""
@@ -89,7 +89,7 @@ refused with_cross_attn_reg?=false # the paper's loss is --with_align_loss
 refused validation_epochs # previews are counted in steps, --validation_steps
 refused dataset_name dataset_config_name image_column=image caption_column # --instance_data_dir has images and captions
 refused cache_dir # the environment variable HF_HUB_CACHE sets it
-refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # the value is fixed"""
+refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # fixed"""
 GENERATION = f"""{BASE} num_inference_steps:steps=50 guidance_scale:guidance_scale
 negative_prompt:negative_prompt height:height width:width
 device # cuda, mps or cpu; the best one available if left out
@@ -311,7 +311,7 @@ def _names(arguments: Arguments, flag: str) -> list[str]:
     try:
         return TypeAdapter(list[str]).validate_json(text) if text.startswith("[") else [text] if text else []
     except ValidationError:
-        raise TaraError(f"""--{flag} {text} is no list of names. Write it like --{flag}='["a", "b"]'.""") from None
+        raise TaraError(f"""--{flag} {text} is not a list of names. Write it like --{flag}='["a", "b"]'.""") from None
 
 
 def _with_word(spec: str, word: str, prompt: str) -> str:
