@@ -28,7 +28,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.slow
 # its styles are trained as subjects are, of which a user is warned
-@pytest.mark.filterwarnings("ignore:.*learned better with:tara.errors.TaraWarning")
+@pytest.mark.filterwarnings("ignore:.*trains better with:tara.errors.TaraWarning")
 def test_the_study_reports_one_default_row_for_each_kind_of_prompt(study: ModuleType):
     result = study.run(3, quick=False)
     assert (result["quick"], result["subjects_seed"]) == (False, 3)

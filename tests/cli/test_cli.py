@@ -359,7 +359,7 @@ def test_a_bad_recipe_is_refused_by_name(toml: str, part: str, here: Path, refus
 def test_an_adapter_in_a_recipes_place_is_told_what_a_recipe_is(trained: Path, here: Path, refused: Any):
     said = refused("train", trained / "rex.safetensors")
     assert said.endswith(
-        "rex.safetensors is no recipe. Give a .toml file with concepts, or a run folder such as rex.run."
+        "rex.safetensors is not a recipe. Give a .toml file with concepts, or a run folder such as rex.run."
     )
     shutil.copy(trained / "rex.safetensors", "rex.toml")
     assert "rex.toml is not a TOML file: it holds no text" in refused("train", "rex.toml")

@@ -110,7 +110,7 @@ def test_a_list_names_images_without_provenance(photos: list[str], here: Path, r
         assert said in refused("evaluate", "folder", "list.json", *photos)
     for text, said in (
         ("[", "is not a JSON file"),
-        ("{}", "is no list"),
+        ("{}", "is not a list"),
         ("[]", "is not a list of images"),
     ):
         (here / "list.json").write_text(text, encoding="utf-8")

@@ -71,9 +71,9 @@ def test_the_first_dino_is_read_without_its_pooler(tiny: Path):
     ("model", "name", "said"),
     [
         (VisionEncoder, "facebook/dinov2-base", "`hf download facebook/dinov2-base`"),
-        (VisionEncoder, "clip", "is of the type clip. Give a model of one of these: dinov2"),
-        (ClipEncoder, "dinov2", "is of the type dinov2. Give a model of one of these: clip"),
-        (Detector, "dinov2", "Give a model of one of these: owlv2, owlvit, grounding-dino"),
+        (VisionEncoder, "clip", "has the model type clip. Give a model of one of these types: dinov2"),
+        (ClipEncoder, "dinov2", "has the model type dinov2. Give a model of one of these types: clip"),
+        (Detector, "dinov2", "Give a model of one of these types: owlv2, owlvit, grounding-dino"),
         (VisionEncoder, "nowhere", "There is no model"),
     ],
 )

@@ -158,7 +158,7 @@ def test_the_processes_share_the_calls_that_one_with_as_many_would_make():
 @pytest.mark.parametrize(
     ("device", "sentence"),
     [
-        ("mps", "2 processes were launched, but they cannot share the device 'mps'. Give cpu"),
+        ("mps", "2 processes were launched, but the device 'mps' cannot be shared. Give cpu"),
         ("cuda:1", "the device 'cuda:1' cannot be shared"),
         ("cuda", "there are 1 CUDA devices here. Launch one for each device"),
     ],

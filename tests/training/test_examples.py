@@ -160,7 +160,7 @@ def test_photos_without_transparency_and_photos_read_unmasked_have_no_mask(photo
         (lambda masks: (masks / "c.jpg").unlink(), r"c\.jpg has no mask.*c\.png into .*masks"),
         (lambda masks: save_mask(masks / "z.png"), r"z\.png is the mask of no photo"),
         (lambda masks: save_mask(masks / "a.png", size=(8, 12)), r"a\.png is 8 × 12 .* 12 × 8"),
-        (lambda masks: save_mask(masks / "a.png", box=(0, 0, 0, 0)), r"a\.png shows no subject"),
+        (lambda masks: save_mask(masks / "a.png", box=(0, 0, 0, 0)), r"a\.png is entirely black"),
         (lambda masks: masks.rename(masks.with_name("other")), "There is no folder .*masks"),
     ],
 )

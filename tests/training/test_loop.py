@@ -364,14 +364,14 @@ def test_a_common_rare_word_is_warned_of(shared_base: Base, tmp_path: Path, monk
 
 def test_the_training_of_a_style_is_advised_on(shared_base: Base, tmp_path: Path):
     style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "class_word": "style"})
-    with pytest.warns(TaraWarning, match="learned better with targets attention and a caption for each image"):
+    with pytest.warns(TaraWarning, match="trains better with targets attention and a caption for each image"):
         check_inputs([style], quick(), shared_base)
     for number, photo in enumerate(sorted(style.images.iterdir())):
         photo.with_suffix(".txt").write_text(f"thing {number} in {style.rare_word} style", encoding="utf-8")
     with pytest.warns(TaraWarning) as notes:
         check_inputs([style], quick(), shared_base)
     (note,) = [str(note.message) for note in notes]
-    assert note.endswith("learned better with targets attention.")
+    assert note.endswith("trains better with targets attention.")
     with warnings.catch_warnings():
         warnings.simplefilter("error", TaraWarning)
         check_inputs([style], quick(targets="attention"), shared_base)
