@@ -71,7 +71,7 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
     grid = Grid(rows=tuple(shown), columns=("", *rows[0].words), title=prompt, note=NOTE)
     html = page(
         title=prompt,
-        lead="Where each rare word attends, and its class word beside it.",
+        lead="Attention maps of each rare word and its class word.",
         grids=[grid, *map(_by_layer, rows), *map(_by_step, rows)],
         tables=[_table(scores)],
         command=command,

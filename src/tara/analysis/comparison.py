@@ -20,9 +20,10 @@ from tara.storage.outputs import image_name
 REFERENCE = "none"  # the composer whose time is 1
 SHOWN_SEEDS = 8  # images in a row of the sheet
 NOTE = (
-    "Network evaluations: for one image; each evaluates all of its rows, the conditional and the unconditional one. "
-    f"Time ratio: the median over the seeds of an image's time relative to '{REFERENCE}' with the same seed, one image "
-    "at a time, composers in turn, in one process. The first seed, whose time includes preparation, does not count."
+    "Network evaluations are for one image; each evaluates the conditional and the unconditional row. "
+    f"Time ratio: the median over the seeds of an image's time relative to '{REFERENCE}' with the same seed. Images "
+    "are generated one at a time, with the composers in turn, in one process. The first seed is left out, because its "
+    "time includes the preparation."
 )
 
 

@@ -19,14 +19,14 @@ SIDE = 320  # of an image at most, in pixels; the page embeds them
 MAX_ROWS = 24
 COLUMNS = 4
 COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")  # of COLOURS
-INTERVALS = "Mean and 95 % bootstrap interval over groups of subjects, or over images where there is one group."
-PAIRED = "Over the prompts and seeds of both; empty where they share none."
+INTERVALS = "Mean and 95 % bootstrap interval over groups of subjects, or over images if there is only one group."
+PAIRED = "Over the prompts and seeds that both have; empty if there are none."
 MEANINGS = {
     "success": "every subject of the prompt is present, with a similarity above its threshold",
     "presence": "share of the subjects that are detected",
     "identity": "similarity of the present subjects to their own photos",
-    "identity_absent_zero": "the same with 0 for absent subjects",
-    "leakage": "how much more similar a subject is to another one of the prompt than to itself",
+    "identity_absent_zero": "identity, with 0 for absent subjects",
+    "leakage": "how much more similar a subject is to another subject of the prompt than to itself",
     "identity_clip_i": "identity by CLIP",
     "leakage_clip_i": "leakage by CLIP",
     "clip_t": "CLIP similarity of image and prompt, with class words in place of rare words",

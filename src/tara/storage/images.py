@@ -18,13 +18,13 @@ PROFILED_MODES = {"RGB", "L", "CMYK"}
 PLAIN_SRGB = r"sRGB( IEC61966| built-in|$)"
 """How a profile begins to call itself that leaves every value as it is."""
 ROOM = 200 * 2**20
-"""Bytes that a picture may take in memory beside twice its file: a small file must not fill a computer."""
+"""Bytes of memory that an image may need beyond twice its file size: a small file must not exhaust the memory."""
 BYTES_PER_PIXEL = 8  # while it is turned upright or laid on white there are two of it
 MOST_HEIC_PIXELS = 64_000_000  # telephones take them of 48 million; their decoder has no way to read fewer
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read one picture as upright RGB; transparent parts become white.
+    """Read one image as upright RGB; transparent parts become white.
 
     Raises:
         TaraError: see `read_picture`.
@@ -33,7 +33,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read one picture upright, its colours in sRGB: RGBA where parts of it are transparent, RGB otherwise.
+    """Read one image upright, in sRGB: RGBA if parts of it are transparent, RGB otherwise.
 
     Raises:
         TaraError: when the file is missing, is not an image that Pillow knows, is cut off, is far too large, or is HEIC
@@ -58,7 +58,7 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def check_room(path: Path, opened: Image.Image) -> None:
-    """Refuse (TaraError) a picture that would fill the memory, before its pixels are read.
+    """Refuse (TaraError) an image that needs too much memory, before its pixels are read.
 
     A JPEG is then read at a half, a quarter or an eighth of its sides instead, as far as that helps.
     """
@@ -78,14 +78,14 @@ def _too_many_pixels(path: Path, width: int, height: int) -> TaraError:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """The picture as RGB, what is transparent in it laid on white."""
+    """The image as RGB, composited over white."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def opacity(picture: Image.Image) -> Image.Image | None:
-    """How opaque each pixel is, 0 to 255; None for a picture without transparent parts."""
+    """The opacity of each pixel, 0 to 255; None for an image without transparent parts."""
     return picture.getchannel("A") if picture.mode == "RGBA" else None
 
 
