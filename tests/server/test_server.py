@@ -94,7 +94,7 @@ def test_a_job_ends_with_images_that_tell_how_they_were_made(serve: Serve, rex: 
 
 def test_a_cancelled_job_gives_its_rows_back(serve: Serve) -> None:
     client = serve(rows=2, max_steps=1000)
-    long = client.post("/v1/jobs", json=_ask(adapters=[], steps=1000)).json()["id"]
+    long = client.post("/v1/jobs", json=_ask(adapters=[], steps=900)).json()["id"]
     short = client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"]
     assert client.delete(f"/v1/jobs/{long}").json()["status"] == "cancelled"
     assert _finished(client, short)["status"] == "done"
@@ -265,7 +265,7 @@ def test_a_page_elsewhere_cannot_reach_a_server_of_this_computer(serve: Serve) -
 
 def test_what_is_too_much_is_refused_with_the_time_to_come_back(serve: Serve) -> None:
     client = serve(max_queued_jobs_per_key=1, max_requests_per_minute=6, max_steps=1000)
-    first = client.post("/v1/jobs", json=_ask(adapters=[], steps=1000)).json()["id"]
+    first = client.post("/v1/jobs", json=_ask(adapters=[], steps=900)).json()["id"]
     full = client.post("/v1/jobs", json=_ask(adapters=[]))
     assert (full.status_code, full.headers["retry-after"]) == (429, "5")
     client.delete(f"/v1/jobs/{first}")
