@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from tara.errors import DISTRIBUTION
 from tara.storage.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
-VERSIONS = ("tara", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
+VERSIONS = (DISTRIBUTION, "torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
 def command_line(description: str | None, result: str | None = None) -> argparse.ArgumentParser:

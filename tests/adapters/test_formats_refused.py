@@ -158,7 +158,7 @@ def test_a_second_file_for_the_text_encoder_is_not_dropped_silently(tmp_path: Pa
 PEFT_CONFIGS = {
     "DoRA": ({"use_dora": True}, "is DoRA by its config and holds no magnitudes"),
     "another method": ({"peft_type": "VERA"}, "is a VERA adapter of PEFT"),
-    "changed base": ({"init_lora_weights": "pissa_niter_4"}, "which changed the base, too"),
+    "changed base": ({"init_lora_weights": "pissa_niter_4"}, "which also changed the base"),
     "no object": ([1], "not a JSON object"),
     "a word for a rank": ({"r": "many"}, "damaged LoRA config"),
     "a list for a pattern": ({"alpha_pattern": ["to_k"]}, "damaged LoRA config"),

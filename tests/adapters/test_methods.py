@@ -225,11 +225,11 @@ def test_other_methods_act_as_a_whole_or_cut_for_regions_and_never_by_their_word
     pipe = tiny_bases.sd_pipeline()
     path, _ = _written(pipe, "LoHa", tmp_path)
     active, base = parse_adapter(f"{path}:rare_word=xlo,class_word=dog"), Base(pipe)
-    prompt_rows(base, "a xlo dog", [active], None, COMPOSERS["sum"])
+    prompt_rows(base, "a xlo dog", [active], None, lambda _: COMPOSERS["sum"])
     with pytest.raises(TaraError, match=r"holds LoHa, which acts as a whole.*--composer sum"):
-        prompt_rows(base, "a xlo dog", [active], None, COMPOSERS["tara"])
+        prompt_rows(base, "a xlo dog", [active], None, lambda _: COMPOSERS["tara"])
     with pytest.warns(TaraWarning, match=r"holds LoHa and is cut to rank 64 for regions: 0\.\d% of its difference"):
-        prompt_rows(base, "a xlo dog", [active], None, COMPOSERS["regions"])
+        prompt_rows(base, "a xlo dog", [active], None, lambda _: COMPOSERS["regions"])
     with pytest.raises(TaraError, match="holds LoHa, and only plain LoRAs are written"):
         convert(active.adapter, "kohya", tmp_path / "k.safetensors")
 

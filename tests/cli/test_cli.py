@@ -195,7 +195,7 @@ def test_convert_writes_for_other_tools_and_back(foreign: Path, capsys: pytest.C
     assert (card.rare_word, card.class_word, card.alpha, card.rank) == ("xlo", "dog", 2, 2)
     assert "--rare-word xlo --class-word dog" in refused("convert", foreign, "--to", "tara", "--out", "no.safetensors")
     assert "kohya" in refused("convert", foreign, "--to", "koya", "--out", "no.safetensors")
-    assert "no number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
+    assert "not a number" in refused("convert", foreign, "--to", "kohya", "--out", "no.safetensors", "--alpha", "nan")
     assert "--out" in refused("convert", foreign, "--to", "kohya")
     assert not Path("no.safetensors").exists()
 
@@ -362,7 +362,7 @@ def test_an_adapter_in_a_recipes_place_is_told_what_a_recipe_is(trained: Path, h
         "rex.safetensors is not a recipe. Give a .toml file with concepts, or a run folder such as rex.run."
     )
     shutil.copy(trained / "rex.safetensors", "rex.toml")
-    assert "rex.toml is not a TOML file: it holds no text" in refused("train", "rex.toml")
+    assert "rex.toml is not a TOML file: it is not UTF-8 text" in refused("train", "rex.toml")
 
 
 def test_a_recipe_and_flags_of_a_concept_exclude_each_other(here: Path, refused: Any):
@@ -381,7 +381,7 @@ def test_inspect_names_the_alpha_that_a_published_sd_file_has_lost(here: Path, c
 
 
 def test_a_path_that_does_not_exist_is_named_whole_although_it_could_be_on_the_hub(here: Path, refused: Any):
-    assert "'path/to/rex.safetensors' is no folder or file here" in refused("inspect", "path/to/rex.safetensors")
+    assert "'path/to/rex.safetensors' is not a local folder or file" in refused("inspect", "path/to/rex.safetensors")
 
 
 def test_bad_adapters_are_refused_by_name(trained: Path, base: Path, here: Path, refused: Any):

@@ -117,7 +117,7 @@ def test_the_command_on_the_page_is_the_one_that_was_typed(trained: Path, base: 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["a xlo dog"], "There is no adapter"),
+        (["a xlo dog"], "There are no adapters"),
         (["a xlo", "-a", "rex.safetensors"], "Write 'xlo dog'"),
         (["a dog", "-a", "rex.safetensors"], "'xlo' is not in the prompt"),
         (["a xlo dog", "-a", "rex.safetensors", "--seed", "2.5"], "whole number"),

@@ -21,7 +21,7 @@ def test_what_needs_no_base_is_refused_before_the_base(trained: Path, here: Path
     (here / "no.png").write_bytes(b"no picture")
     assert "'xlo' is not in the prompt" in refused("generate", "a dog", "-a", rex, *base)
     assert "'szn' is not in the prompt" in refused("generate", "a xlo dog", "-a", f"{rex}:rare_word=szn", *base)
-    assert "no.png is not a whole image" in refused("generate", "a xlo dog", "-a", rex, "--image", "no.png", *base)
+    assert "no.png is not a complete image" in refused("generate", "a xlo dog", "-a", rex, "--image", "no.png", *base)
     # plain addition listens to no word, and a rebound adapter to another one: only the base is missing then
     for spec, more in ((rex, ["--composer", "sum"]), (f"{rex}:rare_word=dog", [])):
         assert "no-such-folder" in refused("generate", "a dog", "-a", spec, *more, *base)

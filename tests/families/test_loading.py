@@ -523,7 +523,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_session", NoNetwork)
-    with pytest.raises(TaraError, match="the hub did not give it"):
+    with pytest.raises(TaraError, match="the hub did not return it"):
         load_base("me/model", device="cpu")
     assert len(asked) == 1
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter
             r"'xlo' is not in the prompt 'a dog'\. xlo-dog.safetensors acts on 'xlo'\. Add",
         ),
         ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(tom)], "'xlo cat' is not in the prompt"),
-        ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(rex)], "act on the same words"),
+        ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(rex)], "is given twice"),
         ("a xlo", [ActiveAdapter(rex), ActiveAdapter(tom)], "could mean"),
         ("big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which .* is beyond the limit of 77 tokens: 'big"),
         ("big " * 73 + "xlo dog", [ActiveAdapter(rex)], "'dog', which .* is lost"),

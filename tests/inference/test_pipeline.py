@@ -196,8 +196,8 @@ def test_impossible_settings_are_one_clear_sentence(sd_pipe: StableDiffusionPipe
         ({"image": blank, "strength": 0.0}, "strength = 0.0 is refused"),
         ({"image": blank, "strength": 0.1, "steps": 3}, "changes nothing"),
         ({"image": tmp_path / "none.png"}, "There is no image"),
-        ({"image": tmp_path / "broken.png"}, "is not a whole image"),
-        ({"image": tmp_path / "half.png"}, "is not a whole image"),
+        ({"image": tmp_path / "broken.png"}, "is not a complete image"),
+        ({"image": tmp_path / "half.png"}, "is not a complete image"),
     ]
     for settings, message in cases:
         with pytest.raises(TaraError, match=message):

@@ -81,7 +81,7 @@ def test_a_heic_photo_is_read_upright_whatever_its_ending(tmp_path: Path, name: 
 def test_a_heic_photo_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(TaraError, match=r"IMG_1\.HEIC is a HEIC photo.*tara\[heic\].*JPEG"):
+    with pytest.raises(TaraError, match=r"IMG_1\.HEIC is a HEIC photo.*tara-diffusion\[heic\].*JPEG"):
         read_image(tmp_path / "IMG_1.HEIC")
 
 

@@ -15,7 +15,7 @@ from tara.adapters.adapter import load_adapter
 from tara.cli import main as command_line
 from tara.errors import TaraError, TaraWarning
 from tara.training.distributed import Processes, join
-from tara.training.run.recipe_files import recipe_json
+from tara.training.run.recipe_files import comparable, recipe_json
 from tara.training.run.run import train_recipe
 from tara.training.settings import Recipe
 from training_fixtures import difference, in_float64, photo_folder, recipe_of
@@ -34,7 +34,7 @@ def shared_recipe(folder: Path, **changes: Any) -> Recipe:
 def written(recipe: Recipe) -> Path:
     """The recipe as a folder that a run can be resumed from, before its first step."""
     recipe.run_folder.mkdir(parents=True)
-    (recipe.run_folder / "settings.json").write_text(recipe_json(recipe), encoding="utf-8")
+    (recipe.run_folder / "settings.json").write_text(recipe_json(recipe, comparable(recipe)), encoding="utf-8")
     return recipe.run_folder
 
 

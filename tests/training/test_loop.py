@@ -406,7 +406,7 @@ def test_bases_that_generate_but_cannot_be_trained_are_refused(sd_pipe: Any, tmp
 
 def test_a_missing_optimiser_package_is_named(shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(TaraError, match=r"needs the package bitsandbytes.*tara\[8bit\]"):
+    with pytest.raises(TaraError, match=r"needs the package bitsandbytes.*tara-diffusion\[8bit\]"):
         training_of(two_concepts(tmp_path), quick(optimizer="adamw8bit"), shared_base)
 
 

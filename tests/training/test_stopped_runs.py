@@ -72,7 +72,7 @@ def test_a_resumption_that_is_refused_leaves_the_run_alone(shared_base: Base, tm
     before = contents(tmp_path)
     with pytest.raises(TaraError, match="written with seed = 0, but now seed = 1"):
         train_recipe(read_recipe(recipe.run_folder, steps=4, seed=1), shared_base, resume=True)
-    with pytest.raises(TaraError, match=r"is at step 2, but steps is 1\. Give 2 or more"):
+    with pytest.raises(TaraError, match=r"is at step 2, but steps is 1\. Set steps to 2 or more"):
         train_recipe(read_recipe(recipe.run_folder, steps=1), shared_base, resume=True)
     assert contents(tmp_path) == before
 

@@ -291,7 +291,7 @@ def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftCon
         alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, a.shape[0])
         if alpha is None or math.isfinite(alpha):
             return Pair(a.flatten(1), b.flatten(1), (a.shape[2], a.shape[3]) if a.ndim == 4 else None, alpha)
-        fault = "has an alpha that is no number"
+        fault = "has an alpha that is not a number"
     raise _damaged(path, layer, fault)
 
 
