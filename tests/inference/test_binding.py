@@ -93,7 +93,7 @@ def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter
         ("a xlo dog", [ActiveAdapter(rex), ActiveAdapter(rex)], "is given twice"),
         ("a xlo", [ActiveAdapter(rex), ActiveAdapter(tom)], "could mean"),
         ("big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which .* is beyond the limit of 77 tokens: 'big"),
-        ("big " * 73 + "xlo dog", [ActiveAdapter(rex)], "'dog', which .* is lost"),
+        ("big " * 73 + "xlo dog", [ActiveAdapter(rex)], "'dog', which .* is cut off"),
         ("a xlo dog " + "big " * 76 + "xlo dog", [ActiveAdapter(rex)], "'xlo', which"),
     ]
     for prompt, active_adapters, message in cases:
