@@ -238,6 +238,7 @@ def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on
             "--hub_model_id is 'my dog', which is not a valid repository name",
         ),
         (INFERENCE, ["--number=0"], "--number 0 is refused"),
+        (INFERENCE, ["--num=0"], "--number 0 is refused"),
         (INFERENCE, ['--lora_list=["a.safetensors", ...]'], "is not a list of names"),
         (INFERENCE, ['--rare_token_list=["a", "b"]'], "has 2 words for 1 adapters"),
         (INFERENCE, ["--lora_list=path/to/lora.safetensors"], "--lora_list: 'path/to/lora.safetensors' does not exist"),

@@ -1,9 +1,22 @@
 """The commands of the paper's repository run here unchanged. This page lists their flags.
 
-- They train and generate as the published code does: all attention projections are trained, on one prompt, without
-  flipped images. `tara train` and `tara generate` have other defaults.
-- One difference is intended: the published code trains Stable Diffusion 1.5 at scale 4 (`--lora_alpha` over `--lora_r`)
-  and generates at scale 1. Here the adapter stores its scale, and generation applies it.
+- They train as the published code does: every attention projection, on one prompt, without flipped images; first `A`
+  from N(0, 1/rank); a rare word of several tokens aligned token by token; for SDXL every image conditioned as a whole
+  photo of the training resolution, and weight decay 1e-4. With the same images, timesteps and noise, losses, gradients
+  and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has defaults of its
+  own; these are its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning`.
+- Flags that are left out have the values of the published README, not of its parser (batch size 4, SDXL rank 4, SD 1.5
+  learning rate 5e-6, one epoch, the tracker tensorboard, 500 warm-up steps, a random seed).
+- What differs on purpose:
+  - The published code trains Stable Diffusion 1.5 at scale 4 (`--lora_alpha` over `--lora_r`) and generates at scale 1.
+    Here the adapter stores its scale, and generation applies it. A file that was trained by the published code stores
+    none: `tara generate` and `tara inspect` name the option `alpha=32`, which restores it.
+  - The token mask is closed in the unconditional rows of classifier-free guidance, where the published code leaves it
+    open at the rare word's positions, and it follows each prompt.
+  - Photos are cropped to their central square and resized by Lanczos (published: bilinear, and a random square unless
+    `--center_crop` is given).
+  - Prior preservation counts the class images once and aligns the photos' prompt alone (published: SD 1.5 counts them
+    twice, and the class prompt's class word is aligned too).
 - Boolean flags may have a value: `--focus`, `--focus true`, `--focus=false`. Flags may be abbreviated. An empty value
   means the default, and a backslash at the end of the command is ignored. Defaults are in square brackets.
 - What this machine does not have is replaced, with a note: fp16 and 8-bit AdamW without CUDA, a tracker that is not
@@ -84,15 +97,15 @@ validation_steps+:preview_every=100 snr_gamma:snr_gamma
 freeze_lora_down?:freeze_down=false pretrained_vae_model_name_or_path@:vae
 ignored dataloader_num_workers repeats checkpoints_total_limit reg_kl_weight # no equivalent is needed
 ignored text_encoder_lr adam_weight_decay_text_encoder # text encoders are not trained
-ignored crops_coords_top_left_h crops_coords_top_left_w # each image's own crop is used
+refused crops_coords_top_left_h=0 crops_coords_top_left_w=0 # images count as whole photos, as by default
 refused with_cross_attn_reg?=false # the paper's loss is --with_align_loss
 refused validation_epochs # previews are counted in steps, --validation_steps
 refused dataset_name dataset_config_name image_column=image caption_column # --instance_data_dir has images and captions
 refused cache_dir # the environment variable HF_HUB_CACHE sets it
 refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # fixed"""
-GENERATION = f"""{BASE} num_inference_steps:steps=50 guidance_scale:guidance_scale
-negative_prompt:negative_prompt height:height width:width
-device # cuda, mps or cpu; the best one available if left out
+GENERATION = f"""{BASE} revision+:revision num_inference_steps+:steps=50 guidance_scale+:guidance_scale
+negative_prompt+:negative_prompt height+:height width+:width
+device+ # cuda, mps or cpu; by default the best one available
 lora_list! # adapters as a JSON list of files, folders or hub ids; :0.8 after one sets its weight
 rare_token_list # their rare words as a JSON list; not needed for adapters that store their words
 prompt! # prompt, with the rare words in it
