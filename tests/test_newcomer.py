@@ -26,6 +26,10 @@ def newcomer(trained: Path, base: Path, here: Path) -> Path:
         shutil.rmtree(f"no-{part}/{part}")
     shutil.copytree(trained / "dog", "photos/rex")
     photo_folder(here / "one", photos=1)
+    photo_folder(here / "kohya" / "10_xlo dog")
+    windows = photo_folder(here / "windows")
+    for name in ("Thumbs.db", "desktop.ini", "walk.mp4"):
+        (windows / name).touch()
     for name in ("rex", "tom"):
         shutil.copy(trained / f"{name}.safetensors", f"{name}.safetensors")
         shutil.copytree(trained / f"{name}.run", f"{name}.run")

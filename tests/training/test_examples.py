@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tara.errors import TaraError
+from tara.errors import TaraError, TaraWarning
 from tara.training.data.examples import read_examples
 
 TEMPLATES = ("a photo of a xlo dog",)
@@ -59,10 +59,67 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path):
         read_examples(tmp_path, TEMPLATES)
 
 
-def test_a_file_that_is_no_image_is_named(photos: Path):
-    (photos / "notes.pdf").write_bytes(b"%PDF-1.4 no picture")
-    with pytest.raises(TaraError, match=r"notes\.pdf is not a complete image"):
+def test_a_photo_that_is_no_image_is_named(photos: Path):
+    (photos / "rex.png").write_bytes(b"%PDF-1.4 no picture")
+    with pytest.raises(TaraError, match=r"rex\.png is not a complete image"):
         read_examples(photos, TEMPLATES)
+
+
+def test_what_is_no_photo_is_ignored_with_one_line_that_counts_it(photos: Path):
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "notes.pdf", "README.txt", "walk.mp4", "walk.txt"):
+        (photos / name).write_bytes(b"no picture")
+    with pytest.warns(TaraWarning) as warned:
+        assert len(read_examples(photos, TEMPLATES)) == 3
+    assert [str(one.message) for one in warned] == [
+        f"7 files in {photos} are ignored, because they are no photos or captions: .DS_Store, README.txt, Thumbs.db, "
+        "desktop.ini and 3 more."
+    ]
+
+
+def test_a_photo_without_a_known_ending_is_known_by_its_content(photos: Path):
+    (photos / "a.png").rename(photos / "IMG_0001")
+    assert [example.name for example in read_examples(photos, TEMPLATES)] == ["IMG_0001", "b.png", "c.jpg"]
+
+
+def test_kohyas_caption_files_are_read_and_txt_wins(photos: Path):
+    for name in ("a.caption", "b.caption", "b.txt"):
+        (photos / name).write_text(f"a xlo dog of {name}", encoding="utf-8")
+    captions = [example.captions for example in read_examples(photos, TEMPLATES)]
+    assert captions == [("a xlo dog of a.caption",), ("a xlo dog of b.txt",), TEMPLATES]
+
+
+def kohya_folder(root: Path, **repeats: int) -> Path:
+    for words, times in repeats.items():
+        folder = root / f"{times}_{words.replace('_', ' ')}"
+        folder.mkdir(parents=True)
+        save_photo(folder / "a.png")
+    return root
+
+
+def test_kohyas_numbered_subfolders_are_one_concept_whose_photos_count_so_often(tmp_path: Path):
+    kohya_folder(tmp_path, xlo_dog=10, xlo_dog_portrait=4)
+    examples = read_examples(tmp_path, TEMPLATES)
+    assert [(one.name, one.repeats) for one in examples] == [("10_xlo dog/a.png", 5), ("4_xlo dog portrait/a.png", 2)]
+    assert [one.repeats for one in read_examples(tmp_path / "10_xlo dog", TEMPLATES)] == [1]
+
+
+def test_photos_beside_numbered_subfolders_are_ignored_as_kohya_does_and_counted(tmp_path: Path):
+    save_photo(kohya_folder(tmp_path, xlo_dog=10) / "b.png")
+    with pytest.warns(TaraWarning, match=r"1 file in .* is ignored, because .*: b\.png"):
+        assert len(read_examples(tmp_path, TEMPLATES)) == 1
+
+
+def test_numbered_subfolders_of_two_concepts_are_refused_by_name(tmp_path: Path):
+    kohya_folder(tmp_path, xlo_dog=10, szn_cat=10)
+    with pytest.raises(TaraError, match="several concepts, '10_szn cat' and '10_xlo dog'"):
+        read_examples(tmp_path, TEMPLATES)
+
+
+def test_a_folder_whose_photos_are_in_a_subfolder_says_so(tmp_path: Path):
+    (tmp_path / "rex").mkdir()
+    save_photo(tmp_path / "rex" / "a.png")
+    with pytest.raises(TaraError, match=r"has no photos\. '.*rex' has some: give that folder"):
+        read_examples(tmp_path, TEMPLATES)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

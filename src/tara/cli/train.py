@@ -15,9 +15,15 @@ from tara.cli.terminal import say
 from tara.errors import TaraError
 from tara.report.page import PAGE
 from tara.training.data.captions import together
-from tara.training.data.dreambooth import subject_of
 from tara.training.run.recipe_files import read_recipe
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
+from tara.training.settings import (
+    ConceptSettings,
+    Recipe,
+    TrainSettings,
+    concept_settings,
+    folder_words,
+    train_settings,
+)
 
 if TYPE_CHECKING:
     from tara.adapters.adapter import Adapter
@@ -61,9 +67,8 @@ def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
     concept = given(ConceptSettings, values)
     settings = given(TrainSettings, values)
     if recipe is None:
-        known = "images" in concept and subject_of(concept["images"]) is not None  # by the DreamBooth table
-        words = ("rare_word",) if known else ("rare_word", "class_word")
-        require("train", concept | settings, "images", *words, "base")
+        known = folder_words(concept["images"]) if "images" in concept else {}
+        require("train", known | concept | settings, "images", "rare_word", "class_word", "base")
         return Recipe(settings=train_settings(**settings), concepts=(concept_settings(**concept),))
     if concept:
         flags = ", ".join("--" + name.replace("_", "-") for name in concept)

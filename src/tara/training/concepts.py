@@ -12,7 +12,10 @@ from tara.families.text import is_common_word
 from tara.training.data.crops import Framing
 from tara.training.data.encoded import Caption, Latents, TextCache, cache_latents, caption_words, check_resolution
 from tara.training.data.examples import Example, read_examples
+from tara.training.data.folders import kohya_names
 from tara.training.settings import ConceptSettings, TrainSettings
+
+SMALL_SIDE = 0.5  # of the resolution: what is enlarged more has no detail to learn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,8 +65,10 @@ def check_inputs(
     base = base if isinstance(base, Base) else base()
     settings = settings.with_defaults(base.defaults)
     base.family.check_trainable(base.pipe)
-    check_resolution(base, settings.resolution or base.resolution, settings.buckets)
+    resolution = settings.resolution or base.resolution
+    check_resolution(base, resolution, settings.buckets)
     for concept, photos in zip(concepts, examples, strict=True):
+        _advise_on_photos(concept, photos, resolution)
         _check_captions(concept, photos, settings, base)
     return TrainingInputs(concepts=tuple(concepts), settings=settings, base=base, examples=examples)
 
@@ -95,10 +100,13 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
 
     def source(key: str, concept: ConceptSettings, examples: Sequence[Example], framing: Framing) -> ImageSource:
         words = concept.rare_word, concept.class_word
+        latents = [cache_latents(inputs.base, each, framing, settings.background_weight) for each in examples]
+        captions = [tuple(texts.caption(text, *words) for text in each.captions) for each in examples]
+        order = [number for number, each in enumerate(examples) for _ in range(each.repeats)]
         return ImageSource(
             key=key,
-            latents=tuple(cache_latents(inputs.base, each, framing, settings.background_weight) for each in examples),
-            captions=tuple(tuple(texts.caption(text, *words) for text in each.captions) for each in examples),
+            latents=tuple(latents[number] for number in order),
+            captions=tuple(captions[number] for number in order),
         )
 
     encoded: list[list[ImageSource]] = []
@@ -147,9 +155,40 @@ def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Exam
         )
     if concept.masks is not None and not settings.masked_loss:
         warn(f"The masks of '{concept.label}' have no effect without the masked loss. Add masked_loss.")
+    _advise_on_names(concept)
     if concept.is_style:
         _advise_on_style(concept, examples, settings)
     return examples
+
+
+def _advise_on_names(concept: ConceptSettings) -> None:
+    """Say what a folder's name in kohya's form, ``10_xlo dog``, means here."""
+    names = kohya_names(concept.images)
+    if not names:
+        return
+    words = f"{names[0].rare_word} {names[0].class_word}".strip()
+    others = "" if words == concept.words else f"; the adapter acts on '{concept.words}'"
+    repeats = ", ".join(str(name.repeats) for name in names)
+    warn(
+        f"'{concept.images}' is named as for kohya's scripts: rare and class word '{words}'{others}. Its repeats "
+        f"({repeats}) only weigh folders against each other; how long training takes is set by --steps."
+    )
+
+
+def _advise_on_photos(concept: ConceptSettings, photos: Sequence[Example], resolution: int) -> None:
+    """Say what to expect of a single photo, and of photos that have to be enlarged."""
+    if len(photos) == 1:
+        warn(
+            f"There is one photo of '{concept.label}': images will repeat its pose and background. Give 3 to 5 photos "
+            "in different places."
+        )
+    small = [photo for photo in photos if min(photo.image.size) < SMALL_SIDE * resolution]
+    if small:
+        width, height = small[0].image.size
+        warn(
+            f"{len(small)} of {len(photos)} photos of '{concept.label}' are enlarged more than twice to {resolution} "
+            f"pixels ({small[0].name} is {width} × {height}): images will be blurred. Give larger photos."
+        )
 
 
 def _advise_on_style(concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> None:

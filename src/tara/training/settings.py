@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -14,6 +14,7 @@ from tara.storage.hub import is_repository, repository_name
 from tara.storage.validation import build
 from tara.training.data.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.training.data.dreambooth import subject_of
+from tara.training.data.folders import kohya_names
 
 if TYPE_CHECKING:
     from tara.families.family import Defaults
@@ -29,6 +30,14 @@ TrackerName = Literal["none", "tensorboard", "wandb"]
 
 BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution")
 """Settings whose default is the base's, see `tara.families.family.Defaults`."""
+
+
+def folder_words(images: Path, missing: Collection[str] = ("rare_word", "class_word")) -> dict[str, Any]:
+    """What a photo folder says of missing words, by their settings: a DreamBooth table, or kohya's ``10_xlo dog``."""
+    if "class_word" in missing and (subject := subject_of(images)):
+        return {"class_word": subject.class_word} | ({"example_prompts": subject.prompts} if subject.prompts else {})
+    words = [{"rare_word": name.rare_word, "class_word": name.class_word} for name in kohya_names(images)[:1]]
+    return {name: word for of_name in words for name, word in of_name.items() if word and name in missing}
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
@@ -51,15 +60,12 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_the_class_word_from_a_dreambooth_table(cls, values: Any) -> Any:
+    def _complete_with_what_the_folder_says(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in cast(dict[str, Any], values).items() if value is not None}
-        if "class_word" not in given and isinstance(given.get("images"), str | Path):
-            subject = subject_of(Path(given["images"]))
-            if subject is not None:
-                return {"class_word": subject.class_word, "example_prompts": subject.prompts or None} | given
-        return given
+        images, missing = given.get("images"), {"rare_word", "class_word"} - given.keys()
+        return (folder_words(Path(images), missing) if missing and isinstance(images, str | Path) else {}) | given
 
     @field_validator("rare_word", "class_word")
     @classmethod

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from tara.errors import TaraError, first_line
+from tara.errors import TaraError, first_line, warn
 from tara.storage.files import SMALL, small_text
 from tara.storage.images import on_white, opacity, read_picture
+from tara.training.data.folders import CAPTION_TABLE, CAPTIONS, ignored_sentence, photo_folders
 
-CAPTION_TABLE = "metadata.jsonl"
 MOST_TABLE = 16 * SMALL  # bytes
 SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides are then rounded
 
@@ -25,6 +25,8 @@ class Example:
     captions: tuple[str, ...]
     mask: Image.Image | None = None
     """The image's size, 255 on the subject, 0 elsewhere; None when the whole image counts."""
+    repeats: int = 1
+    """How often it is trained with, compared with a photo that has 1."""
 
 
 def read_examples(
@@ -32,45 +34,53 @@ def read_examples(
 ) -> list[Example]:
     """Read every photo of a folder, sorted by name, with its captions and, if it is ``masked``, its mask.
 
-    A photo's captions are, the first that exists: the ``.txt`` file of its name, its ``text`` in ``metadata.jsonl``
-    (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``. Its mask is, the first that exists: the
-    image of its name in the folder ``masks``, its own opacity.
+    A photo's captions are, the first that exists: the ``.txt`` or ``.caption`` file of its name, its ``text`` in
+    ``metadata.jsonl`` (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``. Its mask is, the first
+    that exists: the image of its name in the folder ``masks``, its own opacity. Of kohya's subfolders, ``10_xlo dog``,
+    each photo counts as often as the number says. Warns (TaraWarning) of other files, which are ignored.
 
     Raises:
         TaraError: for a missing or empty folder, a file that is not a whole image (by name), captions or masks without
             a photo, a photo without its mask when there is a folder of them.
     """
-    files = _files(folder, "the concept's photos")
-    photos = [path for path in files if path.suffix != ".txt" and path.name != CAPTION_TABLE]
-    if not photos:
-        raise TaraError(f"The folder {folder} has no photos. Put 3 to 5 photos of the concept there.")
-    texts = [path for path in files if path.suffix == ".txt"]
-    _refuse_orphans(texts, photos, "describes")
-    table = _caption_table(folder, [photo.name for photo in photos])
-    mask_files = _files(masks, "the photos' masks") if masked and masks is not None else []
-    _refuse_orphans(mask_files, photos, "is the mask of")
-    mask_of = {path.stem: path for path in mask_files}
+    folders = photo_folders(folder)
+    if not any(one.photos for one in folders):
+        raise TaraError(f"The folder {folder} has no photos.{_nearby(folder)}")
+    if sentence := ignored_sentence(folder, [path for one in folders for path in one.ignored]):
+        warn(sentence)
+    photos = [photo for one in folders for photo in one.photos]
+    mask_files = _mask_files(masks, photos) if masked and masks is not None else {}
     examples: list[Example] = []
-    for photo in photos:
-        own = photo.with_suffix(".txt")
-        caption = _caption(own) if own in texts else table.get(photo.name)
-        image = read_picture(photo)
-        mask = _mask(photo, image, masks, mask_of) if masked else None
-        captions = (caption,) if caption else tuple(templates)
-        examples.append(Example(name=photo.name, image=on_white(image), captions=captions, mask=mask))
+    for one in folders:
+        _refuse_orphans(one.captions, one.photos, "describes")
+        table = _caption_table(one.path, [photo.name for photo in one.photos])
+        for photo in one.photos:
+            own = next((file for end in CAPTIONS if (file := photo.with_suffix(end)) in one.captions), None)
+            caption = table.get(photo.name) if own is None else _caption(own)
+            image = read_picture(photo)
+            examples.append(
+                Example(
+                    name=photo.relative_to(folder).as_posix(),
+                    image=on_white(image),
+                    captions=(caption,) if caption else tuple(templates),
+                    mask=_mask(photo, image, masks, mask_files) if masked else None,
+                    repeats=one.repeats,
+                )
+            )
     return examples
 
 
-def _files(folder: Path, content: str) -> list[Path]:
-    """The files of a folder by name; hidden files and subfolders are left alone."""
-    if not folder.exists():
-        raise TaraError(f"There is no folder {folder}. Give the folder that holds {content}.")
-    if not folder.is_dir():
-        raise TaraError(f"{folder} is a file. Give the folder that holds {content}.")
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError as failure:
-        raise TaraError(f"The folder {folder} cannot be read ({failure.strerror}). Check its permissions.") from failure
+def _nearby(folder: Path) -> str:
+    """What to do about a folder without photos: a subfolder may have some."""
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    within = next((path for path in subfolders if photo_folders(path)[0].photos), None)
+    return f" '{within}' has some: give that folder." if within else " Put 3 to 5 photos of the concept there."
+
+
+def _mask_files(folder: Path, photos: Iterable[Path]) -> dict[str, Path]:
+    files = [path for one in photo_folders(folder, "the photos' masks") for path in one.photos]
+    _refuse_orphans(files, photos, "is the mask of")
+    return {path.stem: path for path in files}
 
 
 def _refuse_orphans(files: Iterable[Path], photos: Iterable[Path], belongs: str) -> None:

@@ -7,6 +7,7 @@ from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
 from tara.storage.file_names import file_name
 from tara.storage.files import atomic_write, check_writable
+from tara.training.data.folders import photo_folders
 from tara.training.settings import Recipe
 
 STEPS = 30
@@ -46,9 +47,8 @@ def generate_missing(
 
 
 def _images(folder: Path) -> list[Path]:
-    files = folder.iterdir() if folder.is_dir() else ()
-    # a hidden file may be what a killed run has left half-written
-    return [path for path in files if path.is_file() and path.suffix not in {".txt", ".jsonl"} and path.name[0] != "."]
+    # a hidden file, which is no photo, may be what a killed run has left half-written
+    return [path for one in photo_folders(folder) for path in one.photos] if folder.is_dir() else []
 
 
 def _file(folder: Path, number: int) -> Path:

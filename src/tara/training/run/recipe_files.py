@@ -13,6 +13,7 @@ from tara.families.base_names import INDEX, SHORT_NAMES
 from tara.storage.files import digest, is_there, small_text
 from tara.storage.outputs import SETTINGS
 from tara.storage.validation import build
+from tara.training.data.folders import photo_folders
 from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings
 
 RUN_SETTINGS = SETTINGS  # a recipe in a run folder
@@ -91,8 +92,11 @@ def earlier_settings(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def _content(folder: str | None) -> list[list[str]] | None:
-    files = sorted(Path(folder).iterdir()) if folder and Path(folder).is_dir() else []
-    return [[path.name, digest(path)] for path in files if path.is_file() and path.name[0] != "."] or None
+    """The names and contents of a folder's files that a training depends on."""
+    if folder is None or not Path(folder).is_dir():
+        return None
+    files = [path for one in photo_folders(Path(folder)) for path in one.used]
+    return sorted([path.relative_to(folder).as_posix(), digest(path)] for path in files) or None
 
 
 def _built(path: Path, values: Any, change: Callable[[Path], Path], overrides: dict[str, Any]) -> Recipe:

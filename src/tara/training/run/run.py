@@ -40,7 +40,7 @@ OnUpload = Callable[[str], object]
 def train(
     *,
     images: str | Path,
-    rare_word: str,
+    rare_word: str | None = None,
     class_word: str | None = None,
     base: str | Path | Base | Any,
     out: str | Path | None = None,
@@ -53,8 +53,8 @@ def train(
 
     Args:
         images: folder with 3 to 5 photos of the concept.
-        rare_word: rare word that will stand for it, such as ``xlo``.
-        class_word: class word, such as ``dog``; may be left out in DreamBooth's folders, whose table knows it.
+        rare_word: rare word that will stand for it, such as ``xlo``; kohya's folders, ``10_xlo dog``, name it.
+        class_word: class word, such as ``dog``; kohya's folders name it, and so does DreamBooth's table.
         base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, or a loaded diffusers pipeline (left as it is).
         out: the ``.safetensors`` file to write; ``RAREWORD-CLASSWORD.safetensors`` when None.
         resume, overwrite, on_step: see `train_recipe`.
