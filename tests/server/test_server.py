@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
 import tiny_adapters
 import tiny_bases
+from server_requests import PROMPT, Serve, ask, finished, key, upload
 from tara.adapters.adapter import load_adapter
 from tara.cli import main
 from tara.families.base import Base
@@ -28,35 +28,10 @@ from tara.inference.provenance import read_provenance
 from tara.server.settings import ServerSettings
 from tara.server.store import JobRecord, Store
 
-PROMPT = "a xlo dog on the beach"
-Serve = Callable[..., TestClient]
-
-
-def _upload(client: TestClient, file: Path, name: str = "rex", **options: Any) -> Any:
-    content = {"file": ("../../etc/passwd", file.read_bytes())}
-    return client.post("/v1/adapters", params={"name": name}, files=content, **options)
-
-
-def _ask(**changes: Any) -> dict[str, Any]:
-    return {"prompt": PROMPT, "adapters": [{"name": "rex"}], "steps": 2, "seed": 3} | changes
-
-
-def _finished(client: TestClient, job: str, **options: Any) -> dict[str, Any]:
-    for _ in range(600):
-        answer = client.get(f"/v1/jobs/{job}", **options).json()
-        if answer["status"] not in ("queued", "running"):
-            return answer
-        time.sleep(0.05)
-    raise AssertionError(answer)
-
-
-def _key(store: Store, name: str) -> dict[str, Any]:
-    return {"headers": {"Authorization": f"Bearer {store.add_key(name)}"}}
-
 
 def test_the_official_openai_client_gets_the_image_that_the_pipeline_makes(serve: Serve, rex: Path) -> None:
     http = serve()
-    _upload(http, rex)
+    upload(http, rex)
     client = OpenAI(api_key="none", base_url="http://localhost/v1", http_client=http, max_retries=0)
     assert [model.id for model in client.models.list()] == ["tiny"]
     extra = {"adapters": [{"name": "rex", "weight": 0.5}], "seed": 3, "steps": 2, "guidance_scale": 3.0}
@@ -78,10 +53,10 @@ def test_the_official_openai_client_gets_the_image_that_the_pipeline_makes(serve
 
 def test_a_job_ends_with_images_that_tell_how_they_were_made(serve: Serve, rex: Path, tmp_path: Path) -> None:
     client = serve()
-    assert _upload(client, rex).json()["card"]["rare_word"] == "xlo"
-    accepted = client.post("/v1/jobs", json=_ask(n=2))
+    assert upload(client, rex).json()["card"]["rare_word"] == "xlo"
+    accepted = client.post("/v1/jobs", json=ask(n=2))
     assert accepted.status_code == 202
-    job = _finished(client, accepted.json()["id"])
+    job = finished(client, accepted.json()["id"])
     assert (job["status"], len(job["images"])) == ("done", 2)
     (tmp_path / "image.png").write_bytes(client.get(job["images"][1]).content)
     provenance = read_provenance(tmp_path / "image.png")
@@ -94,10 +69,10 @@ def test_a_job_ends_with_images_that_tell_how_they_were_made(serve: Serve, rex: 
 
 def test_a_cancelled_job_gives_its_rows_back(serve: Serve) -> None:
     client = serve(rows=2, max_steps=1000)
-    long = client.post("/v1/jobs", json=_ask(adapters=[], steps=900)).json()["id"]
-    short = client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"]
+    long = client.post("/v1/jobs", json=ask(adapters=[], steps=900)).json()["id"]
+    short = client.post("/v1/jobs", json=ask(adapters=[])).json()["id"]
     assert client.delete(f"/v1/jobs/{long}").json()["status"] == "cancelled"
-    assert _finished(client, short)["status"] == "done"
+    assert finished(client, short)["status"] == "done"
     assert client.delete(f"/v1/jobs/{short}").json()["status"] == "done"  # what has ended stays so
 
 
@@ -116,8 +91,8 @@ def test_a_job_whose_image_is_there_before_submit_returns_ends_all_the_same(
         return generations
 
     monkeypatch.setattr(Engine, "submit", slow_to_return)
-    job = client.post("/v1/jobs", json=_ask(adapters=[], steps=1)).json()["id"]
-    assert _finished(client, job)["status"] == "done"
+    job = client.post("/v1/jobs", json=ask(adapters=[], steps=1)).json()["id"]
+    assert finished(client, job)["status"] == "done"
 
 
 def test_a_failing_network_call_ends_its_job_and_the_server_goes_on(
@@ -130,24 +105,24 @@ def test_a_failing_network_call_ends_its_job_and_the_server_goes_on(
 
     with monkeypatch.context() as while_broken:
         while_broken.setattr(Engine, "_predict", broken)
-        answer = _finished(client, client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"])
+        answer = finished(client, client.post("/v1/jobs", json=ask(adapters=[])).json()["id"])
         assert (answer["status"], answer["error"]) == ("failed", "The image was not generated (RuntimeError).")
     assert client.get("/readyz").status_code == 200
-    assert _finished(client, client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"])["status"] == "done"
+    assert finished(client, client.post("/v1/jobs", json=ask(adapters=[])).json()["id"])["status"] == "done"
 
 
 def test_accepted_jobs_outlive_their_server(serve: Serve, store: Store, rex: Path, tmp_path: Path) -> None:
     client = serve()
-    _upload(client, rex)
+    upload(client, rex)
     client.__exit__(None, None, None)
-    kept = JobRecord(owner="local", request=json.dumps(_ask()))
-    lost = JobRecord(owner="local", request=json.dumps(_ask(adapters=[{"name": "tom"}])))
+    kept = JobRecord(owner="local", request=json.dumps(ask()))
+    lost = JobRecord(owner="local", request=json.dumps(ask(adapters=[{"name": "tom"}])))
     store.add_job(kept)  # as a server leaves them that is killed right after it has accepted them
     store.add_job(lost)
     (tmp_path / "data" / "images" / ".x.unfinished-y.png").write_bytes(b"half")
     again = serve()
-    assert _finished(again, kept.id)["status"] == "done"
-    assert "no adapter 'tom'" in _finished(again, lost.id)["error"]
+    assert finished(again, kept.id)["status"] == "done"
+    assert "no adapter 'tom'" in finished(again, lost.id)["error"]
     assert not store.end_job(kept.id, "failed")  # nothing ends twice
     assert sorted(path.name for path in (tmp_path / "data" / "images").iterdir()) == [f"{kept.id}-0.png"]
 
@@ -163,11 +138,11 @@ ROUTES = (
 
 
 def test_no_key_sees_what_is_anothers(serve: Serve, store: Store, rex: Path) -> None:
-    ann, bob = _key(store, "ann"), _key(store, "bob")
+    ann, bob = key(store, "ann"), key(store, "bob")
     client = serve()
-    _upload(client, rex, **ann)
-    job = client.post("/v1/jobs", json=_ask(), **ann).json()["id"]
-    _finished(client, job, **ann)
+    upload(client, rex, **ann)
+    job = client.post("/v1/jobs", json=ask(), **ann).json()["id"]
+    finished(client, job, **ann)
     paths: dict[str, Any] = client.app.openapi()["paths"]  # type: ignore[attr-defined]
     names = {"{job_id}": "{job}", "{number}": "0", "{name}": "rex"}
     named = {(method.upper(), path) for path, methods in paths.items() if "{" in path for method in methods}
@@ -177,27 +152,27 @@ def test_no_key_sees_what_is_anothers(serve: Serve, store: Store, rex: Path) -> 
         assert answer.status_code == 404
         assert "xlo" not in answer.text
     assert client.get("/v1/adapters", **bob).json()["data"] == []
-    assert "no adapter 'rex'" in client.post("/v1/jobs", json=_ask(), **bob).json()["error"]["message"]
-    assert _upload(client, rex, "rex", **bob).status_code == 201  # names are each key's own
+    assert "no adapter 'rex'" in client.post("/v1/jobs", json=ask(), **bob).json()["error"]["message"]
+    assert upload(client, rex, "rex", **bob).status_code == 201  # names are each key's own
     assert client.get("/v1/jobs/" + job, **ann).json()["status"] == "done"
 
 
 def test_a_shared_adapter_is_used_by_all_and_deleted_by_its_owner(serve: Serve, store: Store, rex: Path) -> None:
-    ann, bob = _key(store, "ann"), _key(store, "bob")
+    ann, bob = key(store, "ann"), key(store, "bob")
     client = serve()
     content = {"file": ("rex", rex.read_bytes())}
     client.post("/v1/adapters", params={"name": "rex", "shared": True}, files=content, **ann)
     assert [(one["name"], one["is_mine"]) for one in client.get("/v1/adapters", **bob).json()["data"]] == [
         ("rex", False)
     ]
-    job = client.post("/v1/jobs", json=_ask(), **bob).json()["id"]
+    job = client.post("/v1/jobs", json=ask(), **bob).json()["id"]
     assert client.delete("/v1/adapters/rex", **bob).status_code == 404
     assert client.delete("/v1/adapters/rex", **ann).status_code == 200  # while it is in use
-    assert _finished(client, job, **bob)["status"] == "done"
+    assert finished(client, job, **bob)["status"] == "done"
 
 
 def test_every_route_but_health_and_metrics_wants_the_key(serve: Serve, store: Store) -> None:
-    key = _key(store, "ann")
+    ann = key(store, "ann")
     client = serve()
     paths: dict[str, Any] = client.app.openapi()["paths"]  # type: ignore[attr-defined]
     for route, methods in paths.items():
@@ -206,7 +181,7 @@ def test_every_route_but_health_and_metrics_wants_the_key(serve: Serve, store: S
             assert answer.status_code == (200 if route in ("/healthz", "/readyz", "/metrics") else 401), route
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert "access-control-allow-origin" not in answer.headers
-    assert client.get("/v1/models", **key).status_code == 200
+    assert client.get("/v1/models", **ann).status_code == 200
 
 
 def test_keys_are_kept_as_hashes(store: Store, tmp_path: Path) -> None:
@@ -240,7 +215,7 @@ def test_bad_requests_are_one_sentence_in_openais_form(serve: Serve, rex: Path) 
     client = serve()
     for changes, status, message in BAD:
         for route in ("/v1/jobs", "/v1/images/generations"):
-            answer = client.post(route, json=_ask(**({"adapters": []} | changes)))
+            answer = client.post(route, json=ask(**({"adapters": []} | changes)))
             assert answer.status_code == status, changes
             assert message in answer.json()["error"]["message"]
     for body in (b"", b"{", b"[]", b"null", b"\xff"):
@@ -248,11 +223,11 @@ def test_bad_requests_are_one_sentence_in_openais_form(serve: Serve, rex: Path) 
     text = rex.with_name("text.safetensors")
     text.write_text("no adapter")
     for name, file in (("a/b", rex), ("..", rex), ("text", text)):
-        answer = _upload(client, file, name)
+        answer = upload(client, file, name)
         assert answer.status_code == 400
         assert "/tara/" not in answer.text.replace("/v1/", "")
     other = tiny_adapters.random_adapter(Base(tiny_bases.sdxl_pipeline())).save(rex.with_name("sdxl.safetensors"))
-    assert "this base is" in _upload(client, other).json()["error"]["message"]
+    assert "this base is" in upload(client, other).json()["error"]["message"]
     assert client.get("/v1/adapters").json()["data"] == []
     assert "tara_refused_total" in client.get("/metrics").text
     assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
@@ -265,8 +240,8 @@ def test_a_page_elsewhere_cannot_reach_a_server_of_this_computer(serve: Serve) -
 
 def test_what_is_too_much_is_refused_with_the_time_to_come_back(serve: Serve) -> None:
     client = serve(max_queued_jobs_per_key=1, max_requests_per_minute=6, max_steps=1000)
-    first = client.post("/v1/jobs", json=_ask(adapters=[], steps=900)).json()["id"]
-    full = client.post("/v1/jobs", json=_ask(adapters=[]))
+    first = client.post("/v1/jobs", json=ask(adapters=[], steps=900)).json()["id"]
+    full = client.post("/v1/jobs", json=ask(adapters=[]))
     assert (full.status_code, full.headers["retry-after"]) == (429, "5")
     client.delete(f"/v1/jobs/{first}")
     answers = [client.get("/v1/models") for _ in range(5)]
@@ -276,7 +251,7 @@ def test_what_is_too_much_is_refused_with_the_time_to_come_back(serve: Serve) ->
 
 def test_only_the_newest_images_of_a_key_are_kept(serve: Serve, tmp_path: Path) -> None:
     client = serve(max_images_kept_per_key=2)
-    ids = [_finished(client, client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"])["id"] for _ in range(3)]
+    ids = [finished(client, client.post("/v1/jobs", json=ask(adapters=[])).json()["id"])["id"] for _ in range(3)]
     client.__exit__(None, None, None)
     kept = {path.name for path in (tmp_path / "data" / "images").iterdir()}
     assert kept == {f"{job}-0.png" for job in ids[1:]}
@@ -291,8 +266,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tara.storage.files.os.fsync", full)
-    job = client.post("/v1/jobs", json=_ask(adapters=[])).json()["id"]
-    ended = _finished(client, job)
+    job = client.post("/v1/jobs", json=ask(adapters=[])).json()["id"]
+    ended = finished(client, job)
     assert ended["status"] == "failed"
     assert ended["error"].startswith("The disk is full")
     assert list((tmp_path / "data" / "images").iterdir()) == []

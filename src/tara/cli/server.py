@@ -32,9 +32,8 @@ def _server(
         say(_toml(settings))
         return
     try:
-        import uvicorn
-
         from tara.server.app import create_app
+        from tara.server.process import serve
         from tara.server.store import Store
     except ImportError as missing:
         raise TaraError(f"The server needs {missing.name}. Install it: {installation('server')}.") from missing
@@ -54,7 +53,7 @@ def _server(
     with claimed(settings.data):
         app = create_app(load_base(settings.base, device=device), public_name(settings.base), settings, store)
         say(f"Serving {settings.base} on http://{settings.host}:{settings.port}, its API on /docs.")
-        uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", server_header=False)
+        serve(app, settings)
 
 
 server = with_flags(_server, {ServerSettings: "Server"})

@@ -152,6 +152,7 @@ class Engine:
         self._turn = _Turn()
         self._joined: _Joined | None = None
         self._calls = 0
+        self.cache_hits, self.cache_misses = 0, 0
         self._is_stopped = False
 
     def __enter__(self) -> Self:
@@ -297,7 +298,10 @@ class Engine:
             settings.clip_skip,
         )
         key = request.prompt, adapters, options, guided
-        if key not in self._prepared:
+        if key in self._prepared:
+            self.cache_hits += 1
+        else:
+            self.cache_misses += 1
             self._end_turn()  # text is encoded and projected by the base's own weights
             (row,) = prompt_rows(
                 self.base, request.prompt, [request.adapters], settings.negative_prompt, settings.composer_for

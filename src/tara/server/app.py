@@ -17,8 +17,17 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.server.guard import ApiError, Bounded, RateLimit, bearer, checked_upload_size, openai_error, too_many
-from tara.server.jobs import Jobs, LiveJob, QueueFull
+from tara.server.guard import (
+    ApiError,
+    Bounded,
+    RateLimit,
+    bearer,
+    check_origin,
+    checked_upload_size,
+    openai_error,
+    too_many,
+)
+from tara.server.jobs import Jobs, LiveJob, QueueFull, Stopping
 from tara.server.metrics import Metrics
 from tara.server.schemas import AdapterAnswer, ImageData, ImageRequest, ImagesAnswer, JobAnswer, Name, listed
 from tara.server.settings import ServerSettings
@@ -56,7 +65,7 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         await run_in_threadpool(jobs.start)
         yield
-        await run_in_threadpool(jobs.close, settings.drain_seconds)
+        await run_in_threadpool(jobs.close)
 
     app = FastAPI(title="TARA", lifespan=lifespan)
     _handle_errors(app, metrics)
@@ -71,11 +80,12 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
         name = await run_in_threadpool(store.owner_of, key) if key else None
         if name is None and (not settings.is_local or await run_in_threadpool(store.has_keys)):
             raise ApiError(401, "There is no such API key. Send 'Authorization: Bearer KEY'.", "invalid_api_key")
-        name = name or LOCAL
-        limit.check(name)
-        return name
+        if name is None:
+            check_origin(request)  # a page elsewhere has no key to send, but here it would need none
+        limit.check(name or LOCAL)
+        return name or LOCAL
 
-    app.state.authorize = authorize
+    app.state.authorize, app.state.jobs = authorize, jobs
     _add_images(app, jobs)
     _add_jobs(app, jobs)
     _add_adapters(app, jobs)
@@ -93,8 +103,10 @@ def _add_images(app: FastAPI, jobs: Jobs) -> None:
         live = await run_in_threadpool(jobs.accept, owner, asked)
         await _finished(request, jobs, live)
         record = await run_in_threadpool(jobs.store.job, owner, live.record.id)
-        if record is None or record.status != "done":
-            raise TaraError((record and record.error) or "The job was cancelled.")
+        if record is None or record.status == "queued":
+            raise Stopping
+        if record.status != "done":
+            raise TaraError(record.error or "The job was cancelled.")
         data: list[ImageData] = []
         for number in range(record.images):
             if asked.response_format == "url":
@@ -152,7 +164,7 @@ def _add_jobs(app: FastAPI, jobs: Jobs) -> None:
                 if answer != before:
                     yield f"data: {answer}\n\n"
                     before = answer
-                if record.status != "queued":
+                if record.status != "queued" or jobs.is_draining:
                     return
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -208,7 +220,7 @@ def _add_operations(app: FastAPI, jobs: Jobs, metrics: Metrics) -> None:
 
     @app.get("/readyz")
     def ready() -> dict[str, str]:
-        if not jobs.is_running:
+        if not jobs.is_running or jobs.is_draining:
             raise ApiError(503, "The engine does not run. Restart the server.", "not_ready")
         jobs.store.has_keys()
         return {"status": "ready"}
@@ -240,7 +252,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(TaraError)
     async def _(_request: Request, failure: TaraError) -> JSONResponse:
-        if isinstance(failure, StoreBusy):
+        if isinstance(failure, StoreBusy | Stopping):
             return refused(503, str(failure), "busy", {"Retry-After": str(RETRY_SECONDS)})
         if isinstance(failure, QueueFull):
             full = too_many(str(failure), RETRY_SECONDS)

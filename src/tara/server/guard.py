@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -102,6 +103,16 @@ def bearer(request: Request) -> str:
     """The API key of a request, empty when there is none."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def check_origin(request: Request) -> None:
+    """Raises ApiError (403) for a request that a browser sends for a page of another site.
+
+    Browsers name the page's site with every request that can change something, and no page can leave it out.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise ApiError(403, "This server takes no requests from pages of other sites.", "other_site")
 
 
 def checked_upload_size(size: int, most: int) -> None:

@@ -1,8 +1,9 @@
 """Accepted jobs on their way through the engine: from the database, into the batch, to finished files."""
 
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,13 @@ class QueueFull(TaraError):
     """There are too many unfinished jobs; the answer is to come back later."""
 
 
+class Stopping(TaraError):
+    """The process ends; the next one takes requests again."""
+
+    def __init__(self) -> None:
+        super().__init__("The server stops. Try again when it is back.")
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter:
     """An uploaded adapter in memory, and what images remember of it."""
@@ -43,12 +51,26 @@ class LoadedAdapter:
 
 @dataclass(eq=False)
 class LiveJob:
-    """A job of this process; ``done`` gets its record at the end, whatever that is."""
+    """A job of this process; ``done`` is set when nothing more will come of it here."""
 
     record: JobRecord
     adapters: tuple[UsedFile, ...]
     generations: list[Generation] = field(default_factory=list[Generation])
     done: Future[None] = field(default_factory=Future[None])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def drop(self) -> None:
+        """Give its rows back, wherever the engine is with them."""
+        with self.lock:
+            for generation in self.generations:
+                generation.cancel()
+        self.release()
+
+    def release(self) -> None:
+        """Let go on who waits for it."""
+        with self.lock:
+            if not self.done.done():
+                self.done.set_result(None)
 
 
 class Jobs:
@@ -61,6 +83,7 @@ class Jobs:
         self.engine = Engine(base, rows=settings.rows, on_step=self._note_step)
         self._live: dict[str, LiveJob] = {}
         self._loaded = ByteBoundedCache[str, LoadedAdapter](ADAPTER_CACHE_BYTES, _loaded_bytes)
+        self._deadline: float | None = None
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._thread = threading.Thread(target=self.engine.run, name="engine", daemon=True)
@@ -79,20 +102,29 @@ class Jobs:
                 self.store.end_job(record.id, "failed", error=str(failure))
         self._thread.start()
 
-    def close(self, drain_seconds: float) -> None:
-        """Finish what is in flight, for so long; what waits stays in the database for the next process."""
-        in_flight = [live for live in list(self._live.values()) if any(made.step for made in live.generations)]
+    def drain(self) -> None:
+        """Take no more jobs, and leave those that have not begun to the next process."""
+        with self._lock:
+            self._deadline = self._deadline or time.monotonic() + self.settings.drain_seconds
         for live in list(self._live.values()):
-            if live not in in_flight:
-                for generation in live.generations:
-                    generation.cancel()
-        for live in in_flight:
-            with suppress(Exception):
-                live.done.result(drain_seconds)
+            if not any(made.steps for made in live.generations):
+                live.drop()
+
+    def close(self) -> None:
+        """Finish what is in flight within the time that the settings give, and end."""
+        self.drain()
+        assert self._deadline is not None
+        wait([live.done for live in list(self._live.values())], max(0.0, self._deadline - time.monotonic()))
         self.engine.stop()
         self._thread.join()
         self._writer.shutdown()
         self.engine.close()
+        for live in list(self._live.values()):
+            live.release()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._deadline is not None
 
     @property
     def is_running(self) -> bool:
@@ -117,11 +149,14 @@ class Jobs:
 
         Raises:
             QueueFull: when the owner, or all together, have too many unfinished jobs.
+            Stopping: when the process ends.
             TaraError: for what cannot be generated.
         """
         prepared = self._request(owner, request)
         record = JobRecord(owner=owner, request=request.model_dump_json())
         with self._lock:
+            if self.is_draining:
+                raise Stopping
             if self.store.count_unfinished() >= self.settings.max_queued_jobs:
                 raise QueueFull("The queue is full. Try again later.")
             if self.store.count_unfinished(owner) >= self.settings.max_queued_jobs_per_key:
@@ -132,9 +167,7 @@ class Jobs:
     def cancel(self, record: JobRecord) -> None:
         """End a job; its rows are free at the next step."""
         if self.store.end_job(record.id, "cancelled") and (live := self._live.pop(record.id, None)):
-            for generation in live.generations:
-                generation.cancel()
-            live.done.set_result(None)
+            live.drop()
 
     def remove_images(self, record: JobRecord) -> None:
         for number in range(record.images):
@@ -199,49 +232,51 @@ class Jobs:
         live = LiveJob(record, files)
         self._live[record.id] = live
 
-        submitting = threading.Lock()  # an image may end before `submit` has returned
-
         def on_change(_: Generation) -> None:
-            with submitting:
+            with live.lock:  # an image may end before `submit` has returned
                 generations = live.generations
-            if all(made.is_over for made in generations):
+            # a cancelled image is not there; who has cancelled it has seen to its job
+            if all(made.is_over for made in generations) and not any(made.cancelled for made in generations):
                 self._writer.submit(self._finish, live)
 
-        with submitting:
+        with live.lock:
             live.generations = self.engine.submit(request, on_change)
         return live
 
     def _finish(self, live: LiveJob) -> None:
+        if live.done.done():  # it has been dropped
+            return
         failure = next((made.failure for made in live.generations if made.failure is not None), None)
         try:
-            if failure is None and live.record.id in self._live:
+            if failure is None:
                 for number, made in enumerate(live.generations):
                     assert made.image is not None
                     png = png_with_provenance(made.image, self._provenance(live, made))
                     atomic_write(self.image_path(live.record.id, number), png)
         except Exception as unwritten:  # a job that nobody ends would be waited for
             failure = unwritten
-        if failure is None:
-            self._end(live, images=len(live.generations))
-        else:
+        error = ""
+        if failure is not None:
             known = isinstance(failure, TaraError)
-            self._end(live, error=str(failure) if known else f"The image was not generated ({type(failure).__name__}).")
-        self._live.pop(live.record.id, None)
-        if not live.done.done():
-            live.done.set_result(None)
+            error = str(failure) if known else f"The image was not generated ({type(failure).__name__})."
+        try:
+            self._end(live, images=0 if error else len(live.generations), error=error)
+        finally:
+            self._live.pop(live.record.id, None)
+            live.release()
 
-    def _end(self, live: LiveJob, *, images: int = 0, error: str = "") -> None:
-        for attempt in range(STORE_TRIES):
-            try:
-                if not self.store.end_job(live.record.id, "failed" if error else "done", images=images, error=error):
+    def _end(self, live: LiveJob, *, images: int, error: str) -> None:
+        """Write a job's end into the database; while that does not answer it stays accepted, for the next process."""
+        job, status = live.record, "failed" if error else "done"
+        for _ in range(STORE_TRIES):
+            with suppress(StoreBusy):
+                if not self.store.end_job(job.id, status, images=images, error=error):
                     for number in range(images):  # it was cancelled meanwhile
-                        self.image_path(live.record.id, number).unlink(missing_ok=True)
-                for old in self.store.remove_oldest(live.record.owner, self.settings.max_images_kept_per_key):
-                    self.remove_images(old)
-                return
-            except StoreBusy:  # it stays accepted: the next process generates it again
-                if attempt == STORE_TRIES - 1:
-                    return
+                        self.image_path(job.id, number).unlink(missing_ok=True)
+                break
+        with suppress(StoreBusy):  # the next job's end removes more
+            for old in self.store.remove_oldest(job.owner, self.settings.max_images_kept_per_key):
+                self.remove_images(old)
 
     def _provenance(self, live: LiveJob, made: Generation) -> Provenance:
         return Provenance(

@@ -1,8 +1,12 @@
 """What Prometheus is told."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
 
-from tara.inference.engine import EngineStep
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from tara.inference.engine import Engine, EngineStep
 from tara.server.jobs import Jobs
 
 
@@ -23,6 +27,7 @@ class Metrics:
         self._rows = Counter("tara_rows", "Rows of all network calls", registry=self._registry)
         self._joining = Counter("tara_joining_seconds", "Time of joining keys and values", registry=self._registry)
         self.refused = Counter("tara_refused", "Requests that were refused", ["status"], registry=self._registry)
+        self._registry.register(_Prepared(engine))
         jobs.on_step = self._note_step
 
     def text(self) -> bytes:
@@ -32,3 +37,14 @@ class Metrics:
         self._seconds.observe(step.seconds)
         self._rows.inc(step.rows)
         self._joining.inc(step.joining_seconds)
+
+
+class _Prepared(Collector):
+    """What the engine has counted of its cache of prepared prompts."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily("tara_prepared_hits", "Prompts that were prepared", value=self._engine.cache_hits)
+        yield CounterMetricFamily("tara_prepared_misses", "Prompts to prepare", value=self._engine.cache_misses)
