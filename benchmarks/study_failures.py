@@ -58,7 +58,7 @@ def _by_cause(worst: Sequence[tuple[Outcome, Image.Image]], members: Sequence[Me
         own = [(one, image) for one, image in worst if _gravest(one, members) == cause]
         for start in range(0, len(own), COLUMNS):
             part = own[start : start + COLUMNS]
-            images = tuple(_beside_photos(image, [members[i] for i in one.group]) for one, image in part)
+            images = tuple(beside_photos(image, [members[i] for i in one.group]) for one, image in part)
             captions = tuple(_reading(one, members) for one, _ in part)
             rows.append(Row(label="" if start else cause, images=images, captions=captions))
     return Grid(rows=tuple(rows))
@@ -111,7 +111,7 @@ def _reading(outcome: Outcome, members: Sequence[Member]) -> str:
     return "; ".join(texts)
 
 
-def _beside_photos(image: Image.Image, members: Sequence[Member]) -> Image.Image:
+def beside_photos(image: Image.Image, members: Sequence[Member]) -> Image.Image:
     """An image, enlarged without smoothing, with a photo of each subject to its right."""
     side = SIZE * ZOOM
     small = side // 3

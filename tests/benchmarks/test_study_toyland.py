@@ -45,8 +45,9 @@ def study(ideas: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(shared.SETTINGS, "batch_size", 1)
     monkeypatch.setattr(shared, "SAMPLING_STEPS", 1)
     monkeypatch.setattr(shared, "TRIPLES", ((0, 2, 4),))
-    monkeypatch.setattr(module, "SAMPLING_STEPS", 1)
-    monkeypatch.setattr(module, "PAIRS", ((0, 1), (0, 2)))
+    monkeypatch.setattr(sys.modules["study_work"], "SAMPLING_STEPS", 1)
+    for name in ("study_toyland", "study_work"):
+        monkeypatch.setattr(sys.modules[name], "PAIRS", ((0, 1), (0, 2)))
     return module
 
 
