@@ -25,7 +25,7 @@ from tara.evaluation.folder import find_images
 from tara.families.settings import BaseSettings
 from tara.families.single_file import read_contents
 from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, read_provenance
-from tara.storage.images import read_picture
+from tara.storage.images import read_image_with_alpha
 from tara.training.data.examples import read_examples
 from tara.training.run.checkpoints import HEADER_KEY, load_checkpoint
 from tara.training.run.recipe_files import read_recipe
@@ -164,7 +164,10 @@ def readers() -> tuple[Reader, ...]:
             beside=photos,
         ),
         Reader(
-            name="image", file="0.png", read=read_picture, samples=(photo, generated, jpeg, webp, image_bytes("GIF"))
+            name="image",
+            file="0.png",
+            read=read_image_with_alpha,
+            samples=(photo, generated, jpeg, webp, image_bytes("GIF")),
         ),
         Reader(name="PNG metadata", file="seed-0003.png", read=read_provenance, samples=(generated,)),
         Reader(name="recipe", file="r.toml", read=read_recipe, samples=(RECIPE,)),

@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tara.adapters.adapter import Adapter
 from tara.adapters.card import AdapterCard, Context
-from tara.core.lora import LowRank, initial
+from tara.core.lora import LowRank, new_low_rank
 from tara.families.base import Base
 from tara.families.single_file import CONFIGS
 from tara.inference.settings import make_scheduler
@@ -123,7 +123,7 @@ def random_adapters(base: Base, count: int, targets: Targets = "cross_kv", conte
         generator = torch.Generator().manual_seed(number)
         layers: dict[str, LowRank] = {}
         for path in base.target_layers(targets):
-            fresh = initial(*base.projection_sizes(path), rank=RANK, generator=generator)
+            fresh = new_low_rank(*base.projection_sizes(path), rank=RANK, generator=generator)
             layers[path] = LowRank(fresh.a, 0.01 * torch.randn(fresh.b.shape, generator=generator), fresh.scale)
         card = AdapterCard(
             rare_word=word,

@@ -17,7 +17,7 @@ from tara.adapters.adapter import load_adapter
 from tara.evaluation.folder import find_images
 from tara.families.single_file import read_contents
 from tara.inference.provenance import read_provenance
-from tara.storage.images import read_picture
+from tara.storage.images import read_image_with_alpha
 from tara.training.data.examples import read_examples
 from tara.training.run.recipe_files import read_recipe
 
@@ -172,7 +172,7 @@ def _images() -> Iterator[StressCase]:
     }
     for name, content in files.items():
         yield StressCase(name=name, file="0.png", content=content, read=_folder_of_photos)
-        yield StressCase(name=f"{name}, as a start image", file="a.png", content=content, read=read_picture)
+        yield StressCase(name=f"{name}, as a start image", file="a.png", content=content, read=read_image_with_alpha)
         yield StressCase(
             name=f"{name}, as a generated image", file="seed-0001.png", content=content, read=read_provenance
         )

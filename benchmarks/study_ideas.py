@@ -23,7 +23,7 @@ from tara.analysis.attention import Subject, subjects_of
 from tara.evaluation.scores import Box
 from tara.families.base import Base
 from tara.families.family import Family
-from tara.families.processors import KEY, TextConditioning, TextKVProcessor
+from tara.families.processors import CONDITIONING_KEY, TextConditioning, TextKVProcessor
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import Composer
 from tara.inference.pipeline import Pipeline
@@ -78,10 +78,10 @@ def generate_edited(
         composer = Composer(description="", masked=True, turns=lambda step, count: (0,) if step < delay else (1,))
         batch = PreparedBatch(batch.arguments, (*bare.evaluations, *batch.evaluations), composer)
     arguments = dict(batch.arguments)
-    conditioning: TextConditioning = arguments["cross_attention_kwargs"][KEY]
+    conditioning: TextConditioning = arguments["cross_attention_kwargs"][CONDITIONING_KEY]
     subjects = [subjects_of(base.tokenize(prompt), own) for prompt, own in zip(prompts, adapters, strict=True)]
     if edit is not None:
-        arguments["cross_attention_kwargs"] = {KEY: edit(conditioning, subjects)}
+        arguments["cross_attention_kwargs"] = {CONDITIONING_KEY: edit(conditioning, subjects)}
     with applied(base, batch):
         if regions is not None:
             _bind_to_regions(base, region_bias(subjects, regions, conditioning, strength))

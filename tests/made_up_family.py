@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tiny_bases
 from tara.families.family import Defaults, Family
-from tara.families.processors import KEY
+from tara.families.processors import CONDITIONING_KEY
 from tara.families.text import TextEncoding, tokenize
 
 
@@ -87,6 +87,6 @@ MIXER = Family(
     defaults=Defaults(rank=2, learning_rate=1e-2),
     encode=encode,
     predict=lambda mixer, latents, times, encoding, conditioning, _sizes: mixer(
-        latents, times, encoding.embeddings, cross_attention_kwargs=conditioning and {KEY: conditioning}
+        latents, times, encoding.embeddings, cross_attention_kwargs=conditioning and {CONDITIONING_KEY: conditioning}
     ),
 )

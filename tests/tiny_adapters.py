@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from tara.adapters.adapter import Adapter, AdapterCard
-from tara.core.lora import LowRank, initial
+from tara.core.lora import LowRank, new_low_rank
 from tara.families.base import Base
 
 CROSS_KV = ("attn2.to_k", "attn2.to_v")
@@ -30,7 +30,7 @@ def random_adapter(
         for projection in ("to_q", "to_k", "to_v", "to_out.0"):
             path = f"{attention}.{projection}"
             if path.endswith(targets):
-                delta = initial(*backbone.projection_sizes(path), rank=4, scale=scale, generator=generator)
+                delta = new_low_rank(*backbone.projection_sizes(path), rank=4, scale=scale, generator=generator)
                 b = strength * torch.randn(delta.b.shape, generator=generator)
                 layers[path] = LowRank(delta.a, b, scale)
     described = {

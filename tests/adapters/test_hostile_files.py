@@ -25,7 +25,7 @@ from tara.adapters.adapter import load_adapter  # noqa: E402
 from tara.adapters.formats.peft_config import Pattern  # noqa: E402
 from tara.cli.terminal import one_line  # noqa: E402
 from tara.errors import TaraError  # noqa: E402
-from tara.storage.safetensors_file import MOST_HEADER, opened  # noqa: E402
+from tara.storage.safetensors_file import MOST_HEADER, open_safetensors  # noqa: E402
 
 READERS = {reader.name: reader for reader in hostile.readers()}
 HUGE = "MiB", "10^6", "150,000", "13,000", "178,000,000", "50,000", "10^5 in float"
@@ -72,7 +72,7 @@ def test_a_header_of_more_than_16_mib_is_not_read(tmp_path: Path):
     with path.open("wb") as file:  # sparse: nothing of the header is there to be read
         file.write(struct.pack("<Q", MOST_HEADER + 2**20))
         file.truncate(MOST_HEADER + 2**21)
-    with pytest.raises(TaraError, match="header of 17 MiB"), opened(path):
+    with pytest.raises(TaraError, match="header of 17 MiB"), open_safetensors(path):
         pass
 
 

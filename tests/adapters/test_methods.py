@@ -14,7 +14,7 @@ import foreign_files as files
 import tiny_bases
 from tara.adapters.adapter import load_adapter
 from tara.adapters.convert import convert
-from tara.core.lora import full_rank, low_rank_cut
+from tara.core.lora import low_rank_cut, low_rank_from_matrix
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, parse_adapter
@@ -236,7 +236,7 @@ def test_other_methods_act_as_a_whole_or_cut_for_regions_and_never_by_their_word
 
 def test_a_low_rank_cut_is_the_nearest_one_and_tells_what_is_lost() -> None:
     delta = _noise(40, 60)
-    cut, error = low_rank_cut(full_rank(delta), 10)
+    cut, error = low_rank_cut(low_rank_from_matrix(delta), 10)
     u, sizes, v = torch.linalg.svd(delta.double(), full_matrices=False)
     nearest = (u[:, :10] * sizes[:10]) @ v[:10]
     lost = float((delta - nearest).norm() / delta.double().norm())

@@ -1,12 +1,12 @@
 import numpy as np
 import torch
 
-from tara.core.lora import LowRank, full_rank, initial
+from tara.core.lora import LowRank, low_rank_from_matrix, new_low_rank
 
 
 def test_an_initial_delta_is_zero_and_a_function_of_its_generator_alone() -> None:
-    one = initial(6, 4, rank=3, generator=torch.Generator().manual_seed(5))
-    other = initial(6, 4, rank=3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    one = new_low_rank(6, 4, rank=3, generator=torch.Generator().manual_seed(5))
+    other = new_low_rank(6, 4, rank=3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert one.dense().count_nonzero() == 0
     assert torch.equal(one.a.double(), other.a)
     assert one.a.abs().max() <= 6**-0.5
@@ -17,7 +17,7 @@ def test_a_gaussian_first_matrix_is_that_of_diffusers_lora_layer() -> None:
     torch.manual_seed(5)
     theirs = torch.empty(8, 768)
     torch.nn.init.normal_(theirs, std=1 / 8)  # as diffusers' LoRALinearLayer, and PEFT's init_lora_weights="gaussian"
-    ours = initial(768, 4, rank=8, weights="gaussian", generator=torch.Generator().manual_seed(5))
+    ours = new_low_rank(768, 4, rank=8, weights="gaussian", generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(ours.a, theirs)
     assert ours.b.count_nonzero() == 0
 
@@ -46,6 +46,6 @@ def test_each_concept_has_its_own_delta() -> None:
 def test_a_whole_matrix_is_a_delta_of_full_rank_to_the_last_bit() -> None:
     for shape in ((5, 3), (3, 5), (4, 4)):
         matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        delta = full_rank(matrix)
+        delta = low_rank_from_matrix(matrix)
         assert torch.equal(delta.dense(), matrix)
         assert (delta.rank, delta.d_in, delta.d_out) == (min(shape), shape[1], shape[0])

@@ -19,7 +19,7 @@ from tara.core.lora import LowRank
 from tara.core.regions import labels_at
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
-from tara.families.processors import KEY
+from tara.families.processors import CONDITIONING_KEY
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import COMPOSERS
 from tara.inference.confining import LAYOUT, Concept, ConfinedAdapters, confined
@@ -94,7 +94,7 @@ def _generated(
 ) -> tuple[Tensor, ConfinedAdapters]:
     with tara.prepared(pipe, prompt, adapters, composer="regions", guidance_scale=GUIDANCE, **settings) as arguments:
         latents = pipe(**arguments, num_inference_steps=STEPS, latents=_noise(), output_type="latent").images
-        return latents, arguments["cross_attention_kwargs"][KEY].regions
+        return latents, arguments["cross_attention_kwargs"][CONDITIONING_KEY].regions
 
 
 def _two(pipe: Any, **options: Any) -> list[ActiveAdapter]:
@@ -214,7 +214,9 @@ def test_all_parts_of_a_file_act_in_the_region_only(sd_pipe: Any) -> None:
         module = base.layer(path)
         inputs = x if kernel else torch.randn(1, 64, d_in)
         with confined(base, state):
-            state.begin_call(module, (torch.zeros(1, 4, 16, 16), 500), {"cross_attention_kwargs": {KEY: _Text(state)}})
+            state.begin_call(
+                module, (torch.zeros(1, 4, 16, 16), 500), {"cross_attention_kwargs": {CONDITIONING_KEY: _Text(state)}}
+            )
             ours = module(inputs)
         plain = module(inputs)
         weight = delta.dense().view_as(module.weight)
@@ -232,7 +234,9 @@ def test_a_delta_of_a_layer_without_a_place_in_the_image_is_left_out_with_a_note
     concept = Concept(ActiveAdapter(adapter), (), parse_places(["xlo=left"], ["xlo"])["xlo"])
     state, module, inputs = ConfinedAdapters(base, [[concept]], guided=False), base.layer(path), torch.randn(1, d_in)
     with confined(base, state):
-        state.begin_call(module, (torch.zeros(1, 4, 16, 16), 500), {"cross_attention_kwargs": {KEY: _Text(state)}})
+        state.begin_call(
+            module, (torch.zeros(1, 4, 16, 16), 500), {"cross_attention_kwargs": {CONDITIONING_KEY: _Text(state)}}
+        )
         with pytest.warns(TaraWarning, match="one value for the whole image"):
             ours = module(inputs)
     assert torch.equal(ours, module(inputs))

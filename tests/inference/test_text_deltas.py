@@ -13,7 +13,7 @@ import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.families.base import Base
-from tara.families.processors import KEY, TextConditioning
+from tara.families.processors import CONDITIONING_KEY, TextConditioning
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind
 from tara.inference.text_kv import text_kv
@@ -95,9 +95,9 @@ def test_a_prompts_rows_are_the_same_in_any_batch(any_pipe: Any, tmp_path: Path)
     batch = tara.prepare(any_pipe, [PROMPT, other], [active], num_images_per_prompt=2, **options)
     alone = [tara.prepare(any_pipe, prompt, [active], **options) for prompt in (PROMPT, PROMPT, other, other)]
     assert torch.equal(Base(any_pipe).encode([PROMPT]).embeddings, before)
-    for layer, parts in batch["cross_attention_kwargs"][KEY].kv.items():
+    for layer, parts in batch["cross_attention_kwargs"][CONDITIONING_KEY].kv.items():
         for part in (0, 1):
-            rows = [one["cross_attention_kwargs"][KEY].kv[layer][part] for one in alone]
+            rows = [one["cross_attention_kwargs"][CONDITIONING_KEY].kv[layer][part] for one in alone]
             torch.testing.assert_close(parts[part], torch.cat(rows), rtol=1e-4, atol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_summed_plain_loras_encode_all_of_the_text(any_pipe: Any, tmp_path: Path
     torch.testing.assert_close(ours["negative_prompt_embeds"], negative.embeddings, rtol=1e-4, atol=1e-5)
     if positive.pooled is not None:
         torch.testing.assert_close(ours["pooled_prompt_embeds"], positive.pooled, rtol=1e-4, atol=1e-5)
-    layer, (keys, _) = next(iter(ours["cross_attention_kwargs"][KEY].kv.items()))
+    layer, (keys, _) = next(iter(ours["cross_attention_kwargs"][CONDITIONING_KEY].kv.items()))
     text = torch.cat([negative.embeddings, positive.embeddings])
     expected = any_pipe.unet.get_submodule(f"{layer}.to_k")(text) + adapter.layers[f"{layer}.to_k"].delta(text)
     torch.testing.assert_close(keys, expected, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from tara.adapters.convert import convert
 from tara.errors import TaraError
 from tara.evaluation.features import FeatureCache
 from tara.storage.files import UNFINISHED, atomic_write, check_writable
-from tara.storage.lock import claimed
+from tara.storage.lock import folder_lock
 from tara.training.run.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from tara.training.run.folder import Metrics
 from tara.training.run.run import train_recipe
@@ -131,7 +131,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_any_work(read_onl
         lambda: check_writable(read_only / "new" / "deep"),
         lambda: atomic_write(read_only / "a.txt", b"new"),
         lambda: atomic_write(read_only / "there.txt", b"new"),
-        lambda: claimed(read_only).__enter__(),
+        lambda: folder_lock(read_only).__enter__(),
     ):
         with pytest.raises(TaraError, match=r"cannot be written \(Read-only file system\)"):
             attempt()

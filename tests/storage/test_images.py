@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tara.errors import TaraError
-from tara.storage.images import opacity, read_image, read_picture
+from tara.storage.images import opacity, read_image, read_image_with_alpha
 
 QUARTERS = np.array([[[220, 20, 20], [20, 200, 20]], [[20, 20, 220], [230, 230, 230]]], dtype=np.uint8)
 
@@ -37,7 +37,7 @@ def test_a_palette_with_a_transparent_colour_lies_on_white_too(tmp_path: Path):
 
 def test_an_opaque_picture_has_no_opacity_worth_naming(tmp_path: Path):
     Image.new("RGBA", (4, 4), (200, 0, 0, 255)).save(tmp_path / "opaque.png")
-    assert opacity(read_picture(tmp_path / "opaque.png")) is None
+    assert opacity(read_image_with_alpha(tmp_path / "opaque.png")) is None
     assert read_image(tmp_path / "opaque.png").getpixel((1, 1)) == (200, 0, 0)
 
 
@@ -137,7 +137,7 @@ def test_a_phones_wide_colours_become_those_of_srgb(tmp_path: Path, name: str):
 def test_what_is_transparent_stays_so_while_its_colours_are_brought_to_srgb(tmp_path: Path):
     picture = Image.new("RGBA", (4, 4), (200, 90, 60, 128))
     picture.save(tmp_path / "cut.png", icc_profile=display_p3())
-    red, _, _, alpha = read_picture(tmp_path / "cut.png").getpixel((1, 1))
+    red, _, _, alpha = read_image_with_alpha(tmp_path / "cut.png").getpixel((1, 1))
     assert alpha == 128
     assert red > 205
 

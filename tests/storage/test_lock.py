@@ -12,13 +12,13 @@ from cli_commands import TINY
 from tara.cli import main
 from tara.errors import TaraError
 from tara.storage.files import UNFINISHED, atomic_write
-from tara.storage.lock import claimed, refuse_claimed
+from tara.storage.lock import folder_lock, refuse_locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tara.storage.lock import claimed
-with claimed(Path(sys.argv[1])):
+from tara.storage.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,17 +35,17 @@ def test_a_second_run_is_refused_by_the_first_ones_process_and_a_killed_one_hold
     folder = tmp_path / "rex.run"
     process = held_by_another(folder)
     try:
-        with pytest.raises(TaraError, match=f"is in use by process {process.pid} on "), claimed(folder):
+        with pytest.raises(TaraError, match=f"is in use by process {process.pid} on "), folder_lock(folder):
             pass
         with pytest.raises(TaraError, match=f"process {process.pid} on "):
-            refuse_claimed(folder)
+            refuse_locked(folder)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
-    refuse_claimed(folder)
-    with claimed(folder):
+    refuse_locked(folder)
+    with folder_lock(folder):
         assert (folder / ".process").read_text().startswith(f"process {os.getpid()} ")
     assert list(folder.iterdir()) == []
 
@@ -73,7 +73,7 @@ def test_every_command_is_refused_where_another_process_is_at_work(
 
 
 def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path: Path):
-    with pytest.raises(KeyError), claimed(tmp_path / "new" / "deep"):
+    with pytest.raises(KeyError), folder_lock(tmp_path / "new" / "deep"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
@@ -84,7 +84,7 @@ def test_what_a_killed_process_has_half_written_is_removed_and_nothing_else(tmp_
     half.parent.mkdir()
     half.write_bytes(b"ha")
     (tmp_path / ".notes").write_text("mine")
-    with claimed(tmp_path):
+    with folder_lock(tmp_path):
         pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes", "a.png", "previews"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tara.adapters.card import CARD_KEY, AdapterCard, Context, parse_card
 from tara.adapters.formats.methods import WeightChange
-from tara.adapters.formats.modelspec import described
+from tara.adapters.formats.modelspec import header_entries
 from tara.adapters.formats.origin import family_of_file
 from tara.adapters.formats.reading import LoraFile, Pair, read_lora
 from tara.adapters.formats.styles import UNET
@@ -83,7 +83,7 @@ class Adapter:
         # called by its words, not by the path: the same adapter is the same file
         title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
         written = self.unit_scale
-        write_diffusers(path, written.all_layers, written.card, described(written.card, title))
+        write_diffusers(path, written.all_layers, written.card, header_entries(written.card, title))
         return path
 
 

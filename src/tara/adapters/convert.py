@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tara.adapters.adapter import Adapter
 from tara.adapters.card import AdapterCard
-from tara.adapters.formats.modelspec import described, with_source
+from tara.adapters.formats.modelspec import header_entries, with_source
 from tara.adapters.formats.writing import Layers, Target, write_diffusers, write_kohya, write_peft
 from tara.errors import TaraError
 from tara.storage.files import is_there
@@ -59,7 +59,7 @@ def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = 
     written = adapter.unit_scale
 
     def write(path: Path) -> None:
-        header = with_source(described(written.card, out.stem), adapter.header)
+        header = with_source(header_entries(written.card, out.stem), adapter.header)
         WRITERS[to](path, written.all_layers, written.card, header)
 
     if is_there(out) and not overwrite:

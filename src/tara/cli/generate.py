@@ -18,7 +18,7 @@ from tara.families.settings import BaseSettings, ExecutionSettings
 from tara.inference.provenance import was_made_as
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write, check_writable
-from tara.storage.lock import claimed
+from tara.storage.lock import folder_lock
 from tara.storage.outputs import SHEET, image_name, next_number
 from tara.storage.validation import build
 
@@ -52,7 +52,7 @@ def _generate(
     check_writable(out)
     execution = build(ExecutionSettings, given(ExecutionSettings, values))
     seeds_wanted = asked.request.seeds
-    with claimed(out):
+    with folder_lock(out):
         files = {seed: path for seed in seeds_wanted if (path := _existing(asked, seed, out))}
         existing, missing = len(files), tuple(seed for seed in seeds_wanted if seed not in files)
         if missing:

@@ -49,7 +49,7 @@ from tara.families.settings import BaseSettings
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write
 from tara.storage.hub import ADAPTER_FILE, is_hub_id, repository_name
-from tara.storage.lock import claimed
+from tara.storage.lock import folder_lock
 from tara.storage.validation import build
 from tara.training.distributed import launched
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings
@@ -342,7 +342,7 @@ def _with_word(spec: str, word: str, prompt: str) -> str:
 def generate(arguments: Arguments) -> None:
     """Generate the images that a command line asks for."""
     asked, folder = asked_for(arguments), Path(arguments.texts["output_folder"])
-    with claimed(folder):
+    with folder_lock(folder):
         existing = (re.fullmatch(r"output_image_(\d+)\.png", path.name) for path in folder.iterdir())
         first = max((int(match[1]) for match in existing if match), default=-1) + 1  # images never replace images
         pipeline = pipeline_for(asked.base, arguments.texts["device"] or None)

@@ -46,11 +46,11 @@ def _server(
         return
     from tara.families.base_names import public_name
     from tara.families.loading import load_base
-    from tara.storage.lock import claimed
+    from tara.storage.lock import folder_lock
 
     _check_port(settings)
     only_our_bars()
-    with claimed(settings.data):
+    with folder_lock(settings.data):
         app = create_app(load_base(settings.base, device=device), public_name(settings.base), settings, store)
         say(f"Serving {settings.base} on http://{settings.host}:{settings.port}, its API on /docs.")
         serve(app, settings)

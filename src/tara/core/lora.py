@@ -66,7 +66,7 @@ class LowRank:
         return replace(self, a=self.a[concepts], b=self.b[concepts])
 
 
-def full_rank(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
+def low_rank_from_matrix(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
     """A matrix as two factors of which one is the identity: ``dense`` returns it exactly."""
     d_out, d_in = delta.shape
     identity = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
@@ -91,7 +91,7 @@ def low_rank_cut(delta: LowRank, rank: int) -> tuple[LowRank, float]:
     return cut, float(missing / torch.linalg.matrix_norm(b @ a).clamp(min=1e-30))
 
 
-def initial(
+def new_low_rank(
     d_in: int,
     d_out: int,
     *,

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tara.core.lora import LowRank, initial
+from tara.core.lora import LowRank, new_low_rank
 from tara.core.tokens import find_word, word_spans
 
 AlignmentSubwords = Literal["mean", "each"]
@@ -91,7 +91,7 @@ def _run() -> None:
 
     text, w_k = torch.randn(1, len(offsets), width), torch.randn(inner, width)
     frozen = text @ w_k.T
-    adapters = {word: initial(width, inner, rank=2) for word in ("xlo", "szn")}
+    adapters = {word: new_low_rank(width, inner, rank=2) for word in ("xlo", "szn")}
     for word, class_word in (("xlo", "dog"), ("szn", "cat")):
         low_rank = adapters[word]
         optimizer = torch.optim.Adam([low_rank.a.requires_grad_(), low_rank.b.requires_grad_()], lr=0.1)

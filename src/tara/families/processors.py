@@ -18,7 +18,7 @@ from tara.errors import TaraError
 if TYPE_CHECKING:
     from tara.families.family import Family
 
-KEY = "tara"  # the entry of cross_attention_kwargs that holds a TextConditioning
+CONDITIONING_KEY = "tara"  # the entry of cross_attention_kwargs that holds a TextConditioning
 INSTALLED = "tara_processors"  # the attribute of a denoiser that holds its installed processors
 
 Projection = Callable[[Tensor], Tensor]
@@ -277,7 +277,7 @@ class AttentionProcessors:
 
     def _check(self, _denoiser: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each network call: a processor that does not know our text would silently ignore the adapters."""
-        if KEY not in (kwargs.get("cross_attention_kwargs") or {}):
+        if CONDITIONING_KEY not in (kwargs.get("cross_attention_kwargs") or {}):
             return
         for layer in self._ours:
             if not isinstance(processor := self._attention(layer).processor, TextKVProcessor):

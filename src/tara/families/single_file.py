@@ -15,7 +15,7 @@ import torch
 from tara.errors import TaraError, first_line
 from tara.families.settings import Prediction
 from tara.families.stable_diffusion import USE_A_BASE, released
-from tara.storage.safetensors_file import opened
+from tara.storage.safetensors_file import open_safetensors
 
 CONFIGS = Path(__file__).parent / "original_configs"
 END_OF_TEXT, EXCLAMATION = "<|endoftext|>", "!"
@@ -71,7 +71,7 @@ def read_contents(path: Path) -> Contents:
     Raises:
         TaraError: when it is no whole safetensors file, or no text-to-image base of a family that tara knows.
     """
-    with opened(path, "Copy it again.") as file:
+    with open_safetensors(path, "Copy it again.") as file:
         names, metadata = set(file.keys()), file.metadata() or {}
         text_layers = [name for name in sorted(names) if re.match(rf"{UNET}.*\.attn2\.to_k\.weight$", name)]
         widths = {  # input channels of both layers; 0 if there is no such layer

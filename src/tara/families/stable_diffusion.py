@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tara.core.losses import PredictionType
 from tara.errors import TaraError
 from tara.families.family import Defaults, Family, FileNames, Task, attentions
-from tara.families.processors import KEY, TextConditioning
+from tara.families.processors import CONDITIONING_KEY, TextConditioning
 from tara.families.text import TextEncoding, encode_with_pipeline, tokenize, with_inversions
 
 USE_A_BASE = "Use a Stable Diffusion 1.x, 2.x or SDXL base."
@@ -96,7 +96,7 @@ def _predict(
         latents,
         timesteps,
         encoding.embeddings,
-        cross_attention_kwargs=None if conditioning is None else {KEY: conditioning},
+        cross_attention_kwargs=None if conditioning is None else {CONDITIONING_KEY: conditioning},
         added_cond_kwargs=added,
         return_dict=False,
     )[0]

@@ -18,7 +18,7 @@ from tara.core.lora import LowRank
 from tara.core.regions import assigned, labels_at, region_scores
 from tara.errors import warn
 from tara.families.base import Base
-from tara.families.processors import KEY, Watch
+from tara.families.processors import CONDITIONING_KEY, Watch
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.places import GRID
 
@@ -82,7 +82,7 @@ class ConfinedAdapters:
 
     def begin_call(self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pre-hook of the denoiser: decides whether adapters act in this network call."""
-        given = (kwargs.get("cross_attention_kwargs") or {}).get(KEY)
+        given = (kwargs.get("cross_attention_kwargs") or {}).get(CONDITIONING_KEY)
         self._acting = False
         if given is None or given.regions is not self:
             return

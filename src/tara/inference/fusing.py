@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tara.core.lora import LowRank, full_rank, low_rank_cut
+from tara.core.lora import LowRank, low_rank_cut, low_rank_from_matrix
 from tara.errors import TaraError, warn
 from tara.families.base import Base
 from tara.families.text import TEXT_ENCODERS
@@ -81,7 +81,7 @@ def with_changes(base: Base, active: ActiveAdapter) -> ActiveAdapter:
     for path, change in adapter.changes.items():
         try:
             weight = base.parameter(path).detach().float().cpu()
-            deltas[path] = full_rank(change.of(weight).flatten(1))
+            deltas[path] = low_rank_from_matrix(change.of(weight).flatten(1))
         except (AttributeError, RuntimeError) as failure:
             raise TaraError(
                 f"{active.name} changes a layer '{path}', which this base does not have in that shape. Use the base "

@@ -8,7 +8,7 @@ from typing import Any
 
 from tara.errors import TaraError, nearest
 from tara.families.base import Base
-from tara.families.processors import INSTALLED, KEY, TextConditioning
+from tara.families.processors import CONDITIONING_KEY, INSTALLED, TextConditioning
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, AdapterLists
 from tara.inference.binding import Binding, bind, bind_everywhere, class_tokens, warn_if_cut
@@ -225,7 +225,7 @@ def prepared_batch(
         **evaluations[0].arguments,
         "guidance_scale": guidance,
         "num_images_per_prompt": copies,
-        "cross_attention_kwargs": {KEY: evaluations[0].conditioning},
+        "cross_attention_kwargs": {CONDITIONING_KEY: evaluations[0].conditioning},
     }
     return PreparedBatch(arguments, tuple(evaluations), composer)
 

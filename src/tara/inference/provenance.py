@@ -16,7 +16,7 @@ from tara.storage.files import digest
 if TYPE_CHECKING:
     from PIL import Image
 
-KEY = "tara"
+PROVENANCE_KEY = "tara"  # the text chunk of a PNG
 FOLDERS_ABOVE = 3  # of an image, in which its files are looked for too
 
 
@@ -102,7 +102,7 @@ def png_with_provenance(image: Image.Image, provenance: Provenance) -> bytes:
     from PIL import PngImagePlugin
 
     information = PngImagePlugin.PngInfo()
-    information.add_itxt(KEY, provenance.model_dump_json())
+    information.add_itxt(PROVENANCE_KEY, provenance.model_dump_json())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=information)
     return buffer.getvalue()
@@ -122,7 +122,7 @@ def read_provenance(path: Path) -> Provenance:
         with Image.open(path) as image:
             check_room(path, image)
             image.load()  # text chunks may stand after the pixels
-            text: object = image.info.get(KEY)
+            text: object = image.info.get(PROVENANCE_KEY)
     # ValueError: a text that unpacks to far more than its chunk
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
         reason = getattr(failure, "strerror", None) or "it is no whole image"
@@ -146,7 +146,7 @@ def was_made_as(path: Path, wanted: Provenance) -> bool:
 
     try:
         with Image.open(path) as image:  # without its pixels: a folder may hold thousands of images of one seed
-            made = Provenance.model_validate_json(image.info.get(KEY, ""))
+            made = Provenance.model_validate_json(image.info.get(PROVENANCE_KEY, ""))
         same = made.model_copy(update={"tara_version": wanted.tara_version, "regions": None}) == wanted
         return same and read_provenance(path) == made
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, TaraError):

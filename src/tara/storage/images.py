@@ -27,12 +27,12 @@ def read_image(path: Path) -> Image.Image:
     """Read one image as upright RGB; transparent parts become white.
 
     Raises:
-        TaraError: see `read_picture`.
+        TaraError: see `read_image_with_alpha`.
     """
-    return on_white(read_picture(path))
+    return on_white(read_image_with_alpha(path))
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_image_with_alpha(path: Path) -> Image.Image:
     """Read one image upright, in sRGB: RGBA if parts of it are transparent, RGB otherwise.
 
     Raises:

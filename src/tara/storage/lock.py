@@ -15,7 +15,7 @@ LOCK, OWNER = ".lock", ".process"
 
 
 @contextmanager
-def claimed(folder: Path) -> Generator[None]:
+def folder_lock(folder: Path) -> Generator[None]:
     """Have a folder, made if it is missing, for this process alone, and rid of what a killed one has half-written.
 
     The system forgets the lock together with its process. A folder that is made here and stays empty is removed again.
@@ -40,7 +40,7 @@ def claimed(folder: Path) -> Generator[None]:
                 place.rmdir()
 
 
-def refuse_claimed(folder: Path) -> None:
+def refuse_locked(folder: Path) -> None:
     """Refuse (TaraError) a folder that another process is at work in, without a trace in one that is free."""
     if (folder / LOCK).exists():
         _locked(folder).release()

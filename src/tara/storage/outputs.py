@@ -10,7 +10,7 @@ from typing import Any
 
 from tara.errors import TaraError
 from tara.storage.files import LARGE, atomic_write, check_writable, is_there, small_text
-from tara.storage.lock import LOCK, OWNER, claimed
+from tara.storage.lock import LOCK, OWNER, folder_lock
 
 SETTINGS = "settings.json"
 """In an output folder: the settings that its content was made with."""
@@ -55,11 +55,11 @@ def output_folder(out: Path, asked: Mapping[str, Any], *results: str, overwrite:
         overwrite: whether results of other settings may be replaced.
 
     Raises:
-        TaraError: see `is_finished` and `tara.storage.lock.claimed`.
+        TaraError: see `is_finished` and `tara.storage.lock.folder_lock`.
     """
     asked = json.loads(json.dumps(asked, default=str))  # as it is read back
     check_writable(out)
-    with claimed(out):
+    with folder_lock(out):
         existing = [name for name in (SETTINGS, *results) if (out / name).exists()]
         same = bool(existing) and is_finished(out, asked, _earlier(out), overwrite=overwrite)
         atomic_write(out / SETTINGS, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())

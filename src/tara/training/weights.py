@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tara.core.lora import InitialWeights, LowRank, initial
+from tara.core.lora import InitialWeights, LowRank, new_low_rank
 
 
 class ConceptWeights:
@@ -18,7 +18,7 @@ class ConceptWeights:
     Args:
         shapes: (d_in, d_out) of each layer.
         rank, scale: of every delta.
-        initial_weights: the distribution of the first ``A``, see `tara.core.lora.initial`.
+        initial_weights: the distribution of the first ``A``, see `tara.core.lora.new_low_rank`.
         freeze_down: whether every ``A`` stays as it was initialised.
         generators: one CPU generator per concept.
         device, dtype: where and in which precision the factors are kept and updated.
@@ -41,7 +41,7 @@ class ConceptWeights:
         rows: list[Tensor] = []
         for generator in generators:
             made = [
-                initial(*size, rank=rank, weights=initial_weights, generator=generator, dtype=dtype)
+                new_low_rank(*size, rank=rank, weights=initial_weights, generator=generator, dtype=dtype)
                 for size in self._shapes.values()
             ]
             down.append(torch.cat([layer.a.flatten() for layer in made]))

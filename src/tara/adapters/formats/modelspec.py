@@ -26,7 +26,7 @@ _SETTINGS = {
 }
 
 
-def described(card: AdapterCard, title: str) -> dict[str, str]:
+def header_entries(card: AdapterCard, title: str) -> dict[str, str]:
     """The header entries, without those that the card has nothing to say for."""
     trigger = f"{card.rare_word} {card.class_word}".strip()
     predicts = _PREDICTIONS.get(card.settings.get("predicts", ""), "")

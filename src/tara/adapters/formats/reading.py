@@ -17,11 +17,11 @@ from tara.adapters.formats.names import ROOTS
 from tara.adapters.formats.origin import other_family
 from tara.adapters.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
 from tara.adapters.formats.styles import UNET, Part, is_embedding, is_no_weight, other_method, parts
-from tara.core.lora import full_rank
+from tara.core.lora import low_rank_from_matrix
 from tara.errors import TaraError, nearest
 from tara.families.text import TEXT_ENCODERS
 from tara.storage.hub import ADAPTER_FILE, fetched_adapter
-from tara.storage.safetensors_file import opened
+from tara.storage.safetensors_file import open_safetensors
 
 AGAIN = "Get the file again, or train the adapter again."
 MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
@@ -116,7 +116,7 @@ def _in_folder(folder: Path) -> Path:
 def _check_alone(folder: Path) -> None:
     """A folder of several models may have LoRA layers in its text encoders, too."""
     for file in sorted(folder.glob("text_encoder*/*.safetensors")):
-        with opened(file, AGAIN) as weights:
+        with open_safetensors(file, AGAIN) as weights:
             keys = list(weights.keys())
         if any("lora" in key for key in keys):
             raise TaraError(
@@ -127,7 +127,7 @@ def _check_alone(folder: Path) -> None:
 
 def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
     """The keys and the header of an adapter file, of any family, without its weights; raises as `lora_file`."""
-    with opened(lora_file(path), AGAIN) as file:
+    with open_safetensors(lora_file(path), AGAIN) as file:
         return list(file.keys()), dict(file.metadata() or {})
 
 
@@ -138,7 +138,7 @@ def read_lora(path: Path) -> LoraFile:
         TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
     """
     path = lora_file(path)
-    with opened(path, AGAIN) as file:
+    with open_safetensors(path, AGAIN) as file:
         keys, header = list(file.keys()), dict(file.metadata() or {})
         zero = _zero_differences(file, keys)
         keys = [key for key in keys if key not in zero and not is_no_weight(key)]
@@ -219,7 +219,7 @@ class _Layers:
             self.changes[model, layer] = change
             self.pairs.pop((model, layer), None)
         elif delta is not None:
-            full = full_rank(delta)
+            full = low_rank_from_matrix(delta)
             self.pairs[model, layer] = Pair(full.a, full.b, None, float(full.rank))
 
     def _formula(self, layer: str, compute: Callable[[], Any]) -> Any:

@@ -39,7 +39,7 @@ def merged(adapters: Adapters, method: Method) -> Adapters:
 
     from tara.adapters.adapter import Adapter
     from tara.adapters.card import AdapterCard
-    from tara.core.lora import full_rank
+    from tara.core.lora import low_rank_from_matrix
     from tara.families.text import TEXT_ENCODERS
     from tara.inference.active_adapter import ActiveAdapter
 
@@ -52,7 +52,7 @@ def merged(adapters: Adapters, method: Method) -> Adapters:
         for path, deltas in sorted(_by_layer(adapters).items()):
             weights = torch.tensor([weight for weight, _ in deltas], dtype=torch.float32)
             dense = [delta.to(dtype=torch.float32).dense() for _, delta in deltas]
-            layers[path] = full_rank(merge(dense, weights, DENSITY[method]), deltas[0][1].kernel)
+            layers[path] = low_rank_from_matrix(merge(dense, weights, DENSITY[method]), deltas[0][1].kernel)
     card = AdapterCard(rare_word="", class_word="", family="", rank=1, alpha=1, phrase="", context="prompt")
     in_text = {path for path in layers if path.startswith(TEXT_ENCODERS)}
     adapter = Adapter(

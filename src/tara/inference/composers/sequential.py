@@ -81,9 +81,9 @@ class _MeanForward:
     def __call__(self, sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
         import torch
 
-        from tara.families.processors import KEY
+        from tara.families.processors import CONDITIONING_KEY
 
-        if KEY not in (kwargs.get("cross_attention_kwargs") or {}):
+        if CONDITIONING_KEY not in (kwargs.get("cross_attention_kwargs") or {}):
             return self.forward(sample, timestep, *args, **kwargs)
         now = float(torch.as_tensor(timestep).max())
         # an image's timesteps fall or stay: after a rise another image has begun
@@ -94,10 +94,13 @@ class _MeanForward:
         return (predictions[0] if len(predictions) == 1 else torch.stack(predictions).mean(0),)
 
     def _predict(self, evaluation: Conditioned, *args: Any, **kwargs: Any) -> Tensor:
-        from tara.families.processors import KEY
+        from tara.families.processors import CONDITIONING_KEY
         from tara.inference.fusing import fused, global_part
 
-        kwargs["cross_attention_kwargs"] = {**kwargs["cross_attention_kwargs"], KEY: evaluation.conditioning}
+        kwargs["cross_attention_kwargs"] = {
+            **kwargs["cross_attention_kwargs"],
+            CONDITIONING_KEY: evaluation.conditioning,
+        }
         if (pooled := evaluation.encoding.pooled) is not None:
             kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": pooled}
         with fused(self.base, global_part(evaluation.adapters)):

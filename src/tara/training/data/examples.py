@@ -9,7 +9,7 @@ from PIL import Image
 
 from tara.errors import TaraError, first_line, warn
 from tara.storage.files import SMALL, small_text
-from tara.storage.images import on_white, opacity, read_picture
+from tara.storage.images import on_white, opacity, read_image_with_alpha
 from tara.training.data.folders import CAPTION_TABLE, CAPTIONS, ignored_sentence, photo_folders
 
 MOST_TABLE = 16 * SMALL  # bytes
@@ -57,7 +57,7 @@ def read_examples(
         for photo in one.photos:
             own = next((file for end in CAPTIONS if (file := photo.with_suffix(end)) in one.captions), None)
             caption = table.get(photo.name) if own is None else _caption(own)
-            image = read_picture(photo)
+            image = read_image_with_alpha(photo)
             examples.append(
                 Example(
                     name=photo.relative_to(folder).as_posix(),
@@ -101,7 +101,7 @@ def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[s
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    image = read_picture(path)
+    image = read_image_with_alpha(path)
     mask = opacity(image) or image.convert("L")  # a cut-out subject: what it leaves opaque
     if mask.getextrema()[1] == 0:
         raise TaraError(f"{path} is entirely black. Paint the subject white.")

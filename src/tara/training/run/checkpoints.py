@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tara.errors import TaraError
 from tara.storage.files import atomic_write
-from tara.storage.safetensors_file import opened
+from tara.storage.safetensors_file import open_safetensors
 from tara.training.state import TrainingState
 
 HEADER_KEY = "tara_checkpoint"
@@ -49,7 +49,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> TrainingState:
     """Read a checkpoint onto the CPU; raises TaraError when the file is damaged or is no checkpoint."""
     try:
-        with opened(path) as file:
+        with open_safetensors(path) as file:
             header: dict[str, str] = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is not a dict
         plain: dict[str, Any] = dict(json.loads(header[HEADER_KEY]))

@@ -13,7 +13,7 @@ from tara.families.base import Base
 from tara.families.loading import best_device, load_base
 from tara.families.settings import BaseSettings
 from tara.storage.hub import upload, with_owner
-from tara.storage.lock import refuse_claimed
+from tara.storage.lock import refuse_locked
 from tara.storage.outputs import is_finished
 from tara.storage.validation import takes
 from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
@@ -118,7 +118,7 @@ def train_recipe(
             warn(f"Already trained with these settings: {', '.join(str(c.file) for c in recipe.concepts)}.")
             return [load_adapter(concept.file) for concept in recipe.concepts]
     if processes.is_main:
-        refuse_claimed(folder.path)
+        refuse_locked(folder.path)
     state = None if last is None else load_checkpoint(last)
     with _threads(recipe.settings.threads):
         inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tara.errors import TaraError, warn
 from tara.inference.strength import LARGEST_RATIO, strengths
-from tara.storage.lock import claimed
+from tara.storage.lock import folder_lock
 from tara.training.concepts import TrainingInputs
 from tara.training.loop import StepRecord, Training
 from tara.training.nan_guard import NaNError
@@ -44,7 +44,7 @@ class Run:
         training, folder, settings = self.training, self.folder, self.inputs.settings
         # several processes stop between steps only, where they wait for one another
         alone = training.processes.count == 1
-        with claimed(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
+        with folder_lock(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
             folder.begin(self.recipe, training.base.device, self.asked, after=training.step)
             tracker = Tracker(settings.report_to, folder.path, settings.project)
             metrics = Metrics(folder.metrics)
