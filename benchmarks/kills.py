@@ -42,7 +42,7 @@ from tara.training.run.checkpoints import load_checkpoint
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 tqdm.monitor_interval = 0  # nor does its thread
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # tiny bases and models, made from configs
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # tiny bases and models, made from configs
 import tiny_bases  # noqa: E402
 import tiny_models  # noqa: E402
 from training_fixtures import photo_folder  # noqa: E402

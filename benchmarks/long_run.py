@@ -35,7 +35,7 @@ from tara.inference.active_adapter import ActiveAdapter
 from tara.training.data.captions import together
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # tiny bases and adapters, made from configs
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # tiny bases and adapters, made from configs
 import tiny_bases  # noqa: E402
 from tiny_adapters import ATTENTION, random_adapter  # noqa: E402
 

@@ -59,7 +59,7 @@ def test_every_version_has_its_file():
 
 @pytest.mark.filterwarnings("ignore:.* times the norm of its weight")  # random weights, stronger than any trained ones
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_file_of_every_version_says_and_draws_what_it_did(version: int):
+def test_a_file_of_every_version_says_and_generates_what_it_did(version: int):
     path = FILES / f"v{version}.safetensors"
     card = load_adapter(path).card
     assert (card.format_version, card.rare_word, card.class_word, card.family) == (version, "xlo", "dog", "sd-32")

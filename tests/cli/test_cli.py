@@ -160,7 +160,7 @@ def test_inspect_shows_what_is_in_a_file_without_a_card(
     assert "which tara does not know" in refused("inspect", foreign_files.saved(Path("a.safetensors"), {"a.b": ONE}))
 
 
-def test_a_lora_without_a_card_is_drawn_by_the_word_that_it_is_given(foreign: Path, base: Path, refused: Any):
+def test_a_lora_without_a_card_is_generated_by_the_word_that_it_is_given(foreign: Path, base: Path, refused: Any):
     flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
     pictures = []
     for part in ("global=0", "global=0.6"):
@@ -172,7 +172,7 @@ def test_a_lora_without_a_card_is_drawn_by_the_word_that_it_is_given(foreign: Pa
     assert main(["generate", "a dog", *flags, "-a", str(foreign), "--composer", "sum"]) == 0  # needs no word
 
 
-def test_a_picture_remembers_the_files_of_an_adapter_folder(foreign: Path, base: Path, refused: Any):
+def test_an_image_remembers_the_files_of_an_adapter_folder(foreign: Path, base: Path, refused: Any):
     assert main(["convert", str(foreign), "--to", "peft", "--out", "folder"]) == 0
     flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
     assert main(["generate", "a xlo dog", *flags, "-a", "folder:rare_word=xlo"]) == 0
@@ -216,7 +216,7 @@ def test_convert_says_what_a_masked_adapter_loses_in_tools_without_masks(
     assert ("train it again with --no-token-mask" in said) is noted
 
 
-def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):
+def test_generate_writes_an_image_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):
     assert generate(trained, base, "--seeds", "0-1,7", "--out", "pictures") == 0
     assert {path.name for path in (here / "pictures").iterdir()} == {
         "0001-seed0.png",
@@ -230,7 +230,7 @@ def test_generate_writes_a_picture_per_seed_and_a_sheet(trained: Path, base: Pat
 
 
 @pytest.mark.parametrize("start", [False, True], ids=["text", "image"])
-def test_a_picture_is_repeated_from_its_own_file(trained: Path, base: Path, here: Path, start: bool):
+def test_an_image_is_repeated_from_its_own_file(trained: Path, base: Path, here: Path, start: bool):
     more = ["--image", str(trained / "dog" / "0.png"), "--strength", "0.7"] if start else ["--width", "40"]
     assert generate(trained, base, *more, "--seeds", "0-2", "--guidance-scale", "3", "--negative-prompt", "a car") == 0
     wanted = (here / "out" / "0002-seed1.png").read_bytes()
@@ -239,7 +239,7 @@ def test_a_picture_is_repeated_from_its_own_file(trained: Path, base: Path, here
     assert (here / "again" / "0001-seed1.png").read_bytes() == wanted
 
 
-def test_flags_change_a_repeated_picture(trained: Path, base: Path, here: Path):
+def test_flags_change_a_repeated_image(trained: Path, base: Path, here: Path):
     assert generate(trained, base, "--seeds", "1") == 0
     repeat = ["generate", "--from", "out/0001-seed1.png", "--device", "cpu"]
     assert main([*repeat, "--out", "again", "--seeds", "4", "--guidance-scale", "2"]) == 0
@@ -247,7 +247,7 @@ def test_flags_change_a_repeated_picture(trained: Path, base: Path, here: Path):
     assert (origin.seed, origin.settings.guidance_scale, origin.settings.steps) == (4, 2, 2)
 
 
-def test_a_picture_is_not_repeated_with_a_changed_adapter(trained: Path, base: Path, here: Path, refused: Any):
+def test_an_image_is_not_repeated_with_a_changed_adapter(trained: Path, base: Path, here: Path, refused: Any):
     shutil.copy(trained / "rex.safetensors", "rex.safetensors")
     assert main(["generate", "a xlo dog", "-a", "rex.safetensors", "--base", str(base), "--steps", "1"]) == 0
     shutil.copy(trained / "tom.safetensors", "rex.safetensors")
@@ -255,7 +255,7 @@ def test_a_picture_is_not_repeated_with_a_changed_adapter(trained: Path, base: P
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["from elsewhere", "files beside the picture"])
-def test_a_picture_is_repeated_from_any_folder(
+def test_an_image_is_repeated_from_any_folder(
     trained: Path, base: Path, here: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
 ):
     shutil.copytree(base, "tiny")
@@ -429,7 +429,7 @@ def test_a_prompt_without_the_adapters_word_is_refused(trained: Path, base: Path
         (["--base", "no-such-folder"], "no-such-folder"),
     ],
 )
-def test_bad_wishes_for_pictures_are_refused_by_name(flags: list[str], part: str, here: Path, refused: Any):
+def test_bad_wishes_for_images_are_refused_by_name(flags: list[str], part: str, here: Path, refused: Any):
     base = [] if {"--base", "--from"} & {*flags} else ["--base", "no-such-base"]
     assert part in refused("generate", "a dog", *base, *flags)
     assert list(here.rglob("*.png")) == []

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known_models import BLUE, GREEN, RED, YELLOW, colour_photos, halves, known_scorer
 from PIL import Image
 
+from known_models import BLUE, GREEN, RED, YELLOW, colour_photos, halves, known_scorer
 from tara.cli import main
 from tara.errors import TaraError
 from tara.evaluation import scorer

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from known_models import BLUE, RED, Rgb, colour_photos, halves, known_scorer
 from PIL import Image
 
+from known_models import BLUE, RED, Rgb, colour_photos, halves, known_scorer
 from tara.evaluation.scorer import IMAGENET_MEAN, SubjectScorer, crop, non_maximum_suppression, thresholds
 from tara.evaluation.scores import ImageScore, score
 from tara.evaluation.subjects import ImageRecord, Subject

@@ -312,7 +312,7 @@ def on_the_hub(pipe: Any, repository: str, cache: Path, monkeypatch: pytest.Monk
     return root / "snapshots" / commit
 
 
-def test_a_base_of_the_hub_is_loaded_without_the_parts_that_draw_nothing(
+def test_a_base_of_the_hub_is_loaded_without_the_parts_that_generate_nothing(
     sd_pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = on_the_hub(sd_pipe, "stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path, monkeypatch)

@@ -118,7 +118,7 @@ def test_sum_is_the_u_net_with_all_dense_deltas_added_to_its_weights(
     _close(_drawn(pipe, active_adapters, "sum"), theirs, _base(pipe))
 
 
-def test_switch_takes_one_adapter_per_step_in_turn_and_begins_anew_with_each_picture(
+def test_switch_takes_one_adapter_per_step_in_turn_and_begins_anew_with_each_image(
     pipe: Any, active_adapters: list[ActiveAdapter]
 ) -> None:
     deltas = [_dense(active) for active in active_adapters]
@@ -165,7 +165,7 @@ def test_dare_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: l
     _close(_drawn(pipe, [xlo, szn], "dare"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
 
 
-def test_none_is_the_stock_picture_of_the_class_words(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
+def test_none_is_the_stock_verdict_of_the_class_words(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
     ours = _drawn(pipe, active_adapters, "none")
     torch.testing.assert_close(ours, _denoised(pipe, "a dog and a cat", lambda _: [{}]), rtol=1e-4, atol=1e-4)
 
@@ -318,7 +318,7 @@ def test_an_adapter_of_weight_zero_has_no_vote_in_a_merge(sd_pipe: StableDiffusi
 
 
 @pytest.mark.parametrize("composer", ["switch", "composite", "ties"])
-def test_prompts_with_other_adapters_are_drawn_as_if_alone(composer: str, sd_pipe: StableDiffusionPipeline) -> None:
+def test_prompts_with_other_adapters_are_generated_as_if_alone(composer: str, sd_pipe: StableDiffusionPipeline) -> None:
     pipeline, active_adapters = Pipeline(sd_pipe), _two(sd_pipe)
     prompts, lists = (
         [PROMPT, "a xlo dog", PROMPT, "a house"],

@@ -63,7 +63,7 @@ def test_a_compiler_that_fails_is_one_sentence(sd_pipe: StableDiffusionPipeline,
         drawn(Pipeline(sd_pipe, compile=True), [])
 
 
-def test_attention_in_slices_draws_the_same_pictures(any_pipe: Any):
+def test_attention_in_slices_generates_the_same_images(any_pipe: Any):
     adapter = random_adapter(Base(any_pipe), targets=ATTENTION)
     whole = drawn(Pipeline(any_pipe), [adapter])
     sliced = drawn(Pipeline(any_pipe, attention_slicing=True), [adapter])
@@ -87,7 +87,7 @@ def test_an_unknown_way_to_run_is_named_with_the_nearest_one(sd_pipe: StableDiff
 
 
 @pytest.mark.gpu
-def test_an_offloaded_base_draws_the_same_pictures(base: Path):
+def test_an_offloaded_base_generates_the_same_images(base: Path):
     whole, parted = (Pipeline(base, device="cuda", precision="fp32", offload=offload) for offload in (False, True))
     adapter = random_adapter(whole.base, targets=ATTENTION)
     assert np.abs(drawn(whole, [adapter]) - drawn(parted, [adapter])).max() <= 1

@@ -37,14 +37,14 @@ def _pixels(images: list[Image.Image]) -> NDArray[np.int64]:
     return np.stack([np.asarray(image, dtype=np.int64) for image in images])
 
 
-def test_the_same_call_gives_the_same_pictures_to_the_last_bit(any_pipe: Any) -> None:
+def test_the_same_call_gives_the_same_images_to_the_last_bit(any_pipe: Any) -> None:
     pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
     one, other = (_pixels(pipeline(PROMPT, [rex], seeds=range(3), steps=2)) for _ in range(2))
     assert np.array_equal(one, other)
     assert len({picture.tobytes() for picture in one}) == 3
 
 
-def test_a_picture_does_not_depend_on_the_batch_it_was_drawn_in(any_pipe: Any) -> None:
+def test_an_image_does_not_depend_on_the_batch_it_was_generated_in(any_pipe: Any) -> None:
     pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
     together = _pixels(pipeline([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=4))
     alone = _pixels(pipeline([PROMPT, "a cat"], [[rex], []], seeds=range(3), steps=2, batch_size=1))
@@ -57,7 +57,7 @@ def test_a_controlnet_pipeline_is_refused_with_the_way_to_use_it(sd_pipe: Stable
         Pipeline(pipe)
 
 
-def test_the_embedded_base_is_drawn_with_the_guidance_that_suits_it() -> None:
+def test_the_embedded_base_is_generated_with_the_guidance_that_suits_it() -> None:
     pipeline = Pipeline(toyland.BASE, device="cpu")
     own, same, stock = (
         _pixels(pipeline("a cat in the snow", steps=2, **given))
@@ -67,13 +67,13 @@ def test_the_embedded_base_is_drawn_with_the_guidance_that_suits_it() -> None:
     assert not np.array_equal(own, stock)
 
 
-def test_without_adapters_it_is_the_stock_pipelines_picture(any_pipe: Any) -> None:
+def test_without_adapters_it_is_the_stock_pipelines_image(any_pipe: Any) -> None:
     generator = torch.Generator().manual_seed(5)
     stock = any_pipe(PROMPT, num_inference_steps=2, generator=generator, guidance_scale=3.0).images
     assert np.array_equal(_pixels(Pipeline(any_pipe)(PROMPT, seeds=[5], steps=2, guidance_scale=3.0)), _pixels(stock))
 
 
-def test_records_say_what_made_each_picture_and_steps_count_up(sd_pipe: StableDiffusionPipeline) -> None:
+def test_records_say_what_made_each_image_and_steps_count_up(sd_pipe: StableDiffusionPipeline) -> None:
     steps: list[DenoisingStep] = []
     rex = _rex(sd_pipe)
     prompts = [PROMPT, "a cat"]
@@ -126,7 +126,7 @@ def test_the_pipeline_is_left_as_it_was_found(sd_pipe: StableDiffusionPipeline, 
     assert sd_pipe.scheduler is scheduler
 
 
-def test_pictures_start_from_a_picture_or_repaint_a_part_of_it(any_pipe: Any, tmp_path: Path) -> None:
+def test_images_start_from_an_image_or_repaint_a_part_of_it(any_pipe: Any, tmp_path: Path) -> None:
     pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
     start = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8))
     start.save(tmp_path / "start.png")
@@ -161,7 +161,7 @@ def test_a_scheduler_that_would_leave_out_a_part_of_the_noise_schedule_is_refuse
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_draws(sd_pipe: StableDiffusionPipeline, scheduler: str) -> None:
+def test_every_scheduler_generates(sd_pipe: StableDiffusionPipeline, scheduler: str) -> None:
     steps: list[DenoisingStep] = []
     one, other = (
         _pixels(Pipeline(sd_pipe)("a cat", seeds=[1], steps=3, scheduler=scheduler, on_step=steps.append))
@@ -233,7 +233,7 @@ TRICKY = st.sampled_from(
 @pytest.mark.filterwarnings("ignore:The prompt is longer")  # letters of rare scripts are many tokens each
 @trials(max_examples=25, deadline=None)
 @given(TRICKY | ANY_SCRIPT, ANY_SCRIPT)
-def test_words_and_prompts_of_any_script_are_drawn_or_refused_in_a_sentence(word: str, others: str) -> None:
+def test_words_and_prompts_of_any_script_are_generated_or_refused_in_a_sentence(word: str, others: str) -> None:
     pipe = tiny_bases.sd_pipeline()
     try:
         rex = _rex(pipe, rare_word=word)

@@ -73,7 +73,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize(("shape", "task"), TASKS)
-def test_stock_pipelines_draw_what_was_prepared_and_without_adapters_their_own_picture(shape: str, task: Any) -> None:
+def test_stock_pipelines_generate_what_was_prepared_and_without_adapters_their_own_image(shape: str, task: Any) -> None:
     pipe, extra = task(tiny_bases.sd_pipeline() if shape == "sd" else tiny_bases.sdxl_pipeline())
     stock = _run(pipe, prompt=PROMPT, **extra)
     assert np.array_equal(_run(pipe, **tara.prepare(pipe, PROMPT), **extra), stock)
@@ -100,7 +100,7 @@ def test_the_rows_follow_guidance_as_in_the_stock_pipeline(
     assert ("negative_prompt_embeds" in prepared) == guided
 
 
-def test_several_prompts_and_pictures_per_prompt_keep_the_stock_order(any_pipe: Any) -> None:
+def test_several_prompts_and_images_per_prompt_keep_the_stock_order(any_pipe: Any) -> None:
     prompts = [PROMPT, "a cat"]
     prepared = tara.prepare(any_pipe, prompts, [[_rex(any_pipe, strength=0.0)], []], num_images_per_prompt=2)
     stock = _run(any_pipe, seeds=4, prompt=prompts, num_images_per_prompt=2)

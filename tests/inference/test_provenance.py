@@ -21,7 +21,7 @@ PROVENANCE = Provenance(
 )
 
 
-def test_a_picture_tells_how_it_was_made(tmp_path: Path):
+def test_an_image_tells_how_it_was_made(tmp_path: Path):
     picture = Image.new("RGB", (8, 8), (1, 2, 3))
     (tmp_path / "a.png").write_bytes(png_with_provenance(picture, PROVENANCE))
     assert read_provenance(tmp_path / "a.png") == PROVENANCE
@@ -36,7 +36,7 @@ def test_a_picture_tells_how_it_was_made(tmp_path: Path):
         (None, "No such file"),
     ],
 )
-def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes | None, sentence: str):
+def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes | None, sentence: str):
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
@@ -44,14 +44,14 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes | N
         read_provenance(path)
 
 
-def test_a_picture_cut_off_is_refused(tmp_path: Path):
+def test_an_image_cut_off_is_refused(tmp_path: Path):
     whole = png_with_provenance(Image.effect_noise((64, 64), 50).convert("RGB"), PROVENANCE)
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TaraError, match="no whole image"):
         read_provenance(tmp_path / "a.png")
 
 
-def test_a_picture_of_another_tool_is_refused(tmp_path: Path):
+def test_a_verdict_of_another_tool_is_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(TaraError, match="does not store how it was generated"):
         read_provenance(tmp_path / "a.png")

@@ -24,7 +24,7 @@ def corners(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((2, 2), Image.Resampling.BOX), dtype=float)
 
 
-def test_a_transparent_picture_lies_on_white(tmp_path: Path):
+def test_a_transparent_image_lies_on_white(tmp_path: Path):
     Image.new("RGBA", (4, 4), (200, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
 
@@ -35,7 +35,7 @@ def test_a_palette_with_a_transparent_colour_lies_on_white_too(tmp_path: Path):
     assert read_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_an_opaque_picture_has_no_opacity_worth_naming(tmp_path: Path):
+def test_an_opaque_image_has_no_opacity_worth_naming(tmp_path: Path):
     Image.new("RGBA", (4, 4), (200, 0, 0, 255)).save(tmp_path / "opaque.png")
     assert opacity(read_image_with_alpha(tmp_path / "opaque.png")) is None
     assert read_image(tmp_path / "opaque.png").getpixel((1, 1)) == (200, 0, 0)
@@ -143,13 +143,13 @@ def test_what_is_transparent_stays_so_while_its_colours_are_brought_to_srgb(tmp_
 
 
 @pytest.mark.parametrize("profile", [b"no profile at all", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))])
-def test_a_profile_that_does_not_fit_a_picture_is_left_alone(tmp_path: Path, profile: object):
+def test_a_profile_that_does_not_fit_an_image_is_left_alone(tmp_path: Path, profile: object):
     told = profile if isinstance(profile, bytes) else profile.tobytes()
     Image.new("RGB", (4, 4), (200, 90, 60)).save(tmp_path / "odd.png", icc_profile=told)
     assert read_image(tmp_path / "odd.png").getpixel((1, 1)) == (200, 90, 60)
 
 
-def test_a_picture_that_says_it_is_srgb_keeps_every_value(tmp_path: Path):
+def test_an_image_that_says_it_is_srgb_keeps_every_value(tmp_path: Path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     quarters().save(tmp_path / "plain.png", icc_profile=srgb)
     assert np.array_equal(np.asarray(read_image(tmp_path / "plain.png")), np.asarray(quarters()))

@@ -36,7 +36,7 @@ def held_out() -> torch.Tensor:
     return to_pixels(_pictures(22, 64))
 
 
-def test_held_out_pictures_come_back_above_28_decibels(code: PatchCode, held_out: torch.Tensor) -> None:
+def test_held_out_images_come_back_above_28_decibels(code: PatchCode, held_out: torch.Tensor) -> None:
     assert psnr(code.decode(code.encode(held_out)), held_out) > 28
 
 
@@ -45,7 +45,7 @@ def test_encoding_undoes_decoding(code: PatchCode) -> None:
     torch.testing.assert_close(code.encode(code.decode(latents)), latents, rtol=1e-3, atol=1e-4)
 
 
-def test_decoding_gives_the_best_picture_that_the_latents_allow(code: PatchCode, held_out: torch.Tensor) -> None:
+def test_decoding_gives_the_best_image_that_the_latents_allow(code: PatchCode, held_out: torch.Tensor) -> None:
     residue = held_out - code.decode(code.encode(held_out))
     # the error of an orthogonal projection holds nothing that the code could still express
     assert float((code.encode(code.decode(code.encode(held_out)) + residue) - code.encode(held_out)).abs().max()) < 1e-3

@@ -127,7 +127,7 @@ def test_one_object_is_found_once() -> None:
     assert _same(verdict, reading_of(scene))
 
 
-def test_a_verdict_does_not_depend_on_the_other_pictures() -> None:
+def test_a_verdict_does_not_depend_on_the_other_images() -> None:
     torch.manual_seed(1)
     judge = Judge(JudgeNet())
     pictures = [render(scene_number(7, index)) for index in range(5)]
@@ -139,7 +139,7 @@ def test_a_verdict_does_not_depend_on_the_other_pictures() -> None:
             assert a.kinds == pytest.approx(b.kinds, abs=1e-4)
 
 
-def test_larger_pictures_are_judged_at_their_own_size() -> None:
+def test_larger_images_are_judged_at_their_own_size() -> None:
     torch.manual_seed(1)
     judge = Judge(JudgeNet())
     small = render(scene_number(7, 1))

@@ -39,13 +39,13 @@ def _changed(first: Scene, second: Scene) -> int:
     return int((np.abs(_pixels(first) - _pixels(second)).max(2) > SEEN).sum())
 
 
-def test_the_same_scene_gives_the_same_picture() -> None:
+def test_the_same_scene_gives_the_same_image() -> None:
     for index in range(20):
         first, second = (render(scene_number(3, index)).tobytes() for _ in range(2))
         assert first == second
 
 
-def test_a_picture_has_the_asked_size() -> None:
+def test_an_image_has_the_asked_size() -> None:
     assert render(_alone()).size == (SIZE, SIZE)
     assert render(_alone(), 128).size == (128, 128)
     assert render(_alone()).mode == "RGB"
@@ -77,13 +77,13 @@ def test_without_an_accessory_its_colour_is_not_visible() -> None:
     assert _changed(_alone(bare), _alone(replace(bare, third=(0, 255, 0)))) == 0
 
 
-def test_every_background_and_style_changes_the_picture() -> None:
+def test_every_background_and_style_changes_the_image() -> None:
     for attribute, choices in (("background", BACKGROUNDS), ("style", STYLES)):
         scenes = [_alone(**{attribute: choice}) for choice in choices]
         assert min(_changed(a, b) for i, a in enumerate(scenes) for b in scenes[:i]) > SIZE * SIZE // 5
 
 
-def test_things_are_drawn_in_their_own_part_of_the_picture() -> None:
+def test_things_are_drawn_in_their_own_part_of_the_image() -> None:
     side = (np.arange(SIZE) + 0.5) / SIZE
     for index in range(30):
         scene = replace(scene_number(8, index), style="none")
@@ -116,7 +116,7 @@ def test_background_details_follow_the_scenes_seed_only() -> None:
     assert (_pixels(replace(scene, things=())) == _pixels(Scene(background="street", things=(), seed=7))).all()
 
 
-def test_stored_pictures_are_the_scenes_of_the_series(tmp_path: Path) -> None:
+def test_stored_images_are_the_scenes_of_the_series(tmp_path: Path) -> None:
     pictures = rendered(tmp_path, seed=4, count=3, workers=1)
     assert pictures.shape == (3, SIZE, SIZE, 3)
     for index in range(3):

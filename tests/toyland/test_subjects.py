@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looks import picture_of
+from looks import verdict_of
 from tara.evaluation.scores import Detections, ImageScore
 from tara.evaluation.scores import score as score_of
 from toyland.judge import Verdict
@@ -71,7 +71,7 @@ def test_an_almost_equal_shade_still_passes_and_another_colour_does_not() -> Non
     assert likeness(unerring_finding(OTHER_CAT), CAT) < SAME_SUBJECT
 
 
-def test_findings_of_a_subjects_pictures_tell_the_subject() -> None:
+def test_findings_of_a_subjects_images_tell_the_subject() -> None:
     shade = tuple(min(255, channel + 9) for channel in CAT.look.body)
     doubtful = replace(unerring_finding(CAT), kinds=unerring_finding(CAR).kinds, body=shade)
     assert subject_from([unerring_finding(CAT), unerring_finding(CAT), doubtful]) == CAT
@@ -84,7 +84,7 @@ def test_drawn_subjects_of_one_class_differ_clearly(seed: int) -> None:
     assert max(resemblance(a, b) for a, b in combinations(subjects[:3], 2)) < 0.5
 
 
-def test_reference_pictures_show_the_subject_before_different_backgrounds() -> None:
+def test_reference_images_show_the_subject_before_different_backgrounds() -> None:
     pictures = reference_pictures(CAT, seed=3)
     assert len({picture.tobytes() for picture in pictures}) == 5
     corners = {picture.getpixel((1, 1)) for picture in pictures}
@@ -107,7 +107,7 @@ def leakage(score: ImageScore) -> list[float]:
 
 def test_both_subjects_with_their_own_appearance_are_a_success() -> None:
     for subjects in ((CAT, CAR), (CAT, OTHER_CAT), (CAT, OTHER_CAT, CAR)):
-        result = score(picture_of(*subjects), subjects)
+        result = score(verdict_of(*subjects), subjects)
         assert result.success
         assert result.present == (True,) * len(subjects)
         assert identity(result) == pytest.approx([1.0] * len(subjects))
@@ -115,12 +115,12 @@ def test_both_subjects_with_their_own_appearance_are_a_success() -> None:
 
 
 def test_two_subjects_of_one_class_are_assigned_wherever_they_are() -> None:
-    assert score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).success
-    assert identity(score(picture_of(OTHER_CAT, CAT), (CAT, OTHER_CAT))) == pytest.approx([1.0, 1.0])
+    assert score(verdict_of(OTHER_CAT, CAT), (CAT, OTHER_CAT)).success
+    assert identity(score(verdict_of(OTHER_CAT, CAT), (CAT, OTHER_CAT))) == pytest.approx([1.0, 1.0])
 
 
 def test_one_finding_is_assigned_to_one_subject_only() -> None:
-    result = score(picture_of(CAT), (CAT, OTHER_CAT))
+    result = score(verdict_of(CAT), (CAT, OTHER_CAT))
     assert not result.success
     assert result.present == (True, False)
     assert identity(result) == [pytest.approx(1)]
@@ -128,14 +128,14 @@ def test_one_finding_is_assigned_to_one_subject_only() -> None:
 
 
 def test_a_missing_subject_is_no_success_and_has_no_identity() -> None:
-    result = score(picture_of(CAR), (CAT, CAR))
+    result = score(verdict_of(CAR), (CAT, CAR))
     assert not result.success
     assert result.present == (False, True)
     assert list(result.values()["identity"]) == [1]
 
 
 def test_the_right_appearance_on_another_class_is_not_the_subject() -> None:
-    result = score(picture_of(replace(CAT, kind="dog"), CAR), (CAT, CAR))
+    result = score(verdict_of(replace(CAT, kind="dog"), CAR), (CAT, CAR))
     assert result.present == (False, True)
 
 
@@ -148,17 +148,17 @@ def test_an_image_without_findings_scores_nothing() -> None:
 
 
 def test_another_subject_of_the_class_is_present_but_no_success() -> None:
-    result = score(picture_of(OTHER_CAT, CAR), (CAT, CAR))
+    result = score(verdict_of(OTHER_CAT, CAR), (CAT, CAR))
     assert result.present == (True, True)
     assert not result.success
 
 
 def test_further_objects_do_no_harm() -> None:
-    assert score(picture_of(CAT, CAR, replace(CAR, kind="boat")), (CAT, CAR)).success
+    assert score(verdict_of(CAT, CAR, replace(CAR, kind="boat")), (CAT, CAR)).success
 
 
 def test_an_appearance_that_moved_to_the_other_subject_is_leakage() -> None:
-    swapped = picture_of(replace(CAT, look=CAR.look), replace(CAR, look=CAT.look))
+    swapped = verdict_of(replace(CAT, look=CAR.look), replace(CAR, look=CAT.look))
     result = score(swapped, (CAT, CAR))
     assert not result.success
     own = resemblance(replace(CAR, kind="cat"), CAT)
@@ -166,4 +166,4 @@ def test_an_appearance_that_moved_to_the_other_subject_is_leakage() -> None:
 
 
 def test_a_single_subject_has_no_leakage() -> None:
-    assert leakage(score(picture_of(CAT), (CAT,))) == []
+    assert leakage(score(verdict_of(CAT), (CAT,))) == []

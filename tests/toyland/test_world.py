@@ -35,7 +35,7 @@ def _scene(seed: int, count: int = 0) -> Scene:
 
 
 @given(SEEDS, st.sampled_from([0, 1, 2, 3]))
-def test_things_stand_inside_the_picture(seed: int, count: int) -> None:
+def test_things_stand_inside_the_image(seed: int, count: int) -> None:
     for thing in _scene(seed, count).things:
         assert 1.05 * thing.size <= thing.x <= 1 - 1.05 * thing.size
         assert 1.7 * thing.size <= thing.y + 1e-9  # room for what it wears

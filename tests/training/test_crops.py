@@ -18,7 +18,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @given(size=sizes, count=st.integers(1, 6), key=st.text(max_size=5), target=sizes)
-def test_every_crop_lies_inside_its_picture(size: tuple[int, int], count: int, key: str, target: tuple[int, int]):
+def test_every_crop_lies_inside_its_image(size: tuple[int, int], count: int, key: str, target: tuple[int, int]):
     crops = choose_crops(size, count, key, target)
     assert len(crops) == count
     assert crops == choose_crops(size, count, key, target)
@@ -66,7 +66,7 @@ def test_a_photo_of_common_shape_loses_little_to_its_bucket(ratio: float):
     assert crop.width * crop.height > 0.94 * size[0] * size[1]
 
 
-def test_pixels_of_a_crop_at_its_own_size_are_the_pictures_own():
+def test_pixels_of_a_crop_at_its_own_size_are_the_images_own():
     image = noise(12, 8)
     (crop,) = choose_crops(image.size, 1, "", image.size)
     pixels = crop_pixels(image, crop, image.size, flip=False)
@@ -94,7 +94,7 @@ def test_size_conditioning_counts_the_crops_corner_in_resized_pixels():
 
 
 @pytest.mark.parametrize("size", [(20, 20), (30, 10)])
-def test_a_flipped_crop_is_one_of_the_mirrored_picture(size: tuple[int, int]):
+def test_a_flipped_crop_is_one_of_the_mirrored_image(size: tuple[int, int]):
     image, (width, height) = noise(60, 40), size
     crop = Crop(left=5, top=3, width=width, height=height)
     _, _, top, left, _, _ = size_conditioning(image, crop, size, flip=True)

@@ -132,7 +132,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, suffix: str):
         read_examples(tmp_path, TEMPLATES)
 
 
-def test_a_picture_too_large_to_be_meant_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_image_too_large_to_be_meant_is_named(photos: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # twice as many are an error
     with pytest.raises(TaraError, match=r"a\.png is not a complete image \(Image size"):
         read_examples(photos, TEMPLATES)

@@ -5,8 +5,8 @@ from toyland.subjects import unerring_finding
 from toyland.world import Scene, Subject
 
 
-def picture_of(*subjects: Subject) -> Verdict:
-    """What an unerring judge sees of a picture with these subjects side by side."""
+def verdict_of(*subjects: Subject) -> Verdict:
+    """What an unerring judge sees of an image with these subjects side by side."""
     things = tuple(unerring_finding(subject, (index + 0.5) / len(subjects)) for index, subject in enumerate(subjects))
     return Verdict(things=things, background="beach", style="none")
 
