@@ -20,8 +20,7 @@ from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.composers import COMPOSERS, Composer
-from tara.inference.composers.none import class_words
+from tara.inference.composers import COMPOSERS, Composer, class_words
 from tara.inference.composers.sequential import switch_every
 from tara.inference.pipeline import DenoisingStep, Pipeline
 from tiny_adapters import ATTENTION, CROSS_KV

@@ -3,14 +3,17 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, model_validator
 
 from tara.adapters.card import Context
 from tara.errors import TaraError, nearest
-from tara.inference.composers import COMPOSERS, Adapters, Composer, composer_named, default_composer
+from tara.inference.composers import COMPOSERS, Composer, composer_named, default_composer
+
+if TYPE_CHECKING:
+    from tara.inference.active_adapter import ActiveAdapters
 
 ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule that ends in nothing but noise
 
@@ -115,7 +118,7 @@ class GenerationSettings(BaseModel):
             raise ValueError(f"strength is {self.strength} with {self.steps} steps, which changes nothing; raise it")
         return self
 
-    def composer_for(self, adapters: Adapters) -> Composer:
+    def composer_for(self, adapters: "ActiveAdapters") -> Composer:
         """The composer itself; where none is chosen, the one that suits an image's adapters."""
         if self.composer is None:
             return COMPOSERS["regions"] if self.region else default_composer(adapters)

@@ -1,35 +1,58 @@
-"""Composers by name: ways to combine several adapters in one prompt. One file each, one signature."""
+"""Composers by name: ways to combine several adapters in one prompt."""
 
 from __future__ import annotations
 
-from tara.errors import TaraError, nearest
-from tara.inference.composers.composer import Adapters, Composer, Turns
-from tara.inference.composers.merging import DARE, TIES
-from tara.inference.composers.none import NONE
-from tara.inference.composers.regions import REGIONS
-from tara.inference.composers.sequential import COMPOSITE, SWITCH
-from tara.inference.composers.sum import SUM
-from tara.inference.composers.tara import TARA
+from typing import TYPE_CHECKING
 
-__all__ = ["COMPOSERS", "Adapters", "Composer", "Turns", "composer_named", "default_composer"]
+from tara.core.tokens import with_class_words
+from tara.errors import TaraError, nearest
+from tara.inference.composers.composer import Composer
+from tara.inference.composers.merging import DARE, TIES
+from tara.inference.composers.sequential import COMPOSITE, SWITCH
+
+if TYPE_CHECKING:
+    from tara.inference.active_adapter import ActiveAdapters
+
+__all__ = ["COMPOSERS", "Composer", "class_words", "composer_named", "default_composer"]
+
+
+def class_words(prompt: str, adapters: ActiveAdapters) -> str:
+    """The prompt with class words in place of the adapters' rare words.
+
+    Raises:
+        TaraError: when an adapter's rare word is unknown, missing or ambiguous.
+    """
+    from tara.inference.binding import find_words  # here, because it brings torch, and composers are named without it
+
+    return with_class_words(
+        prompt, ((span, active.class_word) for active, spans in find_words(prompt, adapters) for span in spans)
+    )
+
 
 COMPOSERS: dict[str, Composer] = {
-    "tara": TARA,
-    "regions": REGIONS,
-    "sum": SUM,
+    # token-aware composition (TARA, arXiv 2508.08812)
+    "tara": Composer(description="each adapter on its own rare word", masked=True),
+    # see `tara.inference.confining`; FreeFuse (arXiv 2510.23515) and LoRAShop (arXiv 2505.23758) find regions in the
+    # same way, in passes of their own
+    "regions": Composer(description="each adapter in its own region of the image", regional=True),
+    # W + sum_c w_c s_c B_c A_c in every layer, for every token of every row; text keys and values likewise
+    "sum": Composer(description="plain addition of all LoRAs"),
     "switch": SWITCH,
     "composite": COMPOSITE,
     "ties": TIES,
     "dare": DARE,
-    "none": NONE,
+    "none": Composer(
+        description="no adapters, rare words removed", masked=True, adapters=lambda adapters: (), prompt=class_words
+    ),
 }
 """All of them, in the order in which they are shown."""
 
 
-def default_composer(adapters: Adapters) -> Composer:
+def default_composer(adapters: ActiveAdapters) -> Composer:
     """Regions for several subjects of which one acts outside the text's keys and values, which no mask can hold."""
     subjects = [active for active in adapters if not active.is_style]
-    return REGIONS if len(subjects) > 1 and any(active.global_strength for active in subjects) else TARA
+    several = len(subjects) > 1 and any(active.global_strength for active in subjects)
+    return COMPOSERS["regions" if several else "tara"]
 
 
 def composer_named(composer: str | Composer) -> Composer:

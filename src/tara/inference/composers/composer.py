@@ -7,23 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tara.inference.active_adapter import ActiveAdapter
-
-Adapters = tuple["ActiveAdapter", ...]
-"""The adapters of one image, in the order in which they were given."""
+    from tara.inference.active_adapter import ActiveAdapters
 
 Turns = Callable[[int, int], Sequence[int]]
 """From the number of a denoising step (0 first) and the number of adapters: those that this step evaluates."""
-
-
-def as_given(adapters: Adapters) -> Adapters:
-    """All adapters, as the user gave them."""
-    return adapters
-
-
-def same_prompt(prompt: str, adapters: Adapters) -> str:
-    """The prompt as the user wrote it."""
-    return prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +24,9 @@ class Composer:
     on every token of every row, the unconditional ones too, and on all that the text encoders read."""
     regional: bool = False
     """Whether each adapter acts in its own region of the image only, see `tara.inference.confining`."""
-    adapters: Callable[[Adapters], Adapters] = as_given
+    adapters: Callable[[ActiveAdapters], ActiveAdapters] = lambda adapters: adapters
     """The adapters that act, such as a merge of all."""
-    prompt: Callable[[str, Adapters], str] = same_prompt
+    prompt: Callable[[str, ActiveAdapters], str] = lambda prompt, adapters: prompt
     """The text that is encoded, from the user's prompt."""
     turns: Turns | None = None
     """Where a step takes several network evaluations, one for each adapter, see

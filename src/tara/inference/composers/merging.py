@@ -16,19 +16,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from tara.inference.composers.composer import Adapters, Composer
+from tara.inference.composers.composer import Composer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tara.core.lora import LowRank
+    from tara.inference.active_adapter import ActiveAdapters
 
 Method = Literal["ties", "dare_linear"]
 """peft's functions of these names: from one layer's deltas (d_out, d_in) and their weights (n,) to the merged delta."""
 DENSITY: dict[Method, float] = {"ties": 0.2, "dare_linear": 0.5}
 
 
-def merged(adapters: Adapters, method: Method) -> Adapters:
+def merged(adapters: ActiveAdapters, method: Method) -> ActiveAdapters:
     """One plain LoRA in place of several; their weights are in it.
 
     A layer that only some adapters have is merged from those. What a merge leaves to chance is the same every time, and
@@ -64,7 +65,7 @@ def merged(adapters: Adapters, method: Method) -> Adapters:
     return (ActiveAdapter(adapter),)
 
 
-def _by_layer(adapters: Adapters) -> dict[str, list[tuple[float, LowRank]]]:
+def _by_layer(adapters: ActiveAdapters) -> dict[str, list[tuple[float, LowRank]]]:
     deltas: dict[str, list[tuple[float, LowRank]]] = {}
     for active in sorted(adapters, key=lambda active: active.order):  # a fixed order of summation, as everywhere
         for path, delta in active.adapter.all_layers.items():

@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tara.inference.composers.composer import Adapters, Composer, Turns
+from tara.inference.composers.composer import Composer, Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tara.families.base import Base
+    from tara.inference.active_adapter import ActiveAdapters
     from tara.inference.prepare import Conditioned
 
 
@@ -36,7 +37,7 @@ def switch_every(steps: int) -> Composer:
     return Composer(description=f"one LoRA at a time, the next after {steps} steps", turns=turns)
 
 
-def _sorted(adapters: Adapters) -> Adapters:
+def _sorted(adapters: ActiveAdapters) -> ActiveAdapters:
     # a fixed order of summation: the order in which adapters are given changes nothing, to the last bit
     return tuple(sorted(adapters, key=lambda active: active.order))
 
