@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SOURCES = Path(__file__).parents[2] / "src"
@@ -22,12 +23,19 @@ import hostile  # noqa: E402
 import stress_cases  # noqa: E402
 
 from tara.adapters.adapter import load_adapter  # noqa: E402
-from tara.adapters.formats.peft_config import Pattern  # noqa: E402
+from tara.adapters.formats.peft_config import first_fitting  # noqa: E402
 from tara.cli.terminal import one_line  # noqa: E402
 from tara.errors import TaraError  # noqa: E402
 from tara.storage.safetensors_file import MOST_HEADER, open_safetensors  # noqa: E402
 
 READERS = {reader.name: reader for reader in hostile.readers()}
+LAYERS = [
+    f"{block}.attentions.{number}.transformer_blocks.0.{attention}.{projection}"
+    for block in ("down_blocks.0", "down_blocks.12", "mid_block", "up_blocks.1")
+    for number in range(2)
+    for attention in ("attn1", "attn2")
+    for projection in ("to_q", "to_k", "to_v", "to_out.0")
+]
 HUGE = "MiB", "10^6", "150,000", "13,000", "178,000,000", "50,000", "10^5 in float"
 """Stress cases that take long to write; `benchmarks/fuzz.py` has them all."""
 
@@ -93,12 +101,25 @@ def test_a_rank_that_no_layer_has_room_for_is_refused(tmp_path: Path):
         load_adapter(path)
 
 
-def test_patterns_fit_as_peft_reads_them():
-    pattern = Pattern({"to_k": 1, r"down_blocks\.\d+\..*to_(q|v)": 2, "attn2.to_q": 3})
-    layer = "down_blocks.0.attn2."
-    assert [pattern.of(layer + name) for name in ("to_k", "to_q", "to_v", "to_out")] == [1, 2, 2, None]
-    assert pattern.of("mid_block.attn2.to_q") == 3
-    assert pattern.of("mid_block.attn2.into_k") is None  # a whole name, not the end of one
+PATTERNS: dict[str, dict[str, int]] = {
+    "ends of paths": {"to_k": 1, "attn2.to_q": 3, "attn1": 5},
+    "a whole path before an end": {"to_k": 1, LAYERS[0]: 2},
+    "gaps": {r"down_blocks\..*attn2.*to_(q|v)": 2, "attn2.to_q": 3},
+    "alternatives": {r"mid_block.*|up_blocks\.1\..*": 4, "to_[qk]": 2},
+    "classes and counts": {r"down_blocks\.[0-2]\.attentions\.\d{1,2}\..*": 7, r"[^.]+\.to_v": 1},
+    "what is not before": {r"(?!down)\w+_blocks.*": 6, r".*(?<!attn1\.)to_k": 2},
+    "anchors": {r"^mid_block.*to_q$": 2, r"^attn2.*": 3},
+    "any character": {"to_.": 1},
+    "repeated groups": {r"((\w+|\d)\.)*to_v": 8},
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_fits_the_layers_that_peft_takes_it_for(name: str):
+    pattern = PATTERNS[name]
+    theirs = {layer: pattern[key] for layer in LAYERS if (key := get_pattern_key(list(pattern), layer)) in pattern}
+    assert first_fitting(pattern, LAYERS) == theirs
+    assert theirs
 
 
 # what opens a pickle, or code, when it opens a file

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 ROOTS = (
     *("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out"),
@@ -25,15 +26,7 @@ _NAME = re.compile(rf"(?:{'|'.join(_COMPOUND)})(?=_|$)|[^_]+")
 RELEASED_LAYERS_PER_BLOCK = 2
 """Resnets of a down block in every released U-Net of SD 1.x, 2.x and SDXL."""
 
-_RESNET = {
-    "in_layers_0": "norm1",
-    "out_layers_0": "norm2",
-    "in_layers_2": "conv1",
-    "emb_layers_1": "time_emb_proj",
-    "out_layers_3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-_SINGLE = {
+_SGM_NAMES = {
     "input_blocks_0_0": "conv_in",
     "out_0": "conv_norm_out",
     "out_2": "conv_out",
@@ -41,16 +34,43 @@ _SINGLE = {
     "time_embed_2": "time_embedding.linear_2",
     "label_emb_0_0": "add_embedding.linear_1",
     "label_emb_0_2": "add_embedding.linear_2",
+    "middle_block_0": "mid_block.resnets.0",
+    "middle_block_1": "mid_block.attentions.0",
+    "middle_block_2": "mid_block.resnets.1",
+    # inside a resnet
+    "in_layers_0": "norm1",
+    "out_layers_0": "norm2",
+    "in_layers_2": "conv1",
+    "emb_layers_1": "time_emb_proj",
+    "out_layers_3": "conv2",
+    "skip_connection": "conv_shortcut",
 }
-_MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
-_RESNET_BACK, _SINGLE_BACK, _MIDDLE_BACK = (
-    {new: old for old, new in names.items()} for names in (_RESNET, _SINGLE, _MIDDLE)
-)
+MOST_BLOCKS = 8  # on each side; released U-Nets have three or four
 
-_SGM = re.compile(r"(?P<side>input|output)_blocks_(?P<block>\d+)_(?P<inner>\d+)_(?P<rest>\w+)")
-_SGM_MIDDLE = re.compile(r"middle_block_(?P<inner>[012])_(?P<rest>\w+)")
-_BLOCK = re.compile(r"(?P<side>down|up)_blocks\.(?P<block>\d+)\.(?P<kind>\w+)\.(?P<place>\d+)\.(?P<rest>.+)")
-_MID = re.compile(r"mid_block\.(?P<place>\w+\.\d+)\.(?P<rest>.+)")
+_SGM = re.compile(r"(input_blocks_\d+_\d+|output_blocks_\d+_\d+|middle_block_\d)_(\w+)")
+_DIFFUSERS = re.compile(r"((?:down_blocks|up_blocks)\.\d+\.\w+\.\d+|mid_block\.\w+\.\d+)\.(.+)")
+
+
+@cache
+def _from_sgm(layers_per_block: int) -> dict[str, str]:
+    """What diffusers calls the blocks and single layers of the sgm U-Net."""
+    names = dict(_SGM_NAMES)
+    for block in range(MOST_BLOCKS):
+        first = block * (layers_per_block + 1)
+        for place in range(layers_per_block + 1):
+            for number, kind in enumerate(("resnets", "attentions")):
+                names[f"output_blocks_{first + place}_{number}"] = f"up_blocks.{block}.{kind}.{place}"
+                if place < layers_per_block:
+                    names[f"input_blocks_{first + place + 1}_{number}"] = f"down_blocks.{block}.{kind}.{place}"
+        names[f"input_blocks_{first + layers_per_block + 1}_0_op"] = f"down_blocks.{block}.downsamplers.0.conv"
+        for number in (1, 2):  # behind a resnet and, in all of SDXL's, an attention: the last name is the one written
+            names[f"output_blocks_{first + layers_per_block}_{number}_conv"] = f"up_blocks.{block}.upsamplers.0.conv"
+    return names
+
+
+@cache
+def _to_sgm(layers_per_block: int) -> dict[str, str]:
+    return {path: name for name, path in _from_sgm(layers_per_block).items()}
 
 
 def flatten(path: str) -> str:
@@ -72,8 +92,9 @@ def sgm_layers_per_block(names: Iterable[str]) -> int:
     layers: set[int] = set()
     downsamplers: set[int] = set()
     for match in filter(None, map(_SGM.fullmatch, names)):
-        if match["side"] == "input" and int(match["block"]) > 0:
-            (downsamplers if match["rest"] == "op" else layers).add(int(match["block"]) - 1)
+        block = match[1].split("_")
+        if block[0] == "input" and block[2] != "0":
+            (downsamplers if match[2] == "op" else layers).add(int(block[2]) - 1)
     for number in (RELEASED_LAYERS_PER_BLOCK, 1, 3, 4):
         period = number + 1
         if all(n % period < number for n in layers) and all(n % period == number for n in downsamplers):
@@ -83,40 +104,18 @@ def sgm_layers_per_block(names: Iterable[str]) -> int:
 
 def from_sgm(name: str, layers_per_block: int) -> str:
     """The diffusers path of a flattened name, which may also be a flattened diffusers path already."""
-    if name in _SINGLE:
-        return _SINGLE[name]
-    if match := _SGM_MIDDLE.fullmatch(name):
-        return f"mid_block.{_MIDDLE[match['inner']]}.{_rest(match['rest'])}"
-    match = _SGM.fullmatch(name)
-    if match is None:
-        return unflatten(name)
-    down, number, inner, rest = match["side"] == "input", int(match["block"]), int(match["inner"]), match["rest"]
-    block, place = divmod(number - 1 if down else number, layers_per_block + 1)
-    side = "down" if down else "up"
-    if rest in ("op", "conv"):
-        return f"{side}_blocks.{block}.{side}samplers.0.conv"
-    return f"{side}_blocks.{block}.{'attentions' if inner else 'resnets'}.{place}.{_rest(rest)}"
+    names, match = _from_sgm(layers_per_block), _SGM.fullmatch(name)
+    if name in names or match is None or match[1] not in names:
+        return names.get(name) or unflatten(name)
+    return f"{names[match[1]]}.{names.get(match[2]) or unflatten(match[2])}"
 
 
 def to_sgm(path: str, layers_per_block: int) -> str:
     """The flattened sgm name of a diffusers path."""
-    if path in _SINGLE_BACK:
-        return _SINGLE_BACK[path]
-    if match := _MID.fullmatch(path):
-        return f"middle_block_{_MIDDLE_BACK[match['place']]}_{_RESNET_BACK.get(match['rest'], flatten(match['rest']))}"
-    match = _BLOCK.fullmatch(path)
-    if match is None:
-        return flatten(path)
-    side, kind, rest = match["side"], match["kind"], match["rest"]
-    first = int(match["block"]) * (layers_per_block + 1) + (side == "down")
-    if kind == "downsamplers":
-        return f"input_blocks_{first + layers_per_block}_0_op"
-    if kind == "upsamplers":
-        # behind a resnet and an attention: all of SDXL's blocks that enlarge have attention
-        return f"output_blocks_{first + layers_per_block}_2_conv"
-    inner = 1 if kind == "attentions" else 0
-    name = f"{first + int(match['place'])}_{inner}_{_RESNET_BACK.get(rest, flatten(rest))}"
-    return f"{'input' if side == 'down' else 'output'}_blocks_{name}"
+    names, match = _to_sgm(layers_per_block), _DIFFUSERS.fullmatch(path)
+    if path in names or match is None or match[1] not in names:
+        return names.get(path) or flatten(path)
+    return f"{names[match[1]]}_{names.get(match[2]) or flatten(match[2])}"
 
 
 def layers_per_block(paths: Iterable[str]) -> int | None:
@@ -124,12 +123,9 @@ def layers_per_block(paths: Iterable[str]) -> int | None:
 
     An up block has one more, so the last places of both sides agree where all blocks with attention are there.
     """
-    counts: dict[str, int] = {}
-    for match in filter(None, map(_BLOCK.fullmatch, paths)):
-        if match["kind"] in ("resnets", "attentions"):
-            counts[match["side"]] = max(counts.get(match["side"], 0), int(match["place"]) + (match["side"] == "down"))
-    return counts["down"] if len(counts) == 2 and len(set(counts.values())) == 1 else None
-
-
-def _rest(name: str) -> str:
-    return _RESNET.get(name) or unflatten(name)
+    counts = {"down_blocks": 0, "up_blocks": 0}
+    for side, _, kind, place, *_ in (path.split(".") for path in paths if _DIFFUSERS.fullmatch(path)):
+        if side in counts and kind in ("resnets", "attentions"):
+            counts[side] = max(counts[side], int(place) + (side == "down_blocks"))
+    down, up = counts.values()
+    return down if down == up > 0 else None

@@ -1,71 +1,42 @@
-"""The scale of each layer according to PEFT's ``LoraConfig``."""
+"""Rank and alpha of each layer by PEFT's config: beside a folder's weights, or in the header of a diffusers file."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
+
+import regex  # like `re`, with a limit of time
 
 from tara.adapters.formats.names import ROOTS
+from tara.adapters.formats.styles import UNET
 from tara.errors import TaraError
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' name of the header entry that holds the configs of all its models
 
-Number = TypeVar("Number", int, float)
-
-MOST_EXPRESSIONS, LONGEST_EXPRESSION, MOST_CHOICES = 16, 200, 2
-# taken for a regular expression: names, numbers, choices of names, at most one gap; others could search for ever
-_EXPRESSION = re.compile(r"\^?(?:[\w.-]|\\[.dw]|\\[dw]\+|\[\w+\]\+?|\((?:\?:)?[\w.|]+\)|\.\*)*\$?")
-_GAP, _NUMBERS = re.compile(r"\.\*|\\w\+|\]\+"), re.compile(r"\\d\+")
+Number = TypeVar("Number")
 
 _READ = ("LORA", "LOHA", "LOKR", "IA3")
-
 # ways to begin training that change the base's own weights: the pair alone then says nothing
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-
-@dataclass(frozen=True)
-class Pattern(Generic[Number]):
-    """Numbers of layers by the end of their path, or a regular expression for one; the first that fits, as in PEFT."""
-
-    numbers: Mapping[str, Number] = field(default_factory=dict[str, Number])
-
-    @cached_property
-    def _expressions(self) -> dict[str, re.Pattern[str]]:
-        # a number of any length at every place would be a search without an end
-        return {key: re.compile(_NUMBERS.sub(r"\\d{1,4}", key)) for key in self.numbers if _is_expression(key)}
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        return {key: place for place, key in enumerate(self.numbers)}
-
-    def of(self, layer: str) -> Number | None:
-        """A layer's number; None when none fits."""
-        if not self.numbers or layer in self.numbers:  # most files have none, and hundreds of layers
-            return self.numbers.get(layer)
-        parts = layer.split(".")
-        ends = [".".join(parts[start:]) for start in range(len(parts))]
-        fitting = [end for end in ends if end in self.numbers]
-        fitting += [key for key, pattern in self._expressions.items() if any(map(pattern.fullmatch, ends))]
-        return self.numbers[min(fitting, key=self._places.__getitem__)] if fitting else None
-
-
-def _is_expression(key: str) -> bool:
-    return re.fullmatch(r"[\w.]*", key) is None
+MOST_EXPRESSIONS, SECONDS_OF_ONE, SECONDS_OF_ALL = 64, 0.2, 3.0
+# a compiled expression is as long as the product of its counts
+_BOUNDED = re.compile(r"(?=.{0,200}$)[^{]*(\{\d{0,2}(,\d{0,2})?\}[^{]*){0,2}", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """Rank and alpha of a model's layers; where a pattern fits a layer it goes before the number for all."""
+    """Rank and alpha of a model's layers; ``ranks`` and ``alphas`` are those that differ, by path."""
 
     rank: int | None = None
     alpha: float | None = None
-    rank_pattern: Pattern[int] = field(default_factory=Pattern[int])
-    alpha_pattern: Pattern[float] = field(default_factory=Pattern[float])
+    ranks: Mapping[str, int] = field(default_factory=dict[str, int])
+    alphas: Mapping[str, float] = field(default_factory=dict[str, float])
     use_rslora: bool = False
     is_dora: bool = False
     paths: tuple[str, ...] = ()
@@ -73,28 +44,13 @@ class PeftConfig:
 
     def alpha_of(self, layer: str, rank: int) -> float | None:
         """The alpha with which alpha / rank is the layer's scale; None when the config does not tell."""
-        own = self.alpha_pattern.of(layer)
-        alpha = self.alpha if own is None else own
-        if alpha is None:
-            return None
-        return alpha * math.sqrt(rank) if self.use_rslora else alpha  # rank-stabilised: alpha / sqrt(rank)
+        alpha = self.alphas.get(layer, self.alpha)
+        # rank-stabilised: the scale is alpha / sqrt(rank)
+        return alpha * math.sqrt(rank) if alpha is not None and self.use_rslora else alpha
 
     def rank_of(self, layer: str) -> int | None:
         """The layer's rank; None when the config does not tell."""
-        own = self.rank_pattern.of(layer)
-        return self.rank if own is None else own
-
-
-def folder_config(file: Path) -> PeftConfig:
-    """The config beside a PEFT weights file; an empty one when there is none.
-
-    Raises:
-        TaraError: when it is no such config, or one of a method that is no plain LoRA.
-    """
-    path = config_beside(file)
-    if path is None:
-        return PeftConfig()
-    return _parsed(path, _object(path, path.read_text(encoding="utf-8", errors="replace")))
+        return self.ranks.get(layer, self.rank)
 
 
 def config_beside(file: Path) -> Path | None:
@@ -103,23 +59,25 @@ def config_beside(file: Path) -> Path | None:
     return path if file.name == WEIGHTS_FILE and path.is_file() else None
 
 
-def header_configs(file: Path, header: Mapping[str, str], models: Iterable[str]) -> dict[str, PeftConfig]:
-    """The configs in a diffusers file's header by model, as far as it has them.
+def peft_configs(file: Path, header: Mapping[str, str], layers: Mapping[str, list[str]]) -> dict[str, PeftConfig]:
+    """The config of each model of a file, whose layers are given; an empty one where nothing tells.
 
     Raises:
-        TaraError: as `folder_config`.
+        TaraError: when a config is damaged, or of a method that is not read.
     """
-    if METADATA_KEY not in header:
-        return {}
-    entries = _object(file, header[METADATA_KEY])
-    prefixes = tuple(f"{model}." for model in models)
-    if not any(key.startswith(prefixes) for key in entries):
-        return {"unet": _parsed(file, entries)}  # a U-Net's own file, without the pipeline's names
-    found: dict[str, PeftConfig] = {}
-    for prefix in prefixes:
-        if own := {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}:
-            found[prefix[:-1]] = _parsed(file, own)
-    return found
+    configs = dict.fromkeys(layers, PeftConfig())
+    if (beside := config_beside(file)) is not None:
+        entries = _object(beside, beside.read_text(encoding="utf-8", errors="replace"))
+        configs = {model: _parsed(beside, entries, paths) for model, paths in layers.items()}
+    if METADATA_KEY in header:
+        entries = _object(file, header[METADATA_KEY])
+        if not any(key.partition(".")[0] in layers for key in entries):
+            entries = {f"{UNET}.{key}": value for key, value in entries.items()}  # a U-Net's own file
+        for model, paths in layers.items():
+            start = f"{model}."
+            if own := {key.removeprefix(start): value for key, value in entries.items() if key.startswith(start)}:
+                configs[model] = _parsed(file, own, paths)
+    return configs
 
 
 def _object(path: Path, text: str) -> dict[str, Any]:
@@ -132,7 +90,7 @@ def _object(path: Path, text: str) -> dict[str, Any]:
     return cast(dict[str, Any], entries)
 
 
-def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
+def _parsed(path: Path, entries: Mapping[str, Any], layers: Iterable[str]) -> PeftConfig:
     method = str(entries.get("peft_type") or "LORA")
     if method not in _READ:
         raise TaraError(
@@ -148,31 +106,44 @@ def _parsed(path: Path, entries: Mapping[str, Any]) -> PeftConfig:
     listed = [str(name) for name in cast(list[Any], targets)] if isinstance(targets, list) else []
     alpha = entries.get("alpha" if method in ("LOHA", "LOKR") else "lora_alpha")
     try:
+        ranks, alphas = (first_fitting(entries.get(f"{kind}_pattern") or {}, layers) for kind in ("rank", "alpha"))
         return PeftConfig(
             rank=None if entries.get("r") is None else int(entries["r"]),
             alpha=None if alpha is None else float(alpha),
-            rank_pattern=_pattern(entries.get("rank_pattern"), int),
-            alpha_pattern=_pattern(entries.get("alpha_pattern"), float),
+            ranks={path: int(number) for path, number in ranks.items()},
+            alphas={path: float(number) for path, number in alphas.items()},
             use_rslora=bool(entries.get("use_rslora")),
             is_dora=bool(entries.get("use_dora")),
             paths=tuple(name for name in listed if name.startswith(ROOTS) and "." in name),
         )
-    except (TypeError, ValueError, AttributeError, OverflowError) as failure:
+    except (TypeError, ValueError, AttributeError, OverflowError, TimeoutError, RecursionError, regex.error) as failure:
         raise TaraError(f"'{path}' has a damaged LoRA config ({failure}). Download the file again.") from failure
 
 
-def _pattern(entries: Mapping[str, Any] | None, kind: Callable[[Any], Number]) -> Pattern[Number]:
-    found = {str(key): kind(value) for key, value in (entries or {}).items()}
-    expressions = [key for key in found if _is_expression(key)]
-    if len(expressions) > MOST_EXPRESSIONS:
-        raise ValueError(f"{len(expressions)} patterns are too many")
-    for key in expressions:
-        _check_expression(key)
-    return Pattern(found)
+def first_fitting(pattern: Mapping[str, Number], layers: Iterable[str]) -> dict[str, Number]:
+    """The numbers of the layers that PEFT's ``rank_pattern`` or ``alpha_pattern`` fits.
 
+    A key is the end of a path, or a regular expression for it; the first that fits a layer counts, as in PEFT
+    (`peft.utils.other.get_pattern_key`).
 
-def _check_expression(key: str) -> None:
-    """Refuse an expression that could search for ever, with ValueError."""
-    simple = len(key) <= LONGEST_EXPRESSION and _EXPRESSION.fullmatch(key) is not None
-    if not simple or len(_GAP.findall(key)) > 1 or key.count("(") > MOST_CHOICES:
-        raise ValueError(f"the pattern '{key[:LONGEST_EXPRESSION]}' is too complex")
+    Raises:
+        ValueError: when there are so many or such complex expressions that they could fill the memory.
+        regex.error: when one is no expression.
+        TimeoutError: when one takes more than 0.2 seconds for a layer, or all more than 3.
+    """
+    places = {key: place for place, key in enumerate(pattern)}
+    expressions = [key for key in pattern if not re.fullmatch(r"\w+(\.\w+)*", key)]
+    if len(expressions) > MOST_EXPRESSIONS or not all(map(_BOUNDED.fullmatch, expressions)):
+        raise ValueError("its patterns are too many or too complex")
+    compiled = {key: regex.compile(rf"(.*\.)?({key})$") for key in expressions}
+    numbers: dict[str, Number] = {}
+    latest = time.thread_time() + SECONDS_OF_ALL
+    for layer in layers:
+        ends = (layer.split(".", dots)[-1] for dots in range(layer.count(".") + 1))
+        fitting = [end for end in ends if end in places]
+        fitting += [key for key, one in compiled.items() if one.match(layer, timeout=SECONDS_OF_ONE)]
+        if fitting:
+            numbers[layer] = pattern[min(fitting, key=places.__getitem__)]
+        if time.thread_time() > latest:
+            raise TimeoutError("its patterns take too long")
+    return numbers

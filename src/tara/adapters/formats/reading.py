@@ -15,7 +15,7 @@ from tara.adapters.formats import methods
 from tara.adapters.formats.methods import WeightChange
 from tara.adapters.formats.names import ROOTS
 from tara.adapters.formats.origin import other_family
-from tara.adapters.formats.peft_config import WEIGHTS_FILE, PeftConfig, folder_config, header_configs
+from tara.adapters.formats.peft_config import WEIGHTS_FILE, PeftConfig, peft_configs
 from tara.adapters.formats.styles import UNET, Part, is_embedding, is_no_weight, other_method, parts
 from tara.core.lora import low_rank_from_matrix
 from tara.errors import TaraError, nearest
@@ -155,10 +155,11 @@ def read_lora(path: Path) -> LoraFile:
         embeddings = _embeddings(path, file, keys)
         known = _known_parts(path, [key for key in keys if not key.startswith(_BUNDLED)])
         tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in known}
-    models = (UNET, *TEXT_ENCODERS)
-    configs = dict.fromkeys(models, folder_config(path)) | header_configs(path, header, models)
+    keys_of = _by_layer(path, known)
+    models = {name: [layer for model, layer in keys_of if model == name] for name in (UNET, *TEXT_ENCODERS)}
+    configs = peft_configs(path, header, models)
     read = _Layers(path)
-    for (model, layer), keyed in sorted(_by_layer(path, known).items()):
+    for (model, layer), keyed in sorted(keys_of.items()):
         read.add(model, layer, {role: tensors[key] for role, key in keyed.items()}, configs[model])
     _check_complete(path, read.pairs.keys() | read.changes.keys(), configs[UNET])
     style = " and ".join(sorted({part.style for part in known.values()}))
