@@ -31,10 +31,9 @@ from tara.cli.published import (
     SD_TRAINING,
     SDXL_TRAINING,
     Script,
-    asked_for,
     markdown,
-    parse,
     recipe_of,
+    request_of,
     run,
 )
 from tara.errors import TaraError
@@ -101,12 +100,12 @@ def required(script: Script, **values: str) -> list[str]:
     """The flags that a script requires, and further ones."""
     given = {"pretrained_model_name_or_path": "sd15", "instance_data_dir": ".", "output_dir": "out"}
     given |= {"rare_word": "xlo", "class_word": "dog", "use_lora": "true", "lora_list": "a/b", "prompt": "an xlo dog"}
-    needed = {flag.name: given[flag.name] for flag in script.flags() if "!" in flag.marks}
+    needed = {flag.name: given[flag.name] for flag in script.flags if "!" in flag.marks}
     return [f"--{name}={value}" for name, value in (needed | values).items()]
 
 
 def settings_of(script: Script, **values: str) -> TrainSettings:
-    return recipe_of(parse(script, required(script, **values))).settings
+    return recipe_of(script.parse(required(script, **values))).settings
 
 
 def test_the_sd_command_writes_one_file_that_says_what_the_paper_does(trained: Path):
@@ -164,9 +163,9 @@ def test_the_sdxl_command_trains_on_a_cpu_with_notes_about_what_is_missing(
     ],
 )
 def test_the_flags_are_those_of_the_published_parsers_and_a_handful(script: Script, parser: str, added: set[str]):
-    names = [flag.name for flag in script.flags()]
+    names = [flag.name for flag in script.flags]
     assert len(set(names)) == len(names)
-    assert {flag.name for flag in script.flags() if "+" in flag.marks} == added
+    assert {flag.name for flag in script.flags if "+" in flag.marks} == added
     assert set(names) == {*parser.split(), *added}
 
 
@@ -186,7 +185,7 @@ def test_the_flags_are_those_of_the_published_parsers_and_a_handful(script: Scri
     ],
 )
 def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on: bool):
-    assert recipe_of(parse(SD_TRAINING, [*required(SD_TRAINING), *flags])).settings.token_mask is on
+    assert recipe_of(SD_TRAINING.parse([*required(SD_TRAINING), *flags])).settings.token_mask is on
 
 
 @pytest.mark.parametrize(
@@ -345,7 +344,7 @@ def test_a_file_without_a_card_gets_its_words_from_the_list_and_the_prompt(train
         "lora_list": json.dumps(["plain.safetensors", "plain.safetensors:0.5", str(trained / "cat")]),
         "rare_token_list": '["xlo", "tok", "szn"]',
     }
-    asked = asked_for(parse(INFERENCE, required(INFERENCE, **lists, prompt="an xlo dog, a tok, and a szn cat")))
+    asked = request_of(INFERENCE.parse(required(INFERENCE, **lists, prompt="an xlo dog, a tok, and a szn cat")))
     assert [file.given for file in asked.adapters] == [
         "plain.safetensors:rare_word=xlo,class_word=dog",
         "plain.safetensors:0.5,rare_word=tok",
@@ -366,7 +365,7 @@ def test_an_adapter_on_the_hub_is_fetched_and_keeps_its_options(
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: [WEIGHTS])
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
     lists = {"lora_list": '["someone/rex:0.5"]', "rare_token_list": '["xlo"]'}
-    asked = asked_for(parse(INFERENCE, required(INFERENCE, **lists)))
+    asked = request_of(INFERENCE.parse(required(INFERENCE, **lists)))
     (use,) = asked.request.adapters
     assert (use.name, use.weight, use.rare_word) == ("someone/rex", 0.5, "xlo")
     assert set(fetches) == {f"someone/rex/{WEIGHTS}"}
@@ -378,7 +377,7 @@ def test_every_setting_in_the_tables_exists_and_the_page_shows_every_flag():
     assert (ROOT / "docs" / "seed-commands.md").read_text(encoding="utf-8") == markdown()
     for script in SCRIPTS:
         known = {name for model in script.models for name in model.model_fields}
-        flags = script.flags()
+        flags = script.flags
         assert {flag.setting for flag in flags} <= {*known, ""}
         shown = markdown().partition(f"## `{script.file}`")[2].partition("\n## ")[0]
         assert all(f"--{flag.name}" in shown for flag in flags)
@@ -409,4 +408,4 @@ def test_help_ends_with_0_and_does_not_wait_for_torch(here: Path):
 
 def test_a_missing_required_flag_is_named():
     with pytest.raises(TaraError, match="required: --use_lora"):
-        parse(SD_TRAINING, [flag for flag in required(SD_TRAINING) if "use_lora" not in flag])
+        SD_TRAINING.parse([flag for flag in required(SD_TRAINING) if "use_lora" not in flag])

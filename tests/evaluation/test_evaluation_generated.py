@@ -132,7 +132,9 @@ def test_no_more_merges_are_held_than_images_are_generated_at_a_time(tmp_path: P
     planned = plan(prompts, BaseSettings(base="tiny"), GenerationSettings(), ["ties"], (0, 1), tmp_path)
     generate(Stub(), planned, 4, lambda *_: None)  # type: ignore[arg-type]
     assert requests == [4, 2]
-    assert all(was_made_as(one.record.path, one.provenance) for one in planned)
+    made = [(seed, record.path, one.provenance) for one in planned for seed, record in one.records.items()]
+    assert len(made) == 12
+    assert all(was_made_as(path, provenance.of_image(seed)) for seed, path, provenance in made)
 
 
 def test_all_pairs_are_made_or_the_groups_that_are_listed():

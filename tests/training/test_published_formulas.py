@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from published_commands import TRAIN_SD, TRAIN_SDXL, typed
-from tara.cli.published import SD_TRAINING, SDXL_TRAINING, Script, parse, recipe_of
+from tara.cli.published import SD_TRAINING, SDXL_TRAINING, Script, recipe_of
 from tara.core.lora import LowRank
 from tara.families.base import Base
 from training_fixtures import factors, run_steps, training_of
@@ -82,7 +82,7 @@ def test_a_published_command_trains_as_the_published_formulas(
         pixels = np.random.default_rng(number).integers(0, 256, (SIDE, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     replaced = {"path/to/your/images": tmp_path, "<rare_token>": "xlo", "<class_word>": "dog"}
-    recipe = recipe_of(parse(script, typed(command, replaced)))
+    recipe = recipe_of(script.parse(typed(command, replaced)))
     changes = {"steps": STEPS, "precision": "auto", "optimizer": "adamw"}  # fp16 and 8 bits are for CUDA
     settings = recipe.settings.model_copy(update=changes)
     training = training_of(recipe.concepts, settings, base)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from published_commands import QUICK, TRAIN_SD, TRAIN_SDXL, typed
-from tara.cli.published import SD_TRAINING, SDXL_TRAINING, parse, recipe_of
+from tara.cli.published import SD_TRAINING, SDXL_TRAINING, recipe_of
 from tara.training.run.recipe_files import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,6 @@ def test_the_official_recipes_are_what_the_published_commands_mean(tmp_path: Pat
     for name, script, command in (("sd15", SD_TRAINING, TRAIN_SD), ("sdxl", SDXL_TRAINING, TRAIN_SDXL)):
         recipe = read_recipe(ROOT / "recipes" / f"official-{name}.toml").settings
         as_published = {part: part for part in QUICK} | {"path/to/your/images": tmp_path}
-        commanded = recipe_of(parse(script, typed(command, as_published))).settings
+        commanded = recipe_of(script.parse(typed(command, as_published))).settings
         other = {"base", "checkpoint_every", "preview_images", "report_to", "gradient_checkpointing"}
         assert recipe.model_dump(exclude=other) == commanded.model_dump(exclude=other)

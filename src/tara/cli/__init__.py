@@ -9,7 +9,7 @@ import cyclopts
 from tara.cli.examples import EXAMPLES, with_examples
 from tara.cli.exit_codes import run_command
 from tara.cli.other_names import our_flag
-from tara.cli.terminal import any_text
+from tara.cli.terminal import enable_unicode_streams
 from tara.errors import TaraError, tara_version
 
 app = cyclopts.App(
@@ -41,7 +41,7 @@ for name, (place, summary) in COMMANDS.items():
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 2 after a failure, 130 after Ctrl-C."""
     if arguments is None:
-        any_text()
+        enable_unicode_streams()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     again = shlex.join(["tara", *tokens])
     return run_command(lambda: _call(tokens), again, distributed=tokens[:1] == ["train"])

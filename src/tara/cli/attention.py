@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Overwrite, Typed, given, whole_number, with_flags
+from tara.cli.options import Overwrite, Typed, of_model, whole_number, with_options
 from tara.cli.progress import progress
-from tara.cli.requests import Adapters, Asked, Device, asked_for, loaded, pipeline_for
+from tara.cli.requests import Adapters, Device, loaded, pipeline_for, request_from_flags
 from tara.cli.terminal import say
 from tara.families.settings import BaseSettings
+from tara.inference.provenance import png_with_provenance
 from tara.inference.settings import GenerationSettings
 from tara.report.page import PAGE
 from tara.storage.files import atomic_write
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 SCORES = "attention.json"
 
 
-def _attention(
+@with_options({BaseSettings: "Base", GenerationSettings: "Images"})
+def attention(
     prompt: Annotated[str, Parameter(help="Prompt, with each adapter's rare word and class word in it")],
     /,
     *,
@@ -45,14 +47,15 @@ def _attention(
     from tara.analysis.attention import alternative_rows, check_words, record_attention
     from tara.analysis.attention_page import AttentionRow, write_attention
 
-    base, settings = given(BaseSettings, values), given(GenerationSettings, values)
-    rows: list[Asked] = []
+    base, settings = of_model(BaseSettings, values), of_model(GenerationSettings, values)
     active, files = loaded(adapter)
-    for numbers in alternative_rows(active) or [()]:
-        specs = tuple(adapter[number] for number in numbers)
-        rows.append(asked_for(prompt, specs, str(seed), None, base, settings))
-        check_words(rows[-1].request)
-    wanted = rows[0].settings(adapters=[file.model_dump() for file in files])
+    rows = [
+        request_from_flags(prompt, [adapter[number] for number in numbers], str(seed), None, base, settings)
+        for numbers in alternative_rows(active) or [()]
+    ]
+    for row in rows:
+        check_words(row.request)
+    wanted = rows[0].by_name() | {"adapters": [file.model_dump() for file in files]}
     with output_folder(out, wanted, SHEET, PAGE, SCORES, overwrite=overwrite) as finished:
         if not finished:
             pipeline = pipeline_for(rows[0].base, device)
@@ -62,10 +65,11 @@ def _attention(
                 def on_step(step: DenoisingStep) -> None:
                     advance(len(shown) + step.fraction, "")
 
-                for number, asked in enumerate(rows, 1):
-                    (attention,) = record_attention(pipeline, asked.request, on_step)
-                    shown.append(AttentionRow(image_name(number, seed), attention))
-                    atomic_write(out / shown[-1].file, asked.png(attention.generated.image, seed))
+                for number, row in enumerate(rows, 1):
+                    (recorded,) = record_attention(pipeline, row.request, on_step)
+                    shown.append(AttentionRow(image_name(number, seed), recorded))
+                    png = png_with_provenance(recorded.generated.image, row.of_image(seed))
+                    atomic_write(out / shown[-1].file, png)
             write_attention(out, shown, seed=seed, command=typed)
             _print(shown)
     already = "These very maps exist already. " if finished else ""
@@ -78,6 +82,3 @@ def _print(rows: Sequence[AttentionRow]) -> None:
         for subject, scores in zip(row.attention.subjects, row.attention.scores, strict=True):
             words = f"{subject.active.rare_word} on {subject.active.class_word}"
             say(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
-
-
-attention = with_flags(_attention, {BaseSettings: "Base", GenerationSettings: "Images"})

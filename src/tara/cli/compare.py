@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Overwrite, Typed, given, with_flags
+from tara.cli.options import Overwrite, Typed, of_model, with_options
 from tara.cli.progress import progress
-from tara.cli.requests import Adapters, Asked, Composers, Device, Seeds, asked_for, parse_composers, pipeline_for
+from tara.cli.requests import Adapters, Composers, Device, Seeds, parse_composers, pipeline_for, request_from_flags
 from tara.cli.terminal import say
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.composers import COMPOSERS
+from tara.inference.provenance import RequestProvenance, png_with_provenance
 from tara.inference.settings import GenerationSettings
 from tara.report.page import PAGE
 from tara.storage.files import atomic_write
 from tara.storage.outputs import SHEET, output_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from tara.analysis.comparison import ComposedImage
     from tara.inference.pipeline import Pipeline
 
@@ -29,7 +32,8 @@ ALL = ",".join(COMPOSERS)
 RESULTS = "results.json"
 
 
-def _compare(
+@with_options({BaseSettings: "Base", GenerationSettings: "Images"}, without=("composer",))
+def compare(
     prompt: Annotated[str | None, Parameter(help="Prompt, with the adapters' rare words in it")] = None,
     /,
     *,
@@ -45,55 +49,62 @@ def _compare(
     """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs."""
     from tara.analysis.comparison import with_composer
 
-    asked = asked_for(prompt, adapter, seeds, None, given(BaseSettings, values), given(GenerationSettings, values))
-    names = parse_composers(composers)
+    base, settings = of_model(BaseSettings, values), of_model(GenerationSettings, values)
+    provenance, names = request_from_flags(prompt, adapter, seeds, None, base, settings), parse_composers(composers)
     if not adapter:
         raise TaraError("There are no adapters. Give each one with --adapter, such as --adapter rex.safetensors.")
     for name in names:
-        with_composer(asked.request, name).check()
-    wanted = asked.settings(composers=names)
+        with_composer(provenance.request, name).check()
+    wanted = provenance.by_name() | {"composers": names}
     # before the base, which may take minutes to load
     with output_folder(out, wanted, SHEET, RESULTS, PAGE, overwrite=overwrite) as finished:
         if not finished:
-            pipeline = pipeline_for(asked.base, device)
-            _write(out, pipeline, asked, _generate(pipeline, asked, names, out), typed)
+            pipeline = pipeline_for(provenance.base, device)
+            images = _generate(pipeline, provenance, names, out)
+            _write(out, provenance, images, pipeline.base.device, typed)
     already = "These very images exist already. " if finished else ""
     say(f"{already}Look at {out / PAGE}, or at {out / SHEET}.")
 
 
-compare = with_flags(_compare, {BaseSettings: "Base", GenerationSettings: "Images"}, without=("composer",))
-
-
-def _generate(pipeline: Pipeline, asked: Asked, names: Sequence[str], out: Path) -> dict[str, list[ComposedImage]]:
+def _generate(
+    pipeline: Pipeline, provenance: RequestProvenance, names: Sequence[str], out: Path
+) -> dict[str, list[ComposedImage]]:
     """All images, each written as soon as it is there."""
     from tara.analysis.comparison import compare_composers
 
     images: dict[str, list[ComposedImage]] = {name: [] for name in names}
-    with progress("Comparing", len(names) * len(asked.request.seeds)) as advance:
+    with progress("Comparing", len(names) * len(provenance.request.seeds)) as advance:
 
         def on_step(step: Any) -> None:
             advance(sum(map(len, images.values())) + step.step / step.steps, "")
 
-        for one in compare_composers(pipeline, asked.request, names, on_step):
-            atomic_write(out / one.path, asked.png(one.image, one.seed, composer=one.composer))
+        for one in compare_composers(pipeline, provenance.request, names, on_step):
+            of_image = provenance.of_image(one.seed, composer=one.composer)
+            atomic_write(out / one.path, png_with_provenance(one.image, of_image))
             images[one.composer].append(one)
     return images
 
 
-def _write(out: Path, pipeline: Pipeline, asked: Asked, images: dict[str, list[ComposedImage]], typed: str) -> None:
+def _write(
+    out: Path,
+    provenance: RequestProvenance,
+    images: dict[str, list[ComposedImage]],
+    device: torch.device,
+    typed: str,
+) -> None:
     """Write the sheet, the page and the costs, and print the costs."""
     from tara.analysis.comparison import clock_of, costs, grid, table
     from tara.report.page import page
     from tara.report.sheet import contact_sheet
     from tara.report.versions import versions
 
-    request, device = asked.request, pipeline.base.device
+    request = provenance.request
     by_composer, shown = costs(request, images), grid(request, images)
     costs_table = table(by_composer)
     results = {
         "prompt": request.prompt,
         "seeds": request.seeds,
-        "adapters": [file.model_dump() for file in asked.adapters],
+        "adapters": [file.model_dump() for file in provenance.adapters],
         "settings": request.settings.model_dump(mode="json", exclude={"composer"}),
         "clock": clock_of(device)[0],
         "composers": by_composer,

@@ -6,30 +6,37 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel
 
 from tara.cli import requests
 from tara.cli.examples import with_examples
-from tara.cli.options import Overwrite, Typed, given, require, with_flags
+from tara.cli.options import Overwrite, Typed, require, settings_from, with_options
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
 from tara.evaluation.subjects import ImageRecord, Subject, read_subjects
 from tara.families.settings import BaseSettings
-from tara.inference.provenance import was_made_as
 from tara.inference.settings import GenerationSettings
 from tara.report.page import PAGE
 from tara.storage.files import digest
 from tara.storage.outputs import output_folder
-from tara.storage.validation import build
+
+if TYPE_CHECKING:
+    from tara.evaluation.protocols import EvaluationPrompt, TrainedSubject
 
 RESULTS, TABLE = "results.json", "results.csv"
 SHOWN = ("success", "presence", "identity", "identity_absent_zero", "leakage")
-MODELS: dict[type[BaseModel], str] = {EvaluationSettings: "Scoring", BaseSettings: "Base", GenerationSettings: "Images"}
+GENERATING: dict[type[BaseModel], str] = {
+    EvaluationSettings: "Scoring",
+    BaseSettings: "Base",
+    GenerationSettings: "Images",
+}
+FIXED = ("composer", "image", "mask", "strength")
+"""Settings of a generation that a protocol decides."""
 
 References = Annotated[
     tuple[str, ...],
@@ -68,7 +75,8 @@ class PairsFlags(ProtocolFlags):
     ] = ()
 
 
-def _folder(
+@with_options({EvaluationSettings: "Scoring"})
+def folder(
     *folders: Annotated[Path, Parameter(help="Folders of PNG files of `tara generate`, or JSON lists of images")],
     references: References = (),
     out: Out = Path("evaluation"),
@@ -79,23 +87,30 @@ def _folder(
     """Score existing images; several folders are compared with each other, paired by prompt and seed."""
     from tara.evaluation.folder import adapter_words, find_images, image_records
 
-    settings = build(EvaluationSettings, given(EvaluationSettings, values))
     if not folders:
         raise TaraError("There is nothing to score. Give a folder of images: tara evaluate folder out -r xlo=photos.")
+    settings = settings_from(EvaluationSettings, values)
     images = find_images(folders)
     subjects = read_subjects(references, adapter_words(images))
     wanted = {"images": [[str(one.file), digest(one.file)] for one, _ in images]}
     _score("folder", image_records(images, subjects), subjects, settings, Output(out, wanted, overwrite), typed)
 
 
-def _pairs(*, flags: PairsFlags = PairsFlags(), typed: Typed = "", **values: Any) -> None:
+@with_options(GENERATING, without=FIXED)
+def pairs(*, flags: PairsFlags = PairsFlags(), typed: Typed = "", **values: Any) -> None:
     """Generate all pairs of subjects, or the given groups, in a few places, and score the images."""
-    _generate("pairs", flags, typed, values)
+    from tara.evaluation.protocols import PROMPTS, group_prompts
+
+    groups = flags.groups.split(",") if flags.groups else []
+    _generate("pairs", flags, typed, values, lambda trained: group_prompts(trained, groups, flags.prompt or PROMPTS))
 
 
-def _dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **values: Any) -> None:
+@with_options(GENERATING, without=FIXED)
+def dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **values: Any) -> None:
     """Generate each subject alone in the DreamBooth data set's 25 prompts for its class, and score the images."""
-    _generate("dreambooth", flags, typed, values)
+    from tara.evaluation.protocols import dreambooth_prompts
+
+    _generate("dreambooth", flags, typed, values, dreambooth_prompts)
 
 
 evaluate = App(
@@ -103,48 +118,45 @@ evaluate = App(
     help=with_examples("Score images by subject: presence, identity, leakage.", "evaluate"),
     help_format="plaintext",
 )
-evaluate.command(
-    with_flags(_folder, {EvaluationSettings: "Scoring"}),
-    name="folder",
-    help=with_examples(inspect.getdoc(_folder) or "", "evaluate folder"),
-)
-for command, name in ((_pairs, "pairs"), (_dreambooth, "dreambooth")):
-    page = with_examples(inspect.getdoc(command) or "", f"evaluate {name}")
-    evaluate.command(with_flags(command, MODELS, ("composer", "image", "mask", "strength")), name=name, help=page)
+for command in (folder, pairs, dreambooth):
+    page = with_examples(inspect.getdoc(command) or "", f"evaluate {command.__name__}")
+    evaluate.command(command, name=command.__name__, help=page)
 
 
-def _generate(protocol: str, flags: ProtocolFlags, typed: str, values: dict[str, Any]) -> None:
+def _generate(
+    protocol: str,
+    flags: ProtocolFlags,
+    typed: str,
+    values: dict[str, Any],
+    prompts_of: Callable[[list[TrainedSubject]], list[EvaluationPrompt]],
+) -> None:
     """Generate the missing images of a protocol, and score all of its images."""
-    from tara.evaluation import protocols
     from tara.evaluation.generated import generate, plan
+    from tara.evaluation.protocols import trained_subjects
 
     require(f"evaluate {protocol}", vars(flags), "adapter", "references")
-    settings = build(EvaluationSettings, given(EvaluationSettings, values))
-    base = build(BaseSettings, given(BaseSettings, values))
-    sampling = build(GenerationSettings, given(GenerationSettings, values))
+    settings, base = settings_from(EvaluationSettings, values), settings_from(BaseSettings, values)
+    sampling = settings_from(GenerationSettings, values)
     composers = requests.parse_composers(flags.composers)
     seeds = requests.DEFAULT_SEEDS if flags.seeds is None else requests.parse_seeds(flags.seeds)
     active, files = requests.loaded(flags.adapter)
     subjects = read_subjects(flags.references, [(one.rare_word, one.class_word) for one in active])
-    trained = protocols.trained_subjects(active, files, subjects)
-    if isinstance(flags, PairsFlags):
-        groups = flags.groups.split(",") if flags.groups else []
-        prompts = protocols.group_prompts(trained, groups, flags.prompt or protocols.PROMPTS)
-    else:
-        prompts = protocols.dreambooth_prompts(trained)
+    prompts = prompts_of(trained_subjects(active, files, subjects))
     planned = plan(prompts, base, sampling, composers, seeds, flags.out)
 
     def generate_missing() -> None:
-        if missing := [one for one in planned if not was_made_as(one.record.path, one.provenance)]:
+        missing = [rest for one in planned if (rest := one.missing()).records]
+        if missing:
             pipeline = requests.pipeline_for(base, settings.device)
-            with progress("Generating", len(missing)) as advance:
+            with progress("Generating", sum(len(one.records) for one in missing)) as advance:
                 generate(pipeline, missing, settings.batch_size, advance)
 
     prompted = [[one.text, [each.file.model_dump() for each in one.trained]] for one in prompts]
     wanted = {"prompts": prompted, "seeds": seeds, "composers": composers}
     wanted |= base.model_dump(mode="json") | sampling.model_dump(mode="json")
+    records = [record for one in planned for record in one.records.values()]
     output = Output(flags.out, wanted, flags.overwrite)
-    _score(protocol, [one.record for one in planned], subjects, settings, output, typed, generate_missing)
+    _score(protocol, records, subjects, settings, output, typed, generate_missing)
 
 
 class Output(NamedTuple):

@@ -4,10 +4,9 @@ import functools
 import inspect
 import math
 import operator
-import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel
@@ -15,7 +14,9 @@ from pydantic.fields import FieldInfo
 
 from tara.cli.examples import EXAMPLES
 from tara.errors import TaraError
+from tara.storage.validation import build
 
+Settings = TypeVar("Settings", bound=BaseModel)
 Typed = Annotated[str, Parameter(parse=False)]
 """The command as it was typed, for pages that end with it; `tara.cli` hands it to commands that ask for it."""
 
@@ -43,56 +44,63 @@ def require(command: str, values: Mapping[str, Any], *names: str) -> None:
         raise TaraError(f"{', '.join(missing)} {verb} missing. For example: {EXAMPLES[command][0]}{demo}")
 
 
-def with_flags(
-    command: Callable[..., None], models: Mapping[type[BaseModel], str], without: Collection[str] = ()
-) -> Callable[..., None]:
+def with_options(
+    models: Mapping[type[BaseModel], str], without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in place of its ``**values``, one option per field of settings models.
 
+    The command receives the options that are given, by the names of their fields; `of_model` picks those of one model.
+
     Args:
-        command: a function whose last parameter is ``**values``; it receives every given flag by its parameter's name.
-        models: the models, each with the heading over its flags in the help.
-        without: fields that are no flags of this command.
+        models: the models, each with the heading over its options in the help.
+        without: fields that are no options of this command.
     """
-    signature = inspect.signature(command)
-    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for order, (model, title) in enumerate(models.items()):
-        group, rare = Group(title, sort_key=order), Group("Rarely needed", sort_key=len(models))
-        for name, field in model.model_fields.items():
-            if name not in without:
-                parameters.append(_parameter(name, field, rare if name in RARE else group))
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        for order, (model, title) in enumerate(models.items()):
+            group, rare = Group(title, sort_key=order), Group("Rarely needed", sort_key=len(models))
+            for name, field in model.model_fields.items():
+                if name not in without:
+                    parameters.append(_option(name, field, rare if name in RARE else group))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
 
 
-def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of one model that stood on the command line, by field name."""
-    return {name: values[name] for name in model.model_fields if values.get(name) is not None}
+def of_model(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a model."""
+    return {name: values[name] for name in model.model_fields if name in values}
 
 
-def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
-    flag, description = name.replace("_", "-"), field.description or ""
-    members = [one for one in _members(field.annotation) if typing.get_origin(one) is not Annotated]
-    annotation: Any = functools.reduce(operator.or_, members)  # without the objects that only Python can give
-    if "[default" not in description and not field.is_required() and field.default is not None:
-        default = ("off", "on")[field.default] if field.annotation is bool else field.default
-        description += f" [default: {default}]"
+def settings_from(model: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """A model's settings from the values that are its fields; a wrong one is a TaraError."""
+    return build(model, of_model(model, values))
+
+
+def _option(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
+    union = typing.get_args(field.annotation) if field.default is None else (field.annotation,)
+    # without objects that only Python can give
+    types = [one for one in union if typing.get_origin(one) is not Annotated]
+    default = None if field.is_required() else field.default
+    is_shown = default is not None and "[default" not in (field.description or "")
     option = Parameter(
-        name=f"--{flag}",
-        help=description,
+        name=f"--{name.replace('_', '-')}",
+        help=field.description,
         group=group,
-        show_default=False,
+        show_default=_shown if is_shown else False,
         negative_iterable=(),
-        converter=whole_number if int in members else _number if float in members else None,
+        converter=whole_number if int in types else _number if float in types else None,
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
-    )
+    annotation = Annotated[functools.reduce(operator.or_, types) | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _members(annotation: Any) -> Sequence[Any]:
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if union else (annotation,)
+def _shown(default: Any) -> str:
+    return ("off", "on")[default] if isinstance(default, bool) else str(default)
 
 
 def whole_number(_: Any, tokens: Sequence[Any]) -> int:

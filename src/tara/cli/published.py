@@ -34,28 +34,31 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tara.cli.exit_codes import run_command
-from tara.cli.progress import only_our_bars, progress
-from tara.cli.requests import MOST_SEEDS, Asked, loaded, pipeline_for
-from tara.cli.terminal import any_text, say
+from tara.cli.generate import write_images
+from tara.cli.options import Settings, of_model
+from tara.cli.progress import only_our_bars
+from tara.cli.requests import MOST_SEEDS, pipeline_for, request_from_flags
+from tara.cli.terminal import enable_unicode_streams, say
 from tara.cli.train import train_with_progress
 from tara.errors import TaraError, TaraWarning, nearest
 from tara.families.base_names import SHORT_NAMES
 from tara.families.settings import BaseSettings
+from tara.inference.provenance import RequestProvenance
 from tara.inference.settings import GenerationSettings
-from tara.storage.files import atomic_write
 from tara.storage.hub import ADAPTER_FILE, is_hub_id, repository_name
 from tara.storage.lock import folder_lock
 from tara.storage.validation import build
 from tara.training.distributed import launched
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings
 
-Settings = TypeVar("Settings", bound=BaseModel)
-# One line a group: [ignored|refused] flag[marks][:setting][=value] ... # help (or the setting's own), or the reason
+# First what the script does, then one line a group:
+# [ignored|refused] flag[marks][:setting][=value] ... # help (or the setting's own), or the reason
+# fixed setting=value ... (what the published code implies)
 # Marks: ! required, ? switch, @ path or hub id, / folder, + added here (not in the published parser).
 # The value is the default; of a refused flag, what passes.
 BASE = "pretrained_model_name_or_path!@:base variant+:variant"
@@ -81,8 +84,10 @@ ignored sample_batch_size prior_generation_precision # class images are generate
 ignored logging_dir allow_tf32? enable_xformers_memory_efficient_attention? local_rank # no equivalent is needed
 refused lr_num_cycles=1 lr_power=1|1.0 adam_beta1=0.9 adam_beta2=0.999 adam_epsilon=1e-08|1e-8 # it is fixed
 refused train_text_encoder?=false # text encoders are not trained
-refused num_train_epochs # training is counted in steps, --max_train_steps"""
-SD = f"""{TRAINING}
+refused num_train_epochs # training is counted in steps, --max_train_steps
+fixed targets=attention captions=fixed flip=false init_lora_weights=gaussian alignment_subwords=each"""
+SD = f"""Train an adapter for Stable Diffusion 1.5.
+{TRAINING}
 learning_rate:learning_rate=1e-4 adam_weight_decay:weight_decay=1e-2 lora_r:rank=8 lora_alpha:alpha=32
 validation_steps:preview_every=100 wandb_project_name:project=tara
 wandb_key # API key for wandb; `wandb login` is safer
@@ -91,7 +96,9 @@ ignored lora_text_encoder_r lora_text_encoder_alpha lora_text_encoder_dropout lo
 refused use_lora!?=true # only adapters are trained
 refused lora_dropout=0|0.0 lora_bias=none # adapters have neither dropout nor bias
 refused tokenizer_name # the base model has its own tokenizer"""
-SDXL = f"""{TRAINING}
+SDXL = f"""Train an adapter for SDXL.
+{TRAINING}
+fixed size_conditioning=resolution
 learning_rate:learning_rate adam_weight_decay:weight_decay=1e-4 optimizer:optimizer=AdamW rank:rank=8
 validation_steps+:preview_every=100 snr_gamma:snr_gamma
 freeze_lora_down?:freeze_down=false pretrained_vae_model_name_or_path@:vae
@@ -103,7 +110,9 @@ refused validation_epochs # previews are counted in steps, --validation_steps
 refused dataset_name dataset_config_name image_column=image caption_column # --instance_data_dir has images and captions
 refused cache_dir # the environment variable HF_HUB_CACHE sets it
 refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # fixed"""
-GENERATION = f"""{BASE} revision+:revision num_inference_steps+:steps=50 guidance_scale+:guidance_scale
+GENERATION = f"""Generate images with adapters.
+fixed context=prompt
+{BASE} revision+:revision num_inference_steps+:steps=50 guidance_scale+:guidance_scale
 negative_prompt+:negative_prompt height+:height width+:width
 device+ # cuda, mps or cpu; by default the best one available
 lora_list! # adapters as a JSON list of files, folders or hub ids; :0.8 after one sets its weight
@@ -111,15 +120,6 @@ rare_token_list # their rare words as a JSON list; not needed for adapters that 
 prompt! # prompt, with the rare words in it
 output_folder=./output # folder for output_image_0.png, output_image_1.png, ...; numbers go on where images exist
 number=6 # number of images; their seeds are 0, 1, ..."""
-# what the published code implies
-TRAINING_METHOD = {
-    "targets": "attention",
-    "captions": "fixed",
-    "flip": False,
-    "init_lora_weights": "gaussian",
-    "alignment_subwords": "each",
-}
-GENERATION_METHOD = {"context": "prompt"}
 YES, NO = ("yes", "true", "t", "1"), ("no", "false", "f", "0")  # as the published parsers read them
 
 
@@ -131,20 +131,20 @@ class Flag(NamedTuple):
     setting: str
     value: str
     state: str
-    help: str
+    about: str
 
-    def check(self, text: str) -> str:
+    def check(self, typed: str) -> str:
         """The value, or the default in place of an empty one; argparse tells of one that cannot be."""
-        fault, typed, text = "", text, text or (self.value if self.state == "works" else "")
+        fault, text = "", typed or (self.value if self.state == "" else "")
         if "?" in self.marks and text:
             fault = "" if text.lower() in YES + NO else "is refused; give true or false"
             text = "true" if text.lower() in YES else "false"
         if self.state == "refused" and text not in ("", *self.value.split("|")):
-            fault = f"is refused: {self.help}; {f'give {self.value}' if self.value else 'leave it out'}"
+            fault = f"is refused: {self.about}; {f'give {self.value}' if self.value else 'leave it out'}"
         if ("@" in self.marks and not _may_exist(text)) or ("/" in self.marks and not Path(text).is_dir()):
             fault = "does not exist; check the path"
         if "!" in self.marks and not text:
-            fault = f"is empty; give a value: {self.help}"
+            fault = f"is empty; give a value: {self.about}"
         if fault:
             raise argparse.ArgumentTypeError(f"'{typed}' {fault}")
         return text
@@ -155,26 +155,51 @@ def _may_exist(name: str) -> bool:
     return not name or name in SHORT_NAMES or is_hub_id(name) or Path(name).exists()
 
 
-class Script(NamedTuple):
-    """One of the scripts at the repository's root."""
+class Script(argparse.ArgumentParser):
+    """One of the scripts at the repository's root, as its table describes it; every value stays text."""
 
-    file: str
-    about: str
-    table: str
-    models: tuple[type[BaseModel], ...]
-    work: Callable[["Arguments"], None]
-
-    def flags(self) -> list[Flag]:
-        """The entries of the table."""
-        fields = {name: field.description for model in self.models for name, field in model.model_fields.items()}
-        flags: list[Flag] = []
-        for line in self.table.splitlines():
-            entries, _, about = line.partition(" # ")
-            state = entries.split()[0] if entries.split()[0] in ("ignored", "refused") else "works"
-            for entry in entries.removeprefix(state).split():
+    def __init__(
+        self, file: str, table: str, models: tuple[type[BaseModel], ...], work: Callable[["Arguments"], None]
+    ) -> None:
+        purpose, *lines = table.splitlines()
+        super().__init__(file, "python %(prog)s --flag value --switch ...", purpose)
+        self.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110)
+        self.file, self.models, self.work = file, models, work
+        self.flags: list[Flag] = []
+        self.fixed: dict[str, str] = {}
+        descriptions = {name: field.description for model in models for name, field in model.model_fields.items()}
+        for line in lines:
+            state, entries, about = re.findall(r"(ignored|refused|fixed|) ?(.+?)(?: # (.+))?$", line)[0]
+            for entry in entries.split():
                 name, marks, setting, value = re.findall(r"(\w+)([!?@/+]*):?(\w*)=?(\S*)", entry)[0]
-                flags.append(Flag(name, marks, setting, value, state, about or fields[setting] or ""))
-        return flags
+                if state == "fixed":
+                    self.fixed[name] = value
+                else:
+                    self._add(Flag(name, marks, setting, value, state, about or descriptions[setting] or ""))
+
+    def _add(self, flag: Flag) -> None:
+        default, only = "" if flag.state else flag.value, f"only {flag.value}: " if flag.value else "refused: "
+        before = {"": "", "ignored": "no effect: ", "refused": only}[flag.state]
+        about = f"{before}{flag.about}{f' [{default}]' if default else ''}".replace("%", "%%")
+        options: Any = {"nargs": "?", "const": "true"} if "?" in flag.marks else {}
+        options |= {"default": default, "type": flag.check, "required": "!" in flag.marks, "help": about}
+        self.add_argument(f"--{flag.name}", metavar="X", **options)
+        self.flags.append(flag)
+
+    def error(self, message: str) -> NoReturn:
+        raise TaraError(f"{message.removeprefix('argument ')}. See `python {self.file} --help`.")
+
+    def parse(self, tokens: Sequence[str]) -> "Arguments":
+        """Parse a command line; a TaraError tells of a flag that is unknown, refused or missing."""
+        while tokens and tokens[-1].strip() in ("", "\\"):  # what a backslash at the end of the command leaves
+            tokens = tokens[:-1]
+        published = [f"--{flag.name}" for flag in self.flags if "+" not in flag.marks]
+        found, left = self.parse_known_args([_in_full(token, published) for token in tokens])
+        if left:
+            name = next((token for token in left if token.startswith("-")), left[0]).partition("=")[0]
+            hint = nearest(name, [f"--{flag.name}" for flag in self.flags]) or " A value with spaces needs quotes."
+            raise TaraError(f"{self.file} has no flag {name}.{hint} See `python {self.file} --help`.")
+        return Arguments(self, vars(found))
 
 
 class Arguments(NamedTuple):
@@ -184,49 +209,17 @@ class Arguments(NamedTuple):
     texts: dict[str, str]
 
     def settings(self, model: type[Settings], **fixed: Any) -> Settings:
-        """Settings made of the flags that fill their fields, and of fixed values; a TaraError names the flag."""
-        names = {flag.setting: flag.name for flag in self.script.flags() if flag.setting in model.model_fields}
+        """Settings made of the flags that fill their fields and of fixed values; a TaraError names the flag."""
+        names = {flag.setting: flag.name for flag in self.script.flags if flag.setting in model.model_fields}
         values = {setting: self.texts[name] for setting, name in names.items() if self.texts[name]}
         if values.get("precision") == "no":  # as diffusers' scripts call it
             values["precision"] = "fp32"
         try:
-            return build(model, values | fixed)
+            return build(model, values | of_model(model, self.script.fixed) | fixed)
         except TaraError as failure:
             setting, _, reason = f"{failure} See `python {self.script.file} --help`.".partition(" ")
             reason = reason.replace(", but steps is", f", but --{names.get('steps')} is")
             raise TaraError(f"--{names.get(setting, setting)} {reason}") from None
-
-
-class Parser(argparse.ArgumentParser):
-    """The parser of a script; every value stays text."""
-
-    def __init__(self, script: Script) -> None:
-        super().__init__(script.file, "python %(prog)s --flag value --switch ...", script.about)
-        self.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110)
-        for flag in script.flags():
-            default = flag.value if flag.state == "works" else ""
-            only = f"only {flag.value}: " if flag.value else "refused: "
-            before = {"works": "", "ignored": "no effect: "}.get(flag.state, only)
-            about = f"{before}{flag.help}{f' [{default}]' if default else ''}".replace("%", "%%")
-            options: Any = {"nargs": "?", "const": "true"} if "?" in flag.marks else {}
-            options |= {"default": default, "type": flag.check, "required": "!" in flag.marks, "help": about}
-            self.add_argument(f"--{flag.name}", metavar="X", **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise TaraError(f"{message.removeprefix('argument ')}. See `python {self.prog} --help`.")
-
-
-def parse(script: Script, tokens: Sequence[str]) -> Arguments:
-    """Parse a command line; a TaraError tells of a flag that is unknown, refused or missing."""
-    while tokens and tokens[-1].strip() in ("", "\\"):  # what a backslash at the end of the command leaves
-        tokens = tokens[:-1]
-    published = [f"--{flag.name}" for flag in script.flags() if "+" not in flag.marks]
-    found, left = Parser(script).parse_known_args([_in_full(token, published) for token in tokens])
-    if left:
-        name = next((token for token in left if token.startswith("-")), left[0]).partition("=")[0]
-        hint = nearest(name, [f"--{flag.name}" for flag in script.flags()]) or " A value with spaces needs quotes."
-        raise TaraError(f"{script.file} has no flag {name}.{hint} See `python {script.file} --help`.")
-    return Arguments(script, vars(found))
 
 
 def _in_full(token: str, published: Sequence[str]) -> str:
@@ -240,16 +233,17 @@ def recipe_of(arguments: Arguments) -> Recipe:
     """The training that a command line describes; a TaraError names a flag whose value cannot be."""
     texts, output = arguments.texts, Path(arguments.texts["output_dir"])
     optimizer, tracker = texts.get("optimizer", "adamw").lower(), texts["report_to"]
-    fixed: dict[str, Any] = TRAINING_METHOD | {"alignment_loss": "l1" if texts["with_align_loss"] == "true" else "off"}
-    fixed["size_conditioning"] = "resolution" if arguments.script.table == SDXL else "crop"
+    more: dict[str, Any] = {
+        "alignment_loss": "l1" if texts["with_align_loss"] == "true" else "off",
+        "optimizer": "adamw8bit" if (optimizer, texts["use_8bit_adam"]) == ("adamw", "true") else optimizer,
+        "report_to": next(filter(find_spec, ("tensorboard", "wandb")), "none") if tracker == "all" else tracker,
+        "preview_every": texts["validation_steps"] if texts["validation_prompt"] else 0,
+    }
     if texts["lr_scheduler"] == "constant":
-        fixed["lr_warmup_steps"] = 0
-    fixed["optimizer"] = "adamw8bit" if (optimizer, texts["use_8bit_adam"]) == ("adamw", "true") else optimizer
-    fixed["report_to"] = next(filter(find_spec, ("tensorboard", "wandb")), "none") if tracker == "all" else tracker
-    fixed["preview_every"] = texts["validation_steps"] if texts["validation_prompt"] else 0
+        more["lr_warmup_steps"] = 0
     if texts["push_to_hub"] == "true" and not texts["hub_model_id"]:
-        fixed["hub_model_id"] = repository_name(output.absolute().name)
-    settings = arguments.settings(TrainSettings, **fixed)
+        more["hub_model_id"] = repository_name(output.absolute().name)
+    settings = arguments.settings(TrainSettings, **more)
     if texts["scale_lr"] == "true":
         factor = settings.batch_size * settings.gradient_accumulation_steps * launched()
         settings = settings.model_copy(update={"learning_rate": settings.peak_learning_rate * factor})
@@ -261,8 +255,8 @@ def _available(arguments: Arguments, settings: TrainSettings) -> TrainSettings:
     from tara.families.loading import best_device
 
     texts, cuda = arguments.texts, (settings.device or best_device()).startswith("cuda")
-    ignored = [flag for flag in arguments.script.flags() if flag.state == "ignored" and texts[flag.name]]
-    notes = [f"--{flag.name} has no effect: {flag.help}" for flag in ignored]
+    ignored = [flag for flag in arguments.script.flags if flag.state == "ignored" and texts[flag.name]]
+    notes = [f"--{flag.name} has no effect: {flag.about}" for flag in ignored]
     if texts["report_to"] == "all":
         notes.append(f"--report_to all: losses go to one tracker, here {settings.report_to}")
     if texts["lr_scheduler"] == "constant" and texts["lr_warmup_steps"] not in ("", "0"):
@@ -296,12 +290,11 @@ def train(arguments: Arguments) -> None:
     say(f"{concept.file} acts on '{concept.rare_word} {concept.class_word}'.")
 
 
-def asked_for(arguments: Arguments) -> Asked:
+def request_of(arguments: Arguments) -> RequestProvenance:
     """The images that a command line asks for, with the adapters loaded; a TaraError tells what cannot be."""
     from tara.inference.active_adapter import check_named, split_options
-    from tara.inference.request import GenerationRequest
 
-    settings = arguments.settings(GenerationSettings, **GENERATION_METHOD)
+    settings, base = arguments.settings(GenerationSettings), arguments.settings(BaseSettings)
     prompt, number = arguments.texts["prompt"], arguments.texts["number"]
     if not number.isdecimal() or not 1 <= int(number) <= MOST_SEEDS:
         raise TaraError(f"--number {number} is refused. Give 1 to {MOST_SEEDS}.")
@@ -312,10 +305,10 @@ def asked_for(arguments: Arguments) -> Asked:
         raise TaraError(f"--lora_list: '{missing[0]}' does not exist. Check the path.")
     if words:
         specs = [_with_word(spec, word, prompt) for spec, word in zip(specs, words, strict=True)]
-    adapters, files = loaded(specs)
-    check_named(adapters)
-    request = GenerationRequest(prompt=prompt, adapters=adapters, seeds=tuple(range(int(number))), settings=settings)
-    return Asked(request=request, base=arguments.settings(BaseSettings), adapters=files)
+    seeds = f"0-{int(number) - 1}"
+    request = request_from_flags(prompt, specs, seeds, None, base.model_dump(), settings.model_dump())
+    check_named(request.request.adapters)
+    return request
 
 
 def _names(arguments: Arguments, flag: str) -> list[str]:
@@ -341,41 +334,37 @@ def _with_word(spec: str, word: str, prompt: str) -> str:
 
 def generate(arguments: Arguments) -> None:
     """Generate the images that a command line asks for."""
-    asked, folder = asked_for(arguments), Path(arguments.texts["output_folder"])
+    provenance, folder = request_of(arguments), Path(arguments.texts["output_folder"])
     with folder_lock(folder):
         existing = (re.fullmatch(r"output_image_(\d+)\.png", path.name) for path in folder.iterdir())
         first = max((int(match[1]) for match in existing if match), default=-1) + 1  # images never replace images
-        pipeline = pipeline_for(asked.base, arguments.texts["device"] or None)
-        with progress("Generating", len(asked.request.seeds)) as advance:
-            made = pipeline.generate([asked.request], on_step=lambda step: advance(step.fraction * step.images, ""))
-            for number, one in enumerate(made, first):
-                atomic_write(folder / f"output_image_{number}.png", asked.png(one.image, one.seed))
-    last = first + len(asked.request.seeds) - 1
-    say(f"Images written to {folder}: output_image_{first}.png to output_image_{last}.png")
+        seeds = provenance.request.seeds
+        paths = {seed: folder / f"output_image_{number}.png" for number, seed in enumerate(seeds, first)}
+        pipeline = pipeline_for(provenance.base, arguments.texts["device"] or None)
+        write_images(pipeline, provenance, paths)
+    say(f"Images written to {folder}: output_image_{first}.png to output_image_{first + len(seeds) - 1}.png")
 
 
 def run(script: Script, arguments: Sequence[str] | None = None) -> int:
     """Run a script; the exit code is 0, 2 after an error, 130 after Ctrl-C."""
     if arguments is None:
-        any_text()
+        enable_unicode_streams()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     again = shlex.join(["python", script.file, *tokens])
-    return run_command(lambda: script.work(parse(script, tokens)), again, distributed=script.work is train)
+    return run_command(lambda: script.work(script.parse(tokens)), again, distributed=script.work is train)
 
 
-MODELS = (ConceptSettings, TrainSettings)
-SD_TRAINING = Script("train_dreambooth_tara_sd.py", "Train an adapter for Stable Diffusion 1.5.", SD, MODELS, train)
-SDXL_TRAINING = Script("train_dreambooth_tara_sdxl.py", "Train an adapter for SDXL.", SDXL, MODELS, train)
-INFERENCE = Script(
-    "inference_tara.py", "Generate images with adapters.", GENERATION, (BaseSettings, GenerationSettings), generate
-)
+TRAINED, GENERATED = (ConceptSettings, TrainSettings), (BaseSettings, GenerationSettings)
+SD_TRAINING = Script("train_dreambooth_tara_sd.py", SD, TRAINED, train)
+SDXL_TRAINING = Script("train_dreambooth_tara_sdxl.py", SDXL, TRAINED, train)
+INFERENCE = Script("inference_tara.py", GENERATION, GENERATED, generate)
 SCRIPTS = (SD_TRAINING, SDXL_TRAINING, INFERENCE)
 train_sdxl = partial(run, SDXL_TRAINING)  # the installed command train_dreambooth_tara_sdxl.py
 
 
 def markdown() -> str:
     """The page about the scripts: this module's docstring and their help."""
-    helps = [f"\n## `{script.file}`\n\n```text\n{Parser(script).format_help()}```\n" for script in SCRIPTS]
+    helps = [f"\n## `{script.file}`\n\n```text\n{script.format_help()}```\n" for script in SCRIPTS]
     return f"# The published scripts' commands\n\n{__doc__}" + "".join(helps)
 
 

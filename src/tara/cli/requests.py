@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,26 +11,14 @@ from cyclopts import Parameter
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.composers import composer_named
-from tara.inference.provenance import (
-    FoundRegions,
-    Provenance,
-    UsedFile,
-    png_with_provenance,
-    read_provenance,
-    relocated,
-    used_file,
-)
+from tara.inference.provenance import Provenance, RequestProvenance, UsedFile, read_provenance, relocated, used_file
 from tara.inference.settings import GenerationSettings
 from tara.storage.validation import build
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from tara.families.settings import ExecutionSettings
     from tara.inference.active_adapter import ActiveAdapters
-    from tara.inference.confining import ImageRegions
     from tara.inference.pipeline import Pipeline
-    from tara.inference.request import GenerationRequest
 
 MOST_SEEDS = 10_000
 DEFAULT_SEEDS = (0, 1, 2, 3)
@@ -50,88 +37,42 @@ Composers = Annotated[str, Parameter(help="Composers to compare, such as tara,su
 Device = Annotated[str | None, Parameter(help="cuda, mps or cpu [default: the best one found]")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request with what its images remember: the base, and the files that they depend on."""
-
-    request: GenerationRequest
-    base: BaseSettings
-    adapters: tuple[UsedFile, ...]
-    inputs: tuple[UsedFile, ...] = ()
-
-    def provenance(self, seed: int, **changes: Any) -> Provenance:
-        """How the image of a seed is made; ``changes`` are settings that differ from the request's."""
-        return Provenance(
-            prompt=self.request.prompt,
-            seed=seed,
-            adapters=self.adapters,
-            inputs=self.inputs,
-            base=self.base,
-            settings=self.request.settings.model_copy(update=changes),
-        )
-
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """Everything that the images depend on, by name, for `tara.storage.outputs.output_folder`."""
-        return made_with(self.provenance(0)) | {"seeds": self.request.seeds} | more
-
-    def png(self, image: Image.Image, seed: int, regions: ImageRegions | None = None, **changes: Any) -> bytes:
-        """An image as a PNG file that holds its provenance."""
-        provenance = self.provenance(seed, **changes)
-        if regions is not None:
-            cells = tuple(map(tuple, regions.labels.tolist()))
-            provenance = provenance.model_copy(update={"regions": FoundRegions(words=regions.words, cells=cells)})
-        return png_with_provenance(image, provenance)
-
-
-def asked_for(
+def request_from_flags(
     prompt: str | None,
-    adapters: tuple[str, ...],
+    adapters: Sequence[str],
     seeds: str | None,
     source: Path | None,
     base: dict[str, Any],
     settings: dict[str, Any],
-) -> Asked:
-    """Put together what the flags say and what the image to be repeated says; flags win.
+) -> RequestProvenance:
+    """The request of a command, with the image of ``--from``, if any, in place of flags that are left out.
 
     Raises:
         TaraError: for what can be seen to be wrong before the base is loaded.
     """
-    from tara.adapters.formats.peft_config import config_beside
     from tara.inference.request import GenerationRequest
 
     earlier = relocated(read_provenance(source), source) if source else None
     if earlier:
         base = earlier.base.model_dump() | base
         settings = earlier.settings.model_dump() | settings
-        adapters = adapters or tuple(file.given for file in earlier.adapters)
-    text = prompt if prompt is not None else (earlier.prompt if earlier else "")
-    if not text.strip():
+        adapters = adapters or [file.given for file in earlier.adapters]
+        prompt = earlier.prompt if prompt is None else prompt
+    if not (prompt or "").strip():
         raise TaraError('There is no prompt. Write it after the command, such as "a xlo dog on a beach".')
     chosen, on_base = build(GenerationSettings, settings), build(BaseSettings, base)
     active, files = loaded(adapters)
-    scales = [config_beside(Path(file.path)) for file in files]  # a PEFT folder keeps them in a file of their own
-    masks = [Path(region.partition("=")[2]) for region in chosen.region]
-    masks = [path for path in masks if path.is_file()]
-    inputs = tuple(used_file(path) for path in (chosen.image, chosen.mask, *masks, *scales) if isinstance(path, Path))
-    if earlier:
-        _check_unchanged(earlier, files + inputs)
     wanted = DEFAULT_SEEDS if earlier is None else (earlier.seed,)
-    request = build(
-        GenerationRequest,
-        {
-            "prompt": text,
-            "adapters": active,
-            "seeds": wanted if seeds is None else parse_seeds(seeds),
-            "settings": chosen,
-        },
-    )
-    return Asked(request=request, base=on_base, adapters=files, inputs=inputs)
-
-
-def made_with(provenance: Provenance) -> dict[str, Any]:
-    """What images that differ in their seeds alone depend on, by name."""
-    facts = provenance.model_dump(mode="json", exclude={"seed", "tara_version", "base", "settings"})
-    return facts | provenance.base.model_dump(mode="json") | provenance.settings.model_dump(mode="json")
+    values = {
+        "prompt": prompt,
+        "adapters": active,
+        "seeds": wanted if seeds is None else parse_seeds(seeds),
+        "settings": chosen,
+    }
+    provenance = RequestProvenance(request=build(GenerationRequest, values), base=on_base, adapters=files)
+    if earlier:
+        _check_unchanged(earlier, files + provenance.inputs)
+    return provenance
 
 
 def pipeline_for(base: BaseSettings, device: str | None, execution: ExecutionSettings | None = None) -> Pipeline:

@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import given, with_flags
+from tara.cli.options import of_model, with_options
 from tara.cli.progress import only_our_bars
 from tara.cli.terminal import say
 from tara.errors import TaraError, installation
 from tara.server.settings import ServerSettings, read_settings
 
 
-def _server(
+@with_options({ServerSettings: "Server"})
+def server(
     *words: Annotated[str, Parameter(show=False)],
     config: Annotated[Path | None, Parameter(help="TOML file of these settings, by the names of the flags")] = None,
     print_config: Annotated[bool, Parameter(negative=(), help="Print the settings as TOML and end")] = False,
@@ -27,7 +28,7 @@ def _server(
 
     tara server key add NAME --base sd15
     """
-    settings = read_settings(config, **given(ServerSettings, values))
+    settings = read_settings(config, **of_model(ServerSettings, values))
     if print_config:
         say(_toml(settings))
         return
@@ -54,9 +55,6 @@ def _server(
         app = create_app(load_base(settings.base, device=device), public_name(settings.base), settings, store)
         say(f"Serving {settings.base} on http://{settings.host}:{settings.port}, its API on /docs.")
         serve(app, settings)
-
-
-server = with_flags(_server, {ServerSettings: "Server"})
 
 
 def _key(words: tuple[str, ...], store: Any) -> None:

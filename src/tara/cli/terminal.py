@@ -28,7 +28,7 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
     return _shortened(visible(" ".join(_shortened(text, most).split())), most)
 
 
-def any_text() -> None:
+def enable_unicode_streams() -> None:
     """Make the standard streams, and the names of files, take every text.
 
     A terminal whose locale has no letter for it is shown its escape. Where names of files could not hold it either, as

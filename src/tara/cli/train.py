@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import given, require, with_flags
+from tara.cli.options import of_model, require, with_options
 from tara.cli.progress import only_our_bars, progress
 from tara.cli.terminal import say
 from tara.errors import TaraError
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
 
 
-def _train(
+@with_options({ConceptSettings: "The concept", TrainSettings: "Training"})
+def train(
     recipe: Annotated[
         Path | None, Parameter(help="TOML file with [settings] and [[concept]] tables, or a run folder (with --resume)")
     ] = None,
@@ -59,13 +60,9 @@ def _train(
     say(f"Generate images: {shlex.join(_next_command(chosen))}")
 
 
-train = with_flags(_train, {ConceptSettings: "The concept", TrainSettings: "Training"})
-
-
 def recipe_of(recipe: Path | None, values: dict[str, Any]) -> Recipe:
     """What is to be trained, from the flags by the names of their parameters and from a file or run folder, if any."""
-    concept = given(ConceptSettings, values)
-    settings = given(TrainSettings, values)
+    concept, settings = of_model(ConceptSettings, values), of_model(TrainSettings, values)
     if recipe is None:
         known = folder_words(concept["images"]) if "images" in concept else {}
         require("train", known | concept | settings, "images", "rare_word", "class_word", "base")

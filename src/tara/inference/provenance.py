@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tara.adapters.formats.peft_config import config_beside
 from tara.errors import TaraError, tara_version
 from tara.families.settings import BaseSettings
 from tara.inference.settings import GenerationSettings
@@ -15,6 +18,9 @@ from tara.storage.files import digest
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from tara.inference.confining import ImageRegions
+    from tara.inference.request import GenerationRequest
 
 PROVENANCE_KEY = "tara"  # the text chunk of a PNG
 FOLDERS_ABOVE = 3  # of an image, in which its files are looked for too
@@ -42,12 +48,51 @@ class Provenance(BaseModel, frozen=True):
     seed: int = Field(ge=0, lt=2**63)
     adapters: tuple[UsedFile, ...] = ()
     inputs: tuple[UsedFile, ...] = ()
-    """Other files that it depends on: the start image, the mask, PEFT's configs."""
+    """Other files that it depends on: the start image, masks, PEFT's configs."""
     base: BaseSettings
     settings: GenerationSettings = GenerationSettings()
     regions: FoundRegions | None = None
     """What the composer `regions` found."""
     tara_version: str = Field(default_factory=tara_version)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestProvenance:
+    """A request with everything else that its images depend on: the base, and the content of files."""
+
+    request: GenerationRequest
+    base: BaseSettings
+    adapters: tuple[UsedFile, ...]
+
+    @cached_property
+    def inputs(self) -> tuple[UsedFile, ...]:
+        """The other files; raises TaraError for one that cannot be read."""
+        settings = self.request.settings
+        masks = [Path(region.partition("=")[2]) for region in settings.region]
+        configs = [config_beside(Path(file.path)) for file in self.adapters]
+        paths = (settings.image, settings.mask, *(mask for mask in masks if mask.is_file()), *configs)
+        return tuple(used_file(path) for path in paths if isinstance(path, Path))
+
+    def of_image(self, seed: int, regions: ImageRegions | None = None, **changes: Any) -> Provenance:
+        """The provenance of the image of a seed; ``changes`` are settings that differ from the request's."""
+        found = None
+        if regions is not None:
+            found = FoundRegions(words=regions.words, cells=tuple(map(tuple, regions.labels.tolist())))
+        return Provenance(
+            prompt=self.request.prompt,
+            seed=seed,
+            adapters=self.adapters,
+            inputs=self.inputs,
+            base=self.base,
+            settings=self.request.settings.model_copy(update=changes),
+            regions=found,
+        )
+
+    def by_name(self) -> dict[str, Any]:
+        """Everything that the images depend on by name, for `tara.storage.outputs.output_folder`."""
+        facts = self.of_image(0).model_dump(mode="json", include={"prompt", "adapters", "inputs"})
+        settings = self.base.model_dump(mode="json") | self.request.settings.model_dump(mode="json")
+        return {**facts, **settings, "seeds": self.request.seeds}
 
 
 def used_file(path: Path, given: str | None = None) -> UsedFile:
