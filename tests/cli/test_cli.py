@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors import safe_open
 
 import foreign_files
+import tiny_adapters
 import tiny_bases
 from cli_commands import TINY, generate
 from tara.adapters.adapter import load_adapter
 from tara.cli import COMMANDS, main
+from tara.families.loading import load_base
 from tara.inference.provenance import read_provenance
 from tara.training.settings import ConceptSettings, TrainSettings
 
@@ -143,6 +145,49 @@ def foreign(here: Path) -> Path:
         tiny_bases.sd_pipeline().unet, foreign_files.TRANSFORMERS, ranks=(4, 2), alphas=(1.0,)
     )
     return foreign_files.saved(here / "pixel.safetensors", foreign_files.kohya(deltas))
+
+
+@pytest.mark.parametrize(
+    ("card", "use"),
+    [
+        ({"settings": {"token_mask": True}}, "with 'xlo dog' in the prompt; it acts on that rare word alone"),
+        ({}, "with 'xlo dog' in the prompt; it acts on that rare word alone (composer tara): it is a plain LoRA"),
+        (
+            {"class_word": "style", "is_style": True},
+            "with 'xlo style' in the prompt; it is a style, of the whole image",
+        ),
+        ({"targets": tiny_adapters.ATTENTION}, "beside others in its subject's region (composer regions)"),
+        ({"method": "DoRA"}, "--composer sum, or --composer regions, which cuts it to a low rank: it holds DoRA"),
+    ],
+)
+def test_inspect_says_how_each_kind_of_adapter_is_used(
+    card: dict[str, Any], use: str, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    adapter = tiny_adapters.random_adapter(load_base(base, device="cpu"), **card)
+    path = adapter.save(here / "rex.safetensors")
+    assert main(["inspect", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["use"]
+    assert said.startswith("-a rex.safetensors")
+    assert use in said
+
+
+@pytest.mark.parametrize(
+    ("layers", "use"),
+    [
+        (r"attn2\.to_(k|v)$", "with 'xlo dog' in the prompt (of a style: class_word=style)"),
+        (r"attn2\.to_(k|v)$", "it acts on that rare word alone (composer tara): it is a plain LoRA"),
+        (foreign_files.TRANSFORMERS, "or -a pixel.safetensors --composer sum, which needs no words; alone it acts on"),
+    ],
+)
+def test_inspect_says_how_a_file_without_words_is_used(
+    layers: str, use: str, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    deltas = foreign_files.random_deltas(tiny_bases.sd_pipeline().unet, layers)
+    path = foreign_files.saved(here / "pixel.safetensors", foreign_files.kohya(deltas))
+    assert main(["inspect", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["use"]
+    assert said.startswith("-a pixel.safetensors:rare_word=xlo,class_word=dog")
+    assert use in said
 
 
 def test_inspect_shows_what_is_in_a_file_without_a_card(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tara.evaluation.metrics import RunInfo, ScoredImage, mean_metrics, metric_differences
 from tara.evaluation.page import evaluation_page
+from tara.evaluation.results import results
 from tara.evaluation.scores import ImageScore, SubjectScore
 from tara.evaluation.subjects import ImageRecord, Subject
 
@@ -31,6 +32,11 @@ def scored(
     return ScoredImage(record=record, score=ImageScore(encoders=("dino",), subjects=tuple(subjects), image_metrics={}))
 
 
+def page_of(images: list[ScoredImage], protocol: str = "folder") -> str:
+    run_info = RunInfo(protocol=protocol, command="", models={}, thresholds={})
+    return evaluation_page(images, results(images, run_info, Path()))
+
+
 def test_a_subject_is_compared_with_itself_in_whichever_order_a_list_names_the_subjects() -> None:
     first, second = [scored({REX: 0.9, TOM: 0.2})], [scored({TOM: 0.1, REX: 0.7})]
     assert metric_differences(first, second)["identity"][0] == 0.15
@@ -48,8 +54,7 @@ def test_groups_of_one_class_have_rows_of_their_own_on_the_page(tmp_path: Path) 
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     images = [scored({REX: 0.9, other: 0.8}, series=name, path=path) for name in ("a", "b") for other in (TOM, MAX)]
-    run_info = RunInfo(protocol="pairs", command="", models={}, thresholds={})
-    html = evaluation_page(images, run_info)
+    html = page_of(images, protocol="pairs")
     assert html.count("<img") == 4
     assert "Frames, in the order of a prompt&#39;s subjects: blue, orange." in html
 
@@ -59,7 +64,7 @@ def test_a_page_notes_how_many_rows_it_leaves_out(count: int, noted: bool, tmp_p
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     images = [scored({REX: 0.9}, seed, name, path) for name in ("a", "b") for seed in range(count)]
-    html = evaluation_page(images, RunInfo(protocol="folder", command="", models={}, thresholds={}))
+    html = page_of(images)
     assert ("The first 24 of 25 prompts and seeds." in html) == noted
 
 
@@ -67,7 +72,7 @@ def test_all_differences_stand_in_one_table(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     images = [scored({REX: value}, series=name, path=path) for name, value in (("a", 0.9), ("b", 0.5), ("c", 0.4))]
-    html = evaluation_page(images, RunInfo(protocol="folder", command="", models={}, thresholds={}))
+    html = page_of(images)
     assert html.count("<h2>Differences</h2>") == 1
     for row in ("<td>a minus b</td>", "<td>a minus c</td>", "<td>b minus c</td>"):
         assert row in html

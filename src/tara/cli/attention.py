@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.options import Overwrite, Typed, of_model, whole_number, with_options
-from tara.cli.progress import progress
 from tara.cli.requests import Adapters, Device, loaded, pipeline_for, request_from_flags
-from tara.cli.terminal import say
+from tara.cli.terminal import progress, say
 from tara.families.settings import BaseSettings
 from tara.inference.provenance import png_with_provenance
 from tara.inference.settings import GenerationSettings

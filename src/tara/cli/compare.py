@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.options import Overwrite, Typed, of_model, with_options
-from tara.cli.progress import progress
 from tara.cli.requests import Adapters, Composers, Device, Seeds, parse_composers, pipeline_for, request_from_flags
-from tara.cli.terminal import say
+from tara.cli.terminal import progress, say
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.composers import COMPOSERS

@@ -7,8 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tara.cli.options import Overwrite
-from tara.cli.progress import only_our_bars, progress
-from tara.cli.terminal import say
+from tara.cli.terminal import only_our_bars, progress, say
 from tara.errors import tara_version
 from tara.report.page import PAGE
 from tara.storage.outputs import SHEET, output_folder

@@ -14,8 +14,7 @@ from pydantic import BaseModel
 from tara.cli import requests
 from tara.cli.examples import with_examples
 from tara.cli.options import Overwrite, Typed, require, settings_from, with_options
-from tara.cli.progress import only_our_bars, progress
-from tara.cli.terminal import say
+from tara.cli.terminal import only_our_bars, progress, say
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
 from tara.evaluation.subjects import ImageRecord, Subject, read_subjects

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
-from tara.cli.terminal import say, visible
+from tara.cli.terminal import only_our_bars, say, visible
 
 if TYPE_CHECKING:
     from tara.adapters.adapter import Adapter
@@ -46,27 +46,38 @@ def inspect(
 
 
 def _origin(header: Mapping[str, str], style: str) -> dict[str, Any]:
-    from tara.adapters.formats.origin import program, training, trigger_words
+    from tara.adapters.formats import origin
 
-    return {
-        "program": program(header, style),
-        "trigger_words": trigger_words(header),
-        "training": training(header),
-    }
+    words, training = origin.trigger_words(header), origin.training(header)
+    return {"program": origin.program(header, style), "trigger_words": words, "training": training}
 
 
 def _use(adapter: Adapter) -> str:
-    """What can be done with an adapter."""
-    card = adapter.card
+    """What can be done with an adapter: how it is given to `tara generate`, and what it then acts on."""
+    card, name = adapter.card, f"-a {adapter.name}"
     if card.method:
-        return f"it holds {card.method}: --composer sum, or regions with a cut to a low rank"
-    word = "" if card.rare_word else ":rare_word=xlo,class_word=dog"
-    return f"-a {adapter.name}{word} with any composer" + ("" if adapter.text_kv else "; tara masks nothing of it")
+        return f"{name} --composer sum, or --composer regions, which cuts it to a low rank: it holds {card.method}"
+    if card.rare_word:
+        words = f"{card.rare_word} {card.class_word}".strip()
+        use = f"{name}, with '{words}' in the prompt"
+    else:
+        use = (
+            f"{name}:rare_word=xlo,class_word=dog, with 'xlo dog' in the prompt (of a style: class_word=style); or "
+            f"{name} --composer sum, which needs no words"
+        )
+    if card.is_style:
+        return f"{use}; it is a style, of the whole image"
+    if adapter.global_part:
+        return f"{use}; alone it acts on the whole image, beside others in its subject's region (composer regions)"
+    if not adapter.text_kv:
+        return f"{use}; it acts on the whole prompt"
+    trained = "trained with the token mask" if adapter.learned_masked else "a plain LoRA"
+    return f"{use}; it acts on that rare word alone (composer tara): it is {trained}"
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
     card = adapter.card
-    deltas = [*adapter.layers.values(), *adapter.text_layers.values()]
+    deltas = adapter.all_layers.values()
     return {
         "format": card.format_version,
         "source": card.source,
@@ -106,7 +117,6 @@ def _module(path: str) -> str:
 
 def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
     """The norms of the deltas relative to those of a base's weights."""
-    from tara.cli.progress import only_our_bars
     from tara.families.loading import load_base
     from tara.inference.active_adapter import ActiveAdapter
     from tara.inference.fusing import check_fits
@@ -125,30 +135,23 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    settings = facts.pop("settings", {})
-    if "ranks" in facts:
-        facts |= {"rank": _range(facts.pop("ranks")), "scale": _range(facts.pop("scales"))}
-        facts["largest_delta"] = f"{facts['largest_delta']:.3g}"
+    for one, several in (("rank", "ranks"), ("scale", "scales")):
+        if numbers := facts.pop(several, None):
+            facts[one] = " to ".join(dict.fromkeys(f"{number:g}" for number in (numbers[0], numbers[-1])))
     table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column()
     for name, value in facts.items():
-        if value not in ("", [], {}):
-            table.add_row(name.replace("_", " "), Text(visible(_text(value))))
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    if chosen:
-        table.add_row("settings", Text(visible("\n".join(f"{name} = {value}" for name, value in chosen.items()))))
+        if text := _text(value):
+            table.add_row(name.replace("_", " "), Text(visible(text)))
     Console(highlight=False).print(table)
 
 
 def _text(value: Any) -> str:
+    """Lines of text; entries that are not set are left out."""
     if isinstance(value, dict):
-        return "\n".join(f"{entry}: {text}" for entry, text in cast(dict[str, Any], value).items())
-    return "\n".join(map(str, cast(list[Any], value))) if isinstance(value, list) else str(value)
-
-
-def _range(numbers: Sequence[float]) -> str:
-    if not numbers:
-        return ""
-    first, last = numbers[0], numbers[-1]
-    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
+        entries = cast(dict[str, Any], value).items()
+        return "\n".join(f"{name}: {entry}" for name, entry in entries if entry is not None)
+    if isinstance(value, list):
+        return "\n".join(map(str, cast(list[Any], value)))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

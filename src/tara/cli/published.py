@@ -41,7 +41,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from tara.cli.exit_codes import run_command
 from tara.cli.generate import write_images
 from tara.cli.options import Settings, of_model
-from tara.cli.progress import only_our_bars
 from tara.cli.requests import MOST_SEEDS, pipeline_for, request_from_flags
 from tara.cli.terminal import enable_unicode_streams, say
 from tara.cli.train import train_with_progress
@@ -284,7 +283,6 @@ def train(arguments: Arguments) -> None:
     for flag, variable in (("wandb_key", "WANDB_API_KEY"), ("hub_token", "HF_TOKEN")):
         if texts.get(flag):
             os.environ[variable] = texts[flag]
-    only_our_bars()
     recipe = recipe.model_copy(update={"settings": _available(arguments, recipe.settings)})
     train_with_progress(recipe, resume=texts["resume_from_checkpoint"] == "latest", overwrite=False)
     say(f"{concept.file} acts on '{concept.rare_word} {concept.class_word}'.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tara.cli.terminal import only_our_bars
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
 from tara.inference.composers import composer_named
@@ -77,7 +78,6 @@ def request_from_flags(
 
 def pipeline_for(base: BaseSettings, device: str | None, execution: ExecutionSettings | None = None) -> Pipeline:
     """The pipeline of a command; the libraries' own bars stay off."""
-    from tara.cli.progress import only_our_bars
     from tara.inference.pipeline import Pipeline
 
     only_our_bars()

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.options import of_model, with_options
-from tara.cli.progress import only_our_bars
-from tara.cli.terminal import say
+from tara.cli.terminal import only_our_bars, say
 from tara.errors import TaraError, installation
 from tara.server.settings import ServerSettings, read_settings
 

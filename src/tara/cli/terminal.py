@@ -1,12 +1,17 @@
-"""Output to the terminal: control characters in text from files and users are made visible, never executed."""
+"""Output to the terminal: a progress bar, and text of files and users, whose control characters are made visible."""
 
 import os
 import sys
 import unicodedata
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TextIO
 
 MOST_CHARACTERS = 2000
 """Of a sentence; a name in it may have been made as long as a file."""
+
+Advance = Callable[[float, str], None]
+"""Takes how much is done in all, and a short note such as the loss."""
 
 # marks and embeddings of writing from right to left: they reorder what stands behind them on the line
 _TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -51,3 +56,44 @@ def _is_harmless(character: str) -> bool:
 def _shortened(text: str, most: int) -> str:
     half = most // 2 - 3
     return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
+@contextmanager
+def progress(title: str, total: int) -> Generator[Advance]:
+    """Show a bar on the error stream (standard output stays for results); a log file gets its last state only.
+
+    It appears with the first advance, so that none stands above the sentence of a command that was refused.
+    """
+    from rich import progress as rich
+    from rich.console import Console
+
+    bars = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(bar_width=30),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[note]}", markup=False),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+    )
+    task = bars.add_task(title, total=total, note="")
+
+    def advance(done: float, note: str) -> None:
+        bars.start()
+        bars.update(task, completed=done, note=note)
+
+    try:
+        yield advance
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def only_our_bars() -> None:
+    """Switch off the bars that the libraries draw while they read files; downloads keep theirs."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

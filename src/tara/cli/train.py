@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.options import of_model, require, with_options
-from tara.cli.progress import only_our_bars, progress
-from tara.cli.terminal import say
+from tara.cli.terminal import only_our_bars, progress, say
 from tara.errors import TaraError
 from tara.report.page import PAGE
 from tara.training.data.captions import together
@@ -52,7 +51,6 @@ def train(
 ) -> None:
     """Train one adapter file for each concept, from photos."""
     chosen = recipe_of(recipe, values)
-    only_our_bars()
     adapters = train_with_progress(chosen, resume=resume, overwrite=overwrite)
     for concept, adapter in zip(chosen.concepts, adapters, strict=True):
         say(f"{concept.file} acts on '{adapter.card.rare_word} {adapter.card.class_word}'.")
@@ -84,6 +82,7 @@ def train_with_progress(recipe: Recipe, *, resume: bool, overwrite: bool) -> lis
     """Train behind a progress bar."""
     from tara.training.run.run import train_recipe
 
+    only_our_bars()
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
     addresses: list[str] = []
     with progress("Training", recipe.settings.steps) as advance:

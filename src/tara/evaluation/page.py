@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from typing import Any
 
 from PIL import Image, ImageDraw
 
-from tara.evaluation import metrics
-from tara.evaluation.metrics import ABSENT, Metrics, RunInfo, ScoredImage
+from tara.evaluation.metrics import ABSENT, Metrics, ScoredImage, by_series, keyed
 from tara.evaluation.statistics import format_ci
 from tara.report.grid import Grid, Row, Table, shrunk, wrapped
 from tara.report.page import page
@@ -36,45 +35,41 @@ MEANINGS = {
 }
 
 
-def evaluation_page(scored: Sequence[ScoredImage], run_info: RunInfo) -> str:
-    """The page as HTML."""
-    series = metrics.by_series(scored)
-    means = {
-        (name, category, str(len(part))): metrics.mean_metrics(part)
-        for name, own in series.items()
-        for category, part in metrics.by_category(own).items()
-    }
-    differences = {
-        (f"{one} minus {other}",): metrics.metric_differences(series[one], series[other])
-        for one, other in combinations(series, 2)
-    }
+def evaluation_page(scored: Sequence[ScoredImage], results: Mapping[str, Any]) -> str:
+    """The page as HTML, from the images and what `tara.evaluation.results.results` says of them."""
+    means: dict[Cells, Metrics] = {}
+    for series in results["series"]:
+        means[series["name"], "", str(series["count"])] = series["metrics"]
+        for part in series["categories"]:
+            means[series["name"], part["name"], str(part["count"])] = part["metrics"]
+    differences = {(f"{one['first']} minus {one['second']}",): one["metrics"] for one in results["differences"]}
     meanings = [f"{name}: {text}." for name, text in MEANINGS.items() if any(name in of for of in means.values())]
-    subjects = [(one.name, one.photos.as_posix(), f"{minimum:.2f}") for one, minimum in run_info.thresholds.items()]
+    subjects = [(one["subject"], one["photos"], f"{one['threshold']:.2f}") for one in results["subjects"]]
     tables = [
         _metric_table("Metrics", ("series", "", "images"), means, " ".join([INTERVALS, *meanings])),
         *([_metric_table("Differences", ("",), differences, PAIRED)] if differences else []),
-        *(_confusion_table(name, own) for name, own in series.items()),
+        *(_confusion_table(series["name"], series["confusion"]) for series in results["series"]),
         Table(headings=("subject", "photos", "minimum similarity"), rows=tuple(subjects), title="Subjects"),
-        Table(headings=("purpose", "model"), rows=tuple(run_info.models.items()), title="Models"),
+        Table(headings=("purpose", "model"), rows=tuple(results["models"].items()), title="Models"),
     ]
     return page(
-        title=f"Evaluation: {', '.join(series)}",
-        lead=f"{len(scored)} images of {len(run_info.thresholds)} subjects, scored subject by subject.",
+        title=f"Evaluation: {', '.join(series['name'] for series in results['series'])}",
+        lead=f"{len(scored)} images of {len(subjects)} subjects, scored subject by subject.",
         grids=[_grid(scored)],
         tables=tables,
-        command=run_info.command,
+        command=results["command"],
     )
 
 
 def _grid(scored: Sequence[ScoredImage]) -> Grid:
     """One column per series, a row for each prompt and seed; a single series is wrapped."""
-    series = metrics.by_series(scored)
+    series = by_series(scored)
     if len(series) == 1:
         shown, total, unit = scored[: MAX_ROWS * COLUMNS], len(scored), "images"
         captions = [f"{_label(one)}: {_caption(one)}" for one in shown]
         grid = wrapped([_framed(one) for one in shown], captions, columns=COLUMNS, title="Images")
     else:
-        columns = [dict(metrics.keyed(own)) for own in series.values()]
+        columns = [dict(keyed(own)) for own in series.values()]
         keys = list(dict.fromkeys(key for column in columns for key in column))
         shown, total, unit = keys[:MAX_ROWS], len(keys), "prompts and seeds"
         rows = [_row([column.get(key) for column in columns]) for key in shown]
@@ -128,8 +123,7 @@ def _metric_table(title: str, headings: Cells, metrics: Mapping[Cells, Metrics],
     return Table(headings=(*headings, *names), rows=tuple(rows), title=title, note=note)
 
 
-def _confusion_table(name: str, scored: Sequence[ScoredImage]) -> Table:
-    counts = metrics.confusion(scored)
+def _confusion_table(name: str, counts: Mapping[str, Mapping[str, int]]) -> Table:
     columns = [*counts, ABSENT]
     rows = [(expected, *(str(of.get(column, "")) for column in columns)) for expected, of in counts.items()]
     note = "How many detections of a row's subject are most similar to which subject of their prompt."

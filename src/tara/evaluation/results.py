@@ -46,7 +46,7 @@ def evaluate(
     content = results(scored, run_info, out)
     atomic_write(out / "results.json", to_json(content, indent=1, inf_nan_mode="null"))
     atomic_write(out / "results.csv", _csv(content["images"]))
-    atomic_write(out / "index.html", evaluation_page(scored, run_info).encode())
+    atomic_write(out / "index.html", evaluation_page(scored, content).encode())
     return content
 
 
