@@ -24,7 +24,7 @@ from tara.inference.pipeline import DenoisingStep, Pipeline
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.inference.text_kv import text_kv
-from tara.report.heat import heat_over
+from tara.report.overlays import heat_over
 
 PROMPT = "a xlo dog and a szn cat on the beach"
 

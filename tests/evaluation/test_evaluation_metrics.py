@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tara.evaluation.metrics import RunInfo, ScoredImage, mean_metrics, metric_differences
+from tara.evaluation.metrics import ScoredImage, mean_metrics, metric_differences
 from tara.evaluation.page import evaluation_page
 from tara.evaluation.results import results
 from tara.evaluation.scores import ImageScore, SubjectScore
@@ -32,9 +32,8 @@ def scored(
     return ScoredImage(record=record, score=ImageScore(encoders=("dino",), subjects=tuple(subjects), image_metrics={}))
 
 
-def page_of(images: list[ScoredImage], protocol: str = "folder") -> str:
-    run_info = RunInfo(protocol=protocol, command="", models={}, thresholds={})
-    return evaluation_page(images, results(images, run_info, Path()))
+def page_of(images: list[ScoredImage]) -> str:
+    return evaluation_page(images, {"command": "", "models": {}, **results(images, {}, Path())})
 
 
 def test_a_subject_is_compared_with_itself_in_whichever_order_a_list_names_the_subjects() -> None:
@@ -54,7 +53,7 @@ def test_groups_of_one_class_have_rows_of_their_own_on_the_page(tmp_path: Path) 
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path)
     images = [scored({REX: 0.9, other: 0.8}, series=name, path=path) for name in ("a", "b") for other in (TOM, MAX)]
-    html = page_of(images, protocol="pairs")
+    html = page_of(images)
     assert html.count("<img") == 4
     assert "Frames, in the order of a prompt&#39;s subjects: blue, orange." in html
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tara.analysis.attention import ImageAttention, scores_of
 from tara.report.grid import Grid, Row, Table, shrunk
-from tara.report.heat import heat_over
+from tara.report.overlays import heat_over
 from tara.report.page import PAGE, page
 from tara.report.sheet import contact_sheet
 from tara.storage.files import atomic_write

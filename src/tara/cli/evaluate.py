@@ -176,7 +176,6 @@ def _score(
     generate: Callable[[], None] = lambda: None,
 ) -> None:
     """Score images that exist or are generated first, write the results, and print the main metrics."""
-    from tara.evaluation.metrics import RunInfo
     from tara.evaluation.results import evaluate as score
     from tara.evaluation.scorer import load_scorer
 
@@ -189,9 +188,9 @@ def _score(
         scorer = load_scorer(settings, subjects, out / "cache")  # before hours of sampling: a model may be missing
         generate()
         models = settings.model_dump(include={"detector", "dino", "clip", "plain_dino"})
-        run_info = RunInfo(protocol=protocol, command=typed, models=models, thresholds=scorer.thresholds)
+        about = {"protocol": protocol, "command": typed, "models": models}
         with progress("Scoring", len(records)) as advance:
-            results = score(records, scorer, out, run_info, batch_size=settings.batch_size, on_progress=advance)
+            results = score(records, scorer, out, about=about, batch_size=settings.batch_size, on_progress=advance)
     for series in results["series"]:
         means = [f"{name} {series['metrics'][name][0]:.2f}" for name in SHOWN if name in series["metrics"]]
         say(f"{series['name']}, {series['count']} images: {', '.join(means)}")

@@ -74,7 +74,7 @@ def write_images(
     overlays: Path | None = None,
 ) -> None:
     """Generate the image of each seed and write it to the seed's path, its regions into the folder of overlays."""
-    from tara.report.regions import regions_over
+    from tara.report.overlays import regions_over
 
     request = provenance.request.model_copy(update={"seeds": tuple(paths)})
     with progress("Generating", len(paths)) as advance:

@@ -29,7 +29,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -44,7 +43,7 @@ from tara.cli.options import Settings, of_model
 from tara.cli.requests import MOST_SEEDS, pipeline_for, request_from_flags
 from tara.cli.terminal import enable_unicode_streams, say
 from tara.cli.train import train_with_progress
-from tara.errors import TaraError, TaraWarning, nearest
+from tara.errors import TaraError, nearest, warn
 from tara.families.base_names import SHORT_NAMES
 from tara.families.settings import BaseSettings
 from tara.inference.provenance import RequestProvenance
@@ -267,7 +266,7 @@ def _available(arguments: Arguments, settings: TrainSettings) -> TrainSettings:
         settings = settings.model_copy(update={"optimizer": "adamw"})
         notes.append("--use_8bit_adam needs CUDA and the package bitsandbytes; AdamW is used")
     for note in notes:
-        warnings.warn(f"{note}.", TaraWarning, stacklevel=2)
+        warn(f"{note}.")
     return settings
 
 

@@ -1,5 +1,6 @@
 """Generates the images of an evaluation; existing images are kept, so an interrupted command can be continued."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
@@ -49,6 +50,7 @@ def plan(
         TaraError: when a prompt lacks an adapter's rare word.
     """
     planned: list[PlannedImages] = []
+    written: Counter[Path] = Counter()  # images by folder
     for composer, prompt in product(composers, prompts):
         own = settings.model_copy(update={"composer": composer})
         adapters, files = tuple(one.active for one in prompt.trained), tuple(one.file for one in prompt.trained)
@@ -59,8 +61,9 @@ def plan(
             seed: ImageRecord(
                 folder / image_name(number, seed), composer, prompt.text, seed, prompt.subjects, prompt.category
             )
-            for number, seed in enumerate(seeds, prompt.number * len(seeds) + 1)
+            for number, seed in enumerate(seeds, written[folder] + 1)
         }
+        written[folder] += len(seeds)
         provenance = RequestProvenance(request=request, base=base, adapters=files)
         planned.append(PlannedImages(provenance=provenance, records=records))
     return planned

@@ -1,12 +1,12 @@
 """Metrics from the scores of images: means with intervals, paired differences, confusion counts."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tara.evaluation.scores import WHOLE_IMAGE, ImageScore
 from tara.evaluation.statistics import interval, paired_difference
-from tara.evaluation.subjects import ImageRecord, Subject
+from tara.evaluation.subjects import ImageRecord
 
 # what an image shares with its counterparts in other series: group, prompt, seed, and which image of these
 ImageKey = tuple[str, str, int | None, int]
@@ -21,16 +21,6 @@ class ScoredImage:
 
     record: ImageRecord
     score: ImageScore
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """How an evaluation was run: names of models by purpose, and the minimum similarity of each subject."""
-
-    protocol: str
-    command: str
-    models: Mapping[str, str]
-    thresholds: Mapping[Subject, float]
 
 
 def keyed(scored: Sequence[ScoredImage]) -> Iterator[tuple[ImageKey, ScoredImage]]:

@@ -36,7 +36,7 @@ MEANINGS = {
 
 
 def evaluation_page(scored: Sequence[ScoredImage], results: Mapping[str, Any]) -> str:
-    """The page as HTML, from the images and what `tara.evaluation.results.results` says of them."""
+    """The page as HTML, from the images and the content of ``results.json``."""
     means: dict[Cells, Metrics] = {}
     for series in results["series"]:
         means[series["name"], "", str(series["count"])] = series["metrics"]

@@ -26,10 +26,9 @@ class TrainedSubject:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPrompt:
-    """A prompt, its number among those of the same subjects, and the subjects that it names."""
+    """A prompt, the subjects that it names, and what kind of prompt it is."""
 
     text: str
-    number: int
     trained: tuple[TrainedSubject, ...]
     category: str
 
@@ -80,7 +79,7 @@ def group_prompts(
     for group in chosen:
         subjects = [one.subject for one in group]
         texts = [prompt.replace(SUBJECTS, joined_names(subjects)) for prompt in prompts]
-        planned += [EvaluationPrompt(text, n, group, class_category(subjects)) for n, text in enumerate(texts)]
+        planned += [EvaluationPrompt(text, group, class_category(subjects)) for text in texts]
     return planned
 
 
@@ -101,9 +100,9 @@ def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationProm
                 f"'{one.subject.name}'. Put the data set's table there, or use `tara evaluate pairs`."
             )
         category = LIVING if row.class_word in LIVE_CLASSES else OBJECTS
-        for number, template in enumerate(row.prompts):
+        for template in row.prompts:
             text = template.replace("{rare_word}", one.active.rare_word).replace("{class_word}", one.active.class_word)
-            prompts.append(EvaluationPrompt(text, number, (one,), category))
+            prompts.append(EvaluationPrompt(text, (one,), category))
     return prompts
 
 

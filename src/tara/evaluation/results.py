@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from pydantic_core import to_json
 
 from tara.evaluation import metrics
-from tara.evaluation.metrics import RunInfo, ScoredImage
+from tara.evaluation.metrics import ScoredImage
 from tara.evaluation.page import evaluation_page
 from tara.evaluation.scorer import SubjectScorer
 from tara.evaluation.scores import WHOLE_IMAGE, score
 from tara.evaluation.statistics import DIGITS
-from tara.evaluation.subjects import ImageRecord
+from tara.evaluation.subjects import ImageRecord, Subject
 from tara.report.versions import versions
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
@@ -25,14 +25,20 @@ def evaluate(
     records: Sequence[ImageRecord],
     scorer: SubjectScorer,
     out: Path,
-    run_info: RunInfo,
     *,
+    about: Mapping[str, Any],
     batch_size: int = 8,
     on_progress: Callable[[float, str], object] = lambda done, note: None,
 ) -> dict[str, Any]:
     """Score images, write ``results.json``, ``results.csv`` and ``index.html`` into ``out``, and return the first.
 
-    ``on_progress`` takes the number of scored images, and an empty note.
+    Args:
+        records: the images and their subjects.
+        scorer: detects and compares these subjects.
+        out: the folder of the results.
+        about: what they begin with: protocol, command and models.
+        batch_size: images scored at a time.
+        on_progress: takes the number of scored images, and an empty note.
 
     Raises:
         TaraError: for an image that cannot be read, or a folder that cannot be written.
@@ -43,28 +49,25 @@ def evaluate(
         detections = scorer(batch, [read_image(record.path) for record in batch])
         scored += [ScoredImage(record=of, score=score(one)) for of, one in zip(batch, detections, strict=True)]
         on_progress(len(scored), "")
-    content = results(scored, run_info, out)
+    content = {**about, **results(scored, scorer.thresholds, out)}
     atomic_write(out / "results.json", to_json(content, indent=1, inf_nan_mode="null"))
     atomic_write(out / "results.csv", _csv(content["images"]))
     atomic_write(out / "index.html", evaluation_page(scored, content).encode())
     return content
 
 
-def results(scored: Sequence[ScoredImage], run_info: RunInfo, out: Path) -> dict[str, Any]:
-    """The content of ``results.json``; images in the folder ``out`` have paths relative to it."""
+def results(scored: Sequence[ScoredImage], thresholds: Mapping[Subject, float], out: Path) -> dict[str, Any]:
+    """What ``results.json`` says of the images; those in the folder ``out`` have paths relative to it."""
     series = metrics.by_series(scored)
     subjects = [
         {"subject": one.name, "photos": one.photos.as_posix(), "threshold": round(threshold, DIGITS)}
-        for one, threshold in run_info.thresholds.items()
+        for one, threshold in thresholds.items()
     ]
     differences = [
         {"first": first, "second": second, "metrics": metrics.metric_differences(series[first], series[second])}
         for first, second in combinations(series, 2)
     ]
     return {
-        "protocol": run_info.protocol,
-        "command": run_info.command,
-        "models": dict(run_info.models),
         "versions": versions(),
         "subjects": subjects,
         "series": [_series(name, own) for name, own in series.items()],

@@ -1,4 +1,4 @@
-"""Regions over an image: a colour and a word for each."""
+"""Maps over an image: an attention map in the colours of heat, regions with a colour and a word for each."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
 """Told apart with any colour vision (Okabe and Ito, Color Universal Design, 2008)."""
-OPACITY = 0.45
+OPACITY = 0.45  # of regions
 SMALLEST = 384  # longest side in pixels, so that words can be read
+BRIGHTNESS = 0.55  # of the grey image where a map is lowest
+HEAT_OPACITY = 0.9  # of the colours where it is highest
 
 
 def regions_over(image: Image.Image, labels: NDArray[np.integer], words: Sequence[str]) -> Image.Image:
@@ -34,3 +36,22 @@ def regions_over(image: Image.Image, labels: NDArray[np.integer], words: Sequenc
             y, x = (int(np.median(at)) for at in mask.nonzero())
             ImageDraw.Draw(over).text((x, y), word, "#fff", font, "mm", stroke_width=3, stroke_fill="#000")
     return over
+
+
+def heat_over(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
+    """The image in dim grey under a map in colours, as RGB.
+
+    Args:
+        image: of any size, which the result has too.
+        values: (height, width) at any resolution; scaled to its own range, so that weak maps are visible too.
+    """
+    from matplotlib import colormaps  # here, because it takes a second to import
+
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    resized = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
+    heat = np.asarray(resized).clip(0, 1)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] / 255 * BRIGHTNESS
+    cover = HEAT_OPACITY * heat[..., None]
+    mixed = (1 - cover) * grey + cover * np.asarray(colormaps["inferno"](heat))[..., :3]
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))

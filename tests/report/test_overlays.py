@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from tara.report.regions import regions_over
+from tara.report.overlays import regions_over
 
 
 def test_what_belongs_to_nobody_stays_as_it_is_and_each_region_has_its_colour() -> None:
