@@ -37,7 +37,7 @@ import tara
 from tara.adapters.adapter import Adapter
 from tara.families.base import Base
 from tara.families.single_file import CONFIGS, ORIGINALS, clip_tokenizer
-from tara.training.concepts import check_inputs
+from tara.training.inputs import check_inputs
 from tara.training.loop import Training
 from tara.training.settings import ConceptSettings, concept_settings, train_settings
 

@@ -26,8 +26,8 @@ from tara.families.settings import BaseSettings
 from tara.families.single_file import read_contents
 from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, read_provenance
 from tara.storage.images import read_image_with_alpha
-from tara.training.data.examples import read_examples
-from tara.training.run.checkpoints import HEADER_KEY, load_checkpoint
+from tara.storage.photos import read_examples
+from tara.training.checkpoints import HEADER_KEY, load_checkpoint
 from tara.training.run.recipe_files import read_recipe
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"

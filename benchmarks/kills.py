@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 from tara.adapters.adapter import load_adapter
 from tara.cli import main as tara_command
-from tara.training.run import previews
-from tara.training.run.checkpoints import load_checkpoint
+from tara.training.checkpoints import load_checkpoint
+from tara.training.run import generated
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 tqdm.monitor_interval = 0  # nor does its thread
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    previews.STEPS = 1
+    generated.PREVIEW_STEPS = 1
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         commands = Commands(place)

@@ -32,7 +32,7 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
-from tara.training.data.captions import together
+from tara.training.prompts import together
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))  # tiny bases and adapters, made from configs

@@ -18,7 +18,7 @@ from tara.evaluation.folder import find_images
 from tara.families.single_file import read_contents
 from tara.inference.provenance import read_provenance
 from tara.storage.images import read_image_with_alpha
-from tara.training.data.examples import read_examples
+from tara.storage.photos import read_examples
 from tara.training.run.recipe_files import read_recipe
 
 

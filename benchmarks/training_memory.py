@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 from training_speed import concepts_in
 
 from tara.families.base import Base
-from tara.training.concepts import check_inputs
+from tara.training.inputs import check_inputs
 from tara.training.loop import Training
 from tara.training.settings import train_settings
 

@@ -23,8 +23,8 @@ from tara.report.page import PAGE, page
 from tara.report.sheet import contact_sheet
 from tara.storage.files import atomic_write, writable_folder
 from tara.training.loop import StepRecord
-from tara.training.run.interrupts import TrainingInterrupted
 from tara.training.run.run import train_recipe
+from tara.training.run.steps import TrainingInterrupted
 from tara.training.settings import Recipe, concept_settings, train_settings
 from toyland import BASE, JUDGE
 from toyland.judge import Judge

@@ -18,8 +18,8 @@ from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.pipeline import Pipeline
-from tara.training.concepts import check_inputs
-from tara.training.data.examples import read_examples
+from tara.storage.photos import read_examples
+from tara.training.inputs import check_inputs
 from tiny_adapters import random_adapter
 from tiny_bases import sd_pipeline
 from training_fixtures import quick, two_concepts

@@ -13,7 +13,7 @@ import pytest
 from cli_commands import TINY, generate
 from tara.adapters.adapter import load_adapter
 from tara.cli import main
-from tara.training.run.interrupts import TrainingInterrupted
+from tara.training.run.steps import TrainingInterrupted
 
 
 def test_what_needs_no_base_is_refused_before_the_base(trained: Path, here: Path, refused: Any):

@@ -135,7 +135,7 @@ def test_the_sdxl_command_trains_on_a_cpu_with_notes_about_what_is_missing(
     here: Path, notes: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("SEED", raising=False)
-    monkeypatch.setattr("tara.training.run.trackers.find_spec", lambda _: None)
+    monkeypatch.setattr("tara.training.run.metrics.find_spec", lambda _: None)
     tiny_bases.sdxl_pipeline().save_pretrained(here / "xl")
     replaced = {
         "stabilityai/stable-diffusion-xl-base-1.0": here / "xl",

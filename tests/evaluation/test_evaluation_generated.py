@@ -19,7 +19,7 @@ from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.provenance import UsedFile, read_provenance, was_made_as
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
-from tara.training.data.dreambooth import TABLE
+from tara.storage.dreambooth import TABLE
 
 TABLE_LINES = """Classes
 subject_name,class

@@ -13,8 +13,8 @@ from tara.adapters.adapter import Adapter
 from tara.families.base import Base
 from tara.families.loading import best_precision
 from tara.inference.pipeline import Pipeline
+from tara.training.checkpoints import load_checkpoint
 from tara.training.run import run as training_run
-from tara.training.run.checkpoints import load_checkpoint
 from tara.training.settings import Recipe
 from training_fixtures import quick, two_concepts
 

@@ -18,11 +18,10 @@ from tara.errors import TaraError
 from tara.evaluation.features import FeatureCache
 from tara.storage.files import UNFINISHED, atomic_write, check_writable
 from tara.storage.lock import folder_lock
-from tara.training.run.checkpoints import checkpoints, load_checkpoint, save_checkpoint
-from tara.training.run.folder import Metrics
+from tara.training.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from tara.training.run.metrics import Metrics
 from tara.training.run.run import train_recipe
 from tara.training.settings import Recipe
-from tara.training.state import TrainingState
 from training_fixtures import quick, two_concepts
 
 SIZE = 2 * 1024 * 1024

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tara.adapters.adapter import Adapter
 from tara.families.base import Base
-from tara.training.concepts import check_inputs
+from tara.training.inputs import check_inputs
 from tara.training.loop import StepRecord, Training
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings
 

@@ -41,12 +41,12 @@ def pages() -> None:
 @pytest.fixture(autouse=True)
 def quick_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few denoising steps in previews and class images; no plots and pages but for tests that ask for them."""
-    monkeypatch.setattr("tara.training.run.previews.STEPS", 1)
-    monkeypatch.setattr("tara.training.run.class_images.STEPS", 1)
+    monkeypatch.setattr("tara.training.run.generated.PREVIEW_STEPS", 1)
+    monkeypatch.setattr("tara.training.run.generated.CLASS_STEPS", 1)
     if "pages" not in request.fixturenames:
 
         def nothing(*_: Any) -> bytes:
             return b"not made in this test"
 
-        monkeypatch.setattr("tara.training.run.folder.loss_curve", nothing)
+        monkeypatch.setattr("tara.training.run.page.loss_curve", nothing)
         monkeypatch.setattr("tara.training.run.steps.write_run_page", nothing)

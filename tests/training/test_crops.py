@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tara.training.data.crops import Crop, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
+from tara.training.latents import Crop, bucket_for, choose_crops, crop_mask, crop_pixels, size_conditioning
 
 sizes = st.tuples(st.integers(1, 400), st.integers(1, 400))
 multiples = st.sampled_from([(512, 64), (256, 64), (1024, 32), (32, 4), (64, 64)])

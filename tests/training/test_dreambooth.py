@@ -9,9 +9,9 @@ from PIL import Image
 from tara.cli.train import recipe_of
 from tara.errors import TaraError
 from tara.families.base import Base
+from tara.storage.dreambooth import TABLE, Subject, read_table, subject_of
 from tara.storage.images import read_image
-from tara.training.data.dreambooth import TABLE, Subject, read_table, subject_of
-from tara.training.data.examples import read_examples
+from tara.storage.photos import read_examples
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import concept_settings
 from training_fixtures import photo_folder, quick, run_steps, training_of

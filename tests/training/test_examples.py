@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tara.errors import TaraError, TaraWarning
-from tara.training.data.examples import read_examples
+from tara.storage.photos import read_examples
 
 TEMPLATES = ("a photo of a xlo dog",)
 

@@ -17,10 +17,10 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
-from tara.training.concepts import check_inputs
+from tara.training.checkpoints import load_checkpoint, save_checkpoint
+from tara.training.inputs import check_inputs
 from tara.training.loop import train_concepts
 from tara.training.optimizers import learning_rate_schedule
-from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
 from tara.training.text_batch import text_conditioning
 from training_fixtures import (
     all_same,

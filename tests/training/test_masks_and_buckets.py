@@ -13,8 +13,8 @@ from tara.core.losses import denoising_loss, subject_weights
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.storage.images import read_image
-from tara.training.concepts import check_inputs
-from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
+from tara.training.checkpoints import load_checkpoint, save_checkpoint
+from tara.training.inputs import check_inputs
 from tara.training.settings import ConceptSettings
 from training_fixtures import (
     all_same,

@@ -7,9 +7,10 @@ from PIL import Image
 
 from tara.errors import TaraWarning
 from tara.families.base import Base
-from tara.training.concepts import check_inputs, encode
-from tara.training.data.encoded import TextCache
+from tara.training.image_batch import encode
+from tara.training.inputs import check_inputs
 from tara.training.settings import concept_settings
+from tara.training.text_batch import TextCache
 from training_fixtures import photo_folder, quick, two_concepts
 
 

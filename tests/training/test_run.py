@@ -21,14 +21,14 @@ from launched_training import TIMEOUT, started
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
-from tara.training.concepts import class_phrase
+from tara.training.checkpoints import checkpoints
 from tara.training.loop import StepRecord
+from tara.training.prompts import class_phrase
 from tara.training.run import steps as run_module
-from tara.training.run.checkpoints import checkpoints
-from tara.training.run.interrupts import TrainingInterrupted, resume_command
+from tara.training.run.metrics import Tracker
 from tara.training.run.recipe_files import read_recipe
 from tara.training.run.run import train_recipe
-from tara.training.run.trackers import Tracker
+from tara.training.run.steps import TrainingInterrupted, resume_command
 from tara.training.settings import Recipe, TrainSettings
 from training_fixtures import (
     Killed,
@@ -312,7 +312,7 @@ def test_losses_reach_tensorboard(shared_base: Base, tmp_path: Path):
 def test_a_missing_tracker_is_a_notice_and_no_failure(
     shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tara.training.run.trackers.find_spec", lambda _: None)
+    monkeypatch.setattr("tara.training.run.metrics.find_spec", lambda _: None)
     recipe = recipe_of(tmp_path, report_to="wandb", steps=1)
     with pytest.warns(TaraWarning, match="No tracker: wandb is not installed"):
         train_recipe(recipe, shared_base)
@@ -341,7 +341,7 @@ def login_that_asks(key: str | None = None) -> bool:
 def test_wandb_without_an_account_is_a_notice_whatever_its_version(
     wandb: dict[str, Any], notice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tara.training.run.trackers.find_spec", lambda _: object())
+    monkeypatch.setattr("tara.training.run.metrics.find_spec", lambda _: object())
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(**wandb))
     with pytest.warns(TaraWarning, match=f"No tracker: {notice}"):

@@ -17,9 +17,9 @@ from tara.families.base import Base
 from tara.inference.settings import GenerationSettings
 from tara.report.command_line import flags
 from tara.training.run.folder import RunFolder
-from tara.training.run.interrupts import TrainingInterrupted
 from tara.training.run.page import spread, train_command
 from tara.training.run.run import train_recipe
+from tara.training.run.steps import TrainingInterrupted
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings
 from training_fixtures import photo_folder, quick, recipe_of, two_concepts
 

@@ -9,8 +9,7 @@ from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind
 from tara.inference.text_kv import text_kv
-from tara.training.data.encoded import TextCache
-from tara.training.text_batch import text_batch, text_conditioning
+from tara.training.text_batch import TextCache, text_batch, text_conditioning
 from training_fixtures import quick, run_steps, training_of, two_concepts
 
 PHRASE = "a photo of a xlo dog"

@@ -7,7 +7,7 @@ import pytest
 
 from tara.errors import TaraError
 from tara.families.family import Defaults
-from tara.training.data.captions import VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
+from tara.training.prompts import VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 

@@ -16,11 +16,11 @@ from tara.adapters.adapter import Adapter, load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
+from tara.training.checkpoints import load_checkpoint
 from tara.training.loop import StepRecord
-from tara.training.run.checkpoints import load_checkpoint
-from tara.training.run.interrupts import TrainingInterrupted
 from tara.training.run.recipe_files import read_recipe
 from tara.training.run.run import train_recipe
+from tara.training.run.steps import TrainingInterrupted
 from tara.training.settings import Recipe
 from training_fixtures import Killed, killed_after, quick, recipe_of, same
 
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_before_the_first_checkpoint_keeps_the_last_whole_step(
 def test_ctrl_c_drops_a_preview_that_is_being_generated(
     shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tara.training.run.previews.STEPS", 2)
+    monkeypatch.setattr("tara.training.run.generated.PREVIEW_STEPS", 2)
     stream, steps = Pipeline.stream, list[int]()
 
     def pressed(self: Pipeline, *arguments: Any, on_step: Any, **settings: Any) -> Iterator[Any]:

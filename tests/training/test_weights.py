@@ -7,7 +7,7 @@ import torch
 
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.training.run.checkpoints import load_checkpoint, save_checkpoint
+from tara.training.checkpoints import load_checkpoint, save_checkpoint
 from tara.training.weights import ConceptWeights
 from training_fixtures import all_same, quick, run_steps, training_of, two_concepts
 

@@ -13,7 +13,7 @@ from tara.cli.options import of_model, require, with_options
 from tara.cli.terminal import only_our_bars, progress, say
 from tara.errors import TaraError
 from tara.report.page import PAGE
-from tara.training.data.captions import together
+from tara.training.prompts import together
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import (
     ConceptSettings,

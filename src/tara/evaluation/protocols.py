@@ -8,7 +8,7 @@ from tara.errors import TaraError, nearest
 from tara.evaluation.subjects import Subject, class_category
 from tara.inference.active_adapter import ActiveAdapter, check_named
 from tara.inference.provenance import UsedFile
-from tara.training.data.dreambooth import LIVE_CLASSES, TABLE, subject_of
+from tara.storage.dreambooth import LIVE_CLASSES, TABLE, subject_of
 
 SUBJECTS = "{subjects}"
 PROMPTS = ("a photo of {subjects}", "{subjects} on the beach", "{subjects} in the snow", "{subjects} on the street")

@@ -15,7 +15,7 @@ from tara.evaluation.scores import Box, Detections
 from tara.evaluation.settings import NO_MODEL, EvaluationSettings
 from tara.evaluation.subjects import ImageRecord, Subject
 from tara.families.loading import device_named
-from tara.training.data.examples import read_examples
+from tara.storage.photos import read_examples
 
 MAX_IOU = 0.6  # intersection over union from which two boxes hold one object, of whichever classes
 MAX_CONTAINED = 0.8  # share of a box inside one of its class from which it holds a part, such as a dog's head

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tara.core.tokens import with_class_words, word_spans
 from tara.errors import TaraError
-from tara.training.data.dreambooth import subject_of
+from tara.storage.dreambooth import subject_of
 
 SAME_CLASS, OTHER_CLASSES = "same class", "different classes"
 

@@ -1,1 +1,1 @@
-"""Files, images, locks and the model hub. Nothing here depends on diffusion."""
+"""Files, photo folders, images, locks and the model hub. Nothing here depends on diffusion."""

@@ -1,1 +1,1 @@
-"""From photos to adapters: settings, batches, the loop. `training.run` writes files, `training.data` reads photos."""
+"""From photos to adapters: settings, checked inputs, batches, the loop. `training.run` writes the files of a run."""

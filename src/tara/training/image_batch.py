@@ -1,7 +1,11 @@
-"""The images of one training batch: concept by concept, ``[photos..., class images...]`` in each."""
+"""The images of a training: encoded photos and class images, and those of one batch.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+A batch's rows lie concept by concept, ``[photos..., class images...]`` in each.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,9 +13,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tara.core.losses import NoiseSchedule
-from tara.core.noise import step_randomness
-from tara.training.concepts import ImageSource
-from tara.training.data.encoded import Caption, Latents
+from tara.core.noise import concept_key, step_randomness
+from tara.errors import TaraError
+from tara.storage.photos import Example, read_examples
+from tara.training.inputs import TrainingInputs
+from tara.training.latents import Latents, cache_latents
+from tara.training.prompts import class_phrase
+from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.text_batch import Caption, TextCache
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSource:
+    """Encoded images that a concept is trained with: its photos, or the class images of prior preservation."""
+
+    key: str
+    """Names the random numbers of these images, see `tara.core.noise.step_randomness`."""
+    latents: tuple[Latents, ...]
+    captions: tuple[tuple[Caption, ...], ...]
+    """For each image the captions that it is trained with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,24 +71,56 @@ class _Row(NamedTuple):
     noise: Tensor
 
 
+def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: TextCache) -> list[list[ImageSource]]:
+    """Each concept's photos and then, with prior preservation, its class images; the encoders are not needed after it.
+
+    Raises:
+        TaraError: for class images, by class word, that are missing or cannot be read.
+    """
+
+    def source(key: str, concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> ImageSource:
+        latents = [cache_latents(inputs.base, each, settings) for each in examples]
+        captions = [
+            tuple(texts.caption(text, concept.rare_word, concept.class_word) for text in each.captions)
+            for each in examples
+        ]
+        order = [number for number, each in enumerate(examples) for _ in range(each.repeats)]
+        return ImageSource(
+            key=key,
+            latents=tuple(latents[number] for number in order),
+            captions=tuple(captions[number] for number in order),
+        )
+
+    encoded: list[list[ImageSource]] = []
+    for concept, photos in zip(inputs.concepts, inputs.examples, strict=True):
+        key = concept_key(concept.rare_word, concept.class_word)
+        sources = [source(key, concept, photos, inputs.settings)]
+        if inputs.settings.uses_class_images:
+            images = _class_images(concept, inputs.settings, class_folders)
+            sources.append(source(f"{key}\nclass", concept, images, inputs.settings.model_copy(update={"crops": 1})))
+        encoded.append(sources)
+    return encoded
+
+
+def _class_images(concept: ConceptSettings, settings: TrainSettings, folders: Mapping[str, Path]) -> list[Example]:
+    if concept.class_word not in folders:
+        raise TaraError(f"Prior preservation needs images of the class '{concept.class_word}'. Give their folder.")
+    captions = (class_phrase(concept, settings),)
+    return [replace(image, captions=captions) for image in read_examples(folders[concept.class_word], captions)]
+
+
 def image_batch(
-    sources: Sequence[Sequence[ImageSource]],
-    schedule: NoiseSchedule,
-    *,
-    seed: int,
-    call: int,
-    batch_size: int,
-    snr_gamma: float | None,
+    sources: Sequence[Sequence[ImageSource]], schedule: NoiseSchedule, settings: TrainSettings, call: int
 ) -> ImageBatch:
     """Choose and noise the images of a call; each source's rows are a function of (seed, source, call) alone."""
     captions: list[Caption] = []
     rows: list[_Row] = []
     for source in (source for of_concept in sources for source in of_concept):
         chosen = step_randomness(
-            seed,
+            settings.seed,
             source.key,
             call,
-            rows=batch_size,
+            rows=settings.batch_size,
             shapes=[image.shape for image in source.latents],
             variants=source.latents[0].variants,
             timesteps=schedule.timesteps,
@@ -81,7 +133,9 @@ def image_batch(
             captions.append(own[int(chance * len(own))])
     shapes = [row.latents.shape for row in rows]
     groups = [[number for number, own in enumerate(shapes) if own == shape] for shape in dict.fromkeys(shapes)]
-    noised = tuple(_noised(numbers, [rows[number] for number in numbers], schedule, snr_gamma) for numbers in groups)
+    noised = tuple(
+        _noised(numbers, [rows[number] for number in numbers], schedule, settings.snr_gamma) for numbers in groups
+    )
     return ImageBatch(captions=tuple(captions), groups=noised)
 
 

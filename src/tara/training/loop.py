@@ -1,14 +1,14 @@
 """The training loop: several concepts share each forward pass of the network and train independent adapters."""
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tara.adapters.adapter import Adapter
@@ -17,20 +17,21 @@ from tara.core.noise import concept_key, generator_for
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextConditioning
-from tara.training.card import trained_card
-from tara.training.concepts import TrainingInputs, check_inputs, encode
-from tara.training.data.encoded import TextCache
+from tara.training.checkpoints import TrainingState
 from tara.training.distributed import ALONE, Processes
-from tara.training.image_batch import ImageBatch, image_batch
-from tara.training.nan_guard import NaNGuard
+from tara.training.image_batch import ImageBatch, encode, image_batch
+from tara.training.inputs import TrainingInputs, check_inputs, trained_card
 from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
 from tara.training.settings import ConceptSettings, TrainSettings
-from tara.training.state import TrainingState
-from tara.training.text_batch import TextBatch, alignment, text_batch, text_conditioning
+from tara.training.text_batch import TextBatch, TextCache, alignment, text_batch, text_conditioning
 from tara.training.weights import ConceptWeights
 
 SKIPPED_IN_A_ROW = 50  # a loss scale that is still too large then is not the cause
 SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may be changed on the way
+
+
+class NaNError(TaraError):
+    """A loss, a gradient or a weight is NaN or infinite; nothing can be learned from there on."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,27 @@ class Training:
     """A training run in progress: encoded images, weights, optimisers, and the number of finished steps.
 
     Args:
-        inputs: concepts, settings and base, see `tara.training.concepts.check_inputs`.
+        inputs: concepts, settings and base, see `tara.training.inputs.check_inputs`.
         class_folders: for prior preservation, each class word's folder of class images.
         processes: share the network calls of each step and average the gradients.
 
     Raises:
-        TaraError: for class images that are missing or cannot be read, and a missing optimiser package.
+        TaraError: for class images that are missing or cannot be read.
+        NaNError: from `steps`, `adapters` and `state`, when a number is NaN or infinite.
     """
 
     def __init__(
         self, inputs: TrainingInputs, class_folders: Mapping[str, Path] | None = None, processes: Processes = ALONE
     ) -> None:
+        self.inputs, self.processes, self.step = inputs, processes, 0
         self.concepts, self.settings, self.base = inputs.concepts, inputs.settings, inputs.base
-        self.processes, self.step = processes, 0
         self.is_whole = True
         """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
         settings, base = inputs.settings, inputs.base
         self._texts = TextCache(base)
         self.sources = encode(inputs, class_folders or {}, self._texts)
         self._keys = [concept_key(concept.rare_word, concept.class_word) for concept in inputs.concepts]
-        precise = torch.float64 if base.dtype == torch.float64 else torch.float32
+        precise = torch.promote_types(base.dtype, torch.float32)
         self._schedule = base.noise_schedule.to(base.device, precise)
         self.weights = ConceptWeights(
             {path: base.projection_sizes(path) for path in base.target_layers(settings.targets)},
@@ -123,17 +125,16 @@ class Training:
 
     def adapters(self) -> list[Adapter]:
         """The adapters as they are now, one per concept, on the CPU."""
+        self._refuse_nan("adapter", self.step, self._finite_weights().tolist())
+        cards = [trained_card(self.inputs, concept, self.step, self.processes.count) for concept in self.concepts]
         return [
-            Adapter(
-                trained_card(concept, self.settings, self.base, self.step, self.processes.count),
-                self.weights.of_concept(index),
-                name=concept.file.name,
-            )
-            for index, concept in enumerate(self.concepts)
+            Adapter(card, self.weights.of_concept(index), name=concept.file.name)
+            for index, (concept, card) in enumerate(zip(self.concepts, cards, strict=True))
         ]
 
     def state(self) -> TrainingState:
         """Everything that a run resumed after this step needs."""
+        self._refuse_nan("adapter", self.step, self._finite_weights().tolist())
         tensors, plain = self.optimizers.state()
         tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
         tensors["weights"] = self.weights.flat.detach().clone()
@@ -163,8 +164,7 @@ class Training:
 
     def images(self, call: int) -> ImageBatch:
         """The images of a network call, counted from 0 since training began."""
-        seed, rows, gamma = self.settings.seed, self.settings.batch_size, self.settings.snr_gamma
-        return image_batch(self.sources, self._schedule, seed=seed, call=call, batch_size=rows, snr_gamma=gamma)
+        return image_batch(self.sources, self._schedule, self.settings, call)
 
     def text(self, images: ImageBatch) -> TextBatch:
         """The text that goes with the images of a call."""
@@ -188,23 +188,40 @@ class Training:
         assert gradient is not None, "a step has network calls"
         self.processes.barrier()  # whatever fails in one process alone has failed by now
         self.weights.flat.grad, total = self.processes.mean(gradient), self.processes.mean(total)
-        names = [concept.label for concept in self.concepts]
-        guard = NaNGuard(names=names, step=self.step + 1, rate=rate, precision=self.base.dtype)
-        guard.check("loss", total[0])
+        # all that the host reads of a step, at once; the weights are those that the step before has made
+        numbers = [*total, self.optimizers.gradient_norms(), self._finite_weights().to(total)]
+        *losses, norms, finite = torch.stack(numbers).tolist()
+        self._refuse_nan("adapter", self.step, finite)
+        self._refuse_nan("loss", self.step + 1, map(math.isfinite, losses[0]))
         self.is_whole = False
-        norms = self.optimizers.step(rate)
+        self.optimizers.step(rate, norms)
         self.step += 1
         self.is_whole = True
         parts = [
-            ConceptStep(name, *losses, grad_norm=norm, skipped=not math.isfinite(norm))
-            for name, losses, norm in zip(names, total.T.tolist(), norms, strict=True)
+            ConceptStep(concept.label, *part, skipped=not math.isfinite(part[-1]))
+            for concept, *part in zip(self.concepts, *losses, norms, strict=True)
         ]
         self._skipped = [before + 1 if part.skipped else 0 for before, part in zip(self._skipped, parts, strict=True)]
         # fp16's loss scale needs some steps to find its size
         if max(self._skipped) > (SKIPPED_IN_A_ROW if self.base.dtype == torch.float16 else 0):
-            guard.check("gradient", torch.tensor(norms))
-        guard.check("adapter", self.weights.flat.detach())
+            self._refuse_nan("gradient", self.step, map(math.isfinite, norms))
         return StepRecord(index=self.step, steps=self.settings.steps, learning_rate=rate, concepts=tuple(parts))
+
+    def _finite_weights(self) -> Bool[Tensor, " concepts"]:
+        return self.weights.flat.detach().isfinite().all(1)
+
+    def _refuse_nan(self, what: str, step: int, finite: Iterable[object]) -> None:
+        """Raise NaNError, with the probable cause, for the first concept whose numbers of a step are not finite."""
+        for concept, is_finite in zip(self.concepts, finite, strict=True):
+            if not is_finite:
+                raise NaNError(f"Step {step}: the {what} of '{concept.label}' is NaN or infinite. {self._cause(step)}")
+
+    def _cause(self, step: int) -> str:
+        if self.base.dtype == torch.float16:
+            return "The range of float16 is probably too small: use precision bf16 or fp32, or lower learning_rate."
+        if step == 1:
+            return "It happened in the first step, so the base or a photo is probably damaged. Try others."
+        return f"The learning rate ({self._learning_rate(step - 1):g}) is probably too high: lower learning_rate."
 
     def _losses(self, call: int) -> Float[Tensor, "4 concepts"]:
         """Total, denoising, alignment and prior loss of each concept in one call of the network."""
@@ -217,15 +234,8 @@ class Training:
         denoising = photos.mean(1)
         prior = class_images.mean(1) if class_images.shape[1] else torch.zeros_like(denoising)
         aligned = torch.zeros_like(denoising)
-        if settings.aligns and settings.alignment_loss != "off":
-            aligned = alignment(
-                text,
-                learned,
-                concepts=count,
-                photos=settings.batch_size,
-                form=settings.alignment_loss,
-                subwords=settings.alignment_subwords,
-            ).to(denoising)
+        if settings.aligns:
+            aligned = alignment(text, learned, settings).to(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_loss_weight * prior
         return torch.stack([total, denoising, aligned, prior])
 
@@ -250,7 +260,7 @@ def train_concepts(
 ) -> Generator[StepRecord, None, list[Adapter]]:
     """Train several concepts side by side, without a run folder; each comes out as if it had been trained alone.
 
-    Yields a record of every step and returns the adapters. Raises TaraError, see `tara.training.concepts.check_inputs`.
+    Yields a record of every step and returns the adapters. Raises TaraError, see `tara.training.inputs.check_inputs`.
     """
     training = Training(check_inputs(concepts, settings, base))
     yield from training.steps()

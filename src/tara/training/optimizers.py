@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
@@ -43,20 +43,24 @@ class ConceptOptimizers:
         self.loss_scales = [LOSS_SCALE if loss_scaling else 1.0] * len(self._rows)
         self._good_steps = [0] * len(self._rows)
 
-    def step(self, learning_rate: float) -> list[float]:
-        """Clip and apply each concept's gradient, or skip it if it is not finite; return the norms before clipping."""
+    def gradient_norms(self) -> Float[Tensor, " concepts"]:
+        """Undo the loss scales on the gradient, and give each concept's norm, on the gradient's device."""
         gradient = self._weights.grad
         assert gradient is not None, "a backward pass comes first"
         if self._scaling:
             gradient /= gradient.new_tensor(self.loss_scales)[:, None]
-        norms: list[float] = gradient.norm(dim=1).tolist()
+        return gradient.norm(dim=1)
+
+    def step(self, learning_rate: float, norms: Sequence[float]) -> None:
+        """Clip and apply each concept's gradient, of the norm that `gradient_norms` gave, or skip it if not finite."""
+        gradient = self._weights.grad
+        assert gradient is not None, "a backward pass comes first"
         for index, norm in enumerate(norms):
             if math.isfinite(norm):
                 self._apply(index, gradient[index], norm, learning_rate)
             if self._scaling:
                 self._rescale(index, math.isfinite(norm))
         self._weights.grad = None
-        return norms
 
     def _rescale(self, index: int, finite: bool) -> None:
         self._good_steps[index] = self._good_steps[index] + 1 if finite else 0
@@ -124,7 +128,6 @@ def check_optimizer(name: OptimizerName) -> None:
 
 
 def _optimizer(name: OptimizerName, row: torch.nn.Parameter, weight_decay: Any) -> torch.optim.Optimizer:
-    check_optimizer(name)
     if name == "adamw":
         return torch.optim.AdamW([row], weight_decay=weight_decay)
     if name == "adamw8bit":

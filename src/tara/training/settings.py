@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tara.families.settings import BaseSettings
+from tara.storage.dreambooth import subject_of
 from tara.storage.file_names import file_name
 from tara.storage.hub import is_repository, repository_name
+from tara.storage.photo_folders import kohya_names
 from tara.storage.validation import build
-from tara.training.data.captions import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
-from tara.training.data.dreambooth import subject_of
-from tara.training.data.folders import kohya_names
+from tara.training.prompts import STYLE_PHRASE, SUBJECT_PHRASE, VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 
 if TYPE_CHECKING:
     from tara.families.family import Defaults

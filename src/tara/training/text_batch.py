@@ -1,19 +1,92 @@
-"""The text of one training batch: keys and values of every row, with the deltas of its concept."""
+"""The text of a training: captions, encoded once, and keys and values of a batch with its concepts' deltas."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tara.core.method import AlignmentSubwords, add_masked_delta, token_alignment_loss
+from tara.core.method import add_masked_delta, token_alignment_loss
+from tara.core.tokens import Span, Tokenized, class_word_of, word_spans
+from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import KeysValues, TextConditioning
 from tara.families.text import TextEncoding
-from tara.training.data.encoded import Caption, TextCache
+from tara.training.settings import TrainSettings
 from tara.training.weights import ConceptWeights, per_row
+
+KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are computed again from the embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class Caption:
+    """An encoded caption and where its words are."""
+
+    text: str
+    encoding: TextEncoding
+    rare_positions: tuple[int, ...]
+    """Positions of the rare word's tokens, every occurrence: where the token mask is 1."""
+    first_rare_positions: tuple[int, ...]
+    """Positions of the first occurrence, which the alignment loss reads."""
+    class_positions: tuple[int, ...]
+    """Positions of the class word that belongs to it, empty when the caption has none."""
+
+
+class TextCache:
+    """Encoded captions, and their keys and values without any delta, in each text layer."""
+
+    def __init__(self, base: Base) -> None:
+        self._base, self._budget = base, KV_BUDGET
+        self._encodings: dict[str, TextEncoding] = {}
+        self._kv: dict[str, dict[str, KeysValues]] = {}
+
+    def kv(self, caption: Caption) -> dict[str, KeysValues]:
+        """The caption's frozen keys and values, (1, tokens, inner) each, by layer."""
+        if caption.text in self._kv:
+            return self._kv[caption.text]
+        computed = self._base.text_kv(caption.encoding.embeddings)
+        size = sum(part.nbytes for pair in computed.values() for part in pair)
+        if size <= self._budget:
+            self._budget -= size
+            self._kv[caption.text] = computed
+        return computed
+
+    def caption(self, text: str, rare_word: str, class_word: str) -> Caption:
+        """Encode a caption, each text once, and find its words; a caption without the rare word has neither.
+
+        Raises:
+            TaraError: when a word lies behind what the text encoder reads.
+        """
+        if text not in self._encodings:
+            self._encodings[text] = self._base.encode([text])
+        encoding = self._encodings[text]
+        tokenized = encoding.tokenized[0]
+        rare, of_class = caption_words(tokenized, rare_word, class_word)
+        return Caption(
+            text,
+            encoding,
+            rare_positions=tuple(position for span in rare for position in tokenized.positions(span)),
+            first_rare_positions=tokenized.positions(rare[0]) if rare else (),
+            class_positions=() if of_class is None else tokenized.positions(of_class),
+        )
+
+
+def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[list[Span], Span | None]:
+    """Every place of the rare word in a caption, and the class word that belongs to the first one.
+
+    Raises:
+        TaraError: when one lies behind what the text encoder reads.
+    """
+    rare = word_spans(caption.text, rare_word)
+    of_class = class_word_of(caption.text, rare[0], class_word) if rare else None
+    for span in (*rare, of_class):
+        if span is not None and not caption.holds(span):
+            raise TaraError(
+                f"'{caption.text[slice(*span)]}' is beyond the part that the text encoder reads of "
+                f"'{caption.text}'. Shorten the caption."
+            )
+    return rare, of_class
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,30 +154,22 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
     return TextConditioning(kv, {path: per_row(delta, rows_per_concept) for path, delta in deltas.items()} or None)
 
 
-def alignment(
-    text: TextBatch,
-    learned: TextConditioning,
-    *,
-    concepts: int,
-    photos: int,
-    form: Literal["l1", "squared"],
-    subwords: AlignmentSubwords,
-) -> Float[Tensor, " concepts"]:
-    """The token alignment loss of each concept, over the first ``photos`` of its rows: a function of a few keys.
+def alignment(text: TextBatch, learned: TextConditioning, settings: TrainSettings) -> Float[Tensor, " concepts"]:
+    """The token alignment loss of each concept, over the photos among its rows: a function of a few keys.
 
-    ``learned`` are the rows of ``text`` with their deltas; for ``form`` and ``subwords`` see
-    `tara.core.method.token_alignment_loss`.
+    ``learned`` are the rows of ``text`` with their deltas; see `tara.core.method.token_alignment_loss`.
     """
+    assert settings.alignment_loss != "off", "then there is no such loss"
     losses: list[Tensor] = []
-    per_concept = len(text.captions) // concepts
+    per_concept = len(text.captions) // len(text.inputs)
     for first in range(0, len(text.captions), per_concept):
-        rows = range(first, first + photos)
+        rows = range(first, first + settings.batch_size)  # class images follow
         # a caption that all photos share counts once
         shared = all(text.captions[row] is text.captions[first] for row in rows)
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
         rare = [_keys(learned.kv[layer][0], row, text.captions[row].first_rare_positions) for layer, row in pairs]
         of_class = [_keys(text.kv[layer][0], row, text.captions[row].class_positions) for layer, row in pairs]
-        losses.append(token_alignment_loss(rare, of_class, form, subwords))
+        losses.append(token_alignment_loss(rare, of_class, settings.alignment_loss, settings.alignment_subwords))
     return torch.stack(losses)
 
 

@@ -71,11 +71,10 @@ class ConceptWeights:
         }
 
     def of_concept(self, concept: int) -> dict[str, LowRank]:
-        """A copy of one concept's deltas, on the CPU in float32 (float64 if they are kept so)."""
-        kept = torch.float64 if self.flat.dtype == torch.float64 else torch.float32
+        """A copy of one concept's deltas, on the CPU, in the precision that they are kept in."""
         return {
             layer: LowRank(delta.a[concept].detach().cpu().clone(), delta.b[concept].detach().cpu().clone(), self.scale)
-            for layer, delta in self.deltas(kept).items()
+            for layer, delta in self.deltas(self.flat.dtype).items()
         }
 
     @torch.no_grad()

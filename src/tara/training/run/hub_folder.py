@@ -17,9 +17,8 @@ from tara.families.base_names import resolve_base
 from tara.families.registry import family_named
 from tara.storage.files import atomic_write
 from tara.storage.hub import ADAPTER_FILE, is_hub_id
-from tara.training.data.captions import together
+from tara.training.prompts import preview_prompt, together
 from tara.training.run.folder import RunFolder
-from tara.training.run.previews import preview_prompt
 from tara.training.settings import ConceptSettings, TrainSettings, distinct_names
 
 README, IMAGES = "README.md", "images"

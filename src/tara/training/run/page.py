@@ -9,11 +9,13 @@ from typing import Any
 from tara.report.command_line import flags
 from tara.report.grid import Grid, Row, Table
 from tara.report.page import page
+from tara.report.plots import loss_curve
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
-from tara.training.data.examples import Example
+from tara.storage.photos import Example
+from tara.training.prompts import preview_prompt
 from tara.training.run.folder import RunFolder
-from tara.training.run.previews import preview_prompt
+from tara.training.run.metrics import read_metrics
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings, distinct_names
 
 MOST_PHOTOS, MOST_STEPS, MOST_PREVIEWS = 6, 6, 4
@@ -22,8 +24,10 @@ ENDS = 0.1  # the part of the steps whose mean loss stands for the beginning and
 
 
 def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
-    """Write ``index.html`` of a run, from its folder and each concept's photos; raises TaraError when that fails."""
-    rows, settings = list(folder.rows()), recipe.settings
+    """Write ``index.html`` and ``loss.png`` from a run's folder and each concept's photos; raises TaraError."""
+    rows, settings = list(read_metrics(folder.metrics)), recipe.settings
+    if curves := _curves(rows):
+        atomic_write(folder.loss_curve, loss_curve(curves))
     done = rows[-1]["step"] if rows else 0
     progress = f"{done} steps" if done >= settings.steps else f"stopped after {done} of {settings.steps} steps"
     grids: list[Grid] = []
@@ -77,6 +81,16 @@ def _previews(previews: Mapping[int, Sequence[Path]], concept: ConceptSettings, 
     ]
     columns = tuple(f"step {step}" for step in steps)
     return [Grid(rows=tuple(rows), columns=columns, title=preview_prompt(concept, settings))] if rows else []
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Each concept's losses by step, without those that were not finite."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, losses in row["concepts"].items():
+            if losses["loss"] is not None:
+                curves.setdefault(name, []).append((row["step"], losses["loss"]))
+    return curves
 
 
 def _losses(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -12,8 +12,8 @@ from tara.errors import TaraError
 from tara.families.base_names import INDEX, SHORT_NAMES
 from tara.storage.files import digest, is_there, small_text
 from tara.storage.outputs import SETTINGS
+from tara.storage.photo_folders import photo_folders
 from tara.storage.validation import build
-from tara.training.data.folders import photo_folders
 from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings
 
 RUN_SETTINGS = SETTINGS  # a recipe in a run folder

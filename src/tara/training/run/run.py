@@ -16,22 +16,17 @@ from tara.storage.hub import upload, with_owner
 from tara.storage.lock import refuse_locked
 from tara.storage.outputs import is_finished
 from tara.storage.validation import takes
-from tara.training.concepts import TrainingInputs, check_inputs, class_phrase
+from tara.training.checkpoints import TrainingState, load_checkpoint
 from tara.training.distributed import Processes, join
+from tara.training.inputs import TrainingInputs, check_inputs
 from tara.training.loop import Training
-from tara.training.optimizers import check_optimizer
-from tara.training.run.checkpoints import load_checkpoint
-from tara.training.run.class_images import class_folders, generate_missing
+from tara.training.prompts import class_phrase
 from tara.training.run.folder import RunFolder, check_outputs
-from tara.training.run.interrupts import resume_command
-from tara.training.run.previews import check_previews
+from tara.training.run.generated import OnClassImage, class_folders, generate_missing
 from tara.training.run.recipe_files import RUN_SETTINGS, comparable, earlier_settings, read_recipe
-from tara.training.run.steps import OnStep, Run
+from tara.training.run.steps import OnStep, Run, resume_command
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
-from tara.training.state import TrainingState
 
-OnClassImage = Callable[[int, int], object]
-"""Called with the number of class images so far, and the number wanted."""
 OnUpload = Callable[[str], object]
 """Called with the address of what has been uploaded."""
 
@@ -105,9 +100,6 @@ def train_recipe(
         OtherProcessEnded: when the run cannot go on, because one of its other processes has ended.
     """
     folder, processes = RunFolder(recipe.run_folder), join(_device(recipe, base))
-    # what can be known without the base is checked before it is loaded, which may take minutes
-    check_optimizer(recipe.settings.optimizer)
-    check_previews(recipe)
     check_outputs(recipe)
     last, asked = folder.last_checkpoint() if resume else None, comparable(recipe)
     if last is None and not overwrite:
@@ -123,7 +115,7 @@ def train_recipe(
     with _threads(recipe.settings.threads):
         inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
         training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
-        run = Run(training=training, inputs=inputs, folder=folder, asked=asked, on_step=on_step or (lambda _: None))
+        run = Run(training=training, folder=folder, asked=asked, on_step=on_step or (lambda _: None))
         # nothing is refused from here on, in no process, so what an earlier run left may be deleted
         processes.barrier()
         repository = with_owner(recipe.repository) if recipe.settings.push_to_hub and processes.is_main else None

@@ -1,26 +1,77 @@
 """The steps of a run, with metrics, tracker, checkpoints, previews, and Ctrl-C."""
 
-from collections.abc import Callable, Mapping
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from tara.errors import TaraError, warn
 from tara.inference.strength import LARGEST_RATIO, strengths
 from tara.storage.lock import folder_lock
-from tara.training.concepts import TrainingInputs
-from tara.training.loop import StepRecord, Training
-from tara.training.nan_guard import NaNError
-from tara.training.run.folder import Metrics, RunFolder
+from tara.training.loop import NaNError, StepRecord, Training
+from tara.training.run.folder import RunFolder
+from tara.training.run.generated import lacks_previews, write_previews
 from tara.training.run.hub_folder import write_hub_folder
-from tara.training.run.interrupts import StopRequest, TrainingInterrupted, asked_to_stop, resume_command
+from tara.training.run.metrics import Metrics, Tracker
 from tara.training.run.page import write_run_page
-from tara.training.run.previews import lacks_previews, write_previews
-from tara.training.run.trackers import Tracker
 from tara.training.settings import Recipe, distinct_names
 
 STRENGTH_EVERY = 20  # steps between two looks at the size of the deltas
 OnStep = Callable[[StepRecord], object]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C in a training run; ``step`` is that of the last checkpoint (0: none), ``command`` goes on from there."""
+
+    def __init__(self, folder: Path, step: int, processes: int = 1) -> None:
+        self.folder, self.step, self.command = folder, step, resume_command(folder)
+        kept = f"step {step} is kept in {folder}" if step else "before the first step"
+        again = f" (launched in {processes} processes, as before)" if processes > 1 else ""
+        super().__init__(f"Stopped: {kept}. Resume with: {self.command}{again}")
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run."""
+    return f"tara train {shlex.quote(str(folder))} --resume"
+
+
+@dataclass
+class StopRequest:
+    """Whether a stop was asked for, and whether it has begun."""
+
+    asked: bool = False
+    begun: bool = False
+
+    def carry_out(self) -> None:
+        """Stop (KeyboardInterrupt) if that was asked for."""
+        if self.asked:
+            self.begun = True
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def asked_to_stop(may_stop: Callable[[], bool]) -> Generator[StopRequest]:
+    """The first Ctrl-C only asks, a second one stops at once where ``may_stop``; none stops a stop."""
+    stop = StopRequest()
+
+    def on_interrupt(*_: object) -> None:
+        if not stop.begun and may_stop():
+            stop.carry_out()
+        stop.asked = True
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,38 +79,31 @@ class Run:
     """A training and what belongs to its steps: metrics, tracker, checkpoints, previews, and Ctrl-C."""
 
     training: Training
-    inputs: TrainingInputs
     folder: RunFolder
     asked: Mapping[str, Any]
     """What `tara.training.run.recipe_files.comparable` says of the recipe as it was given."""
     on_step: OnStep
 
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe with the base's defaults."""
-        return Recipe(settings=self.inputs.settings, concepts=self.inputs.concepts)
-
     def in_main_process(self, repository: str | None) -> None:
         """All steps, and then the adapters, the page and, for a repository, the hub folder; Ctrl-C stops cleanly."""
-        training, folder, settings = self.training, self.folder, self.inputs.settings
+        training, folder, settings = self.training, self.folder, self.training.settings
         # several processes stop between steps only, where they wait for one another
         alone = training.processes.count == 1
         with folder_lock(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
-            folder.begin(self.recipe, training.base.device, self.asked, after=training.step)
-            tracker = Tracker(settings.report_to, folder.path, settings.project)
-            metrics = Metrics(folder.metrics)
+            folder.begin(self._recipe(), training.base.device, self.asked, training.step)
+            tracker, metrics = Tracker(settings.report_to, folder.path, settings.project), Metrics(folder.metrics)
             try:
                 self._steps(metrics, tracker, stop)
                 self._finish(repository, stop)
             except NaNError as failure:
                 metrics.flush()
-                self._describe()
+                self._write_page()
                 raise TaraError(f"{failure} {self._advice()}") from failure
             except KeyboardInterrupt:
                 metrics.flush()
                 if training.is_whole and folder.steps_done() < training.step:
-                    folder.save(training.state())
-                self._describe()
+                    folder.save(training.state(), {})
+                self._write_page()
                 raise TrainingInterrupted(folder.path, folder.steps_done(), training.processes.count) from None
             finally:
                 tracker.finish()
@@ -71,9 +115,9 @@ class Run:
                 self.on_step(record)
 
     def _steps(self, metrics: Metrics, tracker: Tracker, stop: StopRequest) -> None:
-        training, folder, settings, begun = self.training, self.folder, self.inputs.settings, perf_counter()
+        training, folder, settings, begun = self.training, self.folder, self.training.settings, perf_counter()
         if _due(settings.preview_every, training.step) and lacks_previews(training, folder):
-            write_previews(training, folder, stop)  # the run was killed between a checkpoint and its previews
+            write_previews(training, folder, stop.carry_out)  # the run was killed between a checkpoint and its previews
         warned = False
         for record in training.steps():
             metrics.add(_row(record, perf_counter() - begun))
@@ -84,7 +128,7 @@ class Run:
                 early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
                 folder.save(training.state(), {} if last else dict(early))
             if _due(settings.preview_every, record.index):
-                write_previews(training, folder, stop)
+                write_previews(training, folder, stop.carry_out)
             if not warned and (last or _due(STRENGTH_EVERY, record.index)):
                 warned = _warn_of_learning_rate(training, record)
             self.on_step(record)
@@ -92,19 +136,21 @@ class Run:
                 stop.carry_out()
 
     def _finish(self, repository: str | None, stop: StopRequest) -> None:
-        training, folder = self.training, self.folder
-        adapters, first = training.adapters(), distinct_names(training.concepts)[0]
+        training, folder, adapters = self.training, self.folder, self.training.adapters()
         for concept, adapter in zip(training.concepts, adapters, strict=True):
             adapter.save(concept.file)
-        if repository is not None and training.step not in folder.previews_of(first):
-            write_previews(training, folder, stop)
-        self._describe()
+        if repository is not None and lacks_previews(training, folder):
+            write_previews(training, folder, stop.carry_out)
+        self._write_page()
         if repository is not None:
             write_hub_folder(folder, training.concepts, training.settings, adapters, repository)
 
-    def _describe(self) -> None:
-        self.folder.plot_losses()
-        write_run_page(self.folder, self.recipe, self.inputs.examples)
+    def _recipe(self) -> Recipe:
+        """The recipe with the base's defaults."""
+        return Recipe(settings=self.training.settings, concepts=self.training.concepts)
+
+    def _write_page(self) -> None:
+        write_run_page(self.folder, self._recipe(), self.training.inputs.examples)
 
     def _advice(self) -> str:
         """Where a run can go on that has come to numbers that are NaN."""

@@ -10,7 +10,7 @@ from PIL import Image
 from tara.errors import TaraError, first_line, warn
 from tara.storage.files import SMALL, small_text
 from tara.storage.images import on_white, opacity, read_image_with_alpha
-from tara.training.data.folders import CAPTION_TABLE, CAPTIONS, ignored_sentence, photo_folders
+from tara.storage.photo_folders import CAPTION_TABLE, CAPTIONS, ignored_sentence, photo_folders
 
 MOST_TABLE = 16 * SMALL  # bytes
 SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides are then rounded

@@ -1,14 +1,67 @@
-"""Logs losses to TensorBoard or Weights & Biases; if a tracker fails, there is a warning and training continues."""
+"""Where the numbers of a run's steps go: its ``metrics.jsonl``, and TensorBoard or Weights & Biases."""
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
 from tara.errors import installation, warn
+from tara.storage.files import write_error
 from tara.training.settings import TrackerName
+
+LINES_AT_ONCE = 20  # steps between two writes of metrics.jsonl
+
+
+class Metrics:
+    """Appends one line of JSON per step to ``metrics.jsonl``, a few lines at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[str] = []
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a step's numbers; those that are not finite become null."""
+        self._lines.append(to_json(row, inf_nan_mode="null").decode() + "\n")
+        if len(self._lines) >= LINES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait; raises TaraError when the disk is full."""
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+        except OSError as failure:
+            raise write_error(self._path, failure) from failure
+
+
+class _Losses(BaseModel, extra="allow"):
+    loss: float | None
+
+
+class _Row(BaseModel, extra="allow"):
+    """A line of ``metrics.jsonl``."""
+
+    step: int
+    concepts: dict[str, _Losses]
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``, up to the first line that is none of ours: the last one may be cut off."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            _Row.model_validate_json(line)
+        except ValidationError:
+            return
+        yield json.loads(line)
 
 
 class Tracker:

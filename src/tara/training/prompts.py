@@ -1,6 +1,14 @@
-"""Caption templates: the instance prompt, varied captions, and a prompt that names several concepts."""
+"""The prompts of a training: captions, class images, previews, and one that names several concepts."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tara.core.tokens import word_spans
+
+if TYPE_CHECKING:
+    from tara.training.settings import ConceptSettings, TrainSettings
 
 SUBJECT_PHRASE = "a photo of a {rare_word} {class_word}"
 STYLE_PHRASE = "a picture in {rare_word} {class_word}"
@@ -47,3 +55,18 @@ def together(concepts: Iterable[tuple[str, bool]]) -> str:
     concepts = list(concepts)
     things = " and ".join(f"a {words}" for words, is_style in concepts if not is_style)
     return " ".join([things or "a picture", *(f"in {words}" for words, is_style in concepts if is_style)])
+
+
+def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
+    """The class images' prompt: the user's own, or the instance prompt without the rare word, ``a photo of a dog``."""
+    if settings.class_prompt:
+        return concept.fill(settings.class_prompt)
+    phrase = concept.phrase
+    for first, end in reversed(word_spans(phrase, concept.rare_word)):
+        phrase = phrase[:first] + phrase[end:]
+    return " ".join(phrase.split())
+
+
+def preview_prompt(concept: ConceptSettings, settings: TrainSettings) -> str:
+    """The prompt of a concept's previews: the user's own, or the instance prompt."""
+    return concept.fill(settings.preview_prompt) if settings.preview_prompt else concept.phrase

@@ -1,4 +1,4 @@
-"""The crop of a photo and its size in a training image, with SDXL's size and crop conditioning."""
+"""From a photo to the latents that it is trained with: crops, aspect-ratio buckets, masks, SDXL's sizes."""
 
 import math
 import random
@@ -6,9 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from tara.core.losses import subject_weights
+from tara.families.base import Base
+from tara.storage.photos import Example
+from tara.training.settings import TrainSettings
 
 SMALLEST_CROP = 0.8  # of the largest one's side: a subject stays recognisable
 LONGEST_SHAPE = 2.0  # longer side over shorter side; bases are hardly trained beyond
@@ -18,20 +23,46 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Framing:
-    """How photos become training images: ``crops`` different parts of each, with ``flip`` each also mirrored.
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """One photo in every variant (crop, flipped or not): mean and deviation of its scaled latents."""
 
-    Images are squares of side ``resolution``. With ``buckets`` they keep about the shape of their photo, and have about
-    as many pixels. ``own_sizes``: the network is told each crop's place in its photo, see `size_conditioning`;
-    otherwise every image counts as a whole photo of side ``resolution``, as in the published code.
-    """
+    mean: Float[Tensor, "variants channels height width"]
+    deviation: Float[Tensor, "variants channels height width"]
+    sizes: Int[Tensor, "variants 6"]
+    """See `size_conditioning`."""
+    focus: Float[Tensor, "variants 1 height width"] | None
+    """Weight of each place in the loss, see `tara.core.losses.subject_weights`; None where all weigh 1."""
 
-    resolution: int
-    crops: int
-    flip: bool
-    buckets: bool = False
-    own_sizes: bool = True
+    @property
+    def variants(self) -> int:
+        return self.mean.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents."""
+        return tuple(self.mean.shape[1:])
+
+
+def cache_latents(base: Base, example: Example, settings: TrainSettings) -> Latents:
+    """Encode a photo in every variant; the deviation is kept so that each step samples the posterior anew."""
+    image, resolution = example.image, settings.resolution or base.resolution
+    target = bucket_for(image.size, resolution, base.side_multiple) if settings.buckets else (resolution, resolution)
+    cuts = choose_crops(image.size, settings.crops, example.name, target)
+    variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if settings.flip else (False,))]
+    # one image at a time: memory stays small, and no photo's numbers depend on how many variants there are
+    encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
+    kept = torch.promote_types(base.dtype, torch.float32)
+    mean, deviation = (torch.cat(parts).to(base.device, kept) for parts in zip(*encoded, strict=True))
+    sizes = [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants]
+    if settings.size_conditioning == "resolution":  # every image counts as a whole photo, as in the published code
+        sizes = [(resolution, resolution, 0, 0, resolution, resolution)] * len(variants)
+    focus = None
+    if example.mask is not None:
+        latent = (target[0] // base.vae_scale, target[1] // base.vae_scale)
+        masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
+        focus = subject_weights(masks.to(base.device, kept), settings.background_weight)
+    return Latents(mean, deviation, torch.tensor(sizes, device=base.device), focus)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""Checkpoints of a training run: one safetensors file each, its JSON in the header."""
+"""The state of a training between two steps, and its checkpoints: one safetensors file each, JSON in the header."""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ from torch import Tensor
 from tara.errors import TaraError
 from tara.storage.files import atomic_write
 from tara.storage.safetensors_file import open_safetensors
-from tara.training.state import TrainingState
 
 HEADER_KEY = "tara_checkpoint"
-_NAME = re.compile(r"step-(\d+)\.safetensors")
+KEPT = 2
+STEP = re.compile(r"step-(\d+)")
 
 
-def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
-    """Write ``step-000250.safetensors``, whole or not at all, and delete all but the last ``keep`` checkpoints.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingState:
+    """A training run after some whole number of steps: all that is needed to go on as if it had not stopped."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    plain: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, state: TrainingState) -> Path:
+    """Write ``step-000250.safetensors``, whole or not at all, and delete all but the last two checkpoints.
 
     Files named after a checkpoint, such as ``step-000250-rex.safetensors``, are deleted with it.
 
@@ -33,7 +43,7 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
     # in one entry: the library writes several in an order that changes from run to run
     header = {HEADER_KEY: json.dumps({"step": state.step, "sha256": _digest(tensors), **state.plain})}
     atomic_write(path, safetensors.torch.save(tensors, metadata=header))
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-KEPT]:
         for file in (old, *folder.glob(f"{old.stem}-*.safetensors")):
             file.unlink(missing_ok=True)
     return path
@@ -42,8 +52,13 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int = 2) -> Path:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the oldest first."""
     files = folder.iterdir() if folder.is_dir() else ()
-    numbered = [(int(match[1]), path) for path in files if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered)]
+    return sorted((path for path in files if path.suffix == ".safetensors" and STEP.fullmatch(path.stem)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that a file of a run is named after, ``step-000250...``; 0 for any other name."""
+    match = STEP.match(path.name)
+    return int(match[1]) if match else 0
 
 
 def load_checkpoint(path: Path) -> TrainingState:
@@ -54,7 +69,7 @@ def load_checkpoint(path: Path) -> TrainingState:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- it is not a dict
         plain: dict[str, Any] = dict(json.loads(header[HEADER_KEY]))
         step = int(plain.pop("step"))
-        if plain.pop("sha256", whole := _digest(tensors)) != whole:  # older ones have none
+        if plain.pop("sha256") != _digest(tensors):
             raise ValueError("its checksum does not match")
     except (TaraError, OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as failure:
         raise TaraError(

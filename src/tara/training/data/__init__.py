@@ -1,1 +1,0 @@
-"""From a folder of photos to training data: captions, crops, masks, encoded latents and texts."""

@@ -1,0 +1,214 @@
+"""Everything that a training is given, read and checked before anything is computed, and the cards that tell it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tara.adapters.card import AdapterCard
+from tara.core.tokens import word_spans
+from tara.errors import TaraError, warn
+from tara.families.base import Base
+from tara.families.base_names import public_name
+from tara.families.loading import PRECISIONS
+from tara.families.text import is_common_word
+from tara.storage.photo_folders import kohya_names
+from tara.storage.photos import Example, read_examples
+from tara.training.optimizers import check_optimizer
+from tara.training.prompts import class_phrase, preview_prompt
+from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.text_batch import caption_words
+
+# of this machine and its user, not of the adapter
+PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to_hub", "hub_model_id"}
+SMALL_SIDE = 0.5  # of the resolution: what is enlarged more has no detail to learn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingInputs:
+    """What `check_inputs` has found to fit together; ``settings`` hold the base's defaults, ``examples`` all photos."""
+
+    concepts: tuple[ConceptSettings, ...]
+    settings: TrainSettings
+    base: Base
+    examples: tuple[tuple[Example, ...], ...]
+
+
+def check_inputs(
+    concepts: Sequence[ConceptSettings], settings: TrainSettings, base: Base | Callable[[], Base]
+) -> TrainingInputs:
+    """Read the photos and check everything that can be wrong with a training, before anything is generated or encoded.
+
+    Warns (TaraWarning) of settings without effect, a rare word that is a common one, and captions that are cut off.
+
+    Args:
+        concepts: what to learn; each becomes one adapter.
+        settings: how; what they leave out becomes the base's default.
+        base: the base, or a function that loads it, which is called once photos and words are right.
+
+    Raises:
+        TaraError: for unreadable photos, a caption without its words or too long for them, two concepts of one name or
+            file, a base that cannot be trained, and a resolution that does not fit it.
+    """
+    check_optimizer(settings.optimizer)
+    if settings.prior_preservation and not settings.uses_class_images:
+        warn(
+            "Prior preservation has no effect here: with cross_kv targets and the token mask an adapter acts on its "
+            "rare word only, which is not in the class prompt. No class images are generated. Leave it out."
+        )
+    _check_distinct(concepts)
+    for concept in concepts:
+        _check_words(concept, settings)
+    examples = tuple(tuple(_read_photos(concept, settings)) for concept in concepts)
+    base = base if isinstance(base, Base) else base()
+    settings = settings.with_defaults(base.defaults)
+    base.family.check_trainable(base.pipe)
+    for concept, photos in zip(concepts, examples, strict=True):
+        _check_photo_sizes(concept, photos, settings, base)
+        _check_captions(concept, photos, settings, base)
+    return TrainingInputs(concepts=tuple(concepts), settings=settings, base=base, examples=examples)
+
+
+def trained_card(inputs: TrainingInputs, concept: ConceptSettings, step: int, processes: int) -> AdapterCard:
+    """What the adapter of a concept says about itself after some steps; an adapter is given away: no private paths."""
+    settings, base = inputs.settings, inputs.base
+    resolved: dict[str, Any] = settings.model_dump(mode="json", exclude=PRIVATE) | {
+        "base": public_name(settings.base),
+        "vae": None if settings.vae is None else public_name(settings.vae),
+        "learning_rate": settings.peak_learning_rate,
+        "resolution": settings.resolution or base.resolution,
+        "precision": next((name for name, dtype in PRECISIONS.items() if dtype == base.dtype), "auto"),
+        "trained_steps": step,
+        "predicts": base.noise_schedule.prediction_type,
+    }
+    if processes > 1:
+        resolved["processes"] = processes
+    return AdapterCard(
+        rare_word=concept.rare_word,
+        class_word=concept.class_word,
+        family=base.family.name,
+        base=resolved["base"],
+        rank=settings.rank,
+        alpha=settings.rank if settings.alpha is None else settings.alpha,
+        targets=settings.targets,
+        text_kv=base.family.text_kv,
+        phrase=concept.phrase,
+        is_style=concept.is_style,
+        settings=resolved,
+        examples=concept.card_examples,
+    )
+
+
+def _check_distinct(concepts: Sequence[ConceptSettings]) -> None:
+    files, labels = [concept.file.absolute() for concept in concepts], [concept.label for concept in concepts]
+    for concept, file in zip(concepts, files, strict=True):
+        if files.count(file) > 1:
+            raise TaraError(f"Two concepts would write '{concept.file}'. Give each its own out.")
+        if labels.count(concept.label) > 1:
+            raise TaraError(f"Two concepts are called '{concept.label}'. Give each its own name.")
+
+
+def _check_words(concept: ConceptSettings, settings: TrainSettings) -> None:
+    if word_spans(concept.class_word, concept.rare_word):
+        raise TaraError(
+            f"The rare word '{concept.rare_word}' is in the class word '{concept.class_word}'. Choose another one."
+        )
+    _check_text(concept, concept.phrase, "The instance prompt", settings)
+    prompt = preview_prompt(concept, settings)
+    if settings.preview_every and not word_spans(prompt, concept.rare_word):
+        raise TaraError(
+            f"preview_prompt '{prompt}' lacks the rare word '{concept.rare_word}'. Write {{rare_word}} {{class_word}} "
+            "into it."
+        )
+
+
+def _check_text(concept: ConceptSettings, text: str, where: str, settings: TrainSettings) -> None:
+    if not word_spans(text, concept.rare_word):
+        raise TaraError(f"{where}, '{text}', lacks the rare word '{concept.rare_word}'. Add it.")
+    if settings.aligns and not word_spans(text, concept.class_word):
+        raise TaraError(
+            f"{where}, '{text}', lacks the class word '{concept.class_word}'. Add it, or train with alignment_loss = "
+            "'off'."
+        )
+
+
+def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
+    photos = read_examples(
+        concept.images, concept.captions(settings.captions), masked=settings.masked_loss, masks=concept.masks
+    )
+    for photo in photos:
+        for caption in photo.captions:
+            _check_text(concept, caption, f"The caption of {concept.images / photo.name}", settings)
+    if settings.masked_loss and all(photo.mask is None for photo in photos):
+        warn(
+            f"The masked loss has no effect on '{concept.label}': no photo in {concept.images} has transparent parts. "
+            "Give a folder of masks (masks), or leave masked_loss out."
+        )
+    if concept.masks is not None and not settings.masked_loss:
+        warn(f"The masks of '{concept.label}' have no effect without the masked loss. Add masked_loss.")
+    _advise_on_names(concept)
+    if concept.is_style:
+        _advise_on_style(concept, photos, settings)
+    if len(photos) == 1:
+        warn(
+            f"There is one photo of '{concept.label}': images will repeat its pose and background. Give 3 to 5 photos "
+            "in different places."
+        )
+    return photos
+
+
+def _advise_on_names(concept: ConceptSettings) -> None:
+    """Say what a folder's name in kohya's form, ``10_xlo dog``, means here."""
+    if not (names := kohya_names(concept.images)):
+        return
+    words = f"{names[0].rare_word} {names[0].class_word}".strip()
+    others = "" if words == concept.words else f"; the adapter acts on '{concept.words}'"
+    repeats = ", ".join(str(name.repeats) for name in names)
+    warn(
+        f"'{concept.images}' is named as for kohya's scripts: rare and class word '{words}'{others}. Its repeats "
+        f"({repeats}) only weigh folders against each other; how long training takes is set by --steps."
+    )
+
+
+def _advise_on_style(concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings) -> None:
+    # measured by benchmarks/study_toyland.py: a style applies to a subject trained independently only with both
+    advice: list[str] = []
+    if settings.targets == "cross_kv":
+        advice.append("targets attention")
+    if len({photo.captions for photo in photos}) == 1:
+        advice.append(f"a caption for each image that describes its content ('a house in the snow in {concept.label}')")
+    if advice:
+        warn(f"'{concept.label}' is a style, which trains better with {' and '.join(advice)}.")
+
+
+def _check_photo_sizes(
+    concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings, base: Base
+) -> None:
+    resolution = settings.resolution or base.resolution
+    multiple = base.side_multiple if settings.buckets else base.vae_scale
+    if resolution % multiple:
+        what = "with buckets this base" if settings.buckets else "this base's autoencoder"
+        raise TaraError(f"resolution = {resolution} is refused: {what} needs a multiple of {multiple}. Choose one.")
+    small = [photo for photo in photos if min(photo.image.size) < SMALL_SIDE * resolution]
+    if small:
+        width, height = small[0].image.size
+        warn(
+            f"{len(small)} of {len(photos)} photos of '{concept.label}' are enlarged more than twice to {resolution} "
+            f"pixels ({small[0].name} is {width} × {height}): images will be blurred. Give larger photos."
+        )
+
+
+def _check_captions(concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings, base: Base) -> None:
+    """Check what only the base's tokenizer can tell."""
+    if is_common_word(base.pipe, concept.rare_word):
+        warn(
+            f"'{concept.rare_word}' is a common word: the base has a meaning for it, which the concept has to replace. "
+            "A meaningless word such as 'xlo' is better."
+        )
+    captions = [caption for photo in photos for caption in photo.captions]
+    if settings.uses_class_images:
+        captions.append(class_phrase(concept, settings))
+    for caption in dict.fromkeys(captions):
+        tokenized = base.tokenize(caption)
+        caption_words(tokenized, concept.rare_word, concept.class_word)
+        if tokenized.lost:
+            warn(f"A caption is too long for the text encoder; its end is cut off: '{tokenized.lost}'.")

@@ -1,0 +1,78 @@
+"""Images that a run generates: previews of its adapters, and missing class images for prior preservation."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tara.families.base import Base
+from tara.inference.pipeline import Pipeline
+from tara.storage.file_names import file_name
+from tara.storage.files import atomic_write, check_writable
+from tara.storage.photo_folders import photo_folders
+from tara.training.loop import Training
+from tara.training.prompts import preview_prompt
+from tara.training.run.folder import RunFolder
+from tara.training.settings import Recipe, distinct_names
+
+PREVIEW_STEPS, CLASS_STEPS = 25, 30
+OnClassImage = Callable[[int, int], object]
+"""Called with the number of class images so far, and the number wanted."""
+
+
+def lacks_previews(training: Training, folder: RunFolder) -> bool:
+    """Whether a run that goes on has fewer previews of its last step than it should."""
+    wanted = training.settings.preview_images
+    there = (folder.previews_of(name).get(training.step, []) for name in distinct_names(training.concepts))
+    return training.step > 0 and any(len(images) < wanted for images in there)
+
+
+def write_previews(training: Training, folder: RunFolder, carry_out_stop: Callable[[], None]) -> None:
+    """Generate each concept's previews with its adapter as it is now; a stop is carried out between denoising steps."""
+    settings, pipeline = training.settings, Pipeline(training.base)
+    names = distinct_names(training.concepts)
+    for name, concept, adapter in zip(names, training.concepts, training.adapters(), strict=True):
+        generated = pipeline.stream(
+            preview_prompt(concept, settings),
+            [adapter],
+            range(settings.seed, settings.seed + settings.preview_images),
+            steps=PREVIEW_STEPS,
+            composer="tara" if settings.token_mask else "sum",
+            on_step=lambda _: carry_out_stop(),
+        )
+        for one in generated:
+            target = folder.preview(training.step, name, one.index)
+            atomic_write(target, lambda path, image=one.image: image.save(path))
+
+
+def class_folders(recipe: Recipe) -> dict[str, Path]:
+    """Each class word's folder of class images; empty when prior preservation changes nothing."""
+    if not recipe.settings.uses_class_images:
+        return {}
+    root = recipe.settings.class_folder or recipe.run_folder / "class"
+    class_words = {concept.class_word for concept in recipe.concepts}
+    if len(class_words) == 1 and _images(root):
+        return dict.fromkeys(class_words, root)
+    return {class_word: root / file_name(class_word) for class_word in class_words}
+
+
+def generate_missing(prompt: str, folder: Path, count: int, base: Base, on_image: OnClassImage | None) -> None:
+    """Generate class images until the folder holds ``count``; each is a function of its number.
+
+    Images of the user's own count too.
+
+    Raises:
+        TaraError: when the folder cannot be written to or the disk is full.
+    """
+    check_writable(folder)
+    files = {number: folder / f"class-{number:04d}.png" for number in range(count)}
+    there = len(_images(folder))
+    missing = [number for number, file in files.items() if not file.exists()][: max(0, count - there)]
+    for made in Pipeline(base).stream(prompt, seeds=missing, steps=CLASS_STEPS) if missing else ():
+        atomic_write(files[made.seed], lambda path, image=made.image: image.save(path))
+        there += 1
+        if on_image is not None:
+            on_image(there, count)
+
+
+def _images(folder: Path) -> list[Path]:
+    # a hidden file, which is no photo, may be what a killed run has left half-written
+    return [path for one in photo_folders(folder) for path in one.photos] if folder.is_dir() else []
