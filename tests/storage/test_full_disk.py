@@ -19,7 +19,7 @@ from tara.evaluation.features import FeatureCache
 from tara.storage.files import UNFINISHED, atomic_write, check_writable
 from tara.storage.lock import folder_lock
 from tara.training.checkpoints import TrainingState, checkpoints, load_checkpoint, save_checkpoint
-from tara.training.run.metrics import Metrics
+from tara.training.run.metrics import append_metrics
 from tara.training.run.run import train_recipe
 from tara.training.settings import Recipe
 from training_fixtures import quick, two_concepts
@@ -71,14 +71,12 @@ def too_much(path: Path) -> dict[str, Callable[[], object]]:
     matrix = {"weights": torch.rand(100, 400)}
     state = TrainingState(step=2, tensors=matrix, plain={})
     adapter = load_adapter(hostile_words.adapter(path.parents[1] / "a.safetensors", "xlo"))
-    metrics = Metrics(path / "metrics.jsonl")
-    metrics.add({"step": 1, "note": "x" * 10**5})
     noise = Image.effect_noise((300, 300), 90)
     return {
         "bytes": lambda: atomic_write(path / "a.bin", bytes(10**5)),
         "a picture": lambda: atomic_write(path / "a.png", lambda place: noise.save(place)),
         "a checkpoint": lambda: save_checkpoint(path, state),
-        "metrics": metrics.flush,
+        "metrics": lambda: append_metrics(path / "metrics.jsonl", {"step": 1, "note": "x" * 10**5}),
         "an adapter": lambda: [adapter.save(path / f"{n}.safetensors") for n in range(100)],
         "another tool's adapter": lambda: [convert(adapter, "kohya", path / f"k{n}.safetensors") for n in range(100)],
         "the cache": lambda: FeatureCache(path, 1)("m", [noise], lambda images: [torch.rand(10**5).numpy()]),

@@ -13,13 +13,12 @@ import torch
 from diffusers.optimization import get_scheduler
 
 import tiny_bases
-from tara.adapters.adapter import Adapter, load_adapter
+from tara.adapters.adapter import load_adapter
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
 from tara.training.checkpoints import load_checkpoint, save_checkpoint
 from tara.training.inputs import check_inputs
-from tara.training.loop import train_concepts
 from tara.training.optimizers import learning_rate_schedule
 from tara.training.text_batch import text_conditioning
 from training_fixtures import (
@@ -260,13 +259,7 @@ def test_the_alignment_loss_falls_when_it_is_all_that_counts(shared_base: Base, 
 
 def test_the_adapters_card_describes_it_and_is_written_with_it(shared_base: Base, tmp_path: Path):
     settings = quick(alpha=0.9, rank=3, steps=1)
-    generator = train_concepts(two_concepts(tmp_path), settings, shared_base)
-    adapters: list[Adapter] = []
-    try:
-        while True:
-            next(generator)
-    except StopIteration as end:
-        adapters = end.value
+    adapters = trained(two_concepts(tmp_path), settings, shared_base)
     card = load_adapter(adapters[0].save(tmp_path / "rex.safetensors")).card
     assert (card.rare_word, card.class_word, card.phrase) == ("xlo", "dog", "a photo of a xlo dog")
     assert (card.rank, card.alpha, card.targets) == (3, 3, "cross_kv")  # the scale is in B

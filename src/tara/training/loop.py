@@ -1,7 +1,7 @@
 """The training loop: several concepts share each forward pass of the network and train independent adapters."""
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,8 @@ from tara.families.processors import TextConditioning
 from tara.training.checkpoints import TrainingState
 from tara.training.distributed import ALONE, Processes
 from tara.training.image_batch import ImageBatch, encode, image_batch
-from tara.training.inputs import TrainingInputs, check_inputs, trained_card
+from tara.training.inputs import TrainingInputs, trained_card
 from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
-from tara.training.settings import ConceptSettings, TrainSettings
 from tara.training.text_batch import TextBatch, TextCache, alignment, text_batch, text_conditioning
 from tara.training.weights import ConceptWeights
 
@@ -157,7 +156,7 @@ class Training:
         for name, value in self._same().items():
             if (before := state.plain["same"].get(name)) != value:
                 raise TaraError(f"The checkpoint was written with {name} = {before}, but now {name} = {value}. {again}")
-        self.weights.load(weights)
+        self.weights.flat.detach().copy_(weights)
         named = {name.removeprefix("optimizer."): tensor for name, tensor in state.tensors.items()}
         self.optimizers.load(named, state.plain["optimizer"])
         self.step = state.step
@@ -253,18 +252,6 @@ class Training:
             ).to(group.target)
             losses.append(denoising_loss(predicted, group.target, group.weights, group.focus))
         return images.in_order(losses)
-
-
-def train_concepts(
-    concepts: Sequence[ConceptSettings], settings: TrainSettings, base: Base
-) -> Generator[StepRecord, None, list[Adapter]]:
-    """Train several concepts side by side, without a run folder; each comes out as if it had been trained alone.
-
-    Yields a record of every step and returns the adapters. Raises TaraError, see `tara.training.inputs.check_inputs`.
-    """
-    training = Training(check_inputs(concepts, settings, base))
-    yield from training.steps()
-    return training.adapters()
 
 
 @contextmanager

@@ -77,11 +77,6 @@ class ConceptWeights:
             for layer, delta in self.deltas(self.flat.dtype).items()
         }
 
-    @torch.no_grad()
-    def load(self, flat: Float[Tensor, "concepts size"]) -> None:
-        """Take up the weights of a checkpoint."""
-        self.flat.copy_(flat)
-
 
 def per_row(deltas: LowRank, rows_per_concept: int) -> LowRank:
     """A layer's deltas for every row of a batch whose rows lie concept by concept."""

@@ -15,32 +15,18 @@ from tara.errors import installation, warn
 from tara.storage.files import write_error
 from tara.training.settings import TrackerName
 
-LINES_AT_ONCE = 20  # steps between two writes of metrics.jsonl
 
+def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a step's numbers to a ``metrics.jsonl``, null for those that are not finite.
 
-class Metrics:
-    """Appends one line of JSON per step to ``metrics.jsonl``, a few lines at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: list[str] = []
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Take a step's numbers; those that are not finite become null."""
-        self._lines.append(to_json(row, inf_nan_mode="null").decode() + "\n")
-        if len(self._lines) >= LINES_AT_ONCE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the lines that wait; raises TaraError when the disk is full."""
-        lines, self._lines = self._lines, []
-        if not lines:
-            return
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
-        except OSError as failure:
-            raise write_error(self._path, failure) from failure
+    Raises:
+        TaraError: when the file cannot be written or the disk is full.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(to_json(row, inf_nan_mode="null") + b"\n")
+    except OSError as failure:
+        raise write_error(path, failure) from failure
 
 
 class _Losses(BaseModel, extra="allow"):

@@ -17,7 +17,7 @@ from tara.training.loop import NaNError, StepRecord, Training
 from tara.training.run.folder import RunFolder
 from tara.training.run.generated import lacks_previews, write_previews
 from tara.training.run.hub_folder import write_hub_folder
-from tara.training.run.metrics import Metrics, Tracker
+from tara.training.run.metrics import Tracker, append_metrics
 from tara.training.run.page import write_run_page
 from tara.training.settings import Recipe, distinct_names
 
@@ -91,16 +91,14 @@ class Run:
         alone = training.processes.count == 1
         with folder_lock(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
             folder.begin(self._recipe(), training.base.device, self.asked, training.step)
-            tracker, metrics = Tracker(settings.report_to, folder.path, settings.project), Metrics(folder.metrics)
+            tracker = Tracker(settings.report_to, folder.path, settings.project)
             try:
-                self._steps(metrics, tracker, stop)
+                self._steps(tracker, stop)
                 self._finish(repository, stop)
             except NaNError as failure:
-                metrics.flush()
                 self._write_page()
                 raise TaraError(f"{failure} {self._advice()}") from failure
             except KeyboardInterrupt:
-                metrics.flush()
                 if training.is_whole and folder.steps_done() < training.step:
                     folder.save(training.state(), {})
                 self._write_page()
@@ -114,17 +112,16 @@ class Run:
             for record in self.training.steps():
                 self.on_step(record)
 
-    def _steps(self, metrics: Metrics, tracker: Tracker, stop: StopRequest) -> None:
+    def _steps(self, tracker: Tracker, stop: StopRequest) -> None:
         training, folder, settings, begun = self.training, self.folder, self.training.settings, perf_counter()
         if _due(settings.preview_every, training.step) and lacks_previews(training, folder):
             write_previews(training, folder, stop.carry_out)  # the run was killed between a checkpoint and its previews
         warned = False
         for record in training.steps():
-            metrics.add(_row(record, perf_counter() - begun))
+            append_metrics(folder.metrics, _row(record, perf_counter() - begun))
             tracker.log(record.index, _numbers(record))
             last = record.index == record.steps
             if last or _due(settings.checkpoint_every, record.index):
-                metrics.flush()
                 early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
                 folder.save(training.state(), {} if last else dict(early))
             if _due(settings.preview_every, record.index):
