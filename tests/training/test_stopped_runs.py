@@ -83,7 +83,9 @@ def test_a_rerun_that_begins_deletes_the_earlier_one(shared_base: Base, pages: N
     with pytest.raises(Killed):
         train_recipe(recipe, shared_base, overwrite=True, on_step=killed_after(1))
     left = {path.name for path in recipe.run_folder.rglob("*")}
-    assert left == {"settings.json", "versions.json", "checkpoints", "previews", "rex"}
+    assert left == {"settings.json", "versions.json", "metrics.jsonl", "checkpoints", "previews", "rex"}
+    (row,) = (recipe.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(row)["step"] == 1
 
 
 def test_a_refused_run_leaves_no_run_folder_and_generates_no_class_images(
