@@ -96,10 +96,18 @@ def test_columns_of_numbers_are_aligned_right_and_columns_of_words_left():
     assert '<th scope="col">name' in page(title="Nothing yet", tables=[Table(headings=("name",), rows=())])
 
 
-def test_a_folded_grid_is_under_its_title():
+def test_a_folded_grid_or_table_is_under_its_title():
     grid = Grid(rows=(Row(images=(plain(RED),)),), title="Layer by layer", folded=True)
-    html = page(title="Maps", grids=[grid])
+    table = Table(headings=("setting", "value"), rows=(("rank", "8"),), title="All settings", folded=True)
+    html = page(title="Maps", grids=[grid], tables=[table])
     assert re.search(r"<details><summary>Layer by layer</summary>.*<img.*</details>", html, re.DOTALL)
+    assert re.search(r"<details><summary>All settings</summary>.*<td>rank</td>.*</details>", html, re.DOTALL)
+
+
+def test_images_without_headings_stand_in_as_many_rows_as_it_takes_and_others_in_columns():
+    photos = Grid(rows=(Row(images=(plain(RED), plain(BLUE))),))
+    assert 'class="grid free"' in page(title="Photos", grids=[photos])
+    assert 'class="grid"' in page(title="Photos", grids=[Grid(rows=photos.rows, columns=("one", "two"))])
 
 
 def test_a_large_image_is_embedded_no_larger_than_it_is_shown():

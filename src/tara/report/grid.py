@@ -40,12 +40,16 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Headings and rows of text, with a title and a note."""
+    """Headings and rows of text, a title, a note; of a ``folded`` table a page shows the title until it is opened."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
     note: str = ""
+    folded: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.title or not self.folded, "a folded table needs a title"
 
     @property
     def numeric(self) -> tuple[bool, ...]:
