@@ -65,8 +65,9 @@ def compare_composers(
     """
     _, clock = clock_of(pipeline.base.device)
     # a stream restores the base after each image, so that several can take turns on one base
-    requests = [(name, with_composer(request, name)) for name in composers]
-    streams = [(name, pipeline.generate([own], batch_size=1, on_step=on_step)) for name, own in requests]
+    streams = [
+        (name, pipeline.generate([with_composer(request, name)], batch_size=1, on_step=on_step)) for name in composers
+    ]
     for number, seed in enumerate(request.seeds, 1):
         for name, stream in streams:
             with _counted(pipeline.base) as evaluations:
@@ -107,12 +108,12 @@ def costs(request: GenerationRequest, images: Composed) -> dict[str, dict[str, A
         name: {
             "description": COMPOSERS[name].description,
             "prompt": COMPOSERS[name].prompt(request.prompt, request.adapters),
-            "evaluations": of[0].evaluations,
-            "time_ratio": _time_ratio(of, images.get(REFERENCE, ())),
-            "seconds": [round(one.seconds, 4) for one in of],
-            "images": [one.path for one in of],
+            "evaluations": composed[0].evaluations,
+            "time_ratio": _time_ratio(composed, images.get(REFERENCE, ())),
+            "seconds": [round(image.seconds, 4) for image in composed],
+            "images": [image.path for image in composed],
         }
-        for name, of in images.items()
+        for name, composed in images.items()
     }
 
 
@@ -135,15 +136,17 @@ def grid(request: GenerationRequest, images: Composed) -> Grid:
             f" {', '.join(masked)} learned with token masks, each on its own word; {', '.join(plain)} let adapters act "
             "on all tokens. Compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
         )
-    rows = tuple(Row(label=name, images=tuple(one.image for one in of[:SHOWN_SEEDS])) for name, of in images.items())
+    rows = tuple(
+        Row(label=name, images=tuple(one.image for one in composed[:SHOWN_SEEDS])) for name, composed in images.items()
+    )
     return Grid(title=request.prompt, columns=tuple(f"seed {seed}" for seed in shown), rows=rows, note=note.strip())
 
 
 def table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
     """The result of `costs` as a table."""
     rows: list[tuple[str, ...]] = []
-    for name, of in costs.items():
-        ratio = "" if of["time_ratio"] is None else f"{of['time_ratio']:.2f}"
-        rows.append((name, str(of["evaluations"]), ratio, of["description"]))
+    for name, cost in costs.items():
+        ratio = "" if cost["time_ratio"] is None else f"{cost['time_ratio']:.2f}"
+        rows.append((name, str(cost["evaluations"]), ratio, cost["description"]))
     headings = ("composer", "network evaluations", "time ratio", "what it does")
     return Table(headings=headings, rows=tuple(rows), title="Cost of an image", note=NOTE)

@@ -91,7 +91,7 @@ def folder(
     settings = settings_from(EvaluationSettings, values)
     images = find_images(folders)
     subjects = read_subjects(references, adapter_words(images))
-    wanted = {"images": [[str(one.file), digest(one.file)] for one, _ in images]}
+    wanted = {"images": [[str(entry.file), digest(entry.file)] for entry, _ in images]}
     _score("folder", image_records(images, subjects), subjects, settings, Output(out, wanted, overwrite), typed)
 
 

@@ -78,13 +78,15 @@ def write_images(
 
     request = provenance.request.model_copy(update={"seeds": tuple(paths)})
     with progress("Generating", len(paths)) as advance:
-        for one in pipeline.generate(
+        for generated in pipeline.generate(
             [request], batch_size=batch_size, on_step=lambda step: advance(step.fraction * step.images, "")
         ):
-            path = paths[one.seed]
-            atomic_write(path, png_with_provenance(one.image, provenance.of_image(one.seed, one.regions)))
-            if overlays and one.regions:
-                overlay = regions_over(one.image, one.regions.labels.numpy(), one.regions.words)
+            path = paths[generated.seed]
+            atomic_write(
+                path, png_with_provenance(generated.image, provenance.of_image(generated.seed, generated.regions))
+            )
+            if overlays and generated.regions:
+                overlay = regions_over(generated.image, generated.regions.labels.numpy(), generated.regions.words)
                 atomic_write(overlays / path.name, overlay.save)
 
 

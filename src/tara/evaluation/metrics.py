@@ -26,9 +26,9 @@ class ScoredImage:
 def keyed(scored: Sequence[ScoredImage]) -> Iterator[tuple[ImageKey, ScoredImage]]:
     """Each image of a series with its key."""
     counts: Counter[Hashable] = Counter()
-    for one in scored:
-        key = one.record.group, one.record.prompt, one.record.seed
-        yield (*key, counts[key]), one
+    for image in scored:
+        key = image.record.group, image.record.prompt, image.record.seed
+        yield (*key, counts[key]), image
         counts[key] += 1
 
 
@@ -56,9 +56,9 @@ def metric_differences(first: Sequence[ScoredImage], second: Sequence[ScoredImag
 def confusion(scored: Sequence[ScoredImage]) -> dict[str, dict[str, int]]:
     """For each subject: how often its detection was most similar to which subject of the prompt, or was absent."""
     table: dict[str, Counter[str]] = {}
-    for one in scored:
-        names = [subject.name for subject in one.record.subjects]
-        for name, subject in zip(names, one.score.subjects, strict=True):
+    for image in scored:
+        names = [subject.name for subject in image.record.subjects]
+        for name, subject in zip(names, image.score.subjects, strict=True):
             predicted = ABSENT if subject.most_similar is None else names[subject.most_similar]
             table.setdefault(name, Counter())[predicted] += 1
     return {name: dict(counts) for name, counts in table.items()}
@@ -66,22 +66,22 @@ def confusion(scored: Sequence[ScoredImage]) -> dict[str, dict[str, int]]:
 
 def by_series(scored: Sequence[ScoredImage]) -> dict[str, list[ScoredImage]]:
     """The images of each series, in order of appearance."""
-    series = dict.fromkeys(one.record.series for one in scored)
-    return {name: [one for one in scored if one.record.series == name] for name in series}
+    series = dict.fromkeys(image.record.series for image in scored)
+    return {name: [image for image in scored if image.record.series == name] for name in series}
 
 
 def by_category(scored: Sequence[ScoredImage]) -> dict[str, list[ScoredImage]]:
     """All images under the empty name, and those of each category when there are several."""
-    categories = dict.fromkeys(one.record.category for one in scored)
-    parts = {name: [one for one in scored if one.record.category == name] for name in categories}
+    categories = dict.fromkeys(image.record.category for image in scored)
+    parts = {name: [image for image in scored if image.record.category == name] for name in categories}
     return {"": list(scored)} | (parts if len(parts) > 1 else {})
 
 
 def _values_by_metric(scored: Sequence[ScoredImage]) -> dict[str, dict[Key, float]]:
     metrics: dict[str, dict[Key, float]] = {}
-    for key, one in keyed(scored):
-        names = {WHOLE_IMAGE: ""} | dict(enumerate(subject.name for subject in one.record.subjects))
-        for metric, values in one.score.values().items():
+    for key, image in keyed(scored):
+        names = {WHOLE_IMAGE: ""} | dict(enumerate(subject.name for subject in image.record.subjects))
+        for metric, values in image.score.values().items():
             metrics.setdefault(metric, {}).update({(key, names[index]): value for index, value in values.items()})
     return metrics
 

@@ -42,9 +42,11 @@ def evaluation_page(scored: Sequence[ScoredImage], results: Mapping[str, Any]) -
         means[series["name"], "", str(series["count"])] = series["metrics"]
         for part in series["categories"]:
             means[series["name"], part["name"], str(part["count"])] = part["metrics"]
-    differences = {(f"{one['first']} minus {one['second']}",): one["metrics"] for one in results["differences"]}
-    meanings = [f"{name}: {text}." for name, text in MEANINGS.items() if any(name in of for of in means.values())]
-    subjects = [(one["subject"], one["photos"], f"{one['threshold']:.2f}") for one in results["subjects"]]
+    differences = {(f"{pair['first']} minus {pair['second']}",): pair["metrics"] for pair in results["differences"]}
+    meanings = [
+        f"{name}: {text}." for name, text in MEANINGS.items() if any(name in metrics for metrics in means.values())
+    ]
+    subjects = [(entry["subject"], entry["photos"], f"{entry['threshold']:.2f}") for entry in results["subjects"]]
     tables = [
         _metric_table("Metrics", ("series", "", "images"), means, " ".join([INTERVALS, *meanings])),
         *([_metric_table("Differences", ("",), differences, PAIRED)] if differences else []),
@@ -66,47 +68,47 @@ def _grid(scored: Sequence[ScoredImage]) -> Grid:
     series = by_series(scored)
     if len(series) == 1:
         shown, total, unit = scored[: MAX_ROWS * COLUMNS], len(scored), "images"
-        captions = [f"{_label(one)}: {_caption(one)}" for one in shown]
-        grid = wrapped([_framed(one) for one in shown], captions, columns=COLUMNS, title="Images")
+        captions = [f"{_label(image)}: {_caption(image)}" for image in shown]
+        grid = wrapped([_framed(image) for image in shown], captions, columns=COLUMNS, title="Images")
     else:
-        columns = [dict(keyed(own)) for own in series.values()]
+        columns = [dict(keyed(images)) for images in series.values()]
         keys = list(dict.fromkeys(key for column in columns for key in column))
         shown, total, unit = keys[:MAX_ROWS], len(keys), "prompts and seeds"
         rows = [_row([column.get(key) for column in columns]) for key in shown]
         grid = Grid(rows=tuple(rows), columns=tuple(series), title="Images")
-    colours = COLOUR_NAMES[: max(len(one.record.subjects) for one in scored)]
+    colours = COLOUR_NAMES[: max(len(image.record.subjects) for image in scored)]
     note = f"Frames, in the order of a prompt's subjects: {', '.join(colours)}."
     return replace(grid, note=f"{note} The first {len(shown)} of {total} {unit}." if len(shown) < total else note)
 
 
 def _row(images: Sequence[ScoredImage | None]) -> Row:
     return Row(
-        label=next(_label(one) for one in images if one),
-        images=tuple(_framed(one) if one else None for one in images),
-        captions=tuple(_caption(one) if one else "" for one in images),
+        label=next(_label(image) for image in images if image),
+        images=tuple(_framed(image) if image else None for image in images),
+        captions=tuple(_caption(image) if image else "" for image in images),
     )
 
 
-def _label(one: ScoredImage) -> str:
-    prompt, seed = one.record.prompt, one.record.seed
+def _label(scored: ScoredImage) -> str:
+    prompt, seed = scored.record.prompt, scored.record.seed
     return prompt if seed is None else f"{prompt}, seed\N{NO-BREAK SPACE}{seed}"
 
 
-def _caption(one: ScoredImage) -> str:
+def _caption(scored: ScoredImage) -> str:
     """The identity of each subject, for instance ``xlo dog 0.81 · szn cat absent``."""
     parts: list[str] = []
-    for subject, score in zip(one.record.subjects, one.score.subjects, strict=True):
-        identity = score.identity.get(one.score.encoders[0])
+    for subject, score in zip(scored.record.subjects, scored.score.subjects, strict=True):
+        identity = score.identity.get(scored.score.encoders[0])
         below = "" if score.correct else ", below threshold"
         parts.append(f"{subject.name} {ABSENT if identity is None else f'{identity:.2f}{below}'}")
     return " · ".join(parts)
 
 
-def _framed(one: ScoredImage) -> Image.Image:
+def _framed(scored: ScoredImage) -> Image.Image:
     """The image at the page's size, with a frame around every present subject."""
-    image = shrunk(read_image(one.record.path), SIDE)
+    image = shrunk(read_image(scored.record.path), SIDE)
     draw, last = ImageDraw.Draw(image), (image.width - 1, image.height - 1)
-    for index, subject in enumerate(one.score.subjects):
+    for index, subject in enumerate(scored.score.subjects):
         if subject.box is not None:
             corners = [round(min(max(0.0, part), 1.0) * side) for part, side in zip(subject.box, last * 2, strict=True)]
             draw.rectangle(corners, outline=COLOURS[index % len(COLOURS)], width=max(1, max(image.size) // 100))

@@ -47,7 +47,9 @@ def evaluate(
     for start in range(0, len(records), batch_size):
         batch = records[start : start + batch_size]
         detections = scorer(batch, [read_image(record.path) for record in batch])
-        scored += [ScoredImage(record=of, score=score(one)) for of, one in zip(batch, detections, strict=True)]
+        scored += [
+            ScoredImage(record=record, score=score(found)) for record, found in zip(batch, detections, strict=True)
+        ]
         on_progress(len(scored), "")
     content = {**about, **results(scored, scorer.thresholds, out)}
     atomic_write(out / "results.json", to_json(content, indent=1, inf_nan_mode="null"))
@@ -60,8 +62,8 @@ def results(scored: Sequence[ScoredImage], thresholds: Mapping[Subject, float], 
     """What ``results.json`` says of the images; those in the folder ``out`` have paths relative to it."""
     series = metrics.by_series(scored)
     subjects = [
-        {"subject": one.name, "photos": one.photos.as_posix(), "threshold": round(threshold, DIGITS)}
-        for one, threshold in thresholds.items()
+        {"subject": subject.name, "photos": subject.photos.as_posix(), "threshold": round(threshold, DIGITS)}
+        for subject, threshold in thresholds.items()
     ]
     differences = [
         {"first": first, "second": second, "metrics": metrics.metric_differences(series[first], series[second])}
@@ -72,7 +74,7 @@ def results(scored: Sequence[ScoredImage], thresholds: Mapping[Subject, float], 
         "subjects": subjects,
         "series": [_series(name, own) for name, own in series.items()],
         "differences": differences,
-        "images": [_image(one, out) for one in scored],
+        "images": [_image(image, out) for image in scored],
     }
 
 
@@ -84,20 +86,20 @@ def _series(name: str, scored: Sequence[ScoredImage]) -> dict[str, Any]:
     return {**categories[0], "name": name, "categories": categories[1:], "confusion": metrics.confusion(scored)}
 
 
-def _image(one: ScoredImage, out: Path) -> dict[str, Any]:
-    path, folder = one.record.path.absolute(), out.absolute()
-    file = path.relative_to(folder) if path.is_relative_to(folder) else one.record.path
-    names = [subject.name for subject in one.record.subjects]
-    of_subjects = {metric: of for metric, of in one.score.values().items() if WHOLE_IMAGE not in of}
+def _image(scored: ScoredImage, out: Path) -> dict[str, Any]:
+    path, folder = scored.record.path.absolute(), out.absolute()
+    file = path.relative_to(folder) if path.is_relative_to(folder) else scored.record.path
+    names = [subject.name for subject in scored.record.subjects]
+    of_subjects = {metric: of for metric, of in scored.score.values().items() if WHOLE_IMAGE not in of}
     return {
-        "series": one.record.series,
+        "series": scored.record.series,
         "file": file.as_posix(),
-        "prompt": one.record.prompt,
-        "seed": one.record.seed,
-        "group": one.record.group,
-        "category": one.record.category,
-        "success": one.score.success,
-        **one.score.image_metrics,
+        "prompt": scored.record.prompt,
+        "seed": scored.record.seed,
+        "group": scored.record.group,
+        "category": scored.record.category,
+        "success": scored.score.success,
+        **scored.score.image_metrics,
         "subjects": [
             {
                 "subject": name,
@@ -106,7 +108,7 @@ def _image(one: ScoredImage, out: Path) -> dict[str, Any]:
                 "box": score.box,
                 **{metric: of.get(index) for metric, of in of_subjects.items()},
             }
-            for index, (name, score) in enumerate(zip(names, one.score.subjects, strict=True))
+            for index, (name, score) in enumerate(zip(names, scored.score.subjects, strict=True))
         ],
     }
 

@@ -50,14 +50,14 @@ class SubjectScorer:
         self._crop_encoders: dict[str, ImageEncoder] = {"dino": dino} | ({"clip_i": clip} if clip else {})
         plain: dict[str, ImageEncoder | None] = {"plain_clip_i": clip, "plain_dino": plain_dino}
         self._image_encoders = {name: encoder for name, encoder in plain.items() if encoder}
-        photos = {one: [example.image for example in read_examples(one.photos, ("",))] for one in subjects}
-        crops = {one: self._subject_crops(one.class_word, images) for one, images in photos.items()}
+        photos = {subject: [example.image for example in read_examples(subject.photos, ("",))] for subject in subjects}
+        crops = {subject: self._subject_crops(subject.class_word, images) for subject, images in photos.items()}
         self._references = {
-            name: {one: features.vectors(encoder, images) for one, images in of_subjects.items()}
+            name: {subject: features.vectors(encoder, images) for subject, images in of_subjects.items()}
             for encoders, of_subjects in ((self._crop_encoders, crops), (self._image_encoders, photos))
             for name, encoder in encoders.items()
         }
-        default = thresholds([self._references["dino"][one] for one in subjects])
+        default = thresholds([self._references["dino"][subject] for subject in subjects])
         levels = default if same_subject is None else [same_subject] * len(subjects)
         self.thresholds: Mapping[Subject, float] = dict(zip(subjects, levels, strict=True))
         """The minimum similarity that counts as each subject."""
@@ -66,7 +66,7 @@ class SubjectScorer:
         """The detections in each image, compared with its subjects; records and images are in the same order."""
         classes = [tuple(dict.fromkeys(subject.class_word for subject in record.subjects)) for record in records]
         detected, metrics = self._detect(images, classes), self._image_metrics(records, images)
-        return [self._compare(*one) for one in zip(records, images, detected, metrics, strict=True)]
+        return [self._compare(*arguments) for arguments in zip(records, images, detected, metrics, strict=True)]
 
     def _compare(
         self, record: ImageRecord, image: Image.Image, detected: Sequence[LabelledBox], metrics: Mapping[str, float]
@@ -76,7 +76,7 @@ class SubjectScorer:
         similarity = {name: np.zeros(shape) for name in self._crop_encoders}
         for name, encoder in self._crop_encoders.items() if crops else ():
             vectors = self._features.vectors(encoder, crops)
-            similarity[name][:] = [mean_cosine(vectors, self._references[name][one]) for one in record.subjects]
+            similarity[name][:] = [mean_cosine(vectors, self._references[name][subject]) for subject in record.subjects]
         match = [[class_word == subject.class_word for _, class_word in detected] for subject in record.subjects]
         return Detections(
             boxes=tuple(box for box, _ in detected),
@@ -96,22 +96,22 @@ class SubjectScorer:
         metrics: list[dict[str, float]] = [{} for _ in records]
         if self._clip:
             vectors = self._features.vectors(self._clip, images)
-            prompts = {"clip_t": [one.plain_prompt for one in records], "plain_clip_t": [one.prompt for one in records]}
-            for metric, texts in prompts.items():
-                for of, cosine in zip(metrics, (vectors * self._clip.texts(texts)).sum(axis=1), strict=True):
-                    of[metric] = float(cosine)
+            plain, whole = [record.plain_prompt for record in records], [record.prompt for record in records]
+            for metric, texts in (("clip_t", plain), ("plain_clip_t", whole)):
+                for values, cosine in zip(metrics, (vectors * self._clip.texts(texts)).sum(axis=1), strict=True):
+                    values[metric] = float(cosine)
         for metric, encoder in self._image_encoders.items():
-            for of, record, vector in zip(metrics, records, self._features.vectors(encoder, images), strict=True):
+            for values, record, vector in zip(metrics, records, self._features.vectors(encoder, images), strict=True):
                 photos = np.concatenate([self._references[metric][subject] for subject in record.subjects])
-                of[metric] = float(mean_cosine(vector[None], photos)[0])
+                values[metric] = float(mean_cosine(vector[None], photos)[0])
         return metrics
 
     def _detect(self, images: Sequence[Image.Image], classes: Sequence[Sequence[str]]) -> list[list[LabelledBox]]:
         """The objects of each image's classes; one query at a time, so that no class changes another one's boxes."""
         boxes: list[list[NDArray[np.float32]]] = [[] for _ in images]
         labels: list[list[str]] = [[] for _ in images]
-        for class_word in dict.fromkeys(word for of in classes for word in of):
-            queried = [index for index, of in enumerate(classes) if class_word in of]
+        for class_word in dict.fromkeys(word for words in classes for word in words):
+            queried = [index for index, words in enumerate(classes) if class_word in words]
             detect = partial(self._detector.detect, class_word=class_word)
             key, queries = f"{self._detector.key} {class_word}", [images[index] for index in queried]
             found = self._features(key, queries, lambda batch, detect=detect: map(detect, batch))

@@ -25,9 +25,9 @@ def interval(values: Iterable[tuple[Hashable, float]], resamples: int = RESAMPLE
     if not clusters:
         return [float("nan")] * 3
     if len(clusters) < FEWEST_CLUSTERS:
-        mean = float(np.mean([value for of in clusters.values() for value in of]))
+        mean = float(np.mean([value for cluster in clusters.values() for value in cluster]))
         return [round(mean, DIGITS), float("nan"), float("nan")]
-    sums = np.array([[sum(of), len(of)] for of in clusters.values()])
+    sums = np.array([[sum(cluster), len(cluster)] for cluster in clusters.values()])
     chosen = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
     totals = sums[chosen].sum(1)
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
