@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Overwrite, Typed, of_model, whole_number, with_options
+from tara.cli.options import Overwrite, Typed, whole_number, with_options
 from tara.cli.requests import Adapters, Device, loaded, pipeline_for, request_from_flags
 from tara.cli.terminal import progress, say
 from tara.families.settings import BaseSettings
@@ -46,10 +46,9 @@ def attention(
     from tara.analysis.attention import alternative_rows, check_words, record_attention
     from tara.analysis.attention_page import AttentionRow, write_attention
 
-    base, settings = of_model(BaseSettings, values), of_model(GenerationSettings, values)
     active, files = loaded(adapter)
     rows = [
-        request_from_flags(prompt, [adapter[number] for number in numbers], str(seed), None, base, settings)
+        request_from_flags(prompt, [adapter[number] for number in numbers], str(seed), values)
         for numbers in alternative_rows(active) or [()]
     ]
     for row in rows:

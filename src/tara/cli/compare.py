@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Overwrite, Typed, of_model, with_options
+from tara.cli.options import Overwrite, Typed, with_options
 from tara.cli.requests import Adapters, Composers, Device, Seeds, parse_composers, pipeline_for, request_from_flags
 from tara.cli.terminal import progress, say
 from tara.errors import TaraError
@@ -48,8 +48,7 @@ def compare(
     """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs."""
     from tara.analysis.comparison import with_composer
 
-    base, settings = of_model(BaseSettings, values), of_model(GenerationSettings, values)
-    provenance, names = request_from_flags(prompt, adapter, seeds, None, base, settings), parse_composers(composers)
+    provenance, names = request_from_flags(prompt, adapter, seeds, values), parse_composers(composers)
     if not adapter:
         raise TaraError("There are no adapters. Give each one with --adapter, such as --adapter rex.safetensors.")
     for name in names:

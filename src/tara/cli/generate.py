@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import of_model, settings_from, with_options
+from tara.cli.options import settings_from, with_options
 from tara.cli.requests import Adapters, Device, Seeds, pipeline_for, request_from_flags
 from tara.cli.terminal import progress, say
 from tara.errors import TaraError
@@ -44,8 +44,7 @@ def generate(
     """Generate images with any number of adapters in one prompt."""
     if batch_size < 1:
         raise TaraError(f"--batch-size is {batch_size}. Give 1 or more.")
-    base, settings = of_model(BaseSettings, values), of_model(GenerationSettings, values)
-    provenance = request_from_flags(prompt, adapter, seeds, from_, base, settings)
+    provenance = request_from_flags(prompt, adapter, seeds, values, from_)
     provenance.request.check()
     check_writable(out)
     execution = settings_from(ExecutionSettings, values)

@@ -303,7 +303,7 @@ def request_of(arguments: Arguments) -> RequestProvenance:
     if words:
         specs = [_with_word(spec, word, prompt) for spec, word in zip(specs, words, strict=True)]
     seeds = f"0-{int(number) - 1}"
-    request = request_from_flags(prompt, specs, seeds, None, base.model_dump(), settings.model_dump())
+    request = request_from_flags(prompt, specs, seeds, base.model_dump() | settings.model_dump())
     check_named(request.request.adapters)
     return request
 

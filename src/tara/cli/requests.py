@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tara.cli.options import settings_from
 from tara.cli.terminal import only_our_bars
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
@@ -42,11 +43,12 @@ def request_from_flags(
     prompt: str | None,
     adapters: Sequence[str],
     seeds: str | None,
-    source: Path | None,
-    base: dict[str, Any],
-    settings: dict[str, Any],
+    values: dict[str, Any],
+    source: Path | None = None,
 ) -> RequestProvenance:
-    """The request of a command, with the image of ``--from``, if any, in place of flags that are left out.
+    """The request of a command; what is left out is taken from the image ``source``, if there is one.
+
+    ``values`` are fields of `BaseSettings` and `GenerationSettings`.
 
     Raises:
         TaraError: for what can be seen to be wrong before the base is loaded.
@@ -55,22 +57,16 @@ def request_from_flags(
 
     earlier = relocated(read_provenance(source), source) if source else None
     if earlier:
-        base = earlier.base.model_dump() | base
-        settings = earlier.settings.model_dump() | settings
+        values = earlier.base.model_dump() | earlier.settings.model_dump() | values
         adapters = adapters or [file.given for file in earlier.adapters]
         prompt = earlier.prompt if prompt is None else prompt
     if not (prompt or "").strip():
         raise TaraError('There is no prompt. Write it after the command, such as "a xlo dog on a beach".')
-    chosen, on_base = build(GenerationSettings, settings), build(BaseSettings, base)
+    settings, base = settings_from(GenerationSettings, values), settings_from(BaseSettings, values)
     active, files = loaded(adapters)
-    wanted = DEFAULT_SEEDS if earlier is None else (earlier.seed,)
-    values = {
-        "prompt": prompt,
-        "adapters": active,
-        "seeds": wanted if seeds is None else parse_seeds(seeds),
-        "settings": chosen,
-    }
-    provenance = RequestProvenance(request=build(GenerationRequest, values), base=on_base, adapters=files)
+    chosen = parse_seeds(seeds, (earlier.seed,) if earlier else DEFAULT_SEEDS)
+    facts = {"prompt": prompt, "adapters": active, "seeds": chosen, "settings": settings}
+    provenance = RequestProvenance(request=build(GenerationRequest, facts), base=base, adapters=files)
     if earlier:
         _check_unchanged(earlier, files + provenance.inputs)
     return provenance
@@ -84,12 +80,14 @@ def pipeline_for(base: BaseSettings, device: str | None, execution: ExecutionSet
     return Pipeline(device=device, **base.model_dump(), **({} if execution is None else execution.model_dump()))
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str | None, default: tuple[int, ...] = DEFAULT_SEEDS) -> tuple[int, ...]:
     """Seeds from `7`, `0-3` or `0,2,5-9`, in the order given, each once.
 
     Raises:
         TaraError: for anything else.
     """
+    if text is None:
+        return default
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
