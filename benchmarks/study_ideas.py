@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from toyland_cast import SAMPLING_STEPS, Member
 
-from tara.analysis.attention import Subject, subjects_of
+from tara.analysis.attention import SubjectTokens, subjects_of
 from tara.evaluation.scores import Box
 from tara.families.base import Base
 from tara.families.family import Family
@@ -36,7 +36,7 @@ from tara.training.text_batch import TextBatch
 from tara.training.weights import ConceptWeights
 from toyland.render import SIZE
 
-Rows = Sequence[Sequence[Subject]]
+Rows = Sequence[Sequence[SubjectTokens]]
 """For each conditional row the subjects of its prompt, with the tokens of their words."""
 Edit = Callable[[TextConditioning, Rows], TextConditioning]
 """Other keys and values for the same prompts; the conditional rows are the last ones."""
@@ -92,7 +92,7 @@ def generate_edited(
 def tie_keys(conditioning: TextConditioning, rows: Rows) -> TextConditioning:
     """Each rare word's keys are its class word's, exactly (Perfusion, arXiv 2305.01644; ConceptSplit)."""
 
-    def tied(keys: Tensor, row: int, subjects: Sequence[Subject]) -> None:
+    def tied(keys: Tensor, row: int, subjects: Sequence[SubjectTokens]) -> None:
         for subject in subjects:
             keys[row, list(subject.rare)] = keys[row, list(subject.class_word)].mean(0)
 
@@ -102,7 +102,7 @@ def tie_keys(conditioning: TextConditioning, rows: Rows) -> TextConditioning:
 def set_apart(conditioning: TextConditioning, rows: Rows, factor: float) -> TextConditioning:
     """Keys of rare words of one class go ``factor`` times as far from their mean: ``k_i = mean + s (k_i - mean)``."""
 
-    def apart(keys: Tensor, row: int, subjects: Sequence[Subject]) -> None:
+    def apart(keys: Tensor, row: int, subjects: Sequence[SubjectTokens]) -> None:
         for class_word in {subject.active.class_word for subject in subjects}:
             same = [subject for subject in subjects if subject.active.class_word == class_word]
             own = torch.stack([keys[row, list(subject.rare)].mean(0) for subject in same])
@@ -113,7 +113,7 @@ def set_apart(conditioning: TextConditioning, rows: Rows, factor: float) -> Text
 
 
 def _with_keys(
-    conditioning: TextConditioning, rows: Rows, change: Callable[[Tensor, int, Sequence[Subject]], None]
+    conditioning: TextConditioning, rows: Rows, change: Callable[[Tensor, int, Sequence[SubjectTokens]], None]
 ) -> TextConditioning:
     first = conditioning.rows - len(rows)
     kv = {layer: (keys.clone(), values) for layer, (keys, values) in conditioning.kv.items()}

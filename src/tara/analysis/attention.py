@@ -18,7 +18,7 @@ from tara.inference.request import GenerationRequest
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class SubjectTokens:
     """An adapter in a prompt: the tokens of its rare word and of the class words that belong to it."""
 
     active: ActiveAdapter
@@ -41,7 +41,7 @@ class ImageAttention:
     """An image, the subjects of its prompt, and the maps of their words: rare, class, rare, class, ..."""
 
     generated: GeneratedImage
-    subjects: tuple[Subject, ...]
+    subjects: tuple[SubjectTokens, ...]
     maps: WordMaps
 
     @cached_property
@@ -86,20 +86,20 @@ def check_words(request: GenerationRequest) -> None:
         raise TaraError(f"The composer '{request.settings.composer}' uses no rare words. Choose another composer.")
 
 
-def subjects_of(prompt: Tokenized, adapters: Sequence[ActiveAdapter]) -> tuple[Subject, ...]:
+def subjects_of(prompt: Tokenized, adapters: Sequence[ActiveAdapter]) -> tuple[SubjectTokens, ...]:
     """Find each adapter's rare word and, for each of its occurrences, the class word that belongs to it.
 
     Raises:
         TaraError: when a word is unknown, missing, ambiguous or cut off.
     """
-    subjects: list[Subject] = []
+    subjects: list[SubjectTokens] = []
     for binding in bind(prompt, adapters):
         class_tokens: list[int] = []
         for tokens in binding.occurrences:
             rare = prompt.offsets[tokens[0]][0], prompt.offsets[tokens[-1]][1]
             class_tokens += prompt.positions(_class_word(prompt.text, rare, binding.active))
         rare_tokens = tuple(token for tokens in binding.occurrences for token in tokens)
-        subjects.append(Subject(binding.active, rare_tokens, tuple(dict.fromkeys(class_tokens))))
+        subjects.append(SubjectTokens(binding.active, rare_tokens, tuple(dict.fromkeys(class_tokens))))
     return tuple(subjects)
 
 

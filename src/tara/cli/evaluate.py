@@ -70,7 +70,9 @@ class PairsFlags(ProtocolFlags):
     groups: Annotated[str | None, Parameter(help="Groups such as xlo+szn,xlo+qev+vrk [default: all pairs]")] = None
     prompt: Annotated[
         tuple[str, ...],
-        Parameter(negative=(), show_default=False, help="Prompt with {subjects}; once each [default: four places]"),
+        Parameter(
+            negative=(), show_default=False, help="Prompt with {subjects}; once per prompt [default: four places]"
+        ),
     ] = ()
 
 

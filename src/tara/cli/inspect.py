@@ -23,7 +23,9 @@ def inspect(
     base: Annotated[
         str | None, Parameter(help="Base: also print the norm of each delta relative to the weight that it changes")
     ] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object")] = False,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative=(), show_default=False, help="Print one JSON object")
+    ] = False,
 ) -> None:
     """Show what an adapter file tells: its family, its words, who wrote it, and what can be done with it."""
     from tara.adapters.adapter import load_adapter

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from tara.adapters.formats.peft_config import config_beside
 from tara.errors import TaraError, tara_version
 from tara.families.settings import BaseSettings
 from tara.inference.settings import GenerationSettings
@@ -67,6 +66,8 @@ class RequestProvenance:
     @cached_property
     def inputs(self) -> tuple[UsedFile, ...]:
         """The other files; raises TaraError for one that cannot be read."""
+        from tara.adapters.formats.peft_config import config_beside  # here, because it brings torch
+
         settings = self.request.settings
         masks = [Path(region.partition("=")[2]) for region in settings.region]
         configs = [config_beside(Path(file.path)) for file in self.adapters]
