@@ -213,7 +213,10 @@ def _write(out: Path, photos: list[list[Image.Image]], columns: Sequence[Generat
 
 def _grid(photos: Sequence[Sequence[Image.Image]], columns: Sequence[Generated]) -> Grid:
     """One row per seed: a photo of each subject, each subject alone, then both in three ways."""
-    cells = [[*(of[i % len(of)] for of in photos), *(one.images[i] for one in columns)] for i in range(SHOWN_SEEDS)]
+    cells = [
+        [*(of[i] if i < len(of) else None for of in photos), *(one.images[i] for one in columns)]
+        for i in range(SHOWN_SEEDS)
+    ]
     rows = [Row(label=f"seed {seed}", images=tuple(row)) for seed, row in zip(SEEDS, cells, strict=False)]
     headings = [f"{one.column.heading}\nsuccess {_metrics(one.scores)['success']:.0%}" for one in columns]
     photos_of = (f"photos of {role.name}" for role in CAST)

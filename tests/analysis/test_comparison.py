@@ -86,14 +86,15 @@ def test_the_costs_have_the_prompt_and_the_files_of_each_composer(base: Base) ->
     assert by_composer["none"]["images"] == ["none/0001-seed7.png", "none/0002-seed12.png"]
     shown = table(by_composer)
     assert [row[:3] for row in shown.rows] == [("tara", "3", "1.50"), ("none", "3", "1.00")]
-    assert shown.headings[:3] == ("composer", "network evaluations", "time ratio")
+    assert shown.headings[:3] == ("composer", "network evaluations", "time relative to 'none'")
 
 
 def test_the_sheet_has_a_row_for_each_composer_and_a_column_for_each_of_the_first_seeds() -> None:
     names = ("tara", "sum", "none")
     images = {name: [image(name, seed, 1.0, side=400) for seed in range(20)] for name in names}
     shown = grid(GenerationRequest(prompt=PROMPT, seeds=tuple(range(20))), images)
-    assert [row.label for row in shown.rows] == list(names)
+    assert [row.label.partition(": ")[0] for row in shown.rows] == list(names)
+    assert shown.rows[1].label == "sum: plain addition of all LoRAs"
     assert shown.columns == tuple(f"seed {seed}" for seed in range(SHOWN_SEEDS))
     assert shown.note == f"The first {SHOWN_SEEDS} of 20 seeds."
     assert contact_sheet(shown).width > SHOWN_SEEDS * 300

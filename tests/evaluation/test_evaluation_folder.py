@@ -80,7 +80,14 @@ def test_the_page_shows_images_then_metrics_then_the_command(photos: list[str], 
     save(here / "out" / "0.png", halves(RED, BLUE), PROMPT, 0)
     assert main(["evaluate", "folder", "out", *photos]) == 0
     html = (here / "evaluation" / "index.html").read_text(encoding="utf-8")
-    assert html.index("<img") < html.index("identity_absent_zero") < html.index("tara evaluate folder out -r")
+    assert html.count("<img") == 2  # the subjects' photos beside the image
+    assert (
+        html.index(">photos<")
+        < html.index(PROMPT)
+        < html.index("<img")
+        < html.index("identity_absent_zero")
+        < html.index("tara evaluate folder out -r")
+    )
     assert "://" not in html
 
 

@@ -64,7 +64,7 @@ def test_a_page_notes_how_many_rows_it_leaves_out(count: int, noted: bool, tmp_p
     Image.new("RGB", (8, 8)).save(path)
     images = [scored({REX: 0.9}, seed, name, path) for name in ("a", "b") for seed in range(count)]
     html = page_of(images)
-    assert ("The first 24 of 25 prompts and seeds." in html) == noted
+    assert ("The first 24 of 25 rows." in html) == noted
 
 
 def test_all_differences_stand_in_one_table(tmp_path: Path) -> None:

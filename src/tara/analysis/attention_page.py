@@ -27,7 +27,8 @@ MEASURES = {
 }
 NOTE = (
     "Each map is scaled to its own range. It is the attention probability of the word's tokens, averaged over heads, "
-    "layers and steps."
+    "layers and steps. Alignment is the correlation of a rare word's map with its class word's. Adapters that put two "
+    "subjects into one image reached 0.87 with the alignment loss and 0.57 without it (benchmarks/study_toyland.py)."
 )
 
 
@@ -54,7 +55,10 @@ class AttentionRow:
     @property
     def words(self) -> tuple[str, ...]:
         """The headings over the maps: rare, class, rare, class, ..."""
-        return tuple(w for one in self.attention.subjects for w in (one.active.rare_word, one.active.class_word))
+        adapters = [one.active for one in self.attention.subjects]
+        return tuple(
+            text for one in adapters for text in (f"rare word {one.rare_word}", f"class word {one.class_word}")
+        )
 
 
 def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, command: str) -> None:
@@ -68,7 +72,7 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
     shown = [
         _row(row.label, image, row.attention.maps.mean, first=image) for row, image in zip(rows, images, strict=True)
     ]
-    grid = Grid(rows=tuple(shown), columns=("", *rows[0].words), title=prompt, note=NOTE)
+    grid = Grid(rows=tuple(shown), columns=("image", *rows[0].words), title=prompt, note=NOTE)
     html = page(
         title=prompt,
         lead="Attention maps of each rare word and its class word.",

@@ -21,7 +21,7 @@ REFERENCE = "none"  # the composer whose time is 1
 SHOWN_SEEDS = 8  # images in a row of the sheet
 NOTE = (
     "Network evaluations are for one image; each evaluates the conditional and the unconditional row. "
-    f"Time ratio: the median over the seeds of an image's time relative to '{REFERENCE}' with the same seed. Images "
+    f"Time: the median over the seeds of an image's time relative to that of '{REFERENCE}' with the same seed. Images "
     "are generated one at a time, with the composers in turn, in one process. The first seed is left out, because its "
     "time includes the preparation."
 )
@@ -137,7 +137,11 @@ def grid(request: GenerationRequest, images: Composed) -> Grid:
             "on all tokens. Compare with plain LoRAs too: tara train --no-token-mask --alignment-loss off."
         )
     rows = tuple(
-        Row(label=name, images=tuple(one.image for one in composed[:SHOWN_SEEDS])) for name, composed in images.items()
+        Row(
+            label=f"{name}: {COMPOSERS[name].description}",
+            images=tuple(one.image for one in composed[:SHOWN_SEEDS]),
+        )
+        for name, composed in images.items()
     )
     return Grid(title=request.prompt, columns=tuple(f"seed {seed}" for seed in shown), rows=rows, note=note.strip())
 
@@ -148,5 +152,5 @@ def table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, cost in costs.items():
         ratio = "" if cost["time_ratio"] is None else f"{cost['time_ratio']:.2f}"
         rows.append((name, str(cost["evaluations"]), ratio, cost["description"]))
-    headings = ("composer", "network evaluations", "time ratio", "what it does")
+    headings = ("composer", "network evaluations", f"time relative to '{REFERENCE}'", "what it does")
     return Table(headings=headings, rows=tuple(rows), title="Cost of an image", note=NOTE)

@@ -1,20 +1,22 @@
 """The report page of an evaluation: images with their detections, then the metrics, then the command."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from tara.evaluation.metrics import ABSENT, Metrics, ScoredImage, by_series, keyed
 from tara.evaluation.statistics import format_ci
-from tara.report.grid import Grid, Row, Table, shrunk, wrapped
+from tara.report.grid import Grid, Row, Table, shrunk
 from tara.report.page import page
 from tara.report.plots import COLOURS
 from tara.storage.images import read_image
+from tara.storage.photo_folders import photo_folders
 
 Cells = tuple[str, ...]
 SIDE = 320  # of an image at most, in pixels; the page embeds them
+PHOTO = 160  # side of a subject's photo
 MAX_ROWS = 24
 COLUMNS = 4
 COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")  # of COLOURS
@@ -64,34 +66,51 @@ def evaluation_page(scored: Sequence[ScoredImage], results: Mapping[str, Any]) -
 
 
 def _grid(scored: Sequence[ScoredImage]) -> Grid:
-    """One column per series, a row for each prompt and seed; a single series is wrapped."""
+    """Images beside their subjects' photos: a column per series; of a single one, the images of a prompt in turn."""
     series = by_series(scored)
+    rows: list[Row] = []
     if len(series) == 1:
-        shown, total, unit = scored[: MAX_ROWS * COLUMNS], len(scored), "images"
-        captions = [f"{_label(image)}: {_caption(image)}" for image in shown]
-        grid = wrapped([_framed(image) for image in shown], captions, columns=COLUMNS, title="Images")
+        prompts = [list(images) for _, images in groupby(scored, lambda image: image.record.prompt)]
+        parts = [images[first : first + COLUMNS] for images in prompts for first in range(0, len(images), COLUMNS)]
+        columns = [""] * max(map(len, parts))
+        rows = [_row(part[0].record.prompt, part, [_seed(image) for image in part]) for part in parts[:MAX_ROWS]]
     else:
-        columns = [dict(keyed(images)) for images in series.values()]
-        keys = list(dict.fromkeys(key for column in columns for key in column))
-        shown, total, unit = keys[:MAX_ROWS], len(keys), "prompts and seeds"
-        rows = [_row([column.get(key) for column in columns]) for key in shown]
-        grid = Grid(rows=tuple(rows), columns=tuple(series), title="Images")
+        columns = list(series)
+        keyed_images = [dict(keyed(images)) for images in series.values()]
+        keys = list(dict.fromkeys(key for images in keyed_images for key in images))
+        parts = [[images.get(key) for images in keyed_images] for key in keys]
+        for part in parts[:MAX_ROWS]:
+            shown = next(image for image in part if image)
+            rows.append(_row(_seed(shown) + shown.record.prompt, part, [""] * len(part)))
     colours = COLOUR_NAMES[: max(len(image.record.subjects) for image in scored)]
     note = f"Frames, in the order of a prompt's subjects: {', '.join(colours)}."
-    return replace(grid, note=f"{note} The first {len(shown)} of {total} {unit}." if len(shown) < total else note)
+    if len(rows) < len(parts):
+        note += f" The first {len(rows)} of {len(parts)} rows."
+    return Grid(rows=tuple(rows), columns=("photos", *columns), title="Images", note=note)
 
 
-def _row(images: Sequence[ScoredImage | None]) -> Row:
-    return Row(
-        label=next(_label(image) for image in images if image),
-        images=tuple(_framed(image) if image else None for image in images),
-        captions=tuple(_caption(image) if image else "" for image in images),
-    )
+def _row(label: str, images: Sequence[ScoredImage | None], seeds: Sequence[str]) -> Row:
+    captions = [seed + _caption(image) if image else "" for image, seed in zip(images, seeds, strict=True)]
+    photos = _photos(next(image for image in images if image))
+    framed = [_framed(image) if image else None for image in images]
+    return Row(label=label, images=(photos, *framed), captions=("", *captions))
 
 
-def _label(scored: ScoredImage) -> str:
-    prompt, seed = scored.record.prompt, scored.record.seed
-    return prompt if seed is None else f"{prompt}, seed\N{NO-BREAK SPACE}{seed}"
+def _photos(scored: ScoredImage) -> Image.Image | None:
+    """A photo of each subject of an image, one under the other in the frames' colours; None where there are none."""
+    folders = [subject.photos for subject in scored.record.subjects if subject.photos.is_dir()]
+    files = [photos[0] for folder in folders if (photos := photo_folders(folder)[0].photos)]
+    if not files:
+        return None
+    column = Image.new("RGB", (PHOTO, PHOTO * len(files)))
+    for number, file in enumerate(files):
+        photo = ImageOps.fit(read_image(file), (PHOTO - 6, PHOTO - 6))
+        column.paste(ImageOps.expand(photo, 3, COLOURS[number % len(COLOURS)]), (0, number * PHOTO))
+    return column
+
+
+def _seed(scored: ScoredImage) -> str:
+    return "" if scored.record.seed is None else f"seed\N{NO-BREAK SPACE}{scored.record.seed}: "
 
 
 def _caption(scored: ScoredImage) -> str:
