@@ -46,7 +46,7 @@ from tara.adapters.card import AdapterCard, Context
 from tara.core.lora import LowRank, new_low_rank
 from tara.families.base import Base
 from tara.families.single_file import CONFIGS
-from tara.inference.settings import make_scheduler
+from tara.inference.stock_pipeline import make_scheduler
 from tara.training.settings import Targets
 
 RANK = 8

@@ -25,10 +25,12 @@ from tara.families.base import Base
 from tara.families.family import Family
 from tara.families.processors import CONDITIONING_KEY, TextConditioning, TextKVProcessor
 from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.batch import PreparedBatch, applied, prepared_batch, prompt_rows
 from tara.inference.composers import Composer
 from tara.inference.pipeline import Pipeline
-from tara.inference.prepare import PreparedBatch, applied, prepared_batch, prompt_rows
+from tara.inference.request import requests_for
 from tara.inference.settings import GenerationSettings
+from tara.inference.text_kv import TextEncoder
 from tara.training import loop
 from tara.training.loop import StepRecord, Training
 from tara.training.settings import ConceptSettings, concept_settings
@@ -71,12 +73,14 @@ def generate_edited(
         strength: of ``regions``.
     """
     settings = GenerationSettings(steps=SAMPLING_STEPS, guidance_scale=base.defaults.guidance_scale)
-    rows = prompt_rows(base, prompts, adapters, None, settings.composer_for)
-    batch = prepared_batch(base, base.pipe, rows, settings)
+    rows = prompt_rows(base, requests_for(prompts, adapters, settings))
+    encoder = TextEncoder(base)
+    batch = prepared_batch(encoder, base.pipe, rows, settings)
     if delay:
-        bare = prepared_batch(base, base.pipe, [replace(row, acting=()) for row in rows], settings)
+        bare = prepared_batch(encoder, base.pipe, [replace(row, acting=()) for row in rows], settings)
         composer = Composer(description="", masked=True, turns=lambda step, count: (0,) if step < delay else (1,))
-        batch = PreparedBatch(batch.arguments, (*bare.evaluations, *batch.evaluations), composer)
+        rows = [replace(row, composer=composer) for row in rows]
+        batch = PreparedBatch(rows, batch.arguments, (*bare.evaluations, *batch.evaluations))
     arguments = dict(batch.arguments)
     conditioning: TextConditioning = arguments["cross_attention_kwargs"][CONDITIONING_KEY]
     subjects = [subjects_of(base.tokenize(prompt), own) for prompt, own in zip(prompts, adapters, strict=True)]

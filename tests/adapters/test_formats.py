@@ -24,7 +24,7 @@ from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, parse_adapter
 from tara.inference.binding import bind, bind_everywhere
 from tara.inference.fusing import check_fits, fused, global_part
-from tara.inference.text_kv import text_kv
+from tara.inference.text_kv import TextEncoder, text_kv
 
 PROMPT = "a xlo dog on the beach"
 WORD = (2, 3)  # the tokens of xlo in it, behind the start and `a`
@@ -51,7 +51,7 @@ def _composed(pipe: Any, active: ActiveAdapter, everywhere: bool = True) -> Tens
     encoding = base.encode([PROMPT])
     bound = (bind_everywhere if everywhere else bind)(encoding.tokenized[0], [active])
     with fused(base, global_part([active])):
-        conditioning = text_kv(base, encoding, [bound])
+        conditioning = text_kv(TextEncoder(base), encoding, [bound])
         base.processors.install()
         try:
             return base.predict(*_inputs(), encoding, conditioning)

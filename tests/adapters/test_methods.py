@@ -18,10 +18,11 @@ from tara.core.lora import low_rank_cut, low_rank_from_matrix
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, parse_adapter
-from tara.inference.composers import COMPOSERS
+from tara.inference.batch import prompt_rows
 from tara.inference.fusing import fused, global_part, with_changes
 from tara.inference.pipeline import Pipeline
-from tara.inference.rows import prompt_rows
+from tara.inference.request import requests_for
+from tara.inference.settings import GenerationSettings
 
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 CONVOLUTION = "down_blocks.0.resnets.0.conv1"
@@ -225,11 +226,11 @@ def test_other_methods_act_as_a_whole_or_cut_for_regions_and_never_by_their_word
     pipe = tiny_bases.sd_pipeline()
     path, _ = _written(pipe, "LoHa", tmp_path)
     active, base = parse_adapter(f"{path}:rare_word=xlo,class_word=dog"), Base(pipe)
-    prompt_rows(base, "a xlo dog", [active], None, lambda _: COMPOSERS["sum"])
+    prompt_rows(base, requests_for("a xlo dog", [active], GenerationSettings(composer="sum")))
     with pytest.raises(TaraError, match=r"holds LoHa, which acts as a whole.*--composer sum"):
-        prompt_rows(base, "a xlo dog", [active], None, lambda _: COMPOSERS["tara"])
+        prompt_rows(base, requests_for("a xlo dog", [active], GenerationSettings(composer="tara")))
     with pytest.warns(TaraWarning, match=r"holds LoHa and is cut to rank 64 for regions: 0\.\d% of its difference"):
-        prompt_rows(base, "a xlo dog", [active], None, lambda _: COMPOSERS["regions"])
+        prompt_rows(base, requests_for("a xlo dog", [active], GenerationSettings(composer="regions")))
     with pytest.raises(TaraError, match="holds LoHa, and only plain LoRAs are written"):
         convert(active.adapter, "kohya", tmp_path / "k.safetensors")
 

@@ -23,7 +23,7 @@ from tara.inference.binding import bind
 from tara.inference.pipeline import DenoisingStep, Pipeline
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
-from tara.inference.text_kv import text_kv
+from tara.inference.text_kv import TextEncoder, text_kv
 from tara.report.overlays import heat_over
 
 PROMPT = "a xlo dog and a szn cat on the beach"
@@ -159,7 +159,7 @@ def test_only_the_rows_that_read_the_prompt_are_recorded(base: Base):
     maps: list[WordMaps] = []
     for texts, bindings in (([prompt], [bound]), (["", prompt], [[], bound])):
         encoding, recorder = base.encode(texts), Recorder([(2, 3), (4,)])
-        conditioning = text_kv(base, encoding, bindings)
+        conditioning = text_kv(TextEncoder(base), encoding, bindings)
         rows = len(texts)
         with recording(base, recorder):
             base.predict(latents.repeat(rows, 1, 1, 1), torch.full((rows,), 500), encoding, conditioning)

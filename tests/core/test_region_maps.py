@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tara.core.regions import assigned, labels_at, region_scores
+from tara.core.regions import labels_at, region_labels, region_scores
 
 
 def _blob(row: float, column: float, side: int = 16, width: float = 3.0) -> torch.Tensor:
@@ -13,15 +13,14 @@ def _blob(row: float, column: float, side: int = 16, width: float = 3.0) -> torc
 @given(st.floats(2, 6), st.floats(10, 14), st.floats(0.1, 10))
 def test_two_blobs_are_two_regions_whatever_their_strength(first: float, second: float, strength: float) -> None:
     maps = torch.stack([_blob(8, first), strength * _blob(8, second)])
-    labels = assigned(region_scores([maps]), background=0.3)
+    labels = region_labels(region_scores([maps]))
     assert labels[8, int(first)] == 1
     assert labels[8, int(second)] == 2
-    assert labels[0, 0] == 0
 
 
-def test_without_a_background_every_cell_belongs_to_a_concept() -> None:
+def test_every_cell_belongs_to_the_concept_that_attends_to_it_most() -> None:
     maps = torch.stack([_blob(8, 4), _blob(8, 12)])
-    labels = assigned(maps)
+    labels = region_labels(maps)
     assert torch.equal(labels, torch.tensor([1] * 8 + [2] * 8).expand(16, 16))
 
 

@@ -23,7 +23,7 @@ from tara.families.processors import CONDITIONING_KEY
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import COMPOSERS
 from tara.inference.confining import LAYOUT, Concept, ConfinedAdapters, confined
-from tara.inference.places import parse_places
+from tara.inference.request import parse_regions
 from tara.inference.settings import GenerationSettings
 from tiny_adapters import ATTENTION, CROSS_KV
 
@@ -181,7 +181,7 @@ def test_an_adapter_everywhere_is_in_no_region(sd_pipe: Any) -> None:
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        (("xlo",), "not of the form WORD=PLACE"),
+        (("xlo",), "not of the form WORD=REGION"),
         (("xlp=left",), "no adapter's rare word. Did you mean 'xlo'"),
         (("xlo=lefft",), "Did you mean 'left'"),
         (("xlo=0,0,1.5,1",), "not inside the image"),
@@ -209,7 +209,7 @@ def test_all_parts_of_a_file_act_in_the_region_only(sd_pipe: Any) -> None:
         d_in, d_out = base.projection_sizes(path)
         delta = LowRank(torch.randn(2, d_in), torch.randn(d_out, 2), 0.5, kernel)
         adapter = Adapter(_two(sd_pipe)[0].adapter.card, {path: delta}, name="one")
-        concept = Concept(ActiveAdapter(adapter), (), parse_places(["xlo=left"], ["xlo"])["xlo"])
+        concept = Concept(ActiveAdapter(adapter), (), parse_regions(["xlo=left"], ["xlo"])["xlo"])
         state = ConfinedAdapters(base, [[concept]], guided=False)
         module = base.layer(path)
         inputs = x if kernel else torch.randn(1, 64, d_in)
@@ -231,7 +231,7 @@ def test_a_delta_of_a_layer_without_a_place_in_the_image_is_left_out_with_a_note
     base, path = Base(sd_pipe), "mid_block.resnets.0.time_emb_proj"
     d_in, d_out = base.projection_sizes(path)
     adapter = Adapter(_two(sd_pipe)[0].adapter.card, {path: LowRank(torch.ones(2, d_in), torch.ones(d_out, 2), 1.0)})
-    concept = Concept(ActiveAdapter(adapter), (), parse_places(["xlo=left"], ["xlo"])["xlo"])
+    concept = Concept(ActiveAdapter(adapter), (), parse_regions(["xlo=left"], ["xlo"])["xlo"])
     state, module, inputs = ConfinedAdapters(base, [[concept]], guided=False), base.layer(path), torch.randn(1, d_in)
     with confined(base, state):
         state.begin_call(

@@ -15,7 +15,8 @@ from tara.cli import main
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
-from tara.inference.settings import make_scheduler
+from tara.inference.settings import GenerationSettings
+from tara.inference.stock_pipeline import make_scheduler, scheduler_for
 from tiny_adapters import ATTENTION, random_adapter
 
 PROMPT = "a xlo dog on the beach"
@@ -101,3 +102,14 @@ def test_latents_are_never_clipped_as_pixels_are():
 def test_a_few_step_sampler_refuses_many_steps(sd_pipe: StableDiffusionPipeline):
     with pytest.raises(TaraError, match="'lcm' takes at most 50"):
         Pipeline(sd_pipe)(PROMPT, steps=60, scheduler="lcm")
+
+
+@pytest.mark.parametrize("scheduler", [None, "ddim"])
+def test_as_many_steps_as_the_schedule_has_are_refused_where_an_offset_moves_them_beyond_it(
+    sd_pipe: StableDiffusionPipeline, scheduler: str | None
+):
+    base = Base(sd_pipe)
+    assert base.scheduler.config.steps_offset == 1
+    with pytest.raises(TaraError, match="begins at timestep 1000; the noisiest that the base has is 999"):
+        Pipeline(base)("a cat", steps=1000, scheduler=scheduler)
+    assert len(scheduler_for(base, GenerationSettings(steps=999, scheduler=scheduler)).timesteps) == 999

@@ -80,13 +80,14 @@ def test_records_say_what_made_each_image_and_steps_count_up(sd_pipe: StableDiff
     drawn = list(
         Pipeline(sd_pipe).stream(prompts, [[rex], []], seeds=[7, 8], steps=2, batch_size=3, on_step=steps.append)
     )
-    assert [(one.index, one.prompt, one.seed) for one in drawn] == [
+    assert [(one.index, one.request.prompt, one.seed) for one in drawn] == [
         (0, PROMPT, 7),
         (1, PROMPT, 8),
         (2, "a cat", 7),
         (3, "a cat", 8),
     ]
-    assert [[active.name for active in one.adapters] for one in drawn] == [["xlo-dog.safetensors"]] * 2 + [[]] * 2
+    names = [[active.name for active in one.request.adapters] for one in drawn]
+    assert names == [["xlo-dog.safetensors"]] * 2 + [[]] * 2
     assert {one.request.settings.steps for one in drawn} == {2}
     assert [step.fraction for step in steps] == [0.375, 0.75, 0.875, 1.0]
 
@@ -262,3 +263,8 @@ def test_signatures_show_the_settings() -> None:
     assert "kwargs" not in str(shown)
     assert {"rank", "learning_rate", "masks"} <= inspect.signature(tara.train).parameters.keys()
     assert {"Pipeline", "prepare", "release", "train"} <= set(dir(tara))
+
+
+def test_an_impossible_seed_is_one_sentence(sd_pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(TaraError, match=r"seeds\.0 = -1 is refused"):
+        Pipeline(sd_pipe)("a cat", seeds=-1)

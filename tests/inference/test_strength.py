@@ -11,8 +11,8 @@ import torch
 from tara.errors import TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
+from tara.inference.fusing import LARGEST_RATIO, check_strength, strengths
 from tara.inference.pipeline import Pipeline
-from tara.inference.strength import LARGEST_RATIO, check_strength, strengths
 from tiny_adapters import random_adapter
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

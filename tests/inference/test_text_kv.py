@@ -13,7 +13,7 @@ from tara.families.processors import KeysValues, TextConditioning
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind, bind_everywhere
 from tara.inference.fusing import check_fits, fused, global_part
-from tara.inference.text_kv import text_kv
+from tara.inference.text_kv import TextEncoder, text_kv
 
 PROMPT = "on the beach a xlo dog and a szn cat"
 
@@ -21,7 +21,7 @@ PROMPT = "on the beach a xlo dog and a szn cat"
 def _compose(backbone: Base, active_adapters: list[ActiveAdapter], context: Context | None = None) -> TextConditioning:
     """Rows: a negative one, the prompt with its adapters, another prompt without."""
     encoding = backbone.encode(["", PROMPT, "a red house"])
-    return text_kv(backbone, encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context)
+    return text_kv(TextEncoder(backbone), encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context)
 
 
 def _rex_and_tom(backbone: Base, **options: Any) -> list[ActiveAdapter]:
@@ -72,7 +72,7 @@ def test_summed_adapters_commute_to_the_last_bit(sd_pipe: StableDiffusionPipelin
     rex, tom = _rex_and_tom(backbone)
     encoding = backbone.encode([PROMPT])
     one, other = (
-        text_kv(backbone, encoding, [bind_everywhere(encoding.tokenized[0], active_adapters)])
+        text_kv(TextEncoder(backbone), encoding, [bind_everywhere(encoding.tokenized[0], active_adapters)])
         for active_adapters in ([rex, tom], [tom, rex])
     )
     assert _equal(one, other)
@@ -113,7 +113,8 @@ def test_in_its_own_training_phrase_the_contexts_are_the_same(any_pipe: Any) -> 
     backbone = Base(any_pipe)
     rex = _rex_and_tom(backbone)[0]
     encoding = backbone.encode([rex.adapter.card.phrase])
-    found = [text_kv(backbone, encoding, [bind(encoding.tokenized[0], [rex])], c) for c in ("prompt", "delta")]
+    encoder, bindings = TextEncoder(backbone), [bind(encoding.tokenized[0], [rex])]
+    found = [text_kv(encoder, encoding, bindings, "prompt"), text_kv(encoder, encoding, bindings, "delta")]
     for layer in backbone.text_layers:
         torch.testing.assert_close(found[0].kv[layer], found[1].kv[layer])
 
@@ -131,7 +132,7 @@ def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableD
     adapter = tiny_adapters.random_adapter(backbone)
     encoding = backbone.encode([f"a {word} dog"])
     bindings = bind(encoding.tokenized[0], [ActiveAdapter(adapter, rare_word=word)])
-    composed = text_kv(backbone, encoding, [bindings], "delta")
+    composed = text_kv(TextEncoder(backbone), encoding, [bindings], "delta")
     phrase = backbone.encode([adapter.card.phrase]).embeddings[0, 5:7]
     inputs = phrase[[1]] if word == "rex" else phrase[[0, 0, 1]]
     layer = backbone.text_layers[0]

@@ -67,7 +67,7 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
     Raises:
         TaraError: when it cannot be written to.
     """
-    prompt, scores = rows[0].attention.generated.prompt, [_scores(row) for row in rows]
+    prompt, scores = rows[0].attention.generated.request.prompt, [_scores(row) for row in rows]
     images = [row.attention.generated.image for row in rows]
     shown = [
         _row(row.label, image, row.attention.maps.mean, first=image) for row, image in zip(rows, images, strict=True)

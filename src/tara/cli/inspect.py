@@ -121,8 +121,7 @@ def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
     """The norms of the deltas relative to those of a base's weights."""
     from tara.families.loading import load_base
     from tara.inference.active_adapter import ActiveAdapter
-    from tara.inference.fusing import check_fits
-    from tara.inference.strength import check_strength, strengths
+    from tara.inference.fusing import check_fits, check_strength, strengths
 
     only_our_bars()
     loaded, active = load_base(base, device="cpu"), ActiveAdapter(adapter)

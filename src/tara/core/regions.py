@@ -22,10 +22,9 @@ def region_scores(
     return torch.stack([resized(one[None], size)[0] for one in scaled]).mean(0)
 
 
-def assigned(scores: Float[Tensor, "concepts height width"], background: float = 0.0) -> Labels:
-    """Each cell to the concept with the highest score; to nobody below a part of the highest score of all."""
-    best, concept = scores.max(0)
-    return torch.where(best >= background * scores.max(), concept + 1, 0)
+def region_labels(scores: Float[Tensor, "concepts height width"]) -> Labels:
+    """Each cell to the concept with the highest score."""
+    return scores.argmax(0) + 1
 
 
 def labels_at(labels: Labels, size: tuple[int, int]) -> Labels:

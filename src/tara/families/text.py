@@ -27,6 +27,11 @@ class TextEncoding:
     def rows(self) -> int:
         return self.embeddings.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the embeddings."""
+        return self.embeddings.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
     def take(self, rows: Sequence[int]) -> "TextEncoding":
         """The given rows, in that order, repeated as often as they are named."""
         index = torch.tensor(list(rows), device=self.embeddings.device)

@@ -1,7 +1,7 @@
 """An adapter as one image uses it: its weight and words, also read from a text such as ``FILE:0.8``."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,6 @@ class ActiveAdapter:
 ActiveAdapters = tuple[ActiveAdapter, ...]
 AdapterLike = str | Path | Adapter | ActiveAdapter
 """A file, a hub id, either with ``:key=value,...`` behind it, a loaded adapter, or one with options."""
-
-AdapterLists = Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
-"""One list of adapters for all prompts, or one list for each prompt."""
 
 
 def split_options(text: str) -> tuple[str, str]:

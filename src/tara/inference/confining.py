@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from tara.core.attention_maps import RunningMean, map_size, word_maps
 from tara.core.cells import CellBlocks, cell_blocks
 from tara.core.lora import LowRank
-from tara.core.regions import assigned, labels_at, region_scores
+from tara.core.regions import labels_at, region_labels, region_scores
 from tara.errors import warn
 from tara.families.base import Base
 from tara.families.processors import CONDITIONING_KEY, Watch
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.places import GRID
+from tara.inference.request import GRID
 
 LAYOUT = 0.84  # of the noise schedule: above, the base lays out the scene and no adapter acts
 RESOLUTIONS = 2  # the coarsest of the cross-attentions, whose maps are read
@@ -32,7 +32,7 @@ class Concept:
 
     active: ActiveAdapter
     class_tokens: tuple[int, ...]
-    place: Bool[Tensor, "_height _width"] | None = None
+    mask: Bool[Tensor, "_height _width"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,16 +122,16 @@ class ConfinedAdapters:
         ):
             if _is_sought(concepts):
                 at = slice(row, row + 1)
-                words = [one.class_tokens for one in concepts if one.place is None]
+                words = [one.class_tokens for one in concepts if one.mask is None]
                 mean.add(word_maps(query[at], key[at], words, None if mask is None else mask[at])[0])
 
     def _found(self, image: int) -> Tensor:
         """Numbers of an image's concepts at the latents' resolution: given regions, and those found around them."""
         coarsest = sorted(self._maps)[:RESOLUTIONS]
         maps = [self._maps[size][image].mean.unflatten(-1, map_size(size, self._latents)) for size in coarsest]
-        sought = [number for number, one in enumerate(self._images[image]) if one.place is None]
+        sought = [number for number, one in enumerate(self._images[image]) if one.mask is None]
         numbers = torch.tensor([0, *(number + 1 for number in sought)])
-        found = numbers[assigned(region_scores(maps)).cpu()]
+        found = numbers[region_labels(region_scores(maps)).cpu()]
         given = labels_at(given_labels(self._images[image]), self._latents)
         return torch.where(given > 0, given, labels_at(found, self._latents))
 
@@ -184,15 +184,15 @@ class ConfinedAdapters:
 
 def _is_sought(concepts: Sequence[Concept]) -> bool:
     """Whether a region is to be found."""
-    return any(one.place is None for one in concepts)
+    return any(one.mask is None for one in concepts)
 
 
 def given_labels(concepts: Sequence[Concept]) -> Tensor:
     """The numbers of the concepts whose regions are given, 0 elsewhere; at the resolution of the masks."""
     labels = torch.zeros(GRID, GRID, dtype=torch.long)
     for number, one in enumerate(concepts, start=1):
-        if one.place is not None:
-            labels[one.place] = number
+        if one.mask is not None:
+            labels[one.mask] = number
     return labels
 
 

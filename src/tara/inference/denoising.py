@@ -1,6 +1,5 @@
 """One image between two network calls: its latents, and a scheduler of its own."""
 
-import copy
 import inspect
 from typing import Any
 
@@ -8,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tara.errors import TaraError
 from tara.families.base import Base
-from tara.inference.settings import GenerationSettings, make_scheduler
+from tara.inference.settings import GenerationSettings
+from tara.inference.stock_pipeline import scheduler_for
 
 PREVIEW_CELLS = 16  # sides of a preview in latents: decoding one takes a hundredth of an image's time
 
@@ -35,7 +34,6 @@ class Denoising:
         self.guided, self.guidance_scale = guided, settings.guidance_scale or 0.0
         self.step = 0
         self._scheduler = scheduler_for(base, settings)
-        self._scheduler.set_timesteps(settings.steps, device=base.device)
         self.steps = len(self._scheduler.timesteps)  # second-order schedulers take more than they were asked for
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._arguments = _step_arguments(self._scheduler, self._generator)
@@ -94,22 +92,6 @@ def _decoded(base: Base, latents: Tensor) -> Image.Image:
 
     images: Any = VaeImageProcessor().postprocess(base.decode_latents(latents), output_type="pil")
     return images[0]
-
-
-def scheduler_for(base: Base, settings: GenerationSettings) -> Any:
-    """A scheduler of its own for one image or batch: the base's, or the one that the settings name.
-
-    Raises:
-        TaraError: as `make_scheduler`, and for more steps than the base has timesteps.
-    """
-    named = settings.scheduler
-    scheduler = (
-        copy.deepcopy(base.scheduler) if named is None else make_scheduler(named, base.scheduler.config, settings.steps)
-    )
-    most = base.noise_schedule.timesteps
-    if settings.steps > most:
-        raise TaraError(f"steps is {settings.steps}, but this base has {most} timesteps. Give at most that many.")
-    return scheduler
 
 
 def _step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:

@@ -26,13 +26,14 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextConditioning
 from tara.families.text import TextEncoding
+from tara.inference.batch import Conditioned, PromptRow, prepared_batch, prompt_rows
 from tara.inference.capacity import ByteBoundedCache, rows_that_fit
 from tara.inference.denoising import Denoising
 from tara.inference.fusing import fused, global_part
-from tara.inference.prepare import Conditioned, prepared_batch, stock_guidance
 from tara.inference.request import GenerationRequest
-from tara.inference.rows import PromptRow, prompt_rows
 from tara.inference.settings import GenerationSettings
+from tara.inference.stock_pipeline import stock_guidance
+from tara.inference.text_kv import TextEncoder
 
 TURN = 4  # network calls of one size and global part before another's: fusing a global part costs about one call
 CACHE_BYTES = 512 * 2**20
@@ -148,7 +149,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._in_flight: list[_InFlight] = []
         self._prepared = ByteBoundedCache[tuple[Any, ...], _Prepared](cache_bytes, _prepared_bytes)
-        self._texts = ByteBoundedCache[tuple[Any, ...], TextEncoding](cache_bytes // 8, _encoding_bytes)
+        self._encoder = TextEncoder(base, cache_bytes // 8)
         self._turn = _Turn()
         self._joined: _Joined | None = None
         self._calls = 0
@@ -303,10 +304,8 @@ class Engine:
         else:
             self.cache_misses += 1
             self._end_turn()  # text is encoded and projected by the base's own weights
-            (row,) = prompt_rows(
-                self.base, request.prompt, [request.adapters], settings.negative_prompt, settings.composer_for
-            )
-            batch = prepared_batch(self.base, self._pipe, [row], settings, cache=self._texts)
+            (row,) = prompt_rows(self.base, [request])
+            batch = prepared_batch(self._encoder, self._pipe, [row], settings)
             self._prepared[key] = _Prepared(row, batch.evaluations[0], guided)
         return self._prepared[key]
 
@@ -419,8 +418,4 @@ def _end(generation: Generation, *, image: Image.Image | None = None, failure: E
 def _prepared_bytes(prepared: _Prepared) -> int:
     deltas = (delta for active in prepared.row.acting for delta in active.adapter.all_layers.values())
     weights = sum(delta.a.nbytes + delta.b.nbytes for delta in deltas)
-    return prepared.conditioned.conditioning.nbytes + _encoding_bytes(prepared.conditioned.encoding) + weights
-
-
-def _encoding_bytes(encoding: TextEncoding) -> int:
-    return encoding.embeddings.nbytes + (0 if encoding.pooled is None else encoding.pooled.nbytes)
+    return prepared.conditioned.conditioning.nbytes + prepared.conditioned.encoding.nbytes + weights

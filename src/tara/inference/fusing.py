@@ -1,8 +1,10 @@
-"""Fuses deltas into the base's weights, and restores the weights exactly."""
+"""Adapters on one base: whether they fit it, what depends on its weights, and fusing deltas into them for a while."""
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ Deltas = Mapping[str, Sequence[tuple[float, LowRank]]]
 
 REGION_RANK = 64
 """The rank to which what is no plain LoRA is cut for regions, where every cell pays for it."""
+LARGEST_RATIO = 1.5
+"""Beyond a delta of one and a half times the norm of its layer's weight hardly an image shows its subject, and soon
+all are noise (``benchmarks/strength_toyland.py``). Trained adapters have less than the norm itself."""
 
 
 def global_part(adapters: Iterable[ActiveAdapter]) -> dict[str, list[tuple[float, LowRank]]]:
@@ -65,6 +70,24 @@ def _collected(
         for path, low_rank in layers.items() if strength else ():
             deltas.setdefault(path, []).append((strength, low_rank))
     return deltas
+
+
+def fitted(base: Base, active: ActiveAdapter, *, regional: bool) -> ActiveAdapter:
+    """An adapter as it acts on a base, checked; the words that its file brings along are loaded.
+
+    Args:
+        base: the base.
+        active: the adapter.
+        regional: whether it is to be confined to regions.
+
+    Raises:
+        TaraError: when it does not fit the base.
+    """
+    active = with_changes(base, active)
+    check_fits(base, active)
+    check_strength(base, active)
+    load_embeddings(base, active)
+    return cut_for_regions(active) if regional and active.adapter.card.method else active
 
 
 @torch.no_grad()
@@ -143,3 +166,48 @@ def check_fits(base: Base, active: ActiveAdapter) -> None:
                 f"{active.name} changes a layer '{path}' of {low_rank.d_in} x {low_rank.d_out}, which this base does "
                 "not have. Use the base that it was trained on, or train it again on this one."
             )
+
+
+def strengths(base: Base, layers: Mapping[str, LowRank]) -> dict[str, float]:
+    """The norm of each delta divided by that of the weight that it changes (Frobenius), by layer."""
+    return {path: low_rank.norm() / max(base.weight_norm(path), 1e-12) for path, low_rank in layers.items()}
+
+
+def check_strength(base: Base, active: ActiveAdapter) -> None:
+    """Warn (TaraWarning) of an adapter whose weight leaves nothing of the base."""
+    ratios = strengths(base, active.adapter.layers)
+    layer = max(ratios, key=ratios.__getitem__, default=None)
+    if layer is None or abs(active.weight) * ratios[layer] <= LARGEST_RATIO:
+        return
+    most = LARGEST_RATIO / ratios[layer]
+    digit = 10 ** math.floor(math.log10(most))
+    warn(
+        f"{active.name} at weight {active.weight:g} changes '{layer}' by {abs(active.weight) * ratios[layer]:.2g} "
+        f"times the norm of its weight, which turns images into noise. Give an adapter weight below "
+        f"{math.floor(most / digit) * digit:g}."
+    )
+
+
+def load_embeddings(base: Base, active: ActiveAdapter) -> None:
+    """Give the pipeline's text encoders an adapter's own words; they stay until ``pipe.unload_textual_inversion()``.
+
+    Raises:
+        TaraError: when the base lacks an encoder, its width differs, or a word means something else there already.
+    """
+    for word, vectors in active.adapter.embeddings.items():
+        for name, embedding in vectors.items():
+            encoder = getattr(base.pipe, name, None)
+            tokenizer: Any = getattr(base.pipe, name.replace("text_encoder", "tokenizer"), None)
+            if encoder is None or encoder.get_input_embeddings().weight.shape[1] != embedding.shape[1]:
+                raise TaraError(
+                    f"{active.name} brings an embedding of '{word}' for '{name}', {embedding.shape[1]} wide, which "
+                    "this base does not have. Use the base that it was trained on."
+                )
+            token = tokenizer.get_added_vocab().get(word)
+            if token is None:
+                base.pipe.load_textual_inversion(embedding, token=word, text_encoder=encoder, tokenizer=tokenizer)
+            elif not torch.equal(encoder.get_input_embeddings().weight[token].cpu(), embedding[0].to(encoder.dtype)):
+                raise TaraError(
+                    f"{active.name} brings an embedding of '{word}', and the pipeline has another one of that word. "
+                    "Call pipe.unload_textual_inversion() first."
+                )

@@ -5,21 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.loading import device_named, load_base
 from tara.families.settings import ExecutionSettings, Precision, Prediction
-from tara.inference.active_adapter import ActiveAdapters, AdapterLists
+from tara.inference.batch import PreparedBatch, PromptRow, applied, prepared_batch, prompt_rows
 from tara.inference.confining import ImageRegions
-from tara.inference.execution import compiler_failures, execute, offload
-from tara.inference.prepare import EncodingCache, PreparedBatch, applied, prepared_batch
-from tara.inference.request import GenerationRequest
-from tara.inference.rows import PromptRow, adapters_per_prompt, prompt_rows
+from tara.inference.request import AdapterLists, GenerationRequest, requests_for
 from tara.inference.settings import GenerationSettings
-from tara.inference.task import task_pipeline
+from tara.inference.stock_pipeline import call, compiler_failures, execute, task_pipeline
+from tara.inference.text_kv import TextEncoder
 from tara.storage.validation import build, takes
 
 BATCH_SIZE = 4
@@ -35,14 +32,6 @@ class GeneratedImage:
     request: GenerationRequest
     regions: ImageRegions | None = None
     """Where each adapter acted, for composers that confine adapters to regions."""
-
-    @property
-    def prompt(self) -> str:
-        return self.request.prompt
-
-    @property
-    def adapters(self) -> ActiveAdapters:
-        return self.request.adapters
 
 
 @dataclass(frozen=True)
@@ -91,11 +80,11 @@ class Pipeline:
         **execution: bool,
     ) -> None:
         self._execution = build(ExecutionSettings, execution)
-        place = None
+        moved_to = None
         if isinstance(base, Base):
             self.base = base
         elif isinstance(base, (str, Path)):
-            place = device_named(device)
+            moved_to = device_named(device)
             self.base = load_base(
                 base,
                 # parts that wait in CPU memory need not all have been on the GPU at once
@@ -113,8 +102,8 @@ class Pipeline:
             )
         else:
             self.base = Base(base)
-        execute(self.base, self._execution, place or self.base.device)
-        self._texts: EncodingCache = {}
+        execute(self.base, self._execution, moved_to or self.base.device)
+        self._encoder = TextEncoder(self.base)
 
     @takes(GenerationSettings)
     def __call__(
@@ -155,14 +144,7 @@ class Pipeline:
         Raises:
             TaraError: for unknown or impossible settings, and when an adapter does not fit the base or the prompt.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise TaraError("There is no prompt. Give at least one.")
-        chosen, seeds = build(GenerationSettings, settings), (seeds,) if isinstance(seeds, int) else tuple(seeds)
-        requests = [
-            GenerationRequest(prompt=text, adapters=own, seeds=seeds, settings=chosen)
-            for text, own in zip(prompts, adapters_per_prompt(adapters, len(prompts)), strict=True)
-        ]
+        requests = requests_for(prompt, adapters, build(GenerationSettings, settings), seeds)
         return self.generate(requests, batch_size=batch_size, on_step=on_step)
 
     def generate(
@@ -181,62 +163,33 @@ class Pipeline:
         if settings.guidance_scale is None:
             settings = settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})
         assert all(one.settings == requests[0].settings for one in requests), "one settings model for all requests"
-        rows = prompt_rows(
-            self.base,
-            [one.prompt for one in requests],
-            [one.adapters for one in requests],
-            settings.negative_prompt,
-            settings.composer_for,
-            settings.region,
-        )
+        rows = prompt_rows(self.base, requests)
         jobs = [(request, row, seed) for request, row in zip(requests, rows, strict=True) for seed in request.seeds]
         self.base.onload()  # training may have moved parts away
         pipe, arguments = task_pipeline(self.base, settings)
         if self._execution.offload:  # the pipeline that generates gives its parts back after each call
-            offload(pipe, self.base.device)
+            pipe.enable_model_cpu_offload(device=self.base.device)
         done = 0
-        ready: tuple[list[PromptRow], PreparedBatch] | None = None
+        ready: PreparedBatch | None = None
         for numbers in _batches([row for _, row, _ in jobs], batch_size):
             batch = [jobs[number] for number in numbers]
             batch_rows = [row for _, row, _ in batch]
-            if ready is None or ready[0] != batch_rows:  # once per prompt, not once per batch
-                ready = batch_rows, prepared_batch(self.base, pipe, batch_rows, settings, cache=self._texts)
+            if ready is None or ready.rows != batch_rows:  # once per prompt, not once per batch
+                ready = prepared_batch(self._encoder, pipe, batch_rows, settings)
 
             def report(step: int, steps: int, done: int = done, size: int = len(batch)) -> None:
                 if on_step is not None:
                     on_step(DenoisingStep(step, steps, done, size, len(jobs)))
 
-            with applied(self.base, ready[1]), compiler_failures():
+            with applied(self.base, ready), compiler_failures():
                 seeds = [seed for *_, seed in batch]
-                images = _call(pipe, settings, seeds, report, **{**ready[1].arguments, **arguments})
+                images = call(pipe, settings, seeds, report, **ready.arguments, **arguments)
             done += len(batch)
-            state = ready[1].evaluations[0].regions
+            state = ready.evaluations[0].regions
             # all before the next batch, which may have the same state
             regions = [state.regions_of(row) if state else None for row in range(len(batch))]
             for number, (request, _, seed), image, of_image in zip(numbers, batch, images, regions, strict=True):
                 yield GeneratedImage(number, seed, image, request, of_image)
-
-
-def _call(
-    pipe: Any, settings: GenerationSettings, seeds: Sequence[int], on_step: Callable[[int, int], None], **arguments: Any
-) -> list[Image.Image]:
-    """One call of a stock pipeline; ``on_step`` gets the number of finished steps and of all."""
-    finished = 0
-
-    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        nonlocal finished
-        finished += 1  # second-order schedulers take more steps than they were asked for
-        on_step(finished, max(int(pipe.num_timesteps), finished))
-        return tensors
-
-    output = pipe(
-        **arguments,
-        num_inference_steps=settings.steps,
-        # noise is made on the CPU, so that a seed means the same noise on every device
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        callback_on_step_end=after_step,
-    )
-    return list(output.images)
 
 
 def _batches(rows: Sequence[PromptRow], size: int) -> Iterator[list[int]]:

@@ -1,6 +1,5 @@
 """All settings of a generation, defined once for Python and the command line."""
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -9,13 +8,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator, model_validator
 
 from tara.adapters.card import Context
-from tara.errors import TaraError, nearest
+from tara.errors import nearest
 from tara.inference.composers import COMPOSERS, Composer, composer_named, default_composer
 
 if TYPE_CHECKING:
     from tara.inference.active_adapter import ActiveAdapters
-
-ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule that ends in nothing but noise
 
 SchedulerName = Literal["ddim", "ddpm", "dpm", "euler", "euler_a", "heun", "lcm", "pndm", "unipc"]
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -123,26 +120,3 @@ class GenerationSettings(BaseModel):
         if self.composer is None:
             return COMPOSERS["regions"] if self.region else default_composer(adapters)
         return composer_named(self.composer)
-
-
-def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
-    """A scheduler by its name in `SCHEDULERS`, with a base's noise schedule and prediction type.
-
-    Raises:
-        TaraError: for one that does not know all of the base's noise schedule, which diffusers would leave out, and
-            for one that takes fewer steps.
-    """
-    import diffusers
-
-    kind, options = SCHEDULERS[name]
-    scheduler = getattr(diffusers, kind)
-    if config.get(ZERO_SNR) and ZERO_SNR not in inspect.signature(scheduler.__init__).parameters:
-        raise TaraError(
-            f"The scheduler '{name}' cannot start from pure noise, as this base does. Choose another one, such as "
-            "ddim or dpm."
-        )
-    made = scheduler.from_config(config, **options)
-    most = int(made.config.get("original_inference_steps") or made.config.num_train_timesteps)
-    if steps > most:
-        raise TaraError(f"steps is {steps}, but '{name}' takes at most {most}. 4 to 8 are usual.")
-    return made

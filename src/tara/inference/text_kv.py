@@ -1,9 +1,7 @@
-"""Computes the text's keys and values from prompts and adapters, once for all denoising steps."""
+"""Encodes prompts and computes the text's keys and values with adapters, once for all denoising steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,21 +15,42 @@ from tara.families.processors import TextConditioning
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import Binding
+from tara.inference.capacity import ByteBoundedCache
 from tara.inference.fusing import fused_text
 
+CACHE_BYTES = 64 * 2**20  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
 
-class Encode(Protocol):
-    """Encodes a text with the text-encoder deltas of some adapters."""
 
-    def __call__(self, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
+class TextEncoder:
+    """Encodes texts on one base, with the text-encoder deltas of adapters; what was encoded last is kept.
+
+    Args:
+        base: the base, whose weights are changed while a text is encoded.
+        cache_bytes: memory for encoded texts; the least recently used go first.
+    """
+
+    def __init__(self, base: Base, cache_bytes: int = CACHE_BYTES) -> None:
+        self.base = base
+        self._encoded = ByteBoundedCache[Hashable, TextEncoding](cache_bytes, lambda encoding: encoding.nbytes)
+
+    def encode(self, text: str, clip_skip: int | None, adapters: Iterable[ActiveAdapter]) -> TextEncoding:
         """One row; ``clip_skip`` as in `Base.encode`."""
-        ...
+        return self._cached((text, clip_skip), adapters, lambda: self.base.encode([text], clip_skip))
 
+    def encode_negative(self, text: str | None, adapters: Iterable[ActiveAdapter]) -> TextEncoding:
+        """One unconditional or negative row, see `Base.encode_negative`."""
+        return self._cached(text, adapters, lambda: self.base.encode_negative(text))
 
-def encode_with(base: Base, text: str, clip_skip: int | None, adapters: Sequence[ActiveAdapter]) -> TextEncoding:
-    """One text as the base's encoders read it with the adapters' text-encoder deltas."""
-    with fused_text(base, adapters):
-        return base.encode([text], clip_skip)
+    def _cached(
+        self, what: Hashable, adapters: Iterable[ActiveAdapter], encode: Callable[[], TextEncoding]
+    ) -> TextEncoding:
+        own = [active for active in adapters if active.adapter.text_layers and active.weight]
+        # adapters themselves, not their ids: an id may be given to another one as soon as the first is gone
+        key = what, tuple((active.adapter, active.weight) for active in own)
+        if key not in self._encoded:
+            with fused_text(self.base, own):
+                self._encoded[key] = encode()
+        return self._encoded[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +68,10 @@ class MaskedInput:
 
 
 def text_kv(
-    base: Base,
+    encoder: TextEncoder,
     encoding: TextEncoding,
     bindings: Sequence[Sequence[Binding]],
     context: Context | None = None,
-    encode: Encode | None = None,
     clip_skip: int | None = None,
 ) -> TextConditioning:
     """Keys and values of every text layer for a batch of prompts.
@@ -63,19 +81,18 @@ def text_kv(
     word's rows of X from the prompt as its own text encoder encodes it; nobody else's change.
 
     Args:
-        base: the base.
+        encoder: of the base; encodes prompts and training phrases for adapters with text-encoder deltas.
         encoding: (rows, tokens, d), in the order of the network's batch.
         bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
         context: where X_c is taken from, see `tara.adapters.card.Context`; each card's own choice if None.
-        encode: encodes prompts and training phrases for an adapter; `encode_with` if None.
         clip_skip: how the prompts of ``encoding`` were encoded; training phrases never skip.
 
     Raises:
         TaraError: when a card's training phrase lacks its rare word.
     """
     assert len(bindings) == encoding.rows, "one list of bindings per row"
-    reader = _Reader(encoding, context, encode or partial(encode_with, base), clip_skip)
-    masked = reader.masked_inputs(bindings)
+    base = encoder.base
+    masked = _Reader(encoder, encoding, context, clip_skip).masked_inputs(bindings)
     return TextConditioning(
         {layer: _keys_values(base, layer, encoding.embeddings, masked) for layer in base.text_layers}
     )
@@ -110,9 +127,9 @@ Entries = Sequence[tuple[int, Binding]]
 class _Reader:
     """Where adapters read the embeddings of their words; arguments as of `text_kv`."""
 
+    encoder: TextEncoder
     encoding: TextEncoding
     context: Context | None
-    encode: Encode
     clip_skip: int | None
 
     def masked_inputs(self, bindings: Sequence[Sequence[Binding]]) -> list[MaskedInput]:
@@ -127,8 +144,8 @@ class _Reader:
     def _masked(self, entries: Entries) -> MaskedInput:
         active, everywhere = entries[0][1].active, entries[0][1].everywhere
         x = self.encoding.embeddings
-        places = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
-        rows, tokens = torch.tensor(places, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
+        at = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
+        rows, tokens = torch.tensor(at, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
         positions = rows * x.shape[1] + tokens
         # a plain LoRA's encoder has made all of the encoding
         own = None if everywhere or not active.adapter.text_layers else self._encoded(entries).to(x)
@@ -145,14 +162,14 @@ class _Reader:
         parts: list[Tensor] = []
         for row, binding in entries:
             prompt = self.encoding.tokenized[row]
-            embeddings = self.encode(prompt.text, self.clip_skip, (binding.active,)).embeddings[0]
+            embeddings = self.encoder.encode(prompt.text, self.clip_skip, (binding.active,)).embeddings[0]
             parts.append(embeddings[[position for word in binding.occurrences for position in word]])
         return torch.cat(parts)
 
     def _in_phrase(self, active: ActiveAdapter) -> Tensor:
         """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
         card = active.adapter.card
-        encoding = self.encode(card.phrase, None, (active,))
+        encoding = self.encoder.encode(card.phrase, None, (active,))
         tokenized = encoding.tokenized[0]
         spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
         if not spans:
@@ -168,4 +185,4 @@ def _match(wanted: int, given: int) -> list[int]:
 
     Aligned at the end, where a causal text encoder has read the whole word; the first piece is repeated.
     """
-    return [max(0, given - wanted + place) for place in range(wanted)]
+    return [max(0, given - wanted + position) for position in range(wanted)]

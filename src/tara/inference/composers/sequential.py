@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tara.families.base import Base
     from tara.inference.active_adapter import ActiveAdapters
-    from tara.inference.prepare import Conditioned
+    from tara.inference.batch import Conditioned
 
 
 def switch_every(steps: int) -> Composer:

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from tara.errors import TaraError, warn
-from tara.inference.strength import LARGEST_RATIO, strengths
+from tara.inference.fusing import LARGEST_RATIO, strengths
 from tara.storage.lock import folder_lock
 from tara.training.loop import NaNError, StepRecord, Training
 from tara.training.run.folder import RunFolder

@@ -1,0 +1,250 @@
+"""A batch of prompts and their adapters, made ready for a call of a stock pipeline."""
+
+import inspect
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.processors import CONDITIONING_KEY, TextConditioning
+from tara.families.text import TextEncoding
+from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters
+from tara.inference.binding import Binding, bind, bind_everywhere, class_tokens, warn_if_cut
+from tara.inference.composers import Composer
+from tara.inference.composers.sequential import evaluated
+from tara.inference.confining import Concept, ConfinedAdapters, confined
+from tara.inference.fusing import fitted, fused, global_part
+from tara.inference.request import GenerationRequest, RegionMasks, parse_regions
+from tara.inference.settings import GenerationSettings
+from tara.inference.stock_pipeline import stock_guidance
+from tara.inference.text_kv import TextEncoder, text_kv
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRow:
+    """One prompt of a batch, as its composer arranges it: what is encoded of it, and the adapters that act."""
+
+    text: str
+    negative: str | None
+    acting: ActiveAdapters
+    composer: Composer
+    masks: RegionMasks
+
+    @property
+    def confined(self) -> ActiveAdapters:
+        """The adapters that act in their own regions only: with such a composer all but the styles."""
+        return tuple(active for active in self.acting if self.composer.regional and not self._is_everywhere(active))
+
+    def _is_everywhere(self, active: ActiveAdapter) -> bool:
+        return self.masks[active.rare_word] is None if active.rare_word in self.masks else active.is_style
+
+    @property
+    def everywhere(self) -> ActiveAdapters:
+        """The adapters that act on the whole image."""
+        return tuple(active for active in self.acting if active not in self.confined)
+
+    @property
+    def batch_key(self) -> tuple[Any, ...]:
+        """What rows must share for one batch: the composer, and the global parts, which are fused into the weights."""
+        parts = [(id(active.adapter), active.global_strength) for active in self.everywhere if active.global_strength]
+        # with one evaluation for each adapter, their number and order count too
+        return id(self.composer), *((len(self.acting), *parts) if self.composer.turns else sorted(parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """What one network evaluation of a batch uses.
+
+    ``encoding`` has the rows of the network's batch; ``adapters`` are those whose global parts are in the weights.
+    """
+
+    arguments: dict[str, Any]
+    conditioning: TextConditioning
+    encoding: TextEncoding
+    adapters: ActiveAdapters
+    regions: ConfinedAdapters | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """A batch that is ready for its pipeline call; several evaluations only for sequential composers."""
+
+    rows: Sequence[PromptRow]
+    arguments: dict[str, Any]
+    evaluations: tuple[Conditioned, ...]
+
+
+def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[PromptRow]:
+    """One row for each request, its adapters checked against the base and arranged by the composer.
+
+    Raises:
+        TaraError: for an adapter that does not fit the base, the composer or the prompt, or an impossible region.
+    """
+    rare_words = {active.rare_word for one in requests for active in one.adapters}
+    masks = parse_regions(requests[0].settings.region, rare_words)
+    ready: dict[tuple[ActiveAdapter, Composer], ActiveAdapter] = {}
+    # prompts with the same adapters share their merge, and so a batch
+    acting: dict[ActiveAdapters, ActiveAdapters] = {}
+    rows: list[PromptRow] = []
+    for request in requests:
+        composer = request.settings.composer_for(request.adapters)
+        for active in request.adapters:
+            if (active, composer) not in ready:
+                ready[active, composer] = fitted(base, active, regional=composer.regional)
+        own = tuple(ready[active, composer] for active in request.adapters)
+        if own not in acting:
+            acting[own] = composer.adapters(own)
+            _check_maskable(acting[own] if composer.masked else ())
+        text = composer.prompt(request.prompt, own)
+        rows.append(PromptRow(text, request.settings.negative_prompt, acting[own], composer, masks))
+    return rows
+
+
+def prepared_batch(
+    encoder: TextEncoder,
+    pipe: Any,
+    rows: Sequence[PromptRow],
+    settings: GenerationSettings,
+    copies: int = 1,
+) -> PreparedBatch:
+    """Rows of one batch made ready for a call of ``pipe``, which shares its parts with the base's pipeline.
+
+    Args:
+        encoder: of the base.
+        pipe: what will be called.
+        rows: of one `PromptRow.batch_key`.
+        settings: guidance_scale, clip_skip and context are used.
+        copies: ``num_images_per_prompt`` of the call.
+
+    Raises:
+        TaraError: for a pipeline that takes no adapters, and when an adapter does not fit the prompt.
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    if "cross_attention_kwargs" not in parameters:
+        raise TaraError(
+            f"A {type(pipe).__name__} call takes no cross_attention_kwargs. Use a stock text-to-image, "
+            "image-to-image, inpainting or ControlNet pipeline."
+        )
+    guidance = stock_guidance(pipe) if settings.guidance_scale is None else settings.guidance_scale
+    guided = encoder.base.family.is_guided(pipe, guidance)
+    _warn_of_lost_text(encoder.base, rows, guided)
+    batch = _Batch(encoder=encoder, settings=settings, copies=copies, guided=guided)
+    count = len(rows[0].acting) if rows[0].composer.turns else 1
+    # with several evaluations, each has one adapter
+    parts = [[replace(row, acting=(row.acting[n],)) for row in rows] for n in range(count)] if count > 1 else [rows]
+    evaluations = tuple(map(batch.conditioned, parts))
+    arguments = {
+        **evaluations[0].arguments,
+        "guidance_scale": guidance,
+        "num_images_per_prompt": copies,
+        "cross_attention_kwargs": {CONDITIONING_KEY: evaluations[0].conditioning},
+    }
+    return PreparedBatch(rows, arguments, evaluations)
+
+
+@contextmanager
+def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
+    """The base as a batch's pipeline calls need it, for a ``with`` block: processors in, global parts fused."""
+    before = base.processors.installed
+    base.processors.install()
+    first, turns = batch.evaluations[0], batch.rows[0].composer.turns
+    try:
+        if turns is not None and len(batch.evaluations) > 1:
+            with evaluated(base, batch.evaluations, turns):
+                yield
+        else:  # with one evaluation the global parts are fused once, not at every step
+            with fused(base, global_part(first.adapters)), confined(base, first.regions):
+                yield
+    finally:
+        if not before:
+            base.processors.release()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    """How the rows of one batch are encoded."""
+
+    encoder: TextEncoder
+    settings: GenerationSettings
+    copies: int
+    guided: bool
+
+    def conditioned(self, rows: Sequence[PromptRow]) -> Conditioned:
+        """The embeddings of the pipeline call, and what the network evaluation uses."""
+        rows = [row for row in rows for _ in range(self.copies)]
+        in_call = ([self._of_row(row, negative=True) for row in rows] if self.guided else []) + [
+            self._of_row(row, negative=False) for row in rows
+        ]
+        concepts = [self._concepts(row) for row in rows]
+        regions = ConfinedAdapters(self.encoder.base, concepts, self.guided) if any(concepts) else None
+        in_regions = [
+            self._of_row(row, negative=negative, confined=active)
+            for negative in ((True, False) if self.guided else (False,))
+            for row in rows
+            for active in row.confined
+        ]
+        encoding = TextEncoding.join([text for text, _ in in_call])
+        conditioning = text_kv(
+            self.encoder,
+            TextEncoding.join([text for text, _ in in_call + in_regions]),
+            [bindings for _, bindings in in_call + in_regions],
+            self.settings.context,
+            self.settings.clip_skip,
+        )
+        once = range(0, len(rows), self.copies)  # the pipeline call makes the copies
+        arguments = _embeddings(encoding.take([len(in_call) - len(rows) + row for row in once]), "")
+        if self.guided:
+            arguments |= _embeddings(encoding.take(once), "negative_")
+        return Conditioned(arguments, replace(conditioning, regions=regions), encoding, rows[0].everywhere, regions)
+
+    def _of_row(
+        self, row: PromptRow, *, negative: bool, confined: ActiveAdapter | None = None
+    ) -> tuple[TextEncoding, list[Binding]]:
+        """A row's text with adapters where they act on it: those of the whole image, and one in its own region."""
+        acting = row.everywhere if confined is None else (*row.everywhere, confined)
+        composer = row.composer
+        masked = [one for one in acting if composer.masked or (composer.regional and one.adapter.learned_masked)]
+        # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
+        plain = tuple(active for active in acting if active not in masked)
+        if negative:
+            encoding = self.encoder.encode_negative(row.negative, plain)
+        else:
+            encoding = self.encoder.encode(row.text, self.settings.clip_skip, plain)
+        bindings = bind_everywhere(encoding.tokenized[0], plain)
+        if masked and not negative:
+            bindings += [one for one in bind(encoding.tokenized[0], row.acting) if one.active in masked]
+        return encoding, bindings
+
+    def _concepts(self, row: PromptRow) -> list[Concept]:
+        """What is confined, and the tokens by which its region is found."""
+        tokens = self.encoder.base.tokenize(row.text)
+        bindings = bind(tokens, row.acting) if row.confined else []
+        return [
+            Concept(one.active, () if mask is not None else class_tokens(tokens, one), mask)
+            for one in bindings
+            if one.active in row.confined
+            for mask in (row.masks.get(one.active.rare_word),)
+        ]
+
+
+def _embeddings(encoding: TextEncoding, prefix: str) -> dict[str, Any]:
+    pooled = {} if encoding.pooled is None else {f"{prefix}pooled_prompt_embeds": encoding.pooled}
+    return {f"{prefix}prompt_embeds": encoding.embeddings, **pooled}
+
+
+def _warn_of_lost_text(base: Base, rows: Sequence[PromptRow], guided: bool) -> None:
+    for text in dict.fromkeys(row.text for row in rows):
+        warn_if_cut(base.tokenize(text))
+    for text in dict.fromkeys(row.negative or "" for row in rows) if guided else ():
+        warn_if_cut(base.tokenize(text), "negative prompt")
+
+
+def _check_maskable(adapters: Iterable[ActiveAdapter]) -> None:
+    for active in adapters:
+        if method := active.adapter.card.method:
+            raise TaraError(
+                f"{active.name} holds {method}, which acts as a whole and cannot be masked by its word. Use "
+                "--composer sum or regions."
+            )
