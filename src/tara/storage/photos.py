@@ -44,19 +44,19 @@ def read_examples(
             a photo, a photo without its mask when there is a folder of them.
     """
     folders = photo_folders(folder)
-    if not any(one.photos for one in folders):
+    if not any(listed.photos for listed in folders):
         raise TaraError(f"The folder {folder} has no photos.{_nearby(folder)}")
-    if sentence := ignored_sentence(folder, [path for one in folders for path in one.ignored]):
+    if sentence := ignored_sentence(folder, [path for listed in folders for path in listed.ignored]):
         warn(sentence)
-    photos = [photo for one in folders for photo in one.photos]
+    photos = [photo for listed in folders for photo in listed.photos]
     mask_files = _mask_files(masks, photos) if masked and masks is not None else {}
     examples: list[Example] = []
-    for one in folders:
-        _refuse_orphans(one.captions, one.photos, "describes")
-        table = _caption_table(one.path, [photo.name for photo in one.photos])
-        for photo in one.photos:
-            own = next((file for end in CAPTIONS if (file := photo.with_suffix(end)) in one.captions), None)
-            caption = table.get(photo.name) if own is None else _caption(own)
+    for listed in folders:
+        _refuse_orphans(listed.captions, listed.photos, "describes")
+        table = _caption_table(listed.path, [photo.name for photo in listed.photos])
+        for photo in listed.photos:
+            beside = next((file for end in CAPTIONS if (file := photo.with_suffix(end)) in listed.captions), None)
+            caption = table.get(photo.name) if beside is None else _caption(beside)
             image = read_image_with_alpha(photo)
             examples.append(
                 Example(
@@ -64,7 +64,7 @@ def read_examples(
                     image=on_white(image),
                     captions=(caption,) if caption else tuple(templates),
                     mask=_mask(photo, image, masks, mask_files) if masked else None,
-                    repeats=one.repeats,
+                    repeats=listed.repeats,
                 )
             )
     return examples
@@ -78,7 +78,7 @@ def _nearby(folder: Path) -> str:
 
 
 def _mask_files(folder: Path, photos: Iterable[Path]) -> dict[str, Path]:
-    files = [path for one in photo_folders(folder, "the photos' masks") for path in one.photos]
+    files = [path for listed in photo_folders(folder, "the photos' masks") for path in listed.photos]
     _refuse_orphans(files, photos, "is the mask of")
     return {path.stem: path for path in files}
 
@@ -94,10 +94,10 @@ def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[s
     """A photo's mask: its file in the folder of masks, or what is opaque of it."""
     if photo.stem in files:
         return _read_mask(files[photo.stem], image.size)
-    own = opacity(image)
-    if own is None and folder is not None:
+    opaque = opacity(image)
+    if opaque is None and folder is not None:
         raise TaraError(f"{photo} has no mask. Put {photo.stem}.png into {folder}, white where the subject is.")
-    return own
+    return opaque
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:

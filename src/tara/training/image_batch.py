@@ -64,6 +64,7 @@ class ImageBatch:
 class _Row(NamedTuple):
     """What was chosen for one row."""
 
+    caption: Caption
     latents: Latents
     variant: int
     timestep: Tensor
@@ -113,7 +114,6 @@ def image_batch(
     sources: Sequence[Sequence[ImageSource]], schedule: NoiseSchedule, settings: TrainSettings, call: int
 ) -> ImageBatch:
     """Choose and noise the images of a call; each source's rows are a function of (seed, source, call) alone."""
-    captions: list[Caption] = []
     rows: list[_Row] = []
     for source in (source for of_concept in sources for source in of_concept):
         chosen = step_randomness(
@@ -125,23 +125,27 @@ def image_batch(
             variants=source.latents[0].variants,
             timesteps=schedule.timesteps,
         )
-        latents = [source.latents[photo] for photo in chosen.photos]
-        parts = latents, chosen.variants, chosen.timesteps, chosen.posterior_noise, chosen.noise
-        rows += [_Row(*row) for row in zip(*parts, strict=True)]
-        for photo, chance in zip(chosen.photos, chosen.captions, strict=True):
-            own = source.captions[photo]
-            captions.append(own[int(chance * len(own))])
-    shapes = [row.latents.shape for row in rows]
-    groups = [[number for number, own in enumerate(shapes) if own == shape] for shape in dict.fromkeys(shapes)]
-    noised = tuple(
-        _noised(numbers, [rows[number] for number in numbers], schedule, settings.snr_gamma) for numbers in groups
-    )
-    return ImageBatch(captions=tuple(captions), groups=noised)
+        captions = [source.captions[photo] for photo in chosen.photos]
+        columns = (
+            [texts[int(chance * len(texts))] for texts, chance in zip(captions, chosen.captions, strict=True)],
+            [source.latents[photo] for photo in chosen.photos],
+            chosen.variants,
+            chosen.timesteps,
+            chosen.posterior_noise,
+            chosen.noise,
+        )
+        rows += [_Row(*row) for row in zip(*columns, strict=True)]
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        by_shape.setdefault(row.latents.shape, []).append(number)
+    groups = tuple(_noised(numbers, rows, schedule, settings.snr_gamma) for numbers in by_shape.values())
+    return ImageBatch(captions=tuple(row.caption for row in rows), groups=groups)
 
 
 def _noised(
-    numbers: Sequence[int], rows: Sequence[_Row], schedule: NoiseSchedule, snr_gamma: float | None
+    numbers: Sequence[int], all_rows: Sequence[_Row], schedule: NoiseSchedule, snr_gamma: float | None
 ) -> SameShapeRows:
+    rows = [all_rows[number] for number in numbers]
     mean = torch.stack([row.latents.mean[row.variant] for row in rows])
     deviation = torch.stack([row.latents.deviation[row.variant] for row in rows])
     noise = torch.stack([row.noise for row in rows]).to(mean)

@@ -52,8 +52,8 @@ def cache_latents(base: Base, example: Example, settings: TrainSettings) -> Late
     variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if settings.flip else (False,))]
     # one image at a time: memory stays small, and no photo's numbers depend on how many variants there are
     encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
-    kept = torch.promote_types(base.dtype, torch.float32)
-    mean, deviation = (torch.cat(parts).to(base.device, kept) for parts in zip(*encoded, strict=True))
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    mean, deviation = (torch.cat(parts).to(base.device, dtype) for parts in zip(*encoded, strict=True))
     sizes = [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants]
     if settings.size_conditioning == "resolution":  # every image counts as a whole photo, as in the published code
         sizes = [(resolution, resolution, 0, 0, resolution, resolution)] * len(variants)
@@ -61,7 +61,7 @@ def cache_latents(base: Base, example: Example, settings: TrainSettings) -> Late
     if example.mask is not None:
         latent = (target[0] // base.vae_scale, target[1] // base.vae_scale)
         masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
-        focus = subject_weights(masks.to(base.device, kept), settings.background_weight)
+        focus = subject_weights(masks.to(base.device, dtype), settings.background_weight)
     return Latents(mean, deviation, torch.tensor(sizes, device=base.device), focus)
 
 

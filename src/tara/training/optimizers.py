@@ -97,8 +97,8 @@ class ConceptOptimizers:
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Take up a state that `state` gave."""
         for index, (optimizer, saved) in enumerate(zip(self._optimizers, plain["concepts"], strict=True)):
-            own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{index}.")}
-            state, group = saved["state"] | own, saved["group"] | {"params": [0]}
+            moments = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{index}.")}
+            state, group = saved["state"] | moments, saved["group"] | {"params": [0]}
             optimizer.load_state_dict({"state": {0: state} if state else {}, "param_groups": [group]})
         self.loss_scales, self._good_steps = map(list, zip(*plain["loss_scales"], strict=True))
 

@@ -218,10 +218,10 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
 
     def with_defaults(self, defaults: Defaults) -> TrainSettings:
         """The settings with a base's own defaults where the user has given nothing."""
-        own = {name: getattr(defaults, name) for name in BASE_DEFAULTS if name not in self.model_fields_set}
+        missing = {name: getattr(defaults, name) for name in BASE_DEFAULTS if name not in self.model_fields_set}
         if self.optimizer == "prodigy":  # which finds its own
-            own.pop("learning_rate", None)
-        return self.model_copy(update=own)
+            missing.pop("learning_rate", None)
+        return self.model_copy(update=missing)
 
     @property
     def scale(self) -> float:
@@ -269,11 +269,11 @@ def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [file_name(concept.label) for concept in concepts]
 
 
-def concept_settings(where: str = "", **values: Any) -> ConceptSettings:
+def concept_settings(**values: Any) -> ConceptSettings:
     """One concept's settings from keyword arguments; raises TaraError with one sentence about a wrong value."""
-    return build(ConceptSettings, values, where)
+    return build(ConceptSettings, values)
 
 
-def train_settings(where: str = "", **values: Any) -> TrainSettings:
+def train_settings(**values: Any) -> TrainSettings:
     """A run's settings from keyword arguments; raises TaraError with one sentence about a wrong value."""
-    return build(TrainSettings, values, where)
+    return build(TrainSettings, values)

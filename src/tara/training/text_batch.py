@@ -133,8 +133,8 @@ def _masked(
         positions[row // per_concept] += [row * tokens + position for position in caption.rare_positions]
     longest = max(map(len, positions))
     # padding: zeros are added to the concept's own first token, so they change nothing, and nobody else's rows
-    padded = [own + [concept * per_concept * tokens] * (longest - len(own)) for concept, own in enumerate(positions)]
-    counted = [[1.0] * len(own) + [0.0] * (longest - len(own)) for own in positions]
+    padded = [used + [concept * per_concept * tokens] * (longest - len(used)) for concept, used in enumerate(positions)]
+    counted = [[1.0] * len(used) + [0.0] * (longest - len(used)) for used in positions]
     index = torch.tensor(padded, device=embeddings.device)
     inputs = embeddings.flatten(0, 1)[index] * embeddings.new_tensor(counted)[:, :, None]
     return inputs, index.flatten()
@@ -150,7 +150,7 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
             for name, part in zip(base.kv_names, frozen, strict=True)
         )
         kv[layer] = keys, values
-    rows_per_concept = len(text.captions) // weights.concepts
+    rows_per_concept = len(text.captions) // len(weights.flat)
     return TextConditioning(kv, {path: per_row(delta, rows_per_concept) for path, delta in deltas.items()} or None)
 
 

@@ -40,20 +40,16 @@ class ConceptWeights:
         down: list[Tensor] = []
         rows: list[Tensor] = []
         for generator in generators:
-            made = [
+            layers = [
                 new_low_rank(*size, rank=rank, weights=initial_weights, generator=generator, dtype=dtype)
                 for size in self._shapes.values()
             ]
-            down.append(torch.cat([layer.a.flatten() for layer in made]))
-            factors = [layer.b if freeze_down else torch.cat([layer.a.flatten(), layer.b.flatten()]) for layer in made]
+            down.append(torch.cat([layer.a.flatten() for layer in layers]))
+            factors = [factor for layer in layers for factor in ((layer.b,) if freeze_down else (layer.a, layer.b))]
             rows.append(torch.cat([factor.flatten() for factor in factors]))
         # outside the leaf, where weight decay does not reach them
         self._frozen = torch.stack(down).to(device) if freeze_down else None
         self.flat: Float[Tensor, "concepts size"] = torch.stack(rows).to(device).requires_grad_()
-
-    @property
-    def concepts(self) -> int:
-        return self.flat.shape[0]
 
     def deltas(self, dtype: torch.dtype) -> dict[str, LowRank]:
         """Each layer's deltas of all concepts, cast to ``dtype``; gradients reach ``flat``."""

@@ -9,7 +9,7 @@ from tara.storage.file_names import file_name
 from tara.storage.files import atomic_write, check_writable
 from tara.storage.photo_folders import photo_folders
 from tara.training.loop import Training
-from tara.training.prompts import preview_prompt
+from tara.training.prompts import class_phrase, preview_prompt
 from tara.training.run.folder import RunFolder
 from tara.training.settings import Recipe, distinct_names
 
@@ -21,8 +21,8 @@ OnClassImage = Callable[[int, int], object]
 def lacks_previews(training: Training, folder: RunFolder) -> bool:
     """Whether a run that goes on has fewer previews of its last step than it should."""
     wanted = training.settings.preview_images
-    there = (folder.previews_of(name).get(training.step, []) for name in distinct_names(training.concepts))
-    return training.step > 0 and any(len(images) < wanted for images in there)
+    present = (folder.previews_of(name).get(training.step, []) for name in distinct_names(training.concepts))
+    return training.step > 0 and any(len(images) < wanted for images in present)
 
 
 def write_previews(training: Training, folder: RunFolder, carry_out_stop: Callable[[], None]) -> None:
@@ -38,9 +38,9 @@ def write_previews(training: Training, folder: RunFolder, carry_out_stop: Callab
             composer="tara" if settings.token_mask else "sum",
             on_step=lambda _: carry_out_stop(),
         )
-        for one in generated:
-            target = folder.preview(training.step, name, one.index)
-            atomic_write(target, lambda path, image=one.image: image.save(path))
+        for preview in generated:
+            target = folder.preview(training.step, name, preview.index)
+            atomic_write(target, lambda path, image=preview.image: image.save(path))
 
 
 def class_folders(recipe: Recipe) -> dict[str, Path]:
@@ -54,25 +54,29 @@ def class_folders(recipe: Recipe) -> dict[str, Path]:
     return {class_word: root / file_name(class_word) for class_word in class_words}
 
 
-def generate_missing(prompt: str, folder: Path, count: int, base: Base, on_image: OnClassImage | None) -> None:
-    """Generate class images until the folder holds ``count``; each is a function of its number.
+def generate_class_images(recipe: Recipe, base: Base, on_image: OnClassImage | None) -> None:
+    """Generate class images until each folder of `class_folders` holds enough; each is a function of its number.
 
     Images of the user's own count too.
 
     Raises:
-        TaraError: when the folder cannot be written to or the disk is full.
+        TaraError: when a folder cannot be written to or the disk is full.
     """
-    check_writable(folder)
-    files = {number: folder / f"class-{number:04d}.png" for number in range(count)}
-    there = len(_images(folder))
-    missing = [number for number, file in files.items() if not file.exists()][: max(0, count - there)]
-    for made in Pipeline(base).stream(prompt, seeds=missing, steps=CLASS_STEPS) if missing else ():
-        atomic_write(files[made.seed], lambda path, image=made.image: image.save(path))
-        there += 1
-        if on_image is not None:
-            on_image(there, count)
+    folders, count = class_folders(recipe), recipe.settings.num_class_images
+    for concept in recipe.concepts if folders else ():
+        folder = folders[concept.class_word]
+        check_writable(folder)
+        files = {number: folder / f"class-{number:04d}.png" for number in range(count)}
+        present = len(_images(folder))
+        missing = [number for number, file in files.items() if not file.exists()][: max(0, count - present)]
+        prompt = class_phrase(concept, recipe.settings)
+        for generated in Pipeline(base).stream(prompt, seeds=missing, steps=CLASS_STEPS) if missing else ():
+            atomic_write(files[generated.seed], lambda path, image=generated.image: image.save(path))
+            present += 1
+            if on_image is not None:
+                on_image(present, count)
 
 
 def _images(folder: Path) -> list[Path]:
     # a hidden file, which is no photo, may be what a killed run has left half-written
-    return [path for one in photo_folders(folder) for path in one.photos] if folder.is_dir() else []
+    return [path for listed in photo_folders(folder) for path in listed.photos] if folder.is_dir() else []

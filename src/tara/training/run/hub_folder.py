@@ -26,7 +26,7 @@ TAGS = ("text-to-image", "diffusers", "lora", "tara", "template:sd-lora")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedConcept:
     """A trained concept in a repository: its adapter's file and card, and images of one prompt by file name."""
 
     name: str
@@ -53,7 +53,7 @@ def write_hub_folder(
         TaraError: when the folder cannot be written to.
     """
     published = [
-        Published(
+        PublishedConcept(
             name=name,
             concept=concept,
             card=adapter.card,
@@ -68,13 +68,13 @@ def write_hub_folder(
     ]
     for old in (*run.hub.glob("*.safetensors"), *run.hub.glob(f"{IMAGES}/*.png")):
         old.unlink()
-    for one in published:
-        for file, source in {one.file: one.concept.file, **one.images}.items():
+    for item in published:
+        for file, source in {item.file: item.concept.file, **item.images}.items():
             atomic_write(run.hub / file, source.read_bytes())
     atomic_write(run.hub / README, model_card(published, repository).encode())
 
 
-def model_card(published: Sequence[Published], repository: str) -> str:
+def model_card(published: Sequence[PublishedConcept], repository: str) -> str:
     """The text of ``README.md``."""
     repository = repository if "/" in repository else f"OWNER/{repository}"
     card = published[0].card
@@ -85,39 +85,39 @@ def model_card(published: Sequence[Published], repository: str) -> str:
     return environment.from_string(source).render(
         front_matter=_front_matter(published, base_model),
         published=published,
-        prompt=together((one.concept.words, one.concept.is_style) for one in published),
+        prompt=together((item.concept.words, item.concept.is_style) for item in published),
         base=card.base,
         base_model=base_model,
         repository=repository,
-        adapters=[repository] if len(published) == 1 else [f"{repository}/{one.file}" for one in published],
+        adapters=[repository] if len(published) == 1 else [f"{repository}/{item.file}" for item in published],
         masked=card.settings.get("token_mask", False),
         recipe=recipe_text(published),
     )
 
 
-def recipe_text(published: Sequence[Published]) -> str:
+def recipe_text(published: Sequence[PublishedConcept]) -> str:
     """The run's recipe as TOML without anybody's folders: settings that are not the defaults, and the concepts."""
     fields, settings = TrainSettings.model_fields, published[0].card.settings
     changed = {name: value for name, value in settings.items() if name in fields and value != fields[name].default}
     tables = [_table("[settings]", changed)]
-    for one in published:
-        photos = {"images": f"photos/{one.name}"}
-        if one.concept.masks is not None:
-            photos["masks"] = f"photos/{one.name}-masks"
-        own = one.concept.model_dump(mode="json", exclude={"images", "masks", "out"}, exclude_defaults=True)
-        tables.append(_table("[[concept]]", photos | own | {"out": f"{one.name}.safetensors"}))
+    for item in published:
+        photos = {"images": f"photos/{item.name}"}
+        if item.concept.masks is not None:
+            photos["masks"] = f"photos/{item.name}-masks"
+        values = item.concept.model_dump(mode="json", exclude={"images", "masks", "out"}, exclude_defaults=True)
+        tables.append(_table("[[concept]]", photos | values | {"out": f"{item.name}.safetensors"}))
     return "\n\n".join(tables)
 
 
-def _front_matter(published: Sequence[Published], base_model: str | None) -> str:
+def _front_matter(published: Sequence[PublishedConcept], base_model: str | None) -> str:
     family = family_named(published[0].card.family)
     return ModelCardData(
         base_model=base_model,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=[*TAGS, *([family.files.hub_tag] if family and family.files.hub_tag else [])],
-        instance_prompt=", ".join(one.concept.phrase for one in published),
-        widget=[{"text": one.prompt, "output": {"url": file}} for one in published for file in one.images],
+        instance_prompt=", ".join(item.concept.phrase for item in published),
+        widget=[{"text": item.prompt, "output": {"url": file}} for item in published for file in item.images],
     ).to_yaml()
 
 

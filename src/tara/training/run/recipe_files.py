@@ -95,7 +95,7 @@ def _content(folder: str | None) -> list[list[str]] | None:
     """The names and contents of a folder's files that a training depends on."""
     if folder is None or not Path(folder).is_dir():
         return None
-    files = [path for one in photo_folders(Path(folder)) for path in one.used]
+    files = [path for listed in photo_folders(Path(folder)) for path in listed.used]
     return sorted([path.relative_to(folder).as_posix(), digest(path)] for path in files) or None
 
 

@@ -20,9 +20,8 @@ from tara.training.checkpoints import TrainingState, load_checkpoint
 from tara.training.distributed import Processes, join
 from tara.training.inputs import TrainingInputs, check_inputs
 from tara.training.loop import Training
-from tara.training.prompts import class_phrase
 from tara.training.run.folder import RunFolder, check_outputs
-from tara.training.run.generated import OnClassImage, class_folders, generate_missing
+from tara.training.run.generated import OnClassImage, class_folders, generate_class_images
 from tara.training.run.recipe_files import RUN_SETTINGS, comparable, earlier_settings, read_recipe
 from tara.training.run.steps import OnStep, Run, resume_command
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
@@ -59,8 +58,8 @@ def train(
         TaraError, TrainingInterrupted: see `train_recipe`.
     """
     loaded = None if isinstance(base, str | Path) else base
-    own = {name: settings.pop(name) for name in ConceptSettings.model_fields if name in settings}
-    concept = concept_settings(images=images, rare_word=rare_word, class_word=class_word, out=out, **own)
+    more = {name: settings.pop(name) for name in ConceptSettings.model_fields if name in settings}
+    concept = concept_settings(images=images, rare_word=rare_word, class_word=class_word, out=out, **more)
     chosen = train_settings(base=str(base) if loaded is None else _name(loaded), **settings)
     recipe = Recipe(settings=chosen, concepts=(concept,))
     (adapter,) = train_recipe(recipe, loaded, resume=resume, overwrite=overwrite, on_step=on_step)
@@ -138,18 +137,13 @@ def _prepared(
     on_class_image: OnClassImage | None,
 ) -> Training:
     """The training before its first step, or at the step of a checkpoint, with all class images generated."""
-    settings = inputs.settings
-    if state is not None and state.step > settings.steps:
-        raise TaraError(
-            f"'{folder.path}' is at step {state.step}, but steps is {settings.steps}. Set steps to {state.step} or "
-            "more."
-        )
-    folders = class_folders(recipe)
-    for concept in inputs.concepts if folders and processes.is_main else ():
-        phrase = class_phrase(concept, settings)
-        generate_missing(phrase, folders[concept.class_word], settings.num_class_images, inputs.base, on_class_image)
+    done, steps = (0 if state is None else state.step), inputs.settings.steps
+    if done > steps:
+        raise TaraError(f"'{folder.path}' is at step {done}, but steps is {steps}. Set steps to {done} or more.")
+    if processes.is_main:
+        generate_class_images(recipe, inputs.base, on_class_image)
     processes.barrier()  # the class images are there for all
-    training = Training(inputs, folders, processes)
+    training = Training(inputs, class_folders(recipe), processes)
     if state is not None:
         training.load(state)
     return training
