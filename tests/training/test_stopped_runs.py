@@ -201,7 +201,9 @@ def test_a_run_with_damaged_settings_is_not_overwritten_unasked(shared_base: Bas
     recipe = recipe_of(tmp_path, steps=1)
     train_recipe(recipe, shared_base)
     (recipe.run_folder / "settings.json").write_text("{")
-    with pytest.raises(TaraError, match=r"\(1 steps\) whose settings\.json cannot be read\. Start again"):
+    with pytest.raises(
+        TaraError, match=r"\(1 steps\) whose settings\.json cannot be read\. To replace it, give --overwrite"
+    ):
         train_recipe(recipe, shared_base)
     train_recipe(recipe, shared_base, overwrite=True)
 

@@ -17,7 +17,6 @@ from tara.errors import TaraError, first_line, warn
 # environment variables of torchrun and the kinds of MPI, as accelerate reads them
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-LOCAL_COUNTS = ("LOCAL_WORLD_SIZE",)
 TIMEOUT = timedelta(days=1)  # the main process generates class images and previews while the others wait
 
 
@@ -111,7 +110,7 @@ def join(device: str) -> Processes:
     from accelerate import PartialState
     from torch import cuda
 
-    if device == "cuda" and _from_environment(LOCAL_COUNTS, 1) > cuda.device_count():
+    if device == "cuda" and _from_environment(("LOCAL_WORLD_SIZE",), 1) > cuda.device_count():
         raise TaraError(
             f"{refused} there are {cuda.device_count()} CUDA devices here. Launch one for each device, or give the "
             "device cpu."

@@ -80,17 +80,13 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
     """
 
     def source(key: str, concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> ImageSource:
-        latents = [cache_latents(inputs.base, each, settings) for each in examples]
-        captions = [
-            tuple(texts.caption(text, concept.rare_word, concept.class_word) for text in each.captions)
-            for each in examples
-        ]
-        order = [number for number, each in enumerate(examples) for _ in range(each.repeats)]
-        return ImageSource(
-            key=key,
-            latents=tuple(latents[number] for number in order),
-            captions=tuple(captions[number] for number in order),
-        )
+        latents: list[Latents] = []
+        captions: list[tuple[Caption, ...]] = []
+        for example in examples:
+            words = concept.rare_word, concept.class_word
+            latents += [cache_latents(inputs.base, example, settings)] * example.repeats
+            captions += [tuple(texts.caption(text, *words) for text in example.captions)] * example.repeats
+        return ImageSource(key=key, latents=tuple(latents), captions=tuple(captions))
 
     encoded: list[list[ImageSource]] = []
     for concept, photos in zip(inputs.concepts, inputs.examples, strict=True):

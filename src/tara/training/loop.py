@@ -232,9 +232,7 @@ class Training:
         photos, class_images = rows[:, : settings.batch_size], rows[:, settings.batch_size :]
         denoising = photos.mean(1)
         prior = class_images.mean(1) if class_images.shape[1] else torch.zeros_like(denoising)
-        aligned = torch.zeros_like(denoising)
-        if settings.aligns:
-            aligned = alignment(text, learned, settings).to(denoising)
+        aligned = alignment(text, learned, settings).to(denoising) if settings.aligns else torch.zeros_like(denoising)
         total = denoising + settings.alignment_weight * aligned + settings.prior_loss_weight * prior
         return torch.stack([total, denoising, aligned, prior])
 

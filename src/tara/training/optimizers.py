@@ -87,7 +87,10 @@ class ConceptOptimizers:
         for index, optimizer in enumerate(self._optimizers):
             whole = optimizer.state_dict()
             state: dict[str, Any] = whole["state"].get(0, {})
-            group: dict[str, Any] = {name: _plain(value) for name, value in whole["param_groups"][0].items()}
+            group: dict[str, Any] = {
+                name: value.item() if isinstance(value, Tensor) else value
+                for name, value in whole["param_groups"][0].items()
+            }
             moments = {name: value for name, value in state.items() if isinstance(value, Tensor)}
             tensors |= {f"{index}.{name}": value.detach().cpu().contiguous() for name, value in moments.items()}
             concepts.append({"state": {name: state[name] for name in state.keys() - moments}, "group": group})
@@ -138,7 +141,3 @@ def _optimizer(name: OptimizerName, row: torch.nn.Parameter, weight_decay: Any) 
 
     with redirect_stdout(io.StringIO()):  # it prints its weight decay
         return Prodigy([row], lr=1.0, weight_decay=weight_decay, use_bias_correction=True, safeguard_warmup=True)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value

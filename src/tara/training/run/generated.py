@@ -20,9 +20,8 @@ OnClassImage = Callable[[int, int], object]
 
 def lacks_previews(training: Training, folder: RunFolder) -> bool:
     """Whether a run that goes on has fewer previews of its last step than it should."""
-    wanted = training.settings.preview_images
     present = (folder.previews_of(name).get(training.step, []) for name in distinct_names(training.concepts))
-    return training.step > 0 and any(len(images) < wanted for images in present)
+    return training.step > 0 and any(len(images) < training.settings.preview_images for images in present)
 
 
 def write_previews(training: Training, folder: RunFolder, carry_out_stop: Callable[[], None]) -> None:

@@ -170,8 +170,7 @@ def _base(recipe: Recipe, base: Base | Any | None) -> Base:
     if base is not None:
         return base if isinstance(base, Base) else Base(base)
     settings = recipe.settings
-    on_cpu = settings.device == "cpu" or (settings.device is None and not torch.cuda.is_available())
-    if settings.precision == "fp16" and on_cpu:
+    if settings.precision == "fp16" and (settings.device or best_device()) == "cpu":
         raise TaraError("precision fp16 needs a GPU. Use bf16 or fp32 on a CPU.")
     options = settings.model_dump(include=BaseSettings.model_fields.keys() - {"base"})
     return load_base(settings.base, device=settings.device, **options)
@@ -182,19 +181,16 @@ def _check_earlier_run(folder: RunFolder, recipe: Recipe) -> None:
     done = folder.steps_done()
     if not done:
         return
-    anew = "start again with --overwrite (overwrite=True in Python), or choose another out"
+    anew = "To replace it, give --overwrite (overwrite=True in Python), or choose another out."
     try:
         wanted = read_recipe(folder.path).settings.steps
     except TaraError as failure:
-        raise TaraError(
-            f"'{folder.path}' has a training ({done} steps) whose {RUN_SETTINGS} cannot be read. "
-            f"{anew[0].upper()}{anew[1:]}."
-        ) from failure
+        unreadable = f"'{folder.path}' has a training ({done} steps) whose {RUN_SETTINGS} cannot be read"
+        raise TaraError(f"{unreadable}. {anew}") from failure
     if done < wanted or not all(concept.file.exists() for concept in recipe.concepts):
         state = "an unfinished training" if done < wanted else "a training without its adapters"
-        raise TaraError(
-            f"'{folder.path}' has {state} ({done} steps). Resume it with `{resume_command(folder.path)}`, {anew}."
-        )
+        resume = f"To resume it, run `{resume_command(folder.path)}`."
+        raise TaraError(f"'{folder.path}' has {state} ({done} steps). {resume} {anew}")
 
 
 def _name(base: Any) -> str:
