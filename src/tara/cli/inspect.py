@@ -15,6 +15,8 @@ from tara.cli.terminal import only_our_bars, say, visible
 if TYPE_CHECKING:
     from tara.adapters.adapter import Adapter
 
+SHOWN = {"rare_word", "class_word", "family", "base", "rank", "targets", "context", "is_style", "examples"}
+
 
 def inspect(
     file: Annotated[Path, Parameter(help="Adapter file of any tool, or folder")],
@@ -78,34 +80,25 @@ def _use(adapter: Adapter) -> str:
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
-    card = adapter.card
-    deltas = adapter.all_layers.values()
+    card, deltas = adapter.card, adapter.all_layers.values()
     return {
         "format": card.format_version,
         "source": card.source,
         "method": card.method or "LoRA",
         **(_origin(adapter.header, card.source) if card.source != "tara" else {}),
-        "rare_word": card.rare_word,
-        "class_word": card.class_word,
-        "family": card.family,
-        "base": card.base,
-        "rank": card.rank,
+        **card.model_dump(mode="json", include=SHOWN),
         "ranks": sorted({delta.rank for delta in deltas}),
         "scale": card.scale,
         "scales": sorted({delta.scale for delta in deltas}),
-        "targets": card.targets,
-        "modules": dict(Counter(_module(path) for path in adapter.all_layers.keys() | adapter.changes.keys())),
+        "modules": dict(Counter(_module(path) for path in sorted({*adapter.all_layers, *adapter.changes}))),
         "precision": sorted({str(delta.b.dtype).removeprefix("torch.") for delta in deltas}),
         "embeddings": list(adapter.embeddings),
-        "use": _use(adapter),
         "layers": len(adapter.layers),
-        "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
-        "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
         "text_encoder_layers": len(adapter.text_layers),
-        "context": card.context,
-        "is_style": card.is_style,
+        "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
+        "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
+        "use": _use(adapter),
         "prompt": card.phrase,
-        "examples": list(card.examples),
         "tara_version": card.tara_version,
         "settings": card.settings,
     }
