@@ -94,7 +94,7 @@ def folder(
     images = find_images(folders)
     subjects = read_subjects(references, adapter_words(images))
     wanted = {"images": [[str(entry.file), digest(entry.file)] for entry, _ in images]}
-    _score("folder", image_records(images, subjects), subjects, settings, Output(out, wanted, overwrite), typed)
+    _score(Run("folder", typed, out, overwrite, wanted), image_records(images, subjects), subjects, settings)
 
 
 @with_options(GENERATING, without=FIXED)
@@ -155,25 +155,25 @@ def _generate(
     wanted = {"prompts": prompted, "seeds": seeds, "composers": composers}
     wanted |= base.model_dump(mode="json") | sampling.model_dump(mode="json")
     records = [record for one in planned for record in one.records.values()]
-    output = Output(flags.out, wanted, flags.overwrite)
-    _score(protocol, records, subjects, settings, output, typed, generate_missing)
+    run = Run(protocol, typed, flags.out, flags.overwrite, wanted)
+    _score(run, records, subjects, settings, generate_missing)
 
 
-class Output(NamedTuple):
-    """Where results go, and the settings of a protocol that they depend on, by name."""
+class Run(NamedTuple):
+    """An evaluation's protocol, command and output folder, and what its images depend on, by name."""
 
+    protocol: str
+    command: str
     out: Path
-    settings: dict[str, Any]
     overwrite: bool
+    depends_on: dict[str, Any]
 
 
 def _score(
-    protocol: str,
+    run: Run,
     records: Sequence[ImageRecord],
     subjects: Sequence[Subject],
     settings: EvaluationSettings,
-    output: Output,
-    typed: str,
     generate: Callable[[], None] = lambda: None,
 ) -> None:
     """Score images that exist or are generated first, write the results, and print the main metrics."""
@@ -181,15 +181,15 @@ def _score(
     from tara.evaluation.scorer import load_scorer
 
     only_our_bars()
-    out, references = output.out, {subject.name: str(subject.photos.absolute()) for subject in subjects}
+    out, references = run.out, {subject.name: str(subject.photos.absolute()) for subject in subjects}
     scoring = settings.model_dump(mode="json", exclude={"device", "batch_size"})
-    wanted = {"protocol": protocol, "references": references, **scoring, **output.settings}
+    wanted = {"protocol": run.protocol, "references": references, **scoring, **run.depends_on}
     # results of the same settings are written once more: the images may be others under the same names
-    with output_folder(out, wanted, RESULTS, TABLE, PAGE, overwrite=output.overwrite):
+    with output_folder(out, wanted, RESULTS, TABLE, PAGE, overwrite=run.overwrite):
         scorer = load_scorer(settings, subjects, out / "cache")  # before hours of sampling: a model may be missing
         generate()
         models = settings.model_dump(include={"detector", "dino", "clip", "plain_dino"})
-        about = {"protocol": protocol, "command": typed, "models": models}
+        about = {"protocol": run.protocol, "command": run.command, "models": models}
         with progress("Scoring", len(records)) as advance:
             results = score(records, scorer, out, about=about, batch_size=settings.batch_size, on_progress=advance)
     for series in results["series"]:
