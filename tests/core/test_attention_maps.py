@@ -142,6 +142,13 @@ def recorded(base: Base, seeds: tuple[int, ...] = (5,), **settings: Any) -> list
     return record_attention(Pipeline(base), asked)
 
 
+def test_every_step_of_a_composer_of_several_evaluations_is_recorded(base: Base):
+    (image,) = recorded(base, steps=3, composer="switch")
+    assert {*image.maps.layers} == {*base.text_layers}
+    assert image.maps.timesteps == tuple(sorted(image.maps.timesteps, reverse=True))
+    assert bool((image.maps.steps.flatten(1).sum(1) > 0).all())
+
+
 def test_maps_of_a_layer_have_its_shape_and_all_words(base: Base):
     (image,) = recorded(base, steps=3, width=48, height=32)
     assert {*image.maps.layers} == {*base.text_layers}
@@ -157,6 +164,7 @@ def test_only_the_rows_that_read_the_prompt_are_recorded(base: Base):
     bound = bind(base.tokenize(prompt), [ActiveAdapter(subjects(base)[0])])
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     maps: list[WordMaps] = []
+    base.processors.install()
     for texts, bindings in (([prompt], [bound]), (["", prompt], [[], bound])):
         encoding, recorder = base.encode(texts), Recorder([(2, 3), (4,)])
         conditioning = text_kv(TextEncoder(base), encoding, bindings)
@@ -164,6 +172,7 @@ def test_only_the_rows_that_read_the_prompt_are_recorded(base: Base):
         with recording(base, recorder):
             base.predict(latents.repeat(rows, 1, 1, 1), torch.full((rows,), 500), encoding, conditioning)
         maps += recorder.maps()
+    base.processors.release()
     for layer, alone in maps[0].layers.items():
         torch.testing.assert_close(maps[1].layers[layer], alone, rtol=1e-4, atol=1e-6)
 

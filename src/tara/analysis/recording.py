@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tara.core.attention_maps import RunningMean, map_size, resized, word_maps
 from tara.families.base import Base
+from tara.families.processors import CONDITIONING_KEY
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +81,16 @@ class Recorder:
 
 @contextmanager
 def recording(base: Base, recorder: Recorder) -> Generator[None]:
-    """Record the attention of a base's denoiser in a ``with`` block, and restore the denoiser afterwards.
+    """Record the attention of a base's denoiser to prepared text, in a ``with`` block."""
 
-    Raises:
-        TaraError: when the denoiser has attention processors that are neither stock nor ours.
-    """
-    with base.processors.watched(recorder):
-        hook = base.denoiser.register_forward_pre_hook(recorder.begin_call, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def watch(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        recorder.begin_call(denoiser, args, kwargs)
+        given = kwargs["cross_attention_kwargs"]
+        watched = replace(given[CONDITIONING_KEY], watch=recorder)
+        return args, {**kwargs, "cross_attention_kwargs": {**given, CONDITIONING_KEY: watched}}
+
+    hook = base.denoiser.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

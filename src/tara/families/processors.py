@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -57,12 +56,13 @@ class TextConditioning:
     ``kv`` are keys and values by cross-attention layer (``....attn2``), with the adapters' deltas. ``deltas`` are those
     of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are those of the network's
     batch: ``[unconditional..., conditional...]`` in a guided stock pipeline. With ``regions`` there are more texts than
-    rows, and each cell reads one of them.
+    rows, and each cell reads one of them. ``watch`` observes the call's text cross-attentions.
     """
 
     kv: Mapping[str, KeysValues]
     deltas: Mapping[str, LowRank] | None = None
     regions: Regions | None = None
+    watch: Watch | None = None
 
     @property
     def rows(self) -> int:
@@ -102,7 +102,6 @@ class TextKVProcessor:
     def __init__(self, layer: str, stock: Any, family: Family) -> None:
         self.layer = layer
         self.stock = stock
-        self.watch: Watch | None = None
         self._projections, self._kv_names = family.attention_projections, family.kv_names
 
     def __call__(
@@ -129,7 +128,7 @@ class TextKVProcessor:
                 "tara.prepare the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
             )
         reads_text = self.layer in tara.kv
-        watches = (self.watch, tara.regions.watch if tara.regions else None)
+        watches = (tara.watch, tara.regions.watch if tara.regions else None)
         for watch in watches if reads_text else ():
             if watch is not None:
                 self._observe(watch, attn, replaced, hidden_states, attention_mask)
@@ -252,25 +251,6 @@ class AttentionProcessors:
         for attention in map(self._attention, self._ours):
             if isinstance(attention.processor, TextKVProcessor):
                 attention.processor = attention.processor.stock
-
-    @contextmanager
-    def watched(self, watch: Watch) -> Generator[None]:
-        """Report every text cross-attention to ``watch`` for a ``with`` block; installs the processors if need be.
-
-        Raises:
-            TaraError: as `install`.
-        """
-        before = self.installed
-        self.install()
-        try:
-            for processor in self._ours.values():
-                processor.watch = watch
-            yield
-        finally:
-            for processor in self._ours.values():
-                processor.watch = None
-            if not before:
-                self.release()
 
     def _attention(self, layer: str) -> Any:
         return self._denoiser.get_submodule(layer)

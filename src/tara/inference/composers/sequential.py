@@ -98,10 +98,9 @@ class _MeanForward:
         from tara.families.processors import CONDITIONING_KEY
         from tara.inference.fusing import fused, global_part
 
-        kwargs["cross_attention_kwargs"] = {
-            **kwargs["cross_attention_kwargs"],
-            CONDITIONING_KEY: evaluation.conditioning,
-        }
+        given = kwargs["cross_attention_kwargs"]
+        conditioning = replace(evaluation.conditioning, watch=given[CONDITIONING_KEY].watch)
+        kwargs["cross_attention_kwargs"] = {**given, CONDITIONING_KEY: conditioning}
         if (pooled := evaluation.encoding.pooled) is not None:
             kwargs["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": pooled}
         with fused(self.base, global_part(evaluation.adapters)):
