@@ -95,6 +95,7 @@ def test_a_strange_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
+DIT = "transformer.transformer_blocks.0.attn1.to_q"
 FOREIGN = {
     "FLUX": ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", {}),
     "FLUX of kohya": ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", {}),
@@ -107,8 +108,13 @@ FOREIGN = {
     "Z-Image": ("diffusion_model.layers.0.attention.to_q.lora_A.weight", {}),
     "Stable Cascade": ("lora_prior_unet_down_blocks_0_1_attention_to_q.lora_down.weight", {}),
     "AnimateDiff": ("unet.down_blocks.0.motion_modules.0.proj_in.lora_A.weight", {}),
-    "a diffusion transformer (PixArt, Sana or LTX-Video)": ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight",
-                                                            {}),
+    "PixArt": ("transformer.adaln_single.linear.lora_A.weight", {}),
+    "PixArt by its header": (f"{DIT}.lora_A.weight", {"modelspec.architecture": "pixart-sigma/lora"}),
+    "Sana": ("transformer.transformer_blocks.0.ff.conv_inverted.lora_A.weight", {}),
+    "Sana by its header": (f"{DIT}.lora_A.weight", {"modelspec.architecture": "sana-1600m/lora"}),
+    "LTX-Video": ("diffusion_model.patchify_proj.lora_A.weight", {}),
+    "LTX-Video by its header": (f"{DIT}.lora_A.weight", {"modelspec.architecture": "ltx-video/lora"}),
+    "a diffusion transformer (PixArt, Sana or LTX-Video)": (f"{DIT}.lora_A.weight", {}),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,15 @@ def test_inspect_tells_whose_file_it_is_for_every_family(here: Path, capsys: pyt
     assert facts["trigger_words"] == {"ss_tag_frequency": "p3x, dog", "ss_output_name": "rex"}
     assert main(["inspect", str(path)]) == 0
     assert "none with tara" in capsys.readouterr().out
+
+
+def test_inspect_tells_alpha_as_a_range_where_modules_differ(here: Path, capsys: pytest.CaptureFixture[str]):
+    deltas = foreign_files.random_deltas(tiny_bases.sd_pipeline().unet, foreign_files.ATTENTIONS, alphas=(0.5, 3.0))
+    path = foreign_files.saved(here / "pixel.safetensors", foreign_files.kohya(deltas))
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["alphas"] == [0.5, 3.0]
+    assert main(["inspect", str(path)]) == 0
+    assert re.search(r"alpha +0\.5 to 3\b", capsys.readouterr().out)
 
 
 def test_inspect_warns_of_a_file_that_changes_nothing(here: Path, capsys: pytest.CaptureFixture[str]):

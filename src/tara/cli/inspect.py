@@ -88,6 +88,8 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         **(_origin(adapter.header, card.source) if card.source != "tara" else {}),
         **card.model_dump(mode="json", include=SHOWN),
         "ranks": sorted({delta.rank for delta in deltas}),
+        "alpha": card.alpha,
+        "alphas": sorted({card.alpha_of(path) for path in adapter.all_layers}),
         "scale": card.scale,
         "scales": sorted({delta.scale for delta in deltas}),
         "modules": dict(Counter(_module(path) for path in sorted({*adapter.all_layers, *adapter.changes}))),
@@ -129,7 +131,7 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for one, several in (("rank", "ranks"), ("scale", "scales")):
+    for one, several in (("rank", "ranks"), ("alpha", "alphas"), ("scale", "scales")):
         if numbers := facts.pop(several, None):
             facts[one] = " to ".join(dict.fromkeys(f"{number:g}" for number in (numbers[0], numbers[-1])))
     table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)

@@ -44,8 +44,6 @@ class Base:
         self._check_precision()
         self.processors: AttentionProcessors
         self.processors = getattr(self.denoiser, INSTALLED, None) or AttentionProcessors(self.denoiser, self.family)
-        self.kv_names = self.family.kv_names
-        """What a text layer calls its projections to keys and to values."""
         self._norms: dict[str, float] = {}
 
     def _check_precision(self) -> None:
@@ -95,7 +93,7 @@ class Base:
     def target_layers(self, targets: str) -> list[str]:
         """Paths of the projections to train: ``cross_kv`` (the text's keys and values) or ``attention`` (all)."""
         if targets == "cross_kv":
-            return [f"{layer}.{name}" for layer in self.text_layers for name in self.kv_names]
+            return [f"{layer}.{name}" for layer in self.text_layers for name in self.family.kv_names]
         return [f"{layer}.{name}" for layer in self.attention_layers for name in self.family.attention_projections]
 
     def layer(self, path: str) -> Any:
@@ -131,7 +129,7 @@ class Base:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the first text layer's key weights, which differs between bases of one shape."""
-        weight: Tensor = self.layer(f"{self.text_layers[0]}.{self.kv_names[0]}").weight
+        weight: Tensor = self.layer(f"{self.text_layers[0]}.{self.family.kv_names[0]}").weight
         return hashlib.sha256(weight.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
     def tokenize(self, text: str) -> Tokenized:
@@ -159,7 +157,7 @@ class Base:
 
     def project(self, layer: str, embeddings: Tensor) -> KeysValues:
         """Keys and values of embeddings (..., d) through one text layer, on the embeddings' device."""
-        modules = [self.layer(f"{layer}.{name}") for name in self.kv_names]
+        modules = [self.layer(f"{layer}.{name}") for name in self.family.kv_names]
         # with offloading the weights are on the CPU
         keys, values = (module(embeddings.to(module.weight.device)).to(embeddings.device) for module in modules)
         return keys, values

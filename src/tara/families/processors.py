@@ -139,28 +139,25 @@ class TextKVProcessor:
         # the stock processor sees each block as a row with a text of its own
         rows = blocks.cells[:, 0] // hidden_states.shape[1]
         text, mask = (None if of_row is None else of_row[rows] for of_row in (encoder_hidden_states, attention_mask))
-        attn = _WithReplaced(attn, self._by_text(attn, hidden_states, tara, blocks.group))
+        attn = _WithReplaced(attn, self._replaced(attn, hidden_states, tara, blocks.group))
         return blocks.scatter(self.stock(attn, blocks.gather(hidden_states), text, mask, *args, **kwargs), tara.rows)
 
-    def _replaced(self, attn: Any, hidden_states: Tensor, tara: TextConditioning) -> dict[str, Projection]:
-        """The functions that stand for the attention's projections, by the projections' names."""
-        replaced: dict[str, Projection] = {}
-        for name in self._projections if tara.deltas else ():
-            if (delta := (tara.deltas or {}).get(f"{self.layer}.{name}")) is not None:
-                replaced[name] = partial(_changed, attn.get_submodule(name), delta)
-        for name, prepared in zip(self._kv_names, tara.kv.get(self.layer, ()), strict=False):
-            replaced[name] = partial(_prepared, prepared[: tara.rows].to(hidden_states))
-        return replaced
-
-    def _by_text(self, attn: Any, x: Tensor, tara: TextConditioning, texts: Tensor) -> dict[str, Projection]:
-        """The same where each row of the attention reads one of ``texts`` (rows,)."""
+    def _replaced(
+        self, attn: Any, x: Tensor, tara: TextConditioning, texts: Tensor | None = None
+    ) -> dict[str, Projection]:
+        """The functions that stand for the attention's projections, by name; ``texts`` (rows,) are read in regions."""
         replaced: dict[str, Projection] = {}
         for name in self._projections:
-            delta = tara.regions.text_delta(f"{self.layer}.{name}", texts) if tara.regions else None
+            path = f"{self.layer}.{name}"
+            if texts is None:
+                delta = None if tara.deltas is None else tara.deltas.get(path)
+            else:
+                delta = None if tara.regions is None else tara.regions.text_delta(path, texts)
             if delta is not None:
                 replaced[name] = partial(_changed, attn.get_submodule(name), delta)
-        for name, prepared in zip(self._kv_names, tara.kv[self.layer], strict=True):
-            replaced[name] = partial(_prepared, prepared[texts].to(x))
+        read = slice(tara.rows) if texts is None else texts
+        for name, prepared in zip(self._kv_names, tara.kv.get(self.layer, ()), strict=False):
+            replaced[name] = partial(_prepared, prepared[read].to(x))
         return replaced
 
     def _observe(

@@ -106,7 +106,7 @@ def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[Ma
         if own.frozen is not None:
             for whole, part in zip(projected, base.project(layer, own.frozen), strict=True):
                 whole.flatten(0, 1)[own.positions] = part
-    for number, name in enumerate(base.kv_names):
+    for number, name in enumerate(base.family.kv_names):
         for own in masked:
             low_rank = own.active.adapter.text_kv.get(f"{layer}.{name}")
             if low_rank is not None:

@@ -147,7 +147,7 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
     for layer, frozen in text.kv.items():
         keys, values = (
             add_masked_delta(part, deltas.pop(f"{layer}.{name}"), text.inputs, text.positions)
-            for name, part in zip(base.kv_names, frozen, strict=True)
+            for name, part in zip(base.family.kv_names, frozen, strict=True)
         )
         kv[layer] = keys, values
     rows_per_concept = len(text.captions) // len(weights.flat)

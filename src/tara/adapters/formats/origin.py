@@ -24,9 +24,9 @@ _OTHER_FAMILIES = {
     "Z-Image": (r"z-?image", rf"(?:noise|context)_refiner|(?:^|{_DOT})layers{_DOT}\d+{_DOT}attention{_DOT}"),
     "Stable Cascade": (r"cascade", r"^lora_prior_|\bprior\.|effnet"),
     "AnimateDiff": (r"animatediff", r"motion_modules|temporal_transformer"),
+    "LTX-Video": (r"ltx", r"patchify_proj"),  # before PixArt: it has an adaln_single, too
     "PixArt": (r"pixart", r"adaln_single"),
     "Sana": (r"sana", r"conv_inverted"),
-    "LTX-Video": (r"ltx", r"patchify_proj"),
     "a diffusion transformer (PixArt, Sana or LTX-Video)": (
         r"(?!)",
         rf"{_START}transformer_blocks{_DOT}\d+{_DOT}attn[12]{_DOT}",
