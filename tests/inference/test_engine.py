@@ -21,7 +21,8 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.capacity import ByteBoundedCache, bytes_per_row
-from tara.inference.engine import Engine, EngineStep, Generation
+from tara.inference.denoising import Generation
+from tara.inference.engine import Engine, EngineStep
 from tara.inference.pipeline import Pipeline
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import SCHEDULERS, GenerationSettings

@@ -22,7 +22,8 @@ from tara.adapters.adapter import load_adapter
 from tara.cli import main
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.engine import Engine, Generation
+from tara.inference.denoising import Generation
+from tara.inference.engine import Engine
 from tara.inference.pipeline import Pipeline
 from tara.inference.provenance import read_provenance
 from tara.server.settings import ServerSettings

@@ -1,6 +1,8 @@
-"""One image between two network calls: its latents, and a scheduler of its own."""
+"""One image of a request between two network calls: what its owner sees of it, its latents and its scheduler."""
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,10 +10,41 @@ from PIL import Image
 from torch import Tensor
 
 from tara.families.base import Base
+from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.inference.stock_pipeline import scheduler_for
 
 PREVIEW_CELLS = 16  # sides of a preview in latents: decoding one takes a hundredth of an image's time
+
+
+@dataclass(eq=False)
+class Generation:
+    """One image of a request on its way through an `Engine`, and its result.
+
+    ``on_change`` is called in the engine's thread when a step, a preview, the image or the failure is there.
+    """
+
+    request: GenerationRequest
+    seed: int
+    on_change: Callable[["Generation"], object] = lambda _: None
+    preview_every: int = 0
+    """Steps between previews, 0 for none; may be changed at any time."""
+    step: int = 0
+    steps: int = 0
+    """0 until it is in flight."""
+    preview: Image.Image | None = None
+    image: Image.Image | None = None
+    failure: Exception | None = None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Give its rows to others at the next step."""
+        self.cancelled = True
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.cancelled or self.image is not None or self.failure is not None
 
 
 class Denoising:

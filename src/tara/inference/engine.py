@@ -13,9 +13,9 @@ adapters have another global part, take turns.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -24,49 +24,16 @@ from torch import Tensor
 
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.families.processors import TextConditioning
-from tara.families.text import TextEncoding
-from tara.inference.batch import Conditioned, PromptRow, prepared_batch, prompt_rows
+from tara.inference.batch import PreparedBatch, prepared_batch, prompt_rows
 from tara.inference.capacity import ByteBoundedCache, rows_that_fit
-from tara.inference.denoising import Denoising
-from tara.inference.fusing import fused, global_part
+from tara.inference.denoising import Denoising, Generation
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
+from tara.inference.shared_calls import InFlight, SharedCalls
 from tara.inference.stock_pipeline import stock_guidance
 from tara.inference.text_kv import TextEncoder
 
-TURN = 4  # network calls of one size and global part before another's: fusing a global part costs about one call
 CACHE_BYTES = 512 * 2**20
-
-
-@dataclass(eq=False)
-class Generation:
-    """One image of a request on its way through an `Engine`, and its result.
-
-    ``on_change`` is called in the engine's thread when a step, a preview, the image or the failure is there.
-    """
-
-    request: GenerationRequest
-    seed: int
-    on_change: Callable[["Generation"], object] = lambda _: None
-    preview_every: int = 0
-    """Steps between previews, 0 for none; may be changed at any time."""
-    step: int = 0
-    steps: int = 0
-    """0 until it is in flight."""
-    preview: Image.Image | None = None
-    image: Image.Image | None = None
-    failure: Exception | None = None
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Give its rows to others at the next step."""
-        self.cancelled = True
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.cancelled or self.image is not None or self.failure is not None
 
 
 @dataclass(frozen=True)
@@ -76,45 +43,6 @@ class EngineStep:
     rows: int
     seconds: float
     joining_seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A prompt with its adapters, ready for network calls."""
-
-    row: PromptRow
-    conditioned: Conditioned
-    guided: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _InFlight:
-    generation: Generation
-    prepared: _Prepared
-    denoising: Denoising
-    load: float
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What images share whose rows go into one call."""
-        return self.denoising.size, self.prepared.row.batch_key
-
-
-@dataclass(frozen=True, eq=False)
-class _Joined:
-    members: list[_InFlight]
-    conditioning: TextConditioning
-    encoding: TextEncoding
-
-
-@dataclass
-class _Turn:
-    """Whose network calls are made now; ``weights`` holds their global part in the network."""
-
-    key: object = None
-    calls: int = 0
-    weights: ExitStack | None = None
-    last_served: dict[object, int] = field(default_factory=dict[object, int])
 
 
 class Engine:
@@ -147,12 +75,10 @@ class Engine:
         self._pipe = base.family.task_pipeline(base.pipe, "text-to-image")
         self._wake = threading.Condition()
         self._waiting: deque[Generation] = deque()
-        self._in_flight: list[_InFlight] = []
-        self._prepared = ByteBoundedCache[tuple[Any, ...], _Prepared](cache_bytes, _prepared_bytes)
+        self._in_flight: list[InFlight] = []
+        self._prepared = ByteBoundedCache[tuple[Any, ...], PreparedBatch](cache_bytes, _prepared_bytes)
         self._encoder = TextEncoder(base, cache_bytes // 8)
-        self._turn = _Turn()
-        self._joined: _Joined | None = None
-        self._calls = 0
+        self._calls = SharedCalls(base)
         self.cache_hits, self.cache_misses = 0, 0
         self._is_stopped = False
 
@@ -175,7 +101,7 @@ class Engine:
         for generation in (*self._waiting, *(member.generation for member in self._in_flight)):
             generation.cancel()
         self._drop_finished()
-        self._end_turn()
+        self._calls.end_turn()
         self.base.processors.release()
 
     def submit(
@@ -229,20 +155,19 @@ class Engine:
         """Let requests in and out, and make one network call; False when there is nothing to do."""
         self._drop_finished()
         self._let_in()
-        members = self._next_members()
+        members = self._calls.next_members(self._in_flight, self.rows)
         if not members:
             return False
         started = time.perf_counter()
-        joined = self._join(members)
+        joined = self._calls.join(members)
         joining = time.perf_counter() - started
         try:
-            predictions = self._predict(joined)
+            predictions = self._calls.predict(joined)
         except torch.OutOfMemoryError as failure:
             self._make_room(members, failure)
             return True
         except Exception as failure:  # the engine goes on for the others
-            self._joined = None
-            self._end_turn()
+            self._calls.give_up()
             for member in members:
                 _end(member.generation, failure=failure)
             return True
@@ -261,33 +186,31 @@ class Engine:
         """Start waiting images, in their order, while rows are free: nobody is overtaken."""
         while self._waiting:
             generation = self._waiting[0]
-            load = self._load(generation.request.settings)
+            rows, load = self._rows(generation.request.settings)
             # what is larger than everything is generated alone
             if self._in_flight and load + sum(member.load for member in self._in_flight) > self.rows:
                 return
             try:
-                self._in_flight.append(self._started(generation, load))
+                self._in_flight.append(self._started(generation, load, guided=rows == 2))
             except Exception as failure:  # whatever is wrong with one request is no matter of the others
                 _end(generation, failure=failure)
             with self._wake:
                 self._waiting.popleft()
 
-    def _load(self, settings: GenerationSettings) -> float:
-        """An image's rows, counted as rows of the base's own resolution."""
+    def _rows(self, settings: GenerationSettings) -> tuple[int, float]:
+        """An image's rows of a network call, and the same counted as rows of the base's own resolution."""
         rows = 2 if self.base.family.is_guided(self._pipe, settings.guidance_scale or 0.0) else 1
-        height, width = _size(self.base, settings)
-        return rows * height * width / self.base.resolution**2
+        height, width = settings.height or self.base.resolution, settings.width or self.base.resolution
+        return rows, rows * height * width / self.base.resolution**2
 
-    def _started(self, generation: Generation, load: float) -> _InFlight:
-        settings = generation.request.settings
-        prepared = self._prepare(generation.request)
-        denoising = Denoising(self.base, settings, generation.seed, guided=prepared.guided)
+    def _started(self, generation: Generation, load: float, *, guided: bool) -> InFlight:
+        prepared = self._prepare(generation.request, guided)
+        denoising = Denoising(self.base, generation.request.settings, generation.seed, guided=guided)
         generation.steps = denoising.steps
-        return _InFlight(generation, prepared, denoising, load)
+        return InFlight(generation, prepared, denoising, load)
 
-    def _prepare(self, request: GenerationRequest) -> _Prepared:
+    def _prepare(self, request: GenerationRequest, guided: bool) -> PreparedBatch:
         settings = request.settings
-        guided = self.base.family.is_guided(self._pipe, settings.guidance_scale or 0.0)
         adapters = tuple(
             (active.adapter, active.weight, active.global_weight, active.rare_word, active.class_word)
             for active in request.adapters
@@ -303,62 +226,12 @@ class Engine:
             self.cache_hits += 1
         else:
             self.cache_misses += 1
-            self._end_turn()  # text is encoded and projected by the base's own weights
+            self._calls.end_turn()  # text is encoded and projected by the base's own weights
             (row,) = prompt_rows(self.base, [request])
-            batch = prepared_batch(self._encoder, self._pipe, [row], settings)
-            self._prepared[key] = _Prepared(row, batch.evaluations[0], guided)
+            self._prepared[key] = prepared_batch(self._encoder, self._pipe, [row], settings)
         return self._prepared[key]
 
-    def _next_members(self) -> list[_InFlight]:
-        """The images of the next network call: of those that can share one, the first that fit the memory."""
-        keys = dict.fromkeys(member.key for member in self._in_flight)
-        if not keys:
-            self._end_turn()
-            return []
-        turn = self._turn
-        if turn.key not in keys or (turn.calls >= TURN and len(keys) > 1):
-            self._end_turn()
-            # the one that has waited longest; of several new ones the first that came
-            turn.key = min(keys, key=lambda key: turn.last_served.get(key, -1))
-            turn.calls = 0
-        turn.calls += 1
-        turn.last_served = {key: turn.last_served[key] for key in keys if key in turn.last_served}
-        turn.last_served[turn.key] = self._calls = self._calls + 1
-        members: list[_InFlight] = []
-        for member in self._in_flight:
-            fits = not members or member.load + sum(other.load for other in members) <= self.rows
-            if member.key == turn.key and fits:
-                members.append(member)
-        return members
-
-    def _join(self, members: list[_InFlight]) -> _Joined:
-        """The members' texts in one batch, made anew only when somebody has come or gone."""
-        if self._joined is None or self._joined.members != members:
-            parts = [member.prepared.conditioned for member in members]
-            self._joined = _Joined(
-                members,
-                TextConditioning.join([part.conditioning for part in parts]),
-                TextEncoding.join([part.encoding for part in parts]),
-            )
-        return self._joined
-
-    def _predict(self, joined: _Joined) -> Sequence[Tensor]:
-        """The network's prediction for each member, from one call."""
-        if self._turn.weights is None:
-            self._turn.weights = ExitStack()
-            adapters = joined.members[0].prepared.row.everywhere
-            self._turn.weights.enter_context(fused(self.base, global_part(adapters)))
-        latents, timesteps = zip(*(member.denoising.inputs() for member in joined.members), strict=True)
-        predicted = self.base.predict(torch.cat(latents), torch.cat(timesteps), joined.encoding, joined.conditioning)
-        return predicted.split([member.denoising.rows for member in joined.members])
-
-    def _end_turn(self) -> None:
-        """Take the global part out of the network again."""
-        if self._turn.weights is not None:
-            self._turn.weights.close()
-            self._turn.weights = None
-
-    def _advance(self, member: _InFlight, prediction: Tensor) -> None:
+    def _advance(self, member: InFlight, prediction: Tensor) -> None:
         generation, denoising = member.generation, member.denoising
         try:
             denoising.advance(prediction)
@@ -372,9 +245,9 @@ class Engine:
         except Exception as failure:
             _end(generation, failure=failure)
 
-    def _make_room(self, members: list[_InFlight], failure: torch.OutOfMemoryError) -> None:
+    def _make_room(self, members: list[InFlight], failure: torch.OutOfMemoryError) -> None:
         """After a call that did not fit the memory: fewer rows from now on, or an end for what does not fit alone."""
-        self._joined = None
+        self._calls.give_up()
         torch.cuda.empty_cache()
         if len(members) > 1:
             self.rows = max(1, int(sum(member.load for member in members) / 2))
@@ -404,10 +277,6 @@ def _check_base(base: Base) -> None:
         raise TaraError("This base is for inpainting or editing. Use a text-to-image base, or tara.Pipeline.")
 
 
-def _size(base: Base, settings: GenerationSettings) -> tuple[int, int]:
-    return settings.height or base.resolution, settings.width or base.resolution
-
-
 def _end(generation: Generation, *, image: Image.Image | None = None, failure: Exception | None = None) -> None:
     generation.image, generation.failure = image, failure
     # a callback that fails would end the thread that all requests share
@@ -415,7 +284,8 @@ def _end(generation: Generation, *, image: Image.Image | None = None, failure: E
         generation.on_change(generation)
 
 
-def _prepared_bytes(prepared: _Prepared) -> int:
-    deltas = (delta for active in prepared.row.acting for delta in active.adapter.all_layers.values())
+def _prepared_bytes(prepared: PreparedBatch) -> int:
+    (row,), (text,) = prepared.rows, prepared.evaluations
+    deltas = (delta for active in row.acting for delta in active.adapter.all_layers.values())
     weights = sum(delta.a.nbytes + delta.b.nbytes for delta in deltas)
-    return prepared.conditioned.conditioning.nbytes + prepared.conditioned.encoding.nbytes + weights
+    return text.conditioning.nbytes + text.encoding.nbytes + weights

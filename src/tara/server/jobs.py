@@ -14,7 +14,8 @@ from tara.families.base import Base
 from tara.families.settings import BaseSettings
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.capacity import ByteBoundedCache
-from tara.inference.engine import Engine, EngineStep, Generation
+from tara.inference.denoising import Generation
+from tara.inference.engine import Engine, EngineStep
 from tara.inference.fusing import check_fits
 from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, used_file
 from tara.inference.request import GenerationRequest
