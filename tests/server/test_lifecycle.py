@@ -9,32 +9,37 @@ from typing import Any
 import pytest
 
 from server_requests import Serve, ask, finished
-from tara.inference.engine import Engine
+from tara.inference import engine
+from tara.inference.denoising import Denoising
+from tara.inference.shared_calls import SharedCalls
 from tara.server.jobs import Jobs
 from tara.server.store import Store
+
+FIRST_STEP = [(engine, "prompt_rows"), (SharedCalls, "predict"), (Denoising, "advance")]
+"""What the engine calls for a job's first step, in this order."""
 
 
 class Held:
     """A method of the engine whose first call in the engine's thread waits; real threads meet there, without sleeps."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, method: str) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
-        original: Callable[..., Any] = getattr(Engine, method)
+        original: Callable[..., Any] = getattr(owner, name)
 
         def held(*arguments: Any) -> Any:
             self.reached.set()
             assert self.go_on.wait(60)
             return original(*arguments)
 
-        patch.setattr(Engine, method, held)
+        patch.setattr(owner, name, held)
 
 
-@pytest.mark.parametrize("method", ["_prepare", "_predict", "_advance"])
+@pytest.mark.parametrize(("owner", "name"), FIRST_STEP)
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_job_cancelled_while_its_first_step_starts_stays_cancelled(
-    serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, images: int
+    serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owner: Any, name: str, images: int
 ) -> None:
-    client, held = serve(), Held(monkeypatch, method)
+    client, held = serve(), Held(monkeypatch, owner, name)
     job = client.post("/v1/jobs", json=ask(adapters=[], steps=1, n=images)).json()["id"]
     assert held.reached.wait(60)
     assert client.delete(f"/v1/jobs/{job}").json()["status"] == "cancelled"
@@ -54,7 +59,7 @@ def test_a_job_whose_first_step_starts_when_the_server_stops_is_the_next_servers
 ) -> None:
     client = serve()
     with monkeypatch.context() as patch:
-        held, drain = Held(patch, "_prepare"), Jobs.drain
+        held, drain = Held(patch, *FIRST_STEP[0]), Jobs.drain
 
         def drain_and_go_on(jobs: Jobs) -> None:
             drain(jobs)

@@ -26,6 +26,7 @@ from tara.inference.denoising import Generation
 from tara.inference.engine import Engine
 from tara.inference.pipeline import Pipeline
 from tara.inference.provenance import read_provenance
+from tara.inference.shared_calls import SharedCalls
 from tara.server.settings import ServerSettings
 from tara.server.store import JobRecord, Store
 
@@ -105,7 +106,7 @@ def test_a_failing_network_call_ends_its_job_and_the_server_goes_on(
         raise RuntimeError("broken")
 
     with monkeypatch.context() as while_broken:
-        while_broken.setattr(Engine, "_predict", broken)
+        while_broken.setattr(SharedCalls, "predict", broken)
         answer = finished(client, client.post("/v1/jobs", json=ask(adapters=[])).json()["id"])
         assert (answer["status"], answer["error"]) == ("failed", "The image was not generated (RuntimeError).")
     assert client.get("/readyz").status_code == 200
