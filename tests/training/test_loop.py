@@ -96,6 +96,15 @@ def test_gradients_and_weights_that_are_not_finite_stop_the_run(
         run_steps(training)
 
 
+def test_weights_that_are_not_finite_are_never_saved(shared_base: Base, tmp_path: Path):
+    training = training_of(two_concepts(tmp_path), quick(steps=1), shared_base)
+    run_steps(training)
+    training.weights.flat.detach()[1, 0] = math.nan
+    for saved in (training.state, training.adapters):
+        with pytest.raises(TaraError, match=r"Step 1: the adapter of 'szn cat' is NaN or infinite"):
+            saved()
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,4 +1,4 @@
-"""Everything that a training is given, read and checked before anything is computed, and the cards that tell it."""
+"""Reads and checks everything that a training is given, before anything is computed, and writes the adapters' cards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -36,8 +36,10 @@ def folder_words(images: Path, missing: Collection[str] = ("rare_word", "class_w
     """What a photo folder says of missing words, by their settings: a DreamBooth table, or kohya's ``10_xlo dog``."""
     if "class_word" in missing and (subject := subject_of(images)):
         return {"class_word": subject.class_word} | ({"example_prompts": subject.prompts} if subject.prompts else {})
-    words = [{"rare_word": name.rare_word, "class_word": name.class_word} for name in kohya_names(images)[:1]]
-    return {name: word for of_name in words for name, word in of_name.items() if word and name in missing}
+    if not (names := kohya_names(images)):
+        return {}
+    words = {"rare_word": names[0].rare_word, "class_word": names[0].class_word}
+    return {setting: word for setting, word in words.items() if word and setting in missing}
 
 
 class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
