@@ -1,11 +1,10 @@
 """Binds adapters to the tokens of a prompt on which they act."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tara.core.tokens import Span, Tokenized, class_word_of, word_spans
-from tara.errors import TaraError, TaraWarning, warn
+from tara.errors import TaraError, warn
 from tara.inference.active_adapter import ActiveAdapter, check_named
 
 
@@ -96,11 +95,9 @@ def bind_everywhere(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> lis
 def warn_if_cut(prompt: Tokenized, what: str = "prompt") -> None:
     """Warn about the end of a text that did not fit the text encoder, and name it."""
     if prompt.lost:
-        warnings.warn(
+        warn(
             f"The {what} is longer than {len(prompt.offsets)} tokens; its end is cut off: '{prompt.lost}'. "
-            f"Shorten the {what}.",
-            TaraWarning,
-            stacklevel=2,
+            f"Shorten the {what}."
         )
 
 
@@ -138,8 +135,8 @@ def _owner(text: str, span: Span, rivals: Sequence[ActiveAdapter]) -> ActiveAdap
 
 def _check_kept(prompt: Tokenized, span: Span, active: ActiveAdapter) -> None:
     of_class = class_word_of(prompt.text, span, active.class_word)
-    for word, place in ((active.rare_word, span), (active.class_word, of_class)):
-        if place is not None and not prompt.holds(place):
+    for word, found in ((active.rare_word, span), (active.class_word, of_class)):
+        if found is not None and not prompt.holds(found):
             raise TaraError(
                 f"'{word}', which {active.name} acts on, is beyond the limit of {len(prompt.offsets)} tokens: "
                 f"'{prompt.lost}' is cut off. Shorten the prompt."
