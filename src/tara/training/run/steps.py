@@ -158,12 +158,8 @@ class Run:
 
 def _row(record: StepRecord, seconds: float) -> dict[str, Any]:
     concepts = {part.name: {k: v for k, v in asdict(part).items() if k != "name"} for part in record.concepts}
-    return {
-        "step": record.index,
-        "learning_rate": record.learning_rate,
-        "seconds": round(seconds, 3),
-        "concepts": concepts,
-    }
+    step = {"step": record.index, "learning_rate": record.learning_rate, "seconds": round(seconds, 3)}
+    return step | {"concepts": concepts}
 
 
 def _numbers(record: StepRecord) -> dict[str, float]:
