@@ -12,7 +12,7 @@ import tiny_adapters
 import tiny_bases
 from cli_commands import TINY
 from tara.adapters.adapter import load_adapter
-from tara.adapters.formats.reading import lora_file
+from tara.adapters.formats.locating import lora_file
 from tara.cli import main
 from tara.errors import TaraError
 from tara.families.base import Base

@@ -95,7 +95,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
 
     Args:
         path: a ``.safetensors`` file, a folder of PEFT, of diffusers or with a saved U-Net, or one of these on the hub,
-            see `tara.adapters.formats.reading.lora_file`.
+            see `tara.adapters.formats.locating.lora_file`.
         alpha: overrides every layer's alpha (scale = alpha / rank).
 
     Raises:

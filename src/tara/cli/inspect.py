@@ -32,8 +32,8 @@ def inspect(
     """Show what an adapter file tells: its family, its words, who wrote it, and what can be done with it."""
     from tara.adapters.adapter import load_adapter
     from tara.adapters.card import CARD_KEY
+    from tara.adapters.formats.locating import read_names
     from tara.adapters.formats.origin import other_family
-    from tara.adapters.formats.reading import read_names
     from tara.inference.active_adapter import advise_on_scale
 
     keys, header = read_names(file)

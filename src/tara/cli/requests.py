@@ -125,7 +125,7 @@ def loaded(specs: Sequence[str]) -> tuple[ActiveAdapters, tuple[UsedFile, ...]]:
 
 def _used(spec: str) -> UsedFile:
     """The weights file of `FILE[:key=value,...]`; one on the hub is known by its name there."""
-    from tara.adapters.formats.reading import lora_file
+    from tara.adapters.formats.locating import lora_file
     from tara.inference.active_adapter import split_options
 
     name, _ = split_options(spec)

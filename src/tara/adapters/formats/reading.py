@@ -12,33 +12,22 @@ from torch import Tensor
 
 from tara.adapters.card import CARD_KEY
 from tara.adapters.formats import methods
+from tara.adapters.formats.locating import AGAIN, lora_file
 from tara.adapters.formats.methods import WeightChange
 from tara.adapters.formats.names import ROOTS
 from tara.adapters.formats.origin import other_family
-from tara.adapters.formats.peft_config import WEIGHTS_FILE, PeftConfig, peft_configs
+from tara.adapters.formats.peft_config import PeftConfig, peft_configs
 from tara.adapters.formats.styles import UNET, Part, is_embedding, is_no_weight, other_method, parts
 from tara.core.lora import low_rank_from_matrix
-from tara.errors import TaraError, nearest
+from tara.errors import TaraError
 from tara.families.text import TEXT_ENCODERS
-from tara.storage.hub import ADAPTER_FILE, fetched_adapter
 from tara.storage.safetensors_file import open_safetensors
 
-AGAIN = "Get the file again, or train the adapter again."
 MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
 MOST_ENTRIES = 2**26  # of one layer's weight; the largest of SDXL has 29.5 million
 
 _BUNDLED = "bundle_emb."
 _ENCODERS = {"clip_l": TEXT_ENCODERS[0], "clip_g": TEXT_ENCODERS[1]}
-
-# in a folder, the first that is there
-_IN_FOLDERS = (
-    WEIGHTS_FILE,
-    ADAPTER_FILE,
-    "diffusion_pytorch_model.safetensors",
-    f"unet/{WEIGHTS_FILE}",
-    "unet/diffusion_pytorch_model.safetensors",
-)
-_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,62 +62,6 @@ class LoraFile:
     embeddings: Mapping[str, Mapping[str, Tensor]]
     """Vectors (n, d) of words that the file brings along, by word and text encoder."""
     method: str
-
-
-def lora_file(path: Path) -> Path:
-    """The weights file that a name stands for.
-
-    It is the file itself, the one inside a folder of PEFT, diffusers or a U-Net, or, where there is nothing of that
-    name, the local copy of one on the hub: ``owner/name`` or ``owner/name/file.safetensors``.
-
-    Raises:
-        TaraError: when there is none, only a pickle, or a second one for a text encoder.
-    """
-    if path.suffix in _PICKLES and path.is_file():
-        raise _pickle(path)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        return _in_folder(path)
-    if (fetched := fetched_adapter(path.as_posix())) is not None:
-        return fetched
-    known = [file.name for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-    raise TaraError(f"There is no adapter file '{path}'.{nearest(path.name, known)} Check its path.")
-
-
-def _in_folder(folder: Path) -> Path:
-    for name in _IN_FOLDERS:
-        if (folder / name).is_file():
-            if name.startswith("unet/"):
-                _check_alone(folder)
-            return folder / name
-    lone = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
-    if len(lone) == 1:
-        return lone[0]
-    for file in (*sorted(folder.iterdir()), *sorted(folder.glob("unet/*"))):
-        if file.suffix in _PICKLES:
-            raise _pickle(file)
-    raise TaraError(
-        f"There is no adapter file in the folder '{folder}'. tara looks for {' or '.join(_IN_FOLDERS)} there."
-    )
-
-
-def _check_alone(folder: Path) -> None:
-    """A folder of several models may have LoRA layers in its text encoders, too."""
-    for file in sorted(folder.glob("text_encoder*/*.safetensors")):
-        with open_safetensors(file, AGAIN) as weights:
-            keys = list(weights.keys())
-        if any("lora" in key for key in keys):
-            raise TaraError(
-                f"'{file}' has LoRA layers of a text encoder in a separate file, which tara does not read. "
-                f"Give '{folder / 'unet'}' to use the U-Net's layers only."
-            )
-
-
-def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
-    """The keys and the header of an adapter file, of any family, without its weights; raises as `lora_file`."""
-    with open_safetensors(lora_file(path), AGAIN) as file:
-        return list(file.keys()), dict(file.metadata() or {})
 
 
 def read_lora(path: Path) -> LoraFile:
@@ -342,7 +275,3 @@ def _unknown(path: Path, key: str) -> TaraError:
         f"'{path}' has the key '{key}', which tara does not know. It reads LoRAs for the U-Net of Stable Diffusion "
         "1.x, 2.x and SDXL in the styles of tara, PEFT, diffusers, kohya and ComfyUI."
     )
-
-
-def _pickle(path: Path) -> TaraError:
-    return TaraError(f"'{path}' is a pickle file, which can run code when it is opened. Use a .safetensors file.")
