@@ -13,10 +13,10 @@ from tara.adapters.formats.methods import WeightChange
 from tara.adapters.formats.modelspec import header_entries
 from tara.adapters.formats.origin import family_of_file
 from tara.adapters.formats.reading import LoraFile, Pair, read_lora
-from tara.adapters.formats.styles import UNET
 from tara.adapters.formats.writing import write_diffusers
 from tara.core.lora import LowRank
 from tara.errors import TaraError
+from tara.families.text import TEXT_ENCODERS
 
 __all__ = ["Adapter", "AdapterCard", "Context", "load_adapter"]
 
@@ -106,7 +106,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     if alpha is not None and not math.isfinite(alpha):
         raise TaraError(f"alpha is {alpha}, which is not a number. Give for instance 32, or leave it out.")
     file = read_lora(path)
-    pairs = {layer if model == UNET else f"{model}.{layer}": pair for (model, layer), pair in file.pairs.items()}
+    pairs = file.pairs
     told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
     if told is not None:
         _check_ranks(path, told, pairs)
@@ -119,12 +119,10 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     }
     return Adapter(
         card,
-        {layer: low_ranks[layer] for (model, layer) in file.pairs if model == UNET},
+        {layer: low_rank for layer, low_rank in low_ranks.items() if not layer.startswith(TEXT_ENCODERS)},
         name=name,
-        text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if (UNET, layer) not in file.pairs},
-        changes={
-            layer if model == UNET else f"{model}.{layer}": change for (model, layer), change in file.changes.items()
-        },
+        text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if layer.startswith(TEXT_ENCODERS)},
+        changes=file.changes,
         embeddings=file.embeddings,
         header=file.header,
     )
@@ -150,9 +148,9 @@ def _check_ranks(path: Path, card: AdapterCard, pairs: Mapping[str, Pair]) -> No
 def _card(file: LoraFile) -> AdapterCard:
     """What the weights of another tool's file tell about it."""
     endings = AdapterCard.model_fields["text_kv"].default
-    widths = {path: pair.a.shape[1] for path, pair in file.pairs.items() if not path[1].endswith((".bias", ".weight"))}
-    convolved = any(pair.kernel for (_, layer), pair in file.pairs.items() if layer.endswith("proj_in"))
-    text_kv = [layer for model, layer in widths if model == UNET and layer.endswith(endings)]
+    widths = {path: pair.a.shape[1] for path, pair in file.pairs.items() if not path.endswith((".bias", ".weight"))}
+    convolved = any(pair.kernel for layer, pair in file.pairs.items() if layer.endswith("proj_in"))
+    text_kv = [layer for layer in widths if layer.endswith(endings)]
     return AdapterCard(
         rare_word=next(iter(file.embeddings)) if len(file.embeddings) == 1 else "",
         class_word="",

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from tara.adapters.formats.styles import UNET
 from tara.families.registry import FAMILIES, family_of_widths
 from tara.families.text import TEXT_ENCODERS
 
@@ -54,29 +53,28 @@ def other_family(keys: Iterable[str], header: Mapping[str, str]) -> str:
 
 
 def family_of_file(
-    widths: Mapping[tuple[str, str], int], text_kv: tuple[str, ...], header: Mapping[str, str], convolved: bool
+    widths: Mapping[str, int], text_kv: tuple[str, ...], header: Mapping[str, str], convolved: bool
 ) -> str:
     """The family of bases that a file fits, as far as it tells: by the text's width, its header, its layers.
 
     Args:
-        widths: input widths by (model, layer).
+        widths: input widths by path; a text encoder's begin with its name.
         text_kv: endings of the layers whose input is the text.
         header: the file's.
         convolved: whether ``proj_in`` layers are convolutions, as in SD 1.x.
     """
-    text = {layer: width for (model, layer), width in widths.items() if model == UNET and layer.endswith(text_kv)}
-    if text:
+    if text := {layer: width for layer, width in widths.items() if layer.endswith(text_kv)}:
         return family_of_widths(text)
     named = _named_base(header).casefold()
     if family := next((family.name for family in FAMILIES if re.search(_SAME_NAMES[family.name], named)), ""):
         return family
     # a model's width is that of its attention; SDXL's first encoder is also SD 1.x's
-    encoders = {model: width for (model, layer), width in widths.items() if layer.endswith(("q_proj", "k_proj"))}
+    encoders = {path.partition(".")[0]: width for path, width in widths.items() if path.endswith(("q_proj", "k_proj"))}
     if encoders.get(TEXT_ENCODERS[1]) == _SECOND_ENCODER:
         return "sdxl"
-    if not any(model == UNET for model, _ in widths):
+    if all(path.startswith(TEXT_ENCODERS) for path in widths):
         return family_of_widths({"": encoders[TEXT_ENCODERS[0]]}) if list(encoders) == [TEXT_ENCODERS[0]] else ""
-    return _by_blocks({layer: width for (model, layer), width in widths.items() if model == UNET}, convolved)
+    return _by_blocks(widths, convolved)
 
 
 def _by_blocks(widths: Mapping[str, int], convolved: bool) -> str:

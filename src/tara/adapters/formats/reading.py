@@ -49,16 +49,17 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """What a file holds by model and path, its header, and the name of the style that its keys are in.
+    """What a file holds by path, its header, and the name of the style that its keys are in.
 
-    ``pairs`` are the low-rank and full matrices, a bias's or norm's with ``.bias`` or ``.weight`` behind the path;
-    ``changes`` depend on the base's weights. ``method`` names what is no plain LoRA, empty where all is.
+    A text encoder's paths begin with its name. ``pairs`` are the low-rank and full matrices, a bias's or norm's with
+    ``.bias`` or ``.weight`` behind the path; ``changes`` depend on the base's weights. ``method`` names what is no
+    plain LoRA, empty where all is.
     """
 
     style: str
     header: Mapping[str, str]
-    pairs: Mapping[tuple[str, str], Pair]
-    changes: Mapping[tuple[str, str], WeightChange]
+    pairs: Mapping[str, Pair]
+    changes: Mapping[str, WeightChange]
     embeddings: Mapping[str, Mapping[str, Tensor]]
     """Vectors (n, d) of words that the file brings along, by word and text encoder."""
     method: str
@@ -93,7 +94,8 @@ def read_lora(path: Path) -> LoraFile:
     configs = peft_configs(path, header, models)
     read = _Layers(path)
     for (model, layer), keyed in sorted(keys_of.items()):
-        read.add(model, layer, {role: tensors[key] for role, key in keyed.items()}, configs[model])
+        name = layer if model == UNET else f"{model}.{layer}"
+        read.add(name, layer, {role: tensors[key] for role, key in keyed.items()}, configs[model])
     _check_complete(path, read.pairs.keys() | read.changes.keys(), configs[UNET])
     style = " and ".join(sorted({part.style for part in known.values()}))
     return LoraFile(style, header, read.pairs, read.changes, embeddings, " and ".join(sorted(read.names)))
@@ -104,11 +106,11 @@ class _Layers:
     """The layers of a file, read one by one."""
 
     path: Path
-    pairs: dict[tuple[str, str], Pair] = field(default_factory=dict[tuple[str, str], Pair])
-    changes: dict[tuple[str, str], WeightChange] = field(default_factory=dict[tuple[str, str], WeightChange])
+    pairs: dict[str, Pair] = field(default_factory=dict[str, Pair])
+    changes: dict[str, WeightChange] = field(default_factory=dict[str, WeightChange])
     names: set[str] = field(default_factory=set[str])
 
-    def add(self, model: str, layer: str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
+    def add(self, name: str, layer: str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
         if "lora_mid" in tensors and {"down", "lora_mid"} <= tensors.keys():
             tensors["down"] = self._formula(layer, lambda: methods.tucker(tensors["down"], tensors.pop("lora_mid")))
         if "magnitude" in tensors:  # PEFT's, one length of each row; a convolution's has the shape (1, out, 1, 1)
@@ -116,19 +118,19 @@ class _Layers:
         pair = None
         if {"down", "up"} & tensors.keys():
             pair = _pair(self.path, layer, tensors, config)
-            self.pairs[model, layer] = pair
+            self.pairs[name] = pair
         if config.is_dora and "dora_scale" not in tensors:
             raise _damaged(self.path, layer, "is DoRA by its config and holds no magnitudes")
         if (method := methods.method_of(tensors)) is not None:
             self.names.add(method)
-            self._add_method(model, layer, tensors, pair, config)
+            self._add_method(name, layer, tensors, pair, config)
         elif pair is None:
-            self.pairs[model, layer] = _pair(self.path, layer, tensors, config)  # says what is missing
+            self.pairs[name] = _pair(self.path, layer, tensors, config)  # says what is missing
         elif rest := tensors.keys() - {"down", "up", "alpha"}:
             raise _damaged(self.path, layer, f"holds '{min(rest)}' beside a LoRA")
 
     def _add_method(
-        self, model: str, layer: str, tensors: Mapping[str, Tensor], pair: Pair | None, config: PeftConfig
+        self, name: str, layer: str, tensors: Mapping[str, Tensor], pair: Pair | None, config: PeftConfig
     ) -> None:
         for tensor in tensors.values():
             if not _finite(tensor):
@@ -137,8 +139,8 @@ class _Layers:
         told = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, rank or 1)
         scale = 1.0 if pair is None or pair.alpha is None else pair.alpha / pair.rank
         in_config = told / rank if told is not None and rank and "alpha" not in tensors else None
-        for name, vector in methods.vectors(tensors, scale).items():
-            self.pairs[model, f"{layer}.{name}"] = Pair(torch.ones(1, 1), vector.float().reshape(-1, 1), None, 1.0)
+        for parameter, vector in methods.vectors(tensors, scale).items():
+            self.pairs[f"{name}.{parameter}"] = Pair(torch.ones(1, 1), vector.float().reshape(-1, 1), None, 1.0)
         formula = partial(methods.difference, alpha=told, in_config=in_config)
         shape = self._formula(layer, lambda: formula({role: tensor.to("meta") for role, tensor in tensors.items()}))
         if shape is not None and shape.numel() > MOST_ENTRIES:
@@ -150,11 +152,11 @@ class _Layers:
             delta = scale * (pair.b.float() @ pair.a.float())
         change = self._formula(layer, lambda: methods.weight_change(tensors, delta, told))
         if change is not None:
-            self.changes[model, layer] = change
-            self.pairs.pop((model, layer), None)
+            self.changes[name] = change
+            self.pairs.pop(name, None)
         elif delta is not None:
             full = low_rank_from_matrix(delta)
-            self.pairs[model, layer] = Pair(full.a, full.b, None, float(full.rank))
+            self.pairs[name] = Pair(full.a, full.b, None, float(full.rank))
 
     def _formula(self, layer: str, compute: Callable[[], Any]) -> Any:
         try:
@@ -261,8 +263,8 @@ def _number(alpha: Tensor) -> float:
     return float(alpha) if alpha.numel() == 1 else float("nan")
 
 
-def _check_complete(path: Path, layers: Collection[tuple[str, str]], config: PeftConfig) -> None:
-    missing = [layer for layer in config.paths if (UNET, layer) not in layers]
+def _check_complete(path: Path, layers: Collection[str], config: PeftConfig) -> None:
+    missing = [layer for layer in config.paths if layer not in layers]
     if missing:
         raise TaraError(
             f"'{path}' is damaged: its config names {len(config.paths)} layers, but {len(missing)} are missing, such "
