@@ -90,6 +90,9 @@ def encode_with_pipeline(pipe: Any, text: str, clip_skip: int | None, device: to
 
 def with_inversions(pipe: Any, tokenizer: Any, text: str) -> str:
     """The text with the tokens of textual inversions that the pipeline has loaded: one word may have several."""
+    # without any it would only warn that a long text is long
+    if set(tokenizer.added_tokens_encoder) <= set(tokenizer.all_special_tokens):
+        return text
     return pipe.maybe_convert_prompt(text, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else text
 
 

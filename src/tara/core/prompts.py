@@ -1,0 +1,107 @@
+"""The syntax of prompts: weights in parentheses and BREAK, and the chunks in which a text encoder reads a long prompt.
+
+    (xlo dog:1.3) on a beach BREAK at sunset      weight 1.3 for two words, and a new chunk after `beach`
+
+Weights of nested parentheses multiply. Parentheses without a number are text, and so are escaped ones: ``\\(``, ``\\)``.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from tara.core.tokens import Span
+
+WEIGHTED = re.compile(r":\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
+LATEST_COMMA = 0.7  # of a full chunk: a comma before this leaves too much of it empty
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt without its syntax: what is read, a weight for each character, and where new chunks must begin."""
+
+    text: str
+    weights: tuple[float, ...]
+    breaks: tuple[int, ...] = ()
+
+
+def parse_prompt(text: str) -> Prompt:
+    """Separate a prompt's text from its weights and breaks; without such syntax the text stays as it is."""
+    levels: list[list[tuple[str, float]]] = [[]]
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            escaped = next(characters, "")
+            levels[-1] += [(one, 1.0) for one in (escaped if escaped in ("(", ")") else character + escaped)]
+        elif character == "(":
+            levels.append([])
+        elif character == ")" and len(levels) > 1:
+            inner = levels.pop()
+            weighted = WEIGHTED.search("".join(one for one, _ in inner))
+            if weighted:
+                levels[-1] += [(one, old * float(weighted[1])) for one, old in inner[: weighted.start()]]
+            else:
+                levels[-1] += [("(", 1.0), *inner, (")", 1.0)]
+        else:
+            levels[-1].append((character, 1.0))
+    while len(levels) > 1:
+        unclosed = levels.pop()
+        levels[-1] += [("(", 1.0), *unclosed]
+    return _broken("".join(one for one, _ in levels[0]), [weight for _, weight in levels[0]])
+
+
+def _broken(text: str, weights: list[float]) -> Prompt:
+    breaks: list[int] = []
+    while match := BREAK.search(text):
+        first, end = match.span()
+        gap = " " if first and end < len(text) else ""
+        text = text[:first] + gap + text[end:]
+        weights = weights[:first] + [1.0] * len(gap) + weights[end:]
+        if gap:
+            breaks.append(first + 1)
+    return Prompt(text, tuple(weights), tuple(breaks))
+
+
+def chunk_spans(prompt: Prompt, kept: Callable[[str], int]) -> list[Span]:
+    """The parts of a prompt that a text encoder reads one by one; at least one, which may be empty.
+
+    A chunk that is full ends at a comma near its end, else at a space, else anywhere.
+
+    Args:
+        prompt: the prompt.
+        kept: the number of characters of a text, from its first, that one chunk holds.
+    """
+    spans: list[Span] = []
+    for start, end in pairwise((0, *prompt.breaks, len(prompt.text))):
+        while True:
+            part = prompt.text[start:end]
+            room = kept(part)
+            if not part[room:].strip() or not room:
+                spans.append((start, end))
+                break
+            cut = start + _last_break(part, room)
+            spans.append((start, cut))
+            start = cut
+    return spans
+
+
+def _last_break(text: str, room: int) -> int:
+    comma = text.rfind(",", 0, room) + 1
+    if comma >= LATEST_COMMA * room:
+        return comma
+    if text[room].isspace():
+        return room
+    space = max(text.rfind(blank, 0, room) for blank in " \t\n") + 1
+    return space or room
+
+
+def weighted(embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Embeddings (..., tokens, d) times each token's weight (tokens,), with the mean of before over all of them.
+
+    As AUTOMATIC1111's web UI does it.
+    """
+    scaled = embeddings * weights.to(embeddings)[:, None]
+    return scaled * (embeddings.mean() / scaled.mean())

@@ -1,0 +1,82 @@
+"""Encodes prompts of any length and with weights, by what a family's text encoder reads at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tara.core.prompts import Prompt, chunk_spans, parse_prompt, weighted
+from tara.core.tokens import Span, Tokenized
+from tara.errors import TaraError
+from tara.families.base import Base
+from tara.families.text import TextEncoding
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """A prompt in the parts that the text encoder reads one by one."""
+
+    prompt: Prompt
+    spans: tuple[Span, ...]
+    tokenized: Tokenized
+    """All tokens of all chunks, by characters of ``prompt.text``."""
+
+
+def tokenize_prompt(base: Base, text: str) -> Chunks:
+    """A prompt's chunks and tokens; see `tara.core.prompts` for its syntax.
+
+    Raises:
+        TaraError: when a weight meets a textual inversion that stands for several tokens.
+    """
+    prompt = parse_prompt(text)
+    spans = chunk_spans(prompt, lambda part: base.tokenize(part).kept)
+    parts = [base.tokenize(prompt.text[first:end]) for first, end in spans]
+    if len(parts) == 1 and not any(weight != 1 for weight in prompt.weights):
+        return Chunks(prompt, tuple(spans), parts[0])
+    if any(part.text != prompt.text[first:end] for part, (first, end) in zip(parts, spans, strict=True)):
+        raise TaraError(
+            "A textual inversion of several tokens stands in a prompt with weights or of several chunks, which tara "
+            "cannot encode. Shorten the prompt and leave the weights out."
+        )
+    offsets = tuple(
+        (first + of_part[0], first + of_part[1])
+        for part, (first, _) in zip(parts, spans, strict=True)
+        for of_part in part.offsets
+    )
+    return Chunks(prompt, tuple(spans), Tokenized(prompt.text, offsets, len(prompt.text)))
+
+
+@torch.no_grad()
+def encode_prompt(base: Base, text: str, clip_skip: int | None = None, chunks: int = 1) -> TextEncoding:
+    """One row of a prompt's chunks, each encoded as the stock pipeline encodes a prompt, joined along the tokens.
+
+    The pooled vector is the first chunk's. A prompt of one chunk without weights is encoded as by `Base.encode`.
+
+    Args:
+        base: the base.
+        text: the prompt, with the syntax of `tara.core.prompts`.
+        clip_skip: as in `Base.encode`.
+        chunks: at least so many; empty ones are added at the end.
+    """
+    read = tokenize_prompt(base, text)
+    texts = [read.prompt.text[first:end] for first, end in read.spans]
+    parts = base.encode([*texts, *[""] * (chunks - len(texts))], clip_skip)
+    embeddings = list(parts.embeddings)
+    position = 0
+    for number in range(len(texts)):
+        tokens = len(embeddings[number])
+        weights = _weights(read, position, position + tokens)
+        if any(weight != 1 for weight in weights):
+            embeddings[number] = weighted(embeddings[number], torch.tensor(weights))
+        position += tokens
+    pooled = None if parts.pooled is None else parts.pooled[:1]
+    end = len(read.tokenized.text)
+    padding = ((end, end),) * (sum(len(part) for part in embeddings) - position)
+    tokenized = Tokenized(read.tokenized.text, read.tokenized.offsets + padding, read.tokenized.kept)
+    return TextEncoding(torch.cat(embeddings)[None], pooled, (tokenized,))
+
+
+def _weights(read: Chunks, first: int, end: int) -> Sequence[float]:
+    """The weight of each token from one position to another; a token has the weight of its first character."""
+    weights = read.prompt.weights
+    return [weights[start] if start < stop else 1.0 for start, stop in read.tokenized.offsets[first:end]]
