@@ -17,7 +17,7 @@ import tara
 import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter
-from tara.errors import TaraError, TaraWarning
+from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextKVProcessor
 from tara.inference.active_adapter import ActiveAdapter
@@ -244,14 +244,12 @@ def test_wrong_arguments_are_one_clear_sentence(sd_pipe: StableDiffusionPipeline
             tara.prepare(sd_pipe, prompt, adapters, **options)
 
 
-def test_a_too_long_prompt_is_a_warning_that_names_the_lost_text(sd_pipe: StableDiffusionPipeline) -> None:
-    with pytest.warns(TaraWarning, match="is cut off: 'house'"):
-        tara.prepare(sd_pipe, "a xlo dog " + "big " * 71 + "house", [_rex(sd_pipe)])
-
-
-def test_a_too_long_negative_prompt_is_named_as_such(sd_pipe: StableDiffusionPipeline) -> None:
-    with pytest.warns(TaraWarning, match="The negative prompt is longer .* is cut off: 'house'"):
-        tara.prepare(sd_pipe, PROMPT, [_rex(sd_pipe)], negative_prompt="a xlo dog " + "big " * 71 + "house")
+def test_prompts_of_any_length_fit_and_share_a_call_with_shorter_ones(sd_pipe: StableDiffusionPipeline) -> None:
+    long = "big " * 100 + "xlo dog"
+    kwargs = tara.prepare(sd_pipe, [PROMPT, long], [[], [_rex(sd_pipe)]], negative_prompt="ugly")
+    assert kwargs["prompt_embeds"].shape == kwargs["negative_prompt_embeds"].shape == (2, 2 * 77, 32)
+    pixels = _run(sd_pipe, **tara.prepare(sd_pipe, long, [_rex(sd_pipe)]))
+    assert not np.array_equal(pixels, _run(sd_pipe, **tara.prepare(sd_pipe, long)))  # xlo is in the second chunk
 
 
 def test_prompts_that_name_one_file_share_its_global_part(sd_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, overlap
 from tara.core.tokens import Span, Tokenized, class_word_of
 from tara.errors import TaraError
+from tara.families.prompts import tokenize_prompt
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind, find_words
 from tara.inference.pipeline import GeneratedImage, OnStep, Pipeline
@@ -61,7 +62,7 @@ def record_attention(
         TaraError: as `Pipeline.generate` and `check_words`.
     """
     check_words(request)
-    subjects = subjects_of(pipeline.base.tokenize(request.prompt), request.adapters)
+    subjects = subjects_of(tokenize_prompt(pipeline.base, request.prompt).tokenized, request.adapters)
     count = len(request.seeds)
     recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.class_word)], count)
     with recording(pipeline.base, recorder):

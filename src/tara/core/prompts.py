@@ -2,7 +2,7 @@
 
     (xlo dog:1.3) on a beach BREAK at sunset      weight 1.3 for two words, and a new chunk after `beach`
 
-Weights of nested parentheses multiply. Parentheses without a number are text, and so are escaped ones: ``\\(``, ``\\)``.
+Weights of nested parentheses multiply. Parentheses without a number are text, and so are escaped ones, ``\\(``.
 """
 
 import re
@@ -26,6 +26,11 @@ class Prompt:
     text: str
     weights: tuple[float, ...]
     breaks: tuple[int, ...] = ()
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any weight is not 1."""
+        return any(weight != 1 for weight in self.weights)
 
 
 def parse_prompt(text: str) -> Prompt:

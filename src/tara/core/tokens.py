@@ -64,6 +64,7 @@ def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
 class Tokenized:
     """A text as the text encoder reads it.
 
+    ``written`` is what a user has written, which may have syntax that ``text`` has not, see `tara.core.prompts`.
     ``offsets`` are the characters of each of the encoder's tokens, padding included; special tokens are empty.
     ``kept`` is the number of characters that the encoder reads; ``text[kept:]`` is lost.
     """
@@ -71,6 +72,7 @@ class Tokenized:
     text: str
     offsets: tuple[Span, ...]
     kept: int
+    written: str | None = None
 
     @property
     def lost(self) -> str:

@@ -1,7 +1,7 @@
 """Encodes prompts of any length and with weights, by what a family's text encoder reads at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,8 +31,8 @@ def tokenize_prompt(base: Base, text: str) -> Chunks:
     prompt = parse_prompt(text)
     spans = chunk_spans(prompt, lambda part: base.tokenize(part).kept)
     parts = [base.tokenize(prompt.text[first:end]) for first, end in spans]
-    if len(parts) == 1 and not any(weight != 1 for weight in prompt.weights):
-        return Chunks(prompt, tuple(spans), parts[0])
+    if len(parts) == 1 and not prompt.is_weighted:
+        return Chunks(prompt, tuple(spans), replace(parts[0], written=text))
     if any(part.text != prompt.text[first:end] for part, (first, end) in zip(parts, spans, strict=True)):
         raise TaraError(
             "A textual inversion of several tokens stands in a prompt with weights or of several chunks, which tara "
@@ -43,7 +43,7 @@ def tokenize_prompt(base: Base, text: str) -> Chunks:
         for part, (first, _) in zip(parts, spans, strict=True)
         for of_part in part.offsets
     )
-    return Chunks(prompt, tuple(spans), Tokenized(prompt.text, offsets, len(prompt.text)))
+    return Chunks(prompt, tuple(spans), Tokenized(prompt.text, offsets, len(prompt.text), text))
 
 
 @torch.no_grad()
@@ -65,15 +65,25 @@ def encode_prompt(base: Base, text: str, clip_skip: int | None = None, chunks: i
     position = 0
     for number in range(len(texts)):
         tokens = len(embeddings[number])
-        weights = _weights(read, position, position + tokens)
+        weights = _weights(read, position, position + tokens) if read.prompt.is_weighted else ()
         if any(weight != 1 for weight in weights):
             embeddings[number] = weighted(embeddings[number], torch.tensor(weights))
         position += tokens
     pooled = None if parts.pooled is None else parts.pooled[:1]
     end = len(read.tokenized.text)
     padding = ((end, end),) * (sum(len(part) for part in embeddings) - position)
-    tokenized = Tokenized(read.tokenized.text, read.tokenized.offsets + padding, read.tokenized.kept)
+    tokenized = replace(read.tokenized, offsets=read.tokenized.offsets + padding)
     return TextEncoding(torch.cat(embeddings)[None], pooled, (tokenized,))
+
+
+def encode_negative_prompt(base: Base, text: str | None, chunks: int = 1) -> TextEncoding:
+    """The negative prompt as `encode_prompt`; None as `Base.encode_negative`, once for each chunk."""
+    if text is not None:
+        return encode_prompt(base, text, None, chunks)
+    empty = base.encode_negative(None)
+    (tokens,) = empty.tokenized
+    tokenized = replace(tokens, offsets=tokens.offsets * chunks)
+    return TextEncoding(empty.embeddings.repeat(1, chunks, 1), empty.pooled, (tokenized,))
 
 
 def _weights(read: Chunks, first: int, end: int) -> Sequence[float]:

@@ -9,9 +9,10 @@ from typing import Any
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import CONDITIONING_KEY, TextConditioning
+from tara.families.prompts import tokenize_prompt
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters
-from tara.inference.binding import Binding, bind, bind_everywhere, class_tokens, warn_if_cut
+from tara.inference.binding import Binding, bind, bind_everywhere, class_tokens
 from tara.inference.composers import Composer
 from tara.inference.composers.sequential import evaluated
 from tara.inference.confining import Concept, ConfinedAdapters, confined
@@ -24,10 +25,14 @@ from tara.inference.text_kv import TextEncoder, text_kv
 
 @dataclass(frozen=True, eq=False)
 class PromptRow:
-    """One prompt of a batch, as its composer arranges it: what is encoded of it, and the adapters that act."""
+    """One prompt of a batch, as its composer arranges it: what is encoded of it, and the adapters that act.
+
+    ``chunks``: in how many the text encoder reads the longer one of the prompt and the negative prompt.
+    """
 
     text: str
     negative: str | None
+    chunks: int
     acting: ActiveAdapters
     composer: Composer
     masks: RegionMasks
@@ -47,10 +52,10 @@ class PromptRow:
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
-        """What rows must share for one batch: the composer, and the global parts, which are fused into the weights."""
+        """What rows must share for one batch: the number of chunks, the composer, what is fused into the weights."""
         parts = [(id(active.adapter), active.global_strength) for active in self.everywhere if active.global_strength]
         # with one evaluation for each adapter, their number and order count too
-        return id(self.composer), *((len(self.acting), *parts) if self.composer.turns else sorted(parts))
+        return self.chunks, id(self.composer), *((len(self.acting), *parts) if self.composer.turns else sorted(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +103,9 @@ def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[Promp
             acting[own] = composer.adapters(own)
             _check_maskable(acting[own] if composer.masked else ())
         text = composer.prompt(request.prompt, own)
-        rows.append(PromptRow(text, request.settings.negative_prompt, acting[own], composer, masks))
+        negative = request.settings.negative_prompt
+        chunks = max(len(tokenize_prompt(base, one).spans) for one in (text, negative or ""))
+        rows.append(PromptRow(text, negative, chunks, acting[own], composer, masks))
     return rows
 
 
@@ -129,7 +136,6 @@ def prepared_batch(
         )
     guidance = stock_guidance(pipe) if settings.guidance_scale is None else settings.guidance_scale
     guided = encoder.base.family.is_guided(pipe, guidance)
-    _warn_of_lost_text(encoder.base, rows, guided)
     batch = _Batch(encoder=encoder, settings=settings, copies=copies, guided=guided)
     count = len(rows[0].acting) if rows[0].composer.turns else 1
     # with several evaluations, each has one adapter
@@ -209,9 +215,9 @@ class _Batch:
         # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
         plain = tuple(active for active in acting if active not in masked)
         if negative:
-            encoding = self.encoder.encode_negative(row.negative, plain)
+            encoding = self.encoder.encode_negative(row.negative, plain, row.chunks)
         else:
-            encoding = self.encoder.encode(row.text, self.settings.clip_skip, plain)
+            encoding = self.encoder.encode(row.text, self.settings.clip_skip, plain, row.chunks)
         bindings = bind_everywhere(encoding.tokenized[0], plain)
         if masked and not negative:
             bindings += [one for one in bind(encoding.tokenized[0], row.acting) if one.active in masked]
@@ -219,7 +225,7 @@ class _Batch:
 
     def _concepts(self, row: PromptRow) -> list[Concept]:
         """What is confined, and the tokens by which its region is found."""
-        tokens = self.encoder.base.tokenize(row.text)
+        tokens = tokenize_prompt(self.encoder.base, row.text).tokenized
         bindings = bind(tokens, row.acting) if row.confined else []
         return [
             Concept(one.active, () if mask is not None else class_tokens(tokens, one), mask)
@@ -232,13 +238,6 @@ class _Batch:
 def _embeddings(encoding: TextEncoding, prefix: str) -> dict[str, Any]:
     pooled = {} if encoding.pooled is None else {f"{prefix}pooled_prompt_embeds": encoding.pooled}
     return {f"{prefix}prompt_embeds": encoding.embeddings, **pooled}
-
-
-def _warn_of_lost_text(base: Base, rows: Sequence[PromptRow], guided: bool) -> None:
-    for text in dict.fromkeys(row.text for row in rows):
-        warn_if_cut(base.tokenize(text))
-    for text in dict.fromkeys(row.negative or "" for row in rows) if guided else ():
-        warn_if_cut(base.tokenize(text), "negative prompt")
 
 
 def _check_maskable(adapters: Iterable[ActiveAdapter]) -> None:

@@ -23,12 +23,10 @@ def bind(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
     Where one adapter's word is a part of a longer one's, the longer word wins.
 
     Raises:
-        TaraError: when an adapter's word is unknown, missing, ambiguous, or behind the last token that fits.
+        TaraError: when an adapter's word is unknown, missing or ambiguous.
     """
     bindings: list[Binding] = []
     for active, spans in find_words(prompt.text, adapters):
-        for span in spans:
-            _check_kept(prompt, span, active)
         bindings.append(Binding(active, tuple(prompt.positions(span) for span in spans)))
     return bindings
 
@@ -92,15 +90,6 @@ def bind_everywhere(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> lis
     return [Binding(active, (tuple(range(len(prompt.offsets))),), everywhere=True) for active in adapters]
 
 
-def warn_if_cut(prompt: Tokenized, what: str = "prompt") -> None:
-    """Warn about the end of a text that did not fit the text encoder, and name it."""
-    if prompt.lost:
-        warn(
-            f"The {what} is longer than {len(prompt.offsets)} tokens; its end is cut off: '{prompt.lost}'. "
-            f"Shorten the {what}."
-        )
-
-
 def _same(one: str, other: str) -> bool:
     return one.casefold().split() == other.casefold().split()
 
@@ -131,13 +120,3 @@ def _owner(text: str, span: Span, rivals: Sequence[ActiveAdapter]) -> ActiveAdap
             raise TaraError(f"{name} is given twice. Leave one out, or rebind it: {name}:rare_word=NEW.")
         raise TaraError(f"{names} act on the same words {words}. Rebind one: {rivals[-1].name}:rare_word=NEW.")
     return rivals[first[2]]
-
-
-def _check_kept(prompt: Tokenized, span: Span, active: ActiveAdapter) -> None:
-    of_class = class_word_of(prompt.text, span, active.class_word)
-    for word, found in ((active.rare_word, span), (active.class_word, of_class)):
-        if found is not None and not prompt.holds(found):
-            raise TaraError(
-                f"'{word}', which {active.name} acts on, is beyond the limit of {len(prompt.offsets)} tokens: "
-                f"'{prompt.lost}' is cut off. Shorten the prompt."
-            )

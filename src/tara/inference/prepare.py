@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tara.errors import TaraError, nearest
@@ -119,6 +120,8 @@ def _prepared(
     base, chosen = Base(pipe), build(GenerationSettings, settings)
     requests = _with_negatives(requests_for(prompt, adapters, chosen), negative_prompt)
     rows = prompt_rows(base, requests)
+    longest = max(row.chunks for row in rows)  # the rows of one call have the same number of tokens
+    rows = [replace(row, chunks=longest) for row in rows]
     if len({row.batch_key for row in rows}) > 1:
         raise TaraError(
             "The adapters of these prompts need different network weights. Generate the prompts one by one."

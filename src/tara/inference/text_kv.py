@@ -12,6 +12,7 @@ from tara.core.tokens import word_spans
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextConditioning
+from tara.families.prompts import encode_negative_prompt, encode_prompt
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import Binding
@@ -33,13 +34,16 @@ class TextEncoder:
         self.base = base
         self._encoded = ByteBoundedCache[Hashable, TextEncoding](cache_bytes, lambda encoding: encoding.nbytes)
 
-    def encode(self, text: str, clip_skip: int | None, adapters: Iterable[ActiveAdapter]) -> TextEncoding:
-        """One row; ``clip_skip`` as in `Base.encode`."""
-        return self._cached((text, clip_skip), adapters, lambda: self.base.encode([text], clip_skip))
+    def encode(
+        self, text: str, clip_skip: int | None, adapters: Iterable[ActiveAdapter], chunks: int = 1
+    ) -> TextEncoding:
+        """One row, see `encode_prompt`."""
+        key = text, clip_skip, chunks
+        return self._cached(key, adapters, lambda: encode_prompt(self.base, text, clip_skip, chunks))
 
-    def encode_negative(self, text: str | None, adapters: Iterable[ActiveAdapter]) -> TextEncoding:
-        """One unconditional or negative row, see `Base.encode_negative`."""
-        return self._cached(text, adapters, lambda: self.base.encode_negative(text))
+    def encode_negative(self, text: str | None, adapters: Iterable[ActiveAdapter], chunks: int = 1) -> TextEncoding:
+        """One unconditional or negative row, see `encode_negative_prompt`."""
+        return self._cached((text, chunks), adapters, lambda: encode_negative_prompt(self.base, text, chunks))
 
     def _cached(
         self, what: Hashable, adapters: Iterable[ActiveAdapter], encode: Callable[[], TextEncoding]
@@ -162,7 +166,8 @@ class _Reader:
         parts: list[Tensor] = []
         for row, binding in entries:
             prompt = self.encoding.tokenized[row]
-            embeddings = self.encoder.encode(prompt.text, self.clip_skip, (binding.active,)).embeddings[0]
+            text = prompt.text if prompt.written is None else prompt.written
+            embeddings = self.encoder.encode(text, self.clip_skip, (binding.active,)).embeddings[0]
             parts.append(embeddings[[position for word in binding.occurrences for position in word]])
         return torch.cat(parts)
 
