@@ -332,20 +332,15 @@ def test_an_image_is_repeated_from_any_folder(
     assert Image.open(elsewhere / "again" / "0001-seed1.png").tobytes() == wanted
 
 
-def test_a_prompt_that_is_too_long_is_a_note_that_names_the_lost_text(
+def test_an_adapter_acts_behind_the_tokens_that_a_text_encoder_reads_at_once(
     trained: Path, base: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ):
-    prompt = "a xlo dog " + "and a car " * 30 + "on the beach"
-    assert generate(trained, base, "--seeds", "0", prompt=prompt, adapters=1) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
-    assert any("on the beach" in note for note in notes)
-
-
-def test_a_bound_word_that_is_cut_off_is_refused(trained: Path, base: Path, here: Path, refused: Any):
-    rex = trained / "rex.safetensors"
-    said = refused("generate", "a car and " * 30 + "a xlo dog", "-a", rex, "--base", base, "--steps", "1")
-    assert "xlo" in said
-    assert "Shorten" in said
+    for name, adapters in (("with", 1), ("without", 0)):
+        prompt = "a car and " * 30 + "a xlo dog"
+        assert generate(trained, base, "--seeds", "0", "--out", name, prompt=prompt, adapters=adapters) == 0
+        assert "Note: " not in capsys.readouterr().err
+    images = [Image.open(f"{name}/0001-seed0.png").tobytes() for name in ("with", "without")]
+    assert images[0] != images[1]
 
 
 def bad_photos(folder: Path, kind: str) -> Path:
@@ -513,3 +508,11 @@ def test_the_demo_prints_its_figures_and_where_to_look(
     shown = capsys.readouterr().out
     assert "tara: success  75%, identity 0.90" in shown
     assert str(Path("here/index.html")) in shown
+
+
+def test_a_tag_in_the_prompt_names_an_adapter_of_a_folder(trained: Path, base: Path, here: Path):
+    few = ["--base", str(base), "--device", "cpu", "--steps", "2", "--seeds", "3"]
+    tagged = ["generate", "a xlo dog <lora:rex:0.5>", "--adapters", str(trained), *few]
+    named = ["generate", "a xlo dog", "-a", f"{trained / 'rex.safetensors'}:0.5", *few]
+    assert main([*tagged, "--out", "tagged"]) == main([*named, "--out", "named"]) == 0
+    assert Image.open("tagged/0001-seed3.png").tobytes() == Image.open("named/0001-seed3.png").tobytes()

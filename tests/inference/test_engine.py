@@ -72,7 +72,7 @@ ARRIVALS = st.lists(
                     "steps": st.integers(1, 4),
                     "guidance_scale": st.sampled_from([1.0, 3.0, 7.5]),
                     "scheduler": st.none() | st.sampled_from(sorted(SCHEDULERS)),
-                    "negative_prompt": st.sampled_from([None, "a big car"]),
+                    "negative_prompt": st.sampled_from([None, "a big car", "a big car, " * 30]),
                     "width": st.sampled_from([None, 48]),
                     "composer": st.sampled_from(["tara", "tara", "sum"]),
                 }

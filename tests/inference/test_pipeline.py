@@ -51,6 +51,16 @@ def test_an_image_does_not_depend_on_the_batch_it_was_generated_in(any_pipe: Any
     assert np.abs(together - alone).max() <= 1
 
 
+def test_prompts_of_different_lengths_and_weights_are_generated_as_if_alone(any_pipe: Any) -> None:
+    pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
+    prompts = [PROMPT, "big " * 90 + "xlo dog", "a (xlo:1.5) dog", "a xlo dog BREAK a beach"]
+    together = _pixels(pipeline(prompts, [rex], steps=2, negative_prompt="big " * 80))
+    alone = [_pixels(pipeline(prompt, [rex], steps=2, negative_prompt="big " * 80))[0] for prompt in prompts]
+    assert np.abs(together - np.stack(alone)).max() <= 1
+    plain = _pixels(pipeline(["a xlo dog", "a xlo dog a beach"], [rex], steps=2, negative_prompt="big " * 80))
+    assert (plain != together[2:]).any((1, 2, 3)).all()
+
+
 def test_a_controlnet_pipeline_is_refused_with_the_way_to_use_it(sd_pipe: StableDiffusionPipeline) -> None:
     pipe = StableDiffusionControlNetPipeline(**sd_pipe.components, controlnet=tiny_bases.controlnet())
     with pytest.raises(TaraError, match=r"needs a control image.*tara\.prepared\(pipe"):

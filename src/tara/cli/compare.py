@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.options import Overwrite, Typed, with_options
-from tara.cli.requests import Adapters, Composers, Device, Seeds, parse_composers, pipeline_for, request_from_flags
+from tara.cli.requests import (
+    AdapterFolder,
+    Adapters,
+    Composers,
+    Device,
+    Seeds,
+    parse_composers,
+    pipeline_for,
+    request_from_flags,
+)
 from tara.cli.terminal import progress, say
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings
@@ -37,6 +46,7 @@ def compare(
     /,
     *,
     adapter: Adapters = (),
+    adapters: AdapterFolder = None,
     seeds: Seeds = None,
     composers: Composers = ALL,
     out: Annotated[Path, Parameter(help="Output folder")] = Path("compare"),
@@ -48,7 +58,7 @@ def compare(
     """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs."""
     from tara.analysis.comparison import with_composer
 
-    provenance, names = request_from_flags(prompt, adapter, seeds, values), parse_composers(composers)
+    provenance, names = request_from_flags(prompt, adapter, seeds, values, folder=adapters), parse_composers(composers)
     if not adapter:
         raise TaraError("There are no adapters. Give each one with --adapter, such as --adapter rex.safetensors.")
     for name in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from tara.cli.options import settings_from, with_options
-from tara.cli.requests import Adapters, Device, Seeds, pipeline_for, request_from_flags
+from tara.cli.requests import AdapterFolder, Adapters, Device, Seeds, pipeline_for, request_from_flags
 from tara.cli.terminal import progress, say
 from tara.errors import TaraError
 from tara.families.settings import BaseSettings, ExecutionSettings
@@ -32,6 +32,7 @@ def generate(
     /,
     *,
     adapter: Adapters = (),
+    adapters: AdapterFolder = None,
     seeds: Seeds = None,
     out: Annotated[Path, Parameter(help="Output folder")] = Path("out"),
     from_: Annotated[
@@ -44,7 +45,7 @@ def generate(
     """Generate images with any number of adapters in one prompt."""
     if batch_size < 1:
         raise TaraError(f"--batch-size is {batch_size}. Give 1 or more.")
-    provenance = request_from_flags(prompt, adapter, seeds, values, from_)
+    provenance = request_from_flags(prompt, adapter, seeds, values, from_, adapters)
     provenance.request.check()
     check_writable(out)
     execution = settings_from(ExecutionSettings, values)

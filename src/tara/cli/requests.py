@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 
 from tara.cli.options import settings_from
 from tara.cli.terminal import only_our_bars
-from tara.errors import TaraError
+from tara.errors import TaraError, nearest
 from tara.families.settings import BaseSettings
 from tara.inference.composers import composer_named
 from tara.inference.provenance import Provenance, RequestProvenance, UsedFile, read_provenance, relocated, used_file
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tara.inference.pipeline import Pipeline
 
 MOST_SEEDS = 10_000
+TAG = re.compile(r"(\s*<lora:([^:<>]+)(?::([^<>]*))?>)")  # as in AUTOMATIC1111's web UI
 DEFAULT_SEEDS = (0, 1, 2, 3)
 Adapters = Annotated[
     tuple[str, ...],
@@ -33,6 +35,10 @@ Adapters = Annotated[
         help="Adapter file, or OWNER/NAME on the hub; once per adapter. Options follow a colon: FILE:0.8 sets the "
         "weight, FILE:weight=0.8,rare_word=xlo,class_word=dog,global=0.5,alpha=32 sets every option",
     ),
+]
+AdapterFolder = Annotated[
+    Path | None,
+    Parameter(name="--adapters", help="Folder in which <lora:NAME:WEIGHT> in the prompt finds NAME.safetensors"),
 ]
 Seeds = Annotated[str | None, Parameter(help="Seeds, one image each: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
 Composers = Annotated[str, Parameter(help="Composers to compare, such as tara,sum")]
@@ -45,10 +51,11 @@ def request_from_flags(
     seeds: str | None,
     values: dict[str, Any],
     source: Path | None = None,
+    folder: Path | None = None,
 ) -> RequestProvenance:
     """The request of a command; what is left out is taken from the image ``source``, if there is one.
 
-    ``values`` are fields of `BaseSettings` and `GenerationSettings`.
+    ``values`` are fields of `BaseSettings` and `GenerationSettings`; ``folder`` has the adapters of ``<lora:NAME:1>``.
 
     Raises:
         TaraError: for what can be seen to be wrong before the base is loaded.
@@ -62,14 +69,36 @@ def request_from_flags(
         prompt = earlier.prompt if prompt is None else prompt
     if not (prompt or "").strip():
         raise TaraError('There is no prompt. Write it after the command, such as "a xlo dog on a beach".')
+    prompt, tagged = without_tags(prompt or "", folder)
     settings, base = settings_from(GenerationSettings, values), settings_from(BaseSettings, values)
-    active, files = loaded(adapters)
+    active, files = loaded((*adapters, *tagged))
     chosen = parse_seeds(seeds, (earlier.seed,) if earlier else DEFAULT_SEEDS)
     facts = {"prompt": prompt, "adapters": active, "seeds": chosen, "settings": settings}
     provenance = RequestProvenance(request=build(GenerationRequest, facts), base=base, adapters=files)
     if earlier:
         _check_unchanged(earlier, files + provenance.inputs)
     return provenance
+
+
+def without_tags(prompt: str, folder: Path | None) -> tuple[str, list[str]]:
+    """The prompt without ``<lora:NAME:WEIGHT>``, and those adapters as `loaded` takes them, from the folder.
+
+    Raises:
+        TaraError: for a tag without a folder, or a name that is not in it.
+    """
+    adapters: list[str] = []
+    for tag, name, weight in TAG.findall(prompt):
+        if folder is None:
+            raise TaraError(
+                f"'{tag.strip()}' in the prompt names an adapter without its folder. Add --adapters FOLDER, or "
+                f"write in place of it -a {name}.safetensors:{weight or 1}."
+            )
+        files = {file.stem: file for file in sorted(folder.rglob("*.safetensors"), reverse=True)}
+        if name not in files:
+            hint = nearest(name, files)
+            raise TaraError(f"'{tag.strip()}': there is no {name}.safetensors in the folder '{folder}'.{hint}")
+        adapters.append(f"{files[name]}:{weight or 1}")
+    return TAG.sub("", prompt).strip() if adapters else prompt, adapters
 
 
 def pipeline_for(base: BaseSettings, device: str | None, execution: ExecutionSettings | None = None) -> Pipeline:

@@ -1,5 +1,6 @@
 """The generation request: what Python, the command line and the server ask for, in one form."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Annotated, cast
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, field_validator
 from torch import Tensor
 
 from tara.adapters.adapter import Adapter
-from tara.errors import TaraError, nearest
+from tara.core.tokens import Span
+from tara.errors import TaraError, nearest, warn
 from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters, AdapterLike, as_active_adapter
 from tara.inference.binding import find_words
 from tara.inference.settings import GenerationSettings
@@ -47,6 +49,13 @@ class GenerationRequest(BaseModel):
     seeds: tuple[Seed, ...] = (0,)
     settings: GenerationSettings = GenerationSettings()
 
+    @field_validator("prompt")
+    @classmethod
+    def _names_no_files(cls, value: str) -> str:
+        if tag := re.search(r"<lora:[^<>]*>", value):
+            raise ValueError(f"has '{tag[0]}', which is not read here; give the adapter beside the prompt, in adapters")
+        return value
+
     def check(self) -> None:
         """Refuse what needs no base to be seen, because that may take minutes to load.
 
@@ -58,8 +67,29 @@ class GenerationRequest(BaseModel):
                 read_image(image)  # pyright: ignore[reportArgumentType]
         composer = self.settings.composer_for(self.adapters)
         if composer.masked or composer.regional:
-            find_words(self.prompt, self.adapters)
+            _advise_on_words(find_words(self.prompt, self.adapters))
+        for active in self.adapters:
+            if not active.weight:
+                warn(f"{active.name} has weight 0, so it changes nothing. Give it a weight, or leave it out.")
         parse_regions(self.settings.region, {active.rare_word for active in self.adapters})
+
+
+def _advise_on_words(located: Sequence[tuple[ActiveAdapter, Sequence[Span]]]) -> None:
+    """Warn (TaraWarning) of a rare word that stands in the prompt more than once, or for two classes."""
+    classes: dict[str, set[str]] = {}
+    for active, spans in located:
+        classes.setdefault(active.rare_word.casefold(), set()).add(active.class_word)
+        if len(spans) > 1:
+            warn(
+                f"'{active.rare_word}' stands {len(spans)} times in the prompt, and {active.name} acts on each; "
+                "images may show it as often."
+            )
+    for rare_word, class_words in classes.items():
+        if len(class_words) > 1:
+            warn(
+                f"'{rare_word}' stands for {' and '.join(sorted(class_words))}, told apart by the word behind it. "
+                "Subjects mix less with words of their own: FILE:rare_word=NEW."
+            )
 
 
 def requests_for(
