@@ -228,7 +228,7 @@ def test_a_switch_may_be_spelt_in_every_way_that_people_use(flags: list[str], on
             "--lr_warmup_steps is 500, but --max_train_steps is only 2; give fewer warm-up steps. See",
         ),
         (SDXL_TRAINING, ["--lora_r=8"], "no flag --lora_r"),
-        (SDXL_TRAINING, ["--crops_coords_top_left_h=8"], "images count as whole photos, as by default; give 0"),
+        (SDXL_TRAINING, ["--crops_coords_top_left_h=8"], "the size conditioning describes whole photos; give 0"),
         (SDXL_TRAINING, ["--optimizer=SGD"], "--optimizer = 'sgd' is refused: input should be 'adamw'"),
         (SDXL_TRAINING, ["--with_cross_attn_reg"], "the paper's loss is --with_align_loss; give false"),
         (

@@ -1,26 +1,25 @@
-"""The commands of the paper's repository run here unchanged. This page lists their flags.
+"""The commands of the paper's repository run unchanged. This page lists their flags.
 
 - They train as the published code does: every attention projection, on one prompt, without flipped images; first `A`
   from N(0, 1/rank); a rare word of several tokens aligned token by token; for SDXL every image conditioned as a whole
   photo of the training resolution, and weight decay 1e-4. With the same images, timesteps and noise, losses, gradients
-  and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has defaults of its
-  own; these are its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning`.
-- Flags that are left out have the values of the published README, not of its parser (batch size 4, SDXL rank 4, SD 1.5
-  learning rate 5e-6, one epoch, the tracker tensorboard, 500 warm-up steps, a random seed).
-- What differs on purpose:
+  and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has other defaults;
+  its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning` select the published form.
+- Default values are those of the published README. They differ from the defaults of the published parsers, which are
+  batch size 4, SDXL rank 4, SD 1.5 learning rate 5e-6, one epoch, tensorboard, 500 warm-up steps and a random seed.
+- Intended differences:
   - The published code trains Stable Diffusion 1.5 at scale 4 (`--lora_alpha` over `--lora_r`) and generates at scale 1.
     Here the adapter stores its scale, and generation applies it. A file that was trained by the published code stores
     none: `tara generate` and `tara inspect` name the option `alpha=32`, which restores it.
-  - The token mask is closed in the unconditional rows of classifier-free guidance, where the published code leaves it
-    open at the rare word's positions, and it follows each prompt.
+  - Adapters do not act on the unconditional rows of classifier-free guidance. In the published code they act there at
+    the positions of the rare word. The token mask is computed for each prompt.
   - Photos are cropped to their central square and resized by Lanczos (published: bilinear, and a random square unless
     `--center_crop` is given).
   - Prior preservation counts the class images once and aligns the photos' prompt alone (published: SD 1.5 counts them
     twice, and the class prompt's class word is aligned too).
 - Boolean flags may have a value: `--focus`, `--focus true`, `--focus=false`. Flags may be abbreviated. An empty value
   means the default, and a backslash at the end of the command is ignored. Defaults are in square brackets.
-- What this machine does not have is replaced, with a note: fp16 and 8-bit AdamW without CUDA, a tracker that is not
-  installed.
+- What is not available is replaced, with a note: fp16 and 8-bit AdamW without CUDA, a tracker that is not installed.
 - `accelerate launch` trains in several processes; N of them correspond to N times the `--gradient_accumulation_steps`.
 """
 
@@ -73,14 +72,14 @@ num_validation_images:preview_images=4 push_to_hub?:push_to_hub=false hub_model_
 output_dir! # output folder: {ADAPTER_FILE}, and a subfolder with checkpoints, previews and losses
 with_align_loss?=false # token alignment loss between the rare word and the class word
 scale_lr?=false # multiply the learning rate by batch size, accumulation steps and processes
-use_8bit_adam?=false # 8-bit AdamW, where CUDA and bitsandbytes are available
+use_8bit_adam?=false # 8-bit AdamW, if CUDA and bitsandbytes are available
 report_to:report_to=none # none, tensorboard, wandb, or all: the first of them that is installed
 hub_token # token for the hub; `hf auth login` is safer
-refused resume_from_checkpoint=latest # training continues from the newest checkpoint in --output_dir
+refused resume_from_checkpoint=latest # training resumes from the newest checkpoint in --output_dir
 ignored center_crop? # images are always cropped to their central square
-ignored sample_batch_size prior_generation_precision # class images are generated like all others
+ignored sample_batch_size prior_generation_precision # class images have the settings of all other images
 ignored logging_dir allow_tf32? enable_xformers_memory_efficient_attention? local_rank # no equivalent is needed
-refused lr_num_cycles=1 lr_power=1|1.0 adam_beta1=0.9 adam_beta2=0.999 adam_epsilon=1e-08|1e-8 # it is fixed
+refused lr_num_cycles=1 lr_power=1|1.0 adam_beta1=0.9 adam_beta2=0.999 adam_epsilon=1e-08|1e-8 # the value is fixed
 refused train_text_encoder?=false # text encoders are not trained
 refused num_train_epochs # training is counted in steps, --max_train_steps
 fixed targets=attention captions=fixed flip=false init_lora_weights=gaussian alignment_subwords=each"""
@@ -90,7 +89,8 @@ learning_rate:learning_rate=1e-4 adam_weight_decay:weight_decay=1e-2 lora_r:rank
 validation_steps:preview_every=100 wandb_project_name:project=tara
 wandb_key # API key for wandb; `wandb login` is safer
 ignored num_dataloader_workers no_tracemalloc? # no equivalent is needed
-ignored lora_text_encoder_r lora_text_encoder_alpha lora_text_encoder_dropout lora_text_encoder_bias # not trained
+ignored lora_text_encoder_r lora_text_encoder_alpha # text encoders are not trained
+ignored lora_text_encoder_dropout lora_text_encoder_bias # text encoders are not trained
 refused use_lora!?=true # only adapters are trained
 refused lora_dropout=0|0.0 lora_bias=none # adapters have neither dropout nor bias
 refused tokenizer_name # the base model has its own tokenizer"""
@@ -102,21 +102,22 @@ validation_steps+:preview_every=100 snr_gamma:snr_gamma
 freeze_lora_down?:freeze_down=false pretrained_vae_model_name_or_path@:vae
 ignored dataloader_num_workers repeats checkpoints_total_limit reg_kl_weight # no equivalent is needed
 ignored text_encoder_lr adam_weight_decay_text_encoder # text encoders are not trained
-refused crops_coords_top_left_h=0 crops_coords_top_left_w=0 # images count as whole photos, as by default
+refused crops_coords_top_left_h=0 crops_coords_top_left_w=0 # the size conditioning describes whole photos
 refused with_cross_attn_reg?=false # the paper's loss is --with_align_loss
 refused validation_epochs # previews are counted in steps, --validation_steps
 refused dataset_name dataset_config_name image_column=image caption_column # --instance_data_dir has images and captions
 refused cache_dir # the environment variable HF_HUB_CACHE sets it
-refused prodigy_decouple?=true prodigy_use_bias_correction?=true prodigy_safeguard_warmup?=true prodigy_beta3 # fixed"""
+refused prodigy_decouple?=true prodigy_use_bias_correction?=true # the value is fixed
+refused prodigy_safeguard_warmup?=true prodigy_beta3 # the value is fixed"""
 GENERATION = f"""Generate images with adapters.
 fixed context=prompt
 {BASE} revision+:revision num_inference_steps+:steps=50 guidance_scale+:guidance_scale
 negative_prompt+:negative_prompt height+:height width+:width
-device+ # cuda, mps or cpu; by default the best one available
-lora_list! # adapters as a JSON list of files, folders or hub ids; :0.8 after one sets its weight
-rare_token_list # their rare words as a JSON list; not needed for adapters that store their words
+device+ # cuda, mps or cpu [default: the best one available]
+lora_list! # JSON list of adapters (files, folders or hub ids); :0.8 after a name sets the adapter weight
+rare_token_list # JSON list of their rare words; not needed for adapters that store their rare word
 prompt! # prompt, with the rare words in it
-output_folder=./output # folder for output_image_0.png, output_image_1.png, ...; numbers go on where images exist
+output_folder=./output # folder for output_image_0.png, output_image_1.png, ...; numbering continues after existing ones
 number=6 # number of images; their seeds are 0, 1, ..."""
 YES, NO = ("yes", "true", "t", "1"), ("no", "false", "f", "0")  # as the published parsers read them
 
