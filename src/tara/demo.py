@@ -150,7 +150,7 @@ def _train(out: Path, base: Base, name: str, on_progress: OnProgress) -> dict[st
         )
         for role in CAST
     )
-    settings = train_settings(base=str(BASE), flip=False, **TRAININGS[name])  # toyland's subjects face one way
+    settings = train_settings(base=str(BASE), **TRAININGS[name])
     try:
         adapters = train_recipe(Recipe(settings=settings, concepts=concepts), base, overwrite=True, on_step=on_step)
     except TrainingInterrupted:

@@ -4,8 +4,10 @@ import base64
 import io
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,8 +16,11 @@ from cli_commands import TINY
 from tara.cli import app, main
 from tara.cli.train import recipe_of as recipe_from_flags
 from tara.families.base import Base
+from tara.families.family import Defaults
 from tara.inference.settings import GenerationSettings
 from tara.report.command_line import flags
+from tara.training.inputs import check_inputs
+from tara.training.resolved import settings_summary
 from tara.training.run.folder import RunFolder
 from tara.training.run.page import spread, train_command
 from tara.training.run.run import train_recipe
@@ -89,6 +94,49 @@ def test_a_page_shows_few_columns_and_always_the_last_step():
     assert spread(many, 6)[-1] == 1000
 
 
+def page_of(recipe: Recipe) -> str:
+    return RunFolder(recipe.run_folder).page.read_text(encoding="utf-8")
+
+
+def test_a_page_shows_what_settings_came_to_those_that_are_not_the_default_first(sd_pipe: Any, tmp_path: Path):
+    own = Base(sd_pipe, defaults=Defaults(rank=3, steps=2, learning_rate=2e-3))
+    settings = TrainSettings(base="mine", steps=1, optimizer="prodigy")
+    recipe = Recipe(settings=settings, concepts=tuple(two_concepts(tmp_path)[:1]))
+    train_recipe(recipe, own)
+    changed, others = page_of(recipe).split("Settings that are not the default")[1].split("All other settings")
+    changed, others = (re.sub(r"\s*<[^>]*>\s*", "|", part) for part in (changed, others))
+    assert "|steps||1||2 (this base)|" in changed
+    assert "|optimizer||prodigy||adamw|" in changed
+    for row in ("rank||3||this base", "alpha||3||sd-32", "resolution||32||sd-32", "learning_rate||1||"):
+        assert f"|{row}" in others
+        assert f"|{row.split('|')[0]}|" not in changed
+    for row in ("precision||fp32||all bases", "snr_gamma||off||all bases", "seed||0||all bases"):
+        assert f"|{row}|" in others
+    for name in TrainSettings.model_fields.keys() - {"base"}:
+        assert (f"|{name}|" in changed) != (f"|{name}|" in others)
+
+
+def test_a_training_says_what_its_settings_came_to(sd_pipe: Any, tmp_path: Path):
+    own = Base(sd_pipe, defaults=Defaults(learning_rate=3e-3, batch_size=4))
+    inputs = check_inputs(two_concepts(tmp_path), TrainSettings(base="mine", rank=4, batch_size=2), own)
+    assert settings_summary(inputs.settings, own) == (
+        "Settings: resolution 32, rank 4, alpha 4, learning_rate 0.003*, lr_scheduler constant, steps 1000, "
+        "batch_size 2, targets cross_kv.\n(* the base's own default)"
+    )
+
+
+def test_the_command_line_says_what_it_resolved_and_its_bar_counts_those_steps(
+    base: Path, here: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.copytree(base, "own")
+    Path("own/defaults.json").write_text('{"steps": 2, "rank": 2}', encoding="utf-8")
+    given = ["--images", str(photo_folder(here / "dog")), "--rare-word", "xlo", "--class-word", "dog", "--base", "own"]
+    assert main(["train", *given, "--device", "cpu", "--out", "rex.safetensors"]) == 0
+    shown = capsys.readouterr()
+    assert "rank 2*, alpha 2, learning_rate 0.0001, lr_scheduler constant, steps 2*," in shown.out
+    assert "2/2" in shown.err
+
+
 def test_the_command_of_one_concept_gives_its_settings_again(tmp_path: Path):
     recipe = Recipe(
         settings=TrainSettings(
@@ -104,8 +152,17 @@ def test_the_command_of_one_concept_gives_its_settings_again(tmp_path: Path):
             ),
         ),
     )
-    _, bound, _ = app.parse_args(shlex.split(train_command(recipe))[1:], exit_on_error=False, print_error=False)
+    _, bound, _ = app.parse_args(
+        shlex.split(train_command(recipe, Defaults()))[1:], exit_on_error=False, print_error=False
+    )
     assert recipe_from_flags(None, bound.kwargs) == recipe
+
+
+def test_the_command_gives_what_differs_from_the_bases_own_defaults(tmp_path: Path):
+    settings = TrainSettings(base="own", steps=1000, batch_size=4, flip=True)
+    recipe = Recipe(settings=settings, concepts=tuple(two_concepts(tmp_path)[:1]))
+    command = train_command(recipe, Defaults(steps=400, batch_size=4, flip=False))
+    assert command.endswith("--base own --steps 1000 --flip")
 
 
 def test_flags_are_those_that_differ_from_a_default():

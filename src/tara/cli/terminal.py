@@ -3,15 +3,21 @@
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 MOST_CHARACTERS = 2000
 """Of a sentence; a name in it may have been made as long as a file."""
 
-Advance = Callable[[float, str], None]
-"""Takes how much is done in all, and a short note such as the loss."""
+
+class Advance(Protocol):
+    """Moves a bar."""
+
+    def __call__(self, done: float, note: str, total: float | None = None) -> None:
+        """Show how much is done in all, a short note such as the loss, and from now on another total."""
+        ...
+
 
 # marks and embeddings of writing from right to left: they reorder what stands behind them on the line
 _TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -59,7 +65,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Generator[Advance]:
+def progress(title: str, total: int | None = None) -> Generator[Advance]:
     """Show a bar on the error stream (standard output stays for results); a log file gets its last state only.
 
     It appears with the first advance, so that none stands above the sentence of a command that was refused.
@@ -79,9 +85,9 @@ def progress(title: str, total: int) -> Generator[Advance]:
     )
     task = bars.add_task(title, total=total, note="")
 
-    def advance(done: float, note: str) -> None:
+    def advance(done: float, note: str, total: float | None = None) -> None:
         bars.start()
-        bars.update(task, completed=done, note=note)
+        bars.update(task, completed=done, note=note, total=total)  # a total of None leaves it as it was
 
     try:
         yield advance

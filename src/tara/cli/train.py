@@ -26,6 +26,7 @@ from tara.training.settings import (
 
 if TYPE_CHECKING:
     from tara.adapters.adapter import Adapter
+    from tara.training.inputs import TrainingInputs
     from tara.training.loop import StepRecord
 
 RECENT_STEPS = 20  # one step's loss says more about its timestep than about the training
@@ -80,12 +81,17 @@ def _next_command(recipe: Recipe) -> list[str]:
 
 def train_with_progress(recipe: Recipe, *, resume: bool, overwrite: bool) -> list[Adapter]:
     """Train behind a progress bar."""
+    from tara.training.resolved import settings_summary
     from tara.training.run.run import train_recipe
 
     only_our_bars()
     recent: deque[float] = deque(maxlen=RECENT_STEPS)
     addresses: list[str] = []
-    with progress("Training", recipe.settings.steps) as advance:
+    with progress("Training") as advance:
+
+        def on_inputs(inputs: TrainingInputs) -> None:
+            say(settings_summary(inputs.settings, inputs.base))
+            advance(0, "", inputs.settings.steps)
 
         def on_step(record: StepRecord) -> None:
             recent.append(record.loss)
@@ -95,6 +101,7 @@ def train_with_progress(recipe: Recipe, *, resume: bool, overwrite: bool) -> lis
             recipe,
             resume=resume,
             overwrite=overwrite,
+            on_inputs=on_inputs,
             on_step=on_step,
             on_class_image=lambda there, wanted: advance(0, f"class images {there}/{wanted}"),
             on_upload=addresses.append,

@@ -30,6 +30,7 @@ class Defaults:
     steps: int = 1000
     batch_size: int = 1
     lr_scheduler: str = "constant"
+    flip: bool = True
     guidance_scale: float | None = None
     """None: the pipeline's own default."""
 

@@ -1,13 +1,15 @@
 """Settings as flags of the command line."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 
-def flags(settings: BaseModel) -> list[str]:
-    """The flags that give these settings: those that differ from their defaults."""
-    changed = settings.model_dump(exclude_defaults=True)
+def flags(settings: BaseModel, defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """The flags that give these settings: those that differ from the model's defaults, or from others given by name."""
+    usual = {name: field.default for name, field in type(settings).model_fields.items()} | dict(defaults or {})
+    changed = {name: value for name, value in settings.model_dump().items() if value not in (None, usual[name])}
     return [word for name, value in changed.items() for word in _flag(name.replace("_", "-"), value)]
 
 

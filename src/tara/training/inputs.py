@@ -9,12 +9,12 @@ from tara.core.tokens import word_spans
 from tara.errors import TaraError, warn
 from tara.families.base import Base
 from tara.families.base_names import public_name
-from tara.families.loading import PRECISIONS
 from tara.families.text import is_common_word
 from tara.storage.photo_folders import kohya_names
 from tara.storage.photos import Example, read_examples
 from tara.training.optimizers import check_optimizer
 from tara.training.prompts import class_phrase, preview_prompt
+from tara.training.resolved import resolved_values
 from tara.training.settings import ConceptSettings, TrainSettings
 from tara.training.text_batch import caption_words
 
@@ -71,12 +71,10 @@ def check_inputs(
 def trained_card(inputs: TrainingInputs, concept: ConceptSettings, step: int, processes: int) -> AdapterCard:
     """What the adapter of a concept says about itself after some steps; an adapter is given away: no private paths."""
     settings, base = inputs.settings, inputs.base
-    resolved: dict[str, Any] = settings.model_dump(mode="json", exclude=PRIVATE) | {
+    values = resolved_values(settings, base)
+    resolved: dict[str, Any] = {name: value for name, value in values.items() if name not in PRIVATE} | {
         "base": public_name(settings.base),
         "vae": None if settings.vae is None else public_name(settings.vae),
-        "learning_rate": settings.peak_learning_rate,
-        "resolution": settings.resolution or base.resolution,
-        "precision": next((name for name, dtype in PRECISIONS.items() if dtype == base.dtype), "auto"),
         "trained_steps": step,
         "predicts": base.noise_schedule.prediction_type,
     }
@@ -88,7 +86,7 @@ def trained_card(inputs: TrainingInputs, concept: ConceptSettings, step: int, pr
         family=base.family.name,
         base=resolved["base"],
         rank=settings.rank,
-        alpha=settings.rank if settings.alpha is None else settings.alpha,
+        alpha=values["alpha"],
         targets=settings.targets,
         text_kv=base.family.text_kv,
         phrase=concept.phrase,

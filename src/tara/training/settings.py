@@ -28,7 +28,7 @@ ScheduleName = Literal[
 CaptionSource = Literal["fixed", "varied"]
 TrackerName = Literal["none", "tensorboard", "wandb"]
 
-BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution")
+BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution", "flip")
 """Settings whose default is the base's, see `tara.families.family.Defaults`."""
 
 

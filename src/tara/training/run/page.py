@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tara.families.base import Base
+from tara.families.family import Defaults
 from tara.report.command_line import flags
 from tara.report.grid import Grid, Row, Table
 from tara.report.page import page
@@ -14,16 +16,17 @@ from tara.storage.files import atomic_write
 from tara.storage.images import read_image
 from tara.storage.photos import Example
 from tara.training.prompts import preview_prompt
+from tara.training.resolved import ResolvedSetting, resolved_settings, setting_text
 from tara.training.run.folder import RunFolder
 from tara.training.run.metrics import read_metrics
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings, distinct_names
+from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings, distinct_names
 
 MOST_PHOTOS, MOST_STEPS, MOST_PREVIEWS = 6, 6, 4
-YES_NO: Mapping[bool | None, str] = {None: "-", True: "yes", False: "no"}
+OWNERS = {"base": "this base", "": "all bases"}
 ENDS = 0.1  # the part of the steps whose mean loss stands for the beginning and for the end
 
 
-def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]]) -> None:
+def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]], base: Base) -> None:
     """Write ``index.html`` and ``loss.png`` from a run's folder and each concept's photos; raises TaraError."""
     rows, settings = list(read_metrics(folder.metrics)), recipe.settings
     if curves := _curves(rows):
@@ -44,18 +47,19 @@ def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequenc
         plots=[read_image(folder.loss_curve)] if folder.loss_curve.exists() else [],
         tables=[
             _losses(rows),
-            _settings(settings),
+            *_settings(settings, base),
             Table(headings=("package", "version"), rows=tuple(versions.items()), title="Versions"),
         ],
-        command=train_command(recipe),
+        command=train_command(recipe, base.defaults),
     )
     atomic_write(folder.page, html.encode())
 
 
-def train_command(recipe: Recipe) -> str:
-    """The command that trains a recipe: by flags for one concept, from its run folder for several."""
+def train_command(recipe: Recipe, defaults: Defaults) -> str:
+    """The command that trains a recipe on a base of these defaults: from its run folder if it has several concepts."""
     first, *others = recipe.concepts
-    given = [str(recipe.run_folder), "--overwrite"] if others else [*flags(first), *flags(recipe.settings)]
+    own = {name: getattr(defaults, name) for name in BASE_DEFAULTS}
+    given = [str(recipe.run_folder), "--overwrite"] if others else [*flags(first), *flags(recipe.settings, own)]
     return shlex.join(["tara", "train", *given])
 
 
@@ -116,14 +120,29 @@ def _mean(rows: Sequence[Mapping[str, Any]], part: str) -> str:
     return f"{sum(values) / len(values):.4f}" if values else "-"
 
 
-def _settings(settings: TrainSettings) -> Table:
-    """All settings but the base, those that are not at their default first."""
-    fields = {name: field.default for name, field in TrainSettings.model_fields.items() if not field.is_required()}
-    values = [(name, getattr(settings, name), default) for name, default in fields.items()]
-    changed = [(name, _text(value), _text(default)) for name, value, default in values if value != default]
-    others = [(name, _text(value), "") for name, value, default in values if value == default]
-    return Table(headings=("setting", "value", "default, if another"), rows=(*changed, *others), title="Settings")
+def _settings(settings: TrainSettings, base: Base) -> list[Table]:
+    """All settings but the base as they acted: those that are not the default, and the others folded."""
+    resolved = resolved_settings(settings, base)
+    changed = tuple(
+        (one.name, setting_text(one.name, one.value), _default(one)) for one in resolved if not one.is_default
+    )
+    others = tuple(
+        (one.name, setting_text(one.name, one.value), OWNERS.get(one.default_of, one.default_of))
+        for one in resolved
+        if one.is_default
+    )
+    return [
+        Table(
+            headings=("setting", "value", "default"),
+            rows=changed,
+            title="Settings that are not the default",
+            note="" if changed else "None: all settings are the default.",
+        ),
+        Table(headings=("setting", "value", "default of"), rows=others, title="All other settings", folded=True),
+    ]
 
 
-def _text(value: object) -> str:
-    return YES_NO[value] if value is None or isinstance(value, bool) else str(value)
+def _default(setting: ResolvedSetting) -> str:
+    """A setting's default, and whose it is where bases differ."""
+    text, owner = setting_text(setting.name, setting.default), OWNERS.get(setting.default_of, setting.default_of)
+    return f"{text} ({owner})" if setting.default_of else text

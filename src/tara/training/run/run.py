@@ -26,6 +26,8 @@ from tara.training.run.recipe_files import RUN_SETTINGS, comparable, earlier_set
 from tara.training.run.steps import OnStep, Run, resume_command
 from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
 
+OnInputs = Callable[[TrainingInputs], object]
+"""Called with the concepts, settings, photos and base of a training that is about to begin."""
 OnUpload = Callable[[str], object]
 """Called with the address of what has been uploaded."""
 
@@ -72,6 +74,7 @@ def train_recipe(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    on_inputs: OnInputs | None = None,
     on_step: OnStep | None = None,
     on_class_image: OnClassImage | None = None,
     on_upload: OnUpload | None = None,
@@ -86,6 +89,7 @@ def train_recipe(
         base: a base or loaded pipeline instead of the one that the settings name.
         resume: go on from the run folder's last checkpoint, if there is one.
         overwrite: start anew although there is an unfinished training, or an adapter of other settings.
+        on_inputs: called in the main process with what is trained, once it has been read and checked.
         on_step: called after each step.
         on_class_image: called after each class image that is generated for prior preservation.
         on_upload: called with the adapters' address on the hub; a TaraWarning says what to do when they are not there.
@@ -113,6 +117,8 @@ def train_recipe(
     state = None if last is None else load_checkpoint(last)
     with _threads(recipe.settings.threads):
         inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
+        if on_inputs is not None and processes.is_main:
+            on_inputs(inputs)
         training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
         run = Run(training=training, folder=folder, asked=asked, on_step=on_step or (lambda _: None))
         # nothing is refused from here on, in no process, so what an earlier run left may be deleted

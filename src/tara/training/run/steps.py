@@ -147,7 +147,7 @@ class Run:
         return Recipe(settings=self.training.settings, concepts=self.training.concepts)
 
     def _write_page(self) -> None:
-        write_run_page(self.folder, self._recipe(), self.training.inputs.examples)
+        write_run_page(self.folder, self._recipe(), self.training.inputs.examples, self.training.base)
 
     def _advice(self) -> str:
         """Where a run can go on that has come to numbers that are NaN."""

@@ -1,0 +1,87 @@
+"""What a training's settings come to on its base: each one's value, its default, and whose default that is."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tara.families.base import Base
+from tara.families.loading import PRECISIONS, best_device
+from tara.training.settings import BASE_DEFAULTS, TrainSettings
+
+SHOWN_FIRST = ("resolution", "rank", "alpha", "learning_rate", "lr_scheduler", "steps", "batch_size", "targets")
+"""The settings that a training says when it begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSetting:
+    """A setting as it acts, and what it would be if it were left out, all other settings being as they are."""
+
+    name: str
+    value: Any
+    default: Any
+    default_of: str
+    """Whose default it is: ``base`` for the base's own, a family's name, or empty where all bases share it."""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the setting is what it would be if it were left out."""
+        return self.value == self.default
+
+
+def resolved_settings(settings: TrainSettings, base: Base) -> list[ResolvedSetting]:
+    """Every setting but the base itself, in the order of `TrainSettings`; ``settings`` hold the base's defaults."""
+    in_effect = resolved_values(settings, base)
+    resolved: list[ResolvedSetting] = []
+    for name in in_effect.keys() - {"base"}:
+        without = resolved_values(settings.model_copy(update={name: _default(name, settings, base)}), base)
+        default = best_device() if name == "device" else without[name]
+        resolved.append(
+            ResolvedSetting(name=name, value=in_effect[name], default=default, default_of=_owner(name, base))
+        )
+    return sorted(resolved, key=lambda one: list(TrainSettings.model_fields).index(one.name))
+
+
+def resolved_values(settings: TrainSettings, base: Base) -> dict[str, Any]:
+    """Every setting by name, as plain data, with what the base decides in place of None and ``auto``."""
+    return settings.model_dump(mode="json") | {
+        "alpha": settings.rank if settings.alpha is None else settings.alpha,
+        "learning_rate": settings.peak_learning_rate,
+        "resolution": settings.resolution or base.resolution,
+        "precision": next((name for name, dtype in PRECISIONS.items() if dtype == base.dtype), "auto"),
+        "device": settings.device or base.device.type,
+        "threads": settings.threads or torch.get_num_threads(),
+    }
+
+
+def settings_summary(settings: TrainSettings, base: Base) -> str:
+    """What a training says of its settings when it begins: one line, and one more where the base has own defaults."""
+    shown = {one.name: one for one in resolved_settings(settings, base) if one.name in SHOWN_FIRST}
+    own = {name for name, one in shown.items() if one.is_default and one.default_of == "base"}
+    line = ", ".join(f"{name} {setting_text(name, shown[name].value)}{'*' * (name in own)}" for name in SHOWN_FIRST)
+    return f"Settings: {line}." + ("\n(* the base's own default)" if own else "")
+
+
+def setting_text(name: str, value: Any) -> str:
+    """A setting's value for people; None is what the setting's description says of its default."""
+    if value is None:
+        described = re.search(r"\[default: (.+)\]", TrainSettings.model_fields[name].description or "")
+        return described[1] if described else "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _default(name: str, settings: TrainSettings, base: Base) -> Any:
+    if name not in BASE_DEFAULTS:
+        return TrainSettings.model_fields[name].default
+    finds_its_own = name == "learning_rate" and settings.optimizer == "prodigy"
+    return None if finds_its_own else getattr(base.defaults, name)
+
+
+def _owner(name: str, base: Base) -> str:
+    if name not in BASE_DEFAULTS:
+        return ""
+    of_family = getattr(base.family.defaults, name)
+    return base.family.name if getattr(base.defaults, name) == of_family else "base"
