@@ -1,7 +1,10 @@
-"""Tiny pipelines and adapters for every test, and shapes checked at run time in the pure modules."""
+"""Tiny pipelines and adapters for every test, and shapes checked at run time in all modules of core."""
+
+# ruff: noqa: E402 (core is imported with its shapes checked before anything else imports it)
 
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +17,12 @@ import pytest
 # before anything reads it: no test asks the hub, nor waits for it
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-with jaxtyping.install_import_hook(
-    [f"tara.core.{name}" for name in ("attention_maps", "lora", "losses", "method", "noise", "tokens")],
-    "beartype.beartype",
-):
-    import tara.core.attention_maps
-    import tara.core.lora
-    import tara.core.losses
-    import tara.core.method
-    import tara.core.noise
-    import tara.core.tokens  # noqa: F401
+import tara.core
+
+CORE = [f"tara.core.{module.name}" for module in pkgutil.iter_modules(tara.core.__path__)]
+with jaxtyping.install_import_hook(CORE, "beartype.beartype"):
+    for module in CORE:
+        importlib.import_module(module)
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline

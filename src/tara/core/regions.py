@@ -27,7 +27,7 @@ def region_labels(scores: Float[Tensor, "concepts height width"]) -> Labels:
     return scores.argmax(0) + 1
 
 
-def labels_at(labels: Labels, size: tuple[int, int]) -> Labels:
+def labels_at(labels: Labels, size: tuple[int, int]) -> Int[Tensor, "new_height new_width"]:
     """The same regions at another resolution: each cell's most common label, or bilinearly the nearest one."""
     if labels.shape == size:
         return labels
