@@ -222,6 +222,7 @@ def _train_together_and_apart(rank: int, folder: Path, material: Material) -> No
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # two processes that import torch; only the embedded base is trained so
 def test_two_processes_go_on_from_the_mean_of_what_each_has(material: Material, tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(
         _train_together_and_apart, (tmp_path, material), nprocs=2, start_method="spawn"
