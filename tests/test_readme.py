@@ -61,7 +61,7 @@ def test_the_first_commands_are_demo_and_test():
     assert first[:2] == ["make demo", "make test"]
 
 
-def test_every_verdict_of_the_pages_is_in_the_repository():
+def test_every_image_of_the_pages_is_in_the_repository():
     for page in PAGES:
         text = page.read_text(encoding="utf-8") if page.exists() else ""
         for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text) + re.findall(r'<img[^>]*src="([^"]+)"', text):

@@ -65,19 +65,19 @@ def test_the_header_holds_only_fields_of_pefts_lora_config(adapter: Adapter, tmp
 
 @pytest.mark.parametrize("targets", [tiny_adapters.CROSS_KV, tiny_adapters.ATTENTION])
 def test_stock_diffusers_loads_it_at_its_scale(any_pipe: Any, targets: tuple[str, ...], tmp_path: Path) -> None:
-    backbone = Base(any_pipe)
-    adapter = tiny_adapters.random_adapter(backbone, targets=targets, scale=4.0)
+    base = Base(any_pipe)
+    adapter = tiny_adapters.random_adapter(base, targets=targets, scale=4.0)
     torch.manual_seed(0)
     latents, timesteps = torch.randn(2, 4, 16, 16), torch.tensor([10, 600])
-    encoding = backbone.encode(["a xlo dog", "a cat"])
+    encoding = base.encode(["a xlo dog", "a cat"])
     with torch.no_grad():
         any_pipe.load_lora_weights(adapter.save(tmp_path / "rex.safetensors"))
-        theirs = backbone.predict(latents, timesteps, encoding)
+        theirs = base.predict(latents, timesteps, encoding)
         any_pipe.unload_lora_weights()
-        without = backbone.predict(latents, timesteps, encoding)
+        without = base.predict(latents, timesteps, encoding)
         for path, low_rank in adapter.layers.items():
             any_pipe.unet.get_submodule(path).weight += low_rank.dense()
-        ours = backbone.predict(latents, timesteps, encoding)
+        ours = base.predict(latents, timesteps, encoding)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (theirs - without).abs().max() > 0.01
 

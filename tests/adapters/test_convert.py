@@ -166,9 +166,9 @@ def _keys(path: Path) -> set[str]:
 
 @torch.no_grad()
 def _predicted(pipe: Any) -> Tensor:
-    backbone = Base(pipe)
+    base = Base(pipe)
     torch.manual_seed(0)
-    return backbone.predict(torch.randn(1, 4, 16, 16), torch.tensor([400]), backbone.encode(["a xlo dog"]))
+    return base.predict(torch.randn(1, 4, 16, 16), torch.tensor([400]), base.encode(["a xlo dog"]))
 
 
 @pytest.mark.parametrize("to", WRITERS)
@@ -195,9 +195,9 @@ def test_other_tools_read_what_is_written_at_its_scale(to: Target, any_pipe: Any
 
 @pytest.mark.parametrize("to", WRITERS)
 def test_other_tools_are_told_what_the_card_says(to: Target, tmp_path: Path) -> None:
-    backbone = Base(tiny_bases.sd_pipeline())
+    base = Base(tiny_bases.sd_pipeline())
     adapter = tiny_adapters.random_adapter(
-        backbone,
+        base,
         family="sd1",
         base="sd15",
         settings={"steps": 800, "learning_rate": 1e-4, "seed": None, "resolution": 512, "predicts": "epsilon"},
@@ -233,8 +233,8 @@ def test_other_tools_are_told_what_the_card_says(to: Target, tmp_path: Path) -> 
     ],
 )
 def test_both_kinds_of_sd2_are_told_apart(predicts: str, architecture: str, kohya: str, tmp_path: Path) -> None:
-    backbone = Base(tiny_bases.sd_pipeline())
-    adapter = tiny_adapters.random_adapter(backbone, family="sd2", settings={"predicts": predicts})
+    base = Base(tiny_bases.sd_pipeline())
+    adapter = tiny_adapters.random_adapter(base, family="sd2", settings={"predicts": predicts})
     told = _header(adapter.save(tmp_path / "rex.safetensors"))
     assert (told["modelspec.architecture"], told["ss_base_model_version"], told["ss_v2"]) == (
         architecture,

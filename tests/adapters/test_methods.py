@@ -221,7 +221,6 @@ def test_what_peft_saves_changes_the_weights_as_in_peft(config: Any, tmp_path: P
             assert (weight - theirs[name]).norm() <= 2e-6 * theirs[name].norm(), name
 
 
-@pytest.mark.filterwarnings("ignore:.* times its own size")
 def test_other_methods_act_as_a_whole_or_cut_for_regions_and_never_by_their_word(tmp_path: Path) -> None:
     pipe = tiny_bases.sd_pipeline()
     path, _ = _written(pipe, "LoHa", tmp_path)

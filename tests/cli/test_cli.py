@@ -38,20 +38,22 @@ def test_help_needs_no_torch(here: Path):
 
 
 def test_folders_may_have_any_name(trained: Path, base: Path, here: Path):
+    """Every command that writes files, one after another, as a user would run them."""
     place = here / "it's \"Ünder\" 犬 🐕 'a;b' $HOME #%20 {x}"
     shutil.copytree(trained / "dog", place / "phötos of [rex]")
     shutil.copytree(base, place / "b a s e")
-    out, pictures = place / "réx's.safetensors", place / 'drawn "here"'
-    told = ["--rare-word", "xlo", "--class-word", "dog", "--base", str(place / "b a s e")]
-    assert main(["train", "--images", str(place / "phötos of [rex]"), *told, "--out", str(out), *TINY]) == 0
+    out, images = place / "réx's.safetensors", place / 'generated "here"'
+    flags = ["--rare-word", "xlo", "--class-word", "dog", "--base", str(place / "b a s e")]
+    assert main(["train", "--images", str(place / "phötos of [rex]"), *flags, "--out", str(out), *TINY]) == 0
     shutil.rmtree(place / "réx's.run")
     assert (
-        main(["train", "--images", str(place / "phötos of [rex]"), *told, "--out", str(out), "--overwrite", *TINY]) == 0
+        main(["train", "--images", str(place / "phötos of [rex]"), *flags, "--out", str(out), "--overwrite", *TINY])
+        == 0
     )
     assert main(["train", str(place / "réx's.run"), "--resume", "--steps", "3"]) == 0
     common = ["-a", str(out), "--base", str(place / "b a s e"), "--device", "cpu", "--steps", "2"]
-    assert main(["generate", "a xlo dog", *common, "--seeds", "0-1", "--out", str(pictures)]) == 0
-    found = sorted(pictures.glob("*.png"))
+    assert main(["generate", "a xlo dog", *common, "--seeds", "0-1", "--out", str(images)]) == 0
+    found = sorted(images.glob("*.png"))
     assert len(found) >= 2
     assert read_provenance(found[0]) is not None
     assert main(["compare", "a xlo dog", *common, "--seeds", "0", "--out", str(place / "c ö m")]) == 0
@@ -217,11 +219,11 @@ def test_inspect_shows_what_is_in_a_file_without_a_card(
 
 def test_a_lora_without_a_card_is_generated_by_the_word_that_it_is_given(foreign: Path, base: Path, refused: Any):
     flags = ["--base", str(base), "--device", "cpu", "--steps", "1", "--seeds", "0"]
-    pictures = []
+    images = []
     for part in ("global=0", "global=0.6"):
         assert main(["generate", "a xlo dog", *flags, "-a", f"{foreign}:rare_word=xlo,class_word=dog,{part}"]) == 0
-        pictures.append(max(Path("out").glob("*-seed0.png")).read_bytes())
-    assert pictures[0] != pictures[1]
+        images.append(max(Path("out").glob("*-seed0.png")).read_bytes())
+    assert images[0] != images[1]
     said = refused("generate", "a xlo dog", *flags, "-a", foreign)
     assert f"{foreign.name}:rare_word=xlo,class_word=dog" in said
     assert main(["generate", "a dog", *flags, "-a", str(foreign), "--composer", "sum"]) == 0  # needs no word
@@ -272,14 +274,14 @@ def test_convert_says_what_a_masked_adapter_loses_in_tools_without_masks(
 
 
 def test_generate_writes_an_image_per_seed_and_a_sheet(trained: Path, base: Path, here: Path):
-    assert generate(trained, base, "--seeds", "0-1,7", "--out", "pictures") == 0
-    assert {path.name for path in (here / "pictures").iterdir()} == {
+    assert generate(trained, base, "--seeds", "0-1,7", "--out", "images") == 0
+    assert {path.name for path in (here / "images").iterdir()} == {
         "0001-seed0.png",
         "0002-seed1.png",
         "0003-seed7.png",
         "0004-sheet.png",
     }
-    origin = read_provenance(here / "pictures" / "0003-seed7.png")
+    origin = read_provenance(here / "images" / "0003-seed7.png")
     assert (origin.prompt, origin.seed, origin.settings.steps) == ("a xlo dog and a szn cat", 7, 2)
     assert [Path(file.path).name for file in origin.adapters] == ["rex.safetensors", "tom.safetensors"]
 
@@ -309,7 +311,7 @@ def test_an_image_is_not_repeated_with_a_changed_adapter(trained: Path, base: Pa
     assert "has changed since" in refused("generate", "--from", "out/0001-seed0.png")
 
 
-@pytest.mark.parametrize("moved", [False, True], ids=["from elsewhere", "files beside the picture"])
+@pytest.mark.parametrize("moved", [False, True], ids=["from elsewhere", "files beside the image"])
 def test_an_image_is_repeated_from_any_folder(
     trained: Path, base: Path, here: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
 ):
@@ -347,12 +349,12 @@ def test_an_adapter_acts_behind_the_tokens_that_a_text_encoder_reads_at_once(
 
 
 def bad_photos(folder: Path, kind: str) -> Path:
-    """A folder of photos with something wrong: missing, empty, with a text or half a picture in it."""
+    """A folder of photos with something wrong: missing, empty, with a text or half an image in it."""
     photos = folder / kind
     if kind != "missing":
         photos.mkdir()
     if kind == "text":
-        (photos / "1.png").write_bytes(b"not a picture")
+        (photos / "1.png").write_bytes(b"not an image")
     if kind == "cut":
         Image.effect_noise((64, 64), 50).convert("RGB").save(photos / "1.png")
         os.truncate(photos / "1.png", (photos / "1.png").stat().st_size // 2)

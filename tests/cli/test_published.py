@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny_bases
 from published_commands import (
-    DRAW_TWO,
+    GENERATE_TWO,
     INFERENCE_ADDED,
     INFERENCE_PARSER,
     SD_ADDED,
@@ -125,7 +125,7 @@ def test_the_inference_command_composes_two_adapters_for_the_seeds_from_0_on(tra
         "path/to/lora2.safetensors": trained / "cat" / WEIGHTS,
         "--number=4": "--number=2",
     }
-    assert run(INFERENCE, typed(DRAW_TWO, replaced, "--num_inference_steps=2")) == 0
+    assert run(INFERENCE, typed(GENERATE_TWO, replaced, "--num_inference_steps=2")) == 0
     assert sorted(path.name for path in (here / "output").iterdir()) == ["output_image_0.png", "output_image_1.png"]
     origin = read_provenance(here / "output" / "output_image_1.png")
     assert (origin.seed, origin.settings.context, len(origin.adapters)) == (1, "prompt", 2)

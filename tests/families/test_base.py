@@ -139,7 +139,9 @@ def test_something_without_a_known_family_is_refused() -> None:
         Base(object())
 
 
-def test_parts_that_rest_are_woken_where_the_unet_is(sd_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch):
+def test_offloaded_parts_come_back_to_the_unets_device(
+    sd_pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+):
     base = Base(sd_pipe)
     base.onload()
     assert base.vae.device.type == "cpu"

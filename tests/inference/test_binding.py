@@ -16,73 +16,69 @@ Bound = Callable[..., list[list[str]]]
 
 
 @pytest.fixture
-def backbone(sd_pipe: StableDiffusionPipeline) -> Base:
+def base(sd_pipe: StableDiffusionPipeline) -> Base:
     return Base(sd_pipe)
 
 
 @pytest.fixture
-def rex(backbone: Base) -> Adapter:
-    return tiny_adapters.random_adapter(backbone, "xlo", "dog")
+def rex(base: Base) -> Adapter:
+    return tiny_adapters.random_adapter(base, "xlo", "dog")
 
 
 @pytest.fixture
-def tom(backbone: Base) -> Adapter:
-    return tiny_adapters.random_adapter(backbone, "xlo", "cat")
+def tom(base: Base) -> Adapter:
+    return tiny_adapters.random_adapter(base, "xlo", "cat")
 
 
 def _words(text: Tokenized, active: ActiveAdapter, active_adapters: list[ActiveAdapter]) -> list[int]:
-    """First characters of the words that ``use`` is bound to."""
+    """First characters of the words that ``active`` is bound to."""
     (binding,) = [found for found in bind(text, active_adapters) if found.active is active]
     return [text.offsets[word[0]][0] for word in binding.occurrences]
 
 
-def test_every_occurrence_of_a_rare_word_is_bound_with_all_its_pieces(backbone: Base, rex: Adapter) -> None:
-    (found,) = bind(backbone.tokenize("a xlo dog and XLO's dog, not a lo dog"), [ActiveAdapter(rex)])
+def test_every_occurrence_of_a_rare_word_is_bound_with_all_its_pieces(base: Base, rex: Adapter) -> None:
+    (found,) = bind(base.tokenize("a xlo dog and XLO's dog, not a lo dog"), [ActiveAdapter(rex)])
     assert found.occurrences == ((2, 3), (6, 7))
 
 
 def test_adapters_that_share_a_rare_word_are_told_apart_by_the_class_word(
-    backbone: Base, rex: Adapter, tom: Adapter
+    base: Base, rex: Adapter, tom: Adapter
 ) -> None:
-    text = backbone.tokenize("a xlo cat beside a dog, and two xlo nice dogs, xlo's dog and a cat")
+    text = base.tokenize("a xlo cat beside a dog, and two xlo nice dogs, xlo's dog and a cat")
     active_adapters = [ActiveAdapter(rex), ActiveAdapter(tom)]
     with pytest.raises(TaraError, match="could mean"):
         bind(text, active_adapters)  # "xlo nice dogs" names neither class word
-    text = backbone.tokenize("a xlo cat beside a dog, and two xlo nice dog, xlo's dog and a cat")
+    text = base.tokenize("a xlo cat beside a dog, and two xlo nice dog, xlo's dog and a cat")
     assert _words(text, active_adapters[0], active_adapters) == [32, 46]
     assert _words(text, active_adapters[1], active_adapters) == [2]
 
 
-def test_a_rare_word_inside_a_longer_one_is_not_bound_there(backbone: Base) -> None:
-    active_adapters = [
-        ActiveAdapter(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("xlo", "xlo big")
-    ]
-    text = backbone.tokenize("a xlo big dog and a xlo dog")
+def test_a_rare_word_inside_a_longer_one_is_not_bound_there(base: Base) -> None:
+    active_adapters = [ActiveAdapter(tiny_adapters.random_adapter(base, word, "dog")) for word in ("xlo", "xlo big")]
+    text = base.tokenize("a xlo big dog and a xlo dog")
     assert _words(text, active_adapters[0], active_adapters) == [20]
     assert _words(text, active_adapters[1], active_adapters) == [2]
     with pytest.raises(TaraError, match="'xlo' is not in the prompt"):
-        bind(backbone.tokenize("a xlo big dog"), active_adapters)
+        bind(base.tokenize("a xlo big dog"), active_adapters)
 
 
-def test_the_longer_class_word_wins(backbone: Base) -> None:
-    active_adapters = [
-        ActiveAdapter(tiny_adapters.random_adapter(backbone, "xlo", kind)) for kind in ("toy", "toy dog")
-    ]
-    text = backbone.tokenize("a xlo toy dog and a xlo toy")
+def test_the_longer_class_word_wins(base: Base) -> None:
+    active_adapters = [ActiveAdapter(tiny_adapters.random_adapter(base, "xlo", kind)) for kind in ("toy", "toy dog")]
+    text = base.tokenize("a xlo toy dog and a xlo toy")
     assert _words(text, active_adapters[0], active_adapters) == [20]
     assert _words(text, active_adapters[1], active_adapters) == [2]
 
 
-def test_rebinding_gives_an_adapter_another_word(backbone: Base, rex: Adapter, tom: Adapter) -> None:
+def test_rebinding_gives_an_adapter_another_word(base: Base, rex: Adapter, tom: Adapter) -> None:
     active_adapters = [ActiveAdapter(rex, rare_word="rex"), ActiveAdapter(tom)]
-    text = backbone.tokenize("a rex dog and a xlo cat")
+    text = base.tokenize("a rex dog and a xlo cat")
     assert _words(text, active_adapters[0], active_adapters) == [2]
     assert _words(text, active_adapters[1], active_adapters) == [16]
     active_adapters = [ActiveAdapter(rex, class_word="robot"), ActiveAdapter(tom)]
-    assert _words(backbone.tokenize("a xlo robot and a xlo cat"), active_adapters[0], active_adapters) == [2]
+    assert _words(base.tokenize("a xlo robot and a xlo cat"), active_adapters[0], active_adapters) == [2]
 
 
-def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter, tom: Adapter) -> None:
+def test_what_cannot_be_bound_is_one_clear_sentence(base: Base, rex: Adapter, tom: Adapter) -> None:
     cases = [
         (
             "a dog",
@@ -95,11 +91,11 @@ def test_what_cannot_be_bound_is_one_clear_sentence(backbone: Base, rex: Adapter
     ]
     for prompt, active_adapters, message in cases:
         with pytest.raises(TaraError, match=message):
-            bind(backbone.tokenize(prompt), active_adapters)
+            bind(base.tokenize(prompt), active_adapters)
 
 
-def test_bound_everywhere_means_every_token(backbone: Base, rex: Adapter) -> None:
-    (found,) = bind_everywhere(backbone.tokenize("a dog"), [ActiveAdapter(rex)])
+def test_bound_everywhere_means_every_token(base: Base, rex: Adapter) -> None:
+    (found,) = bind_everywhere(base.tokenize("a dog"), [ActiveAdapter(rex)])
     assert found.occurrences == (tuple(range(77)),)
 
 

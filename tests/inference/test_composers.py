@@ -80,20 +80,20 @@ def _noise() -> Tensor:
 @torch.no_grad()
 def _denoised(pipe: Any, prompt: str, deltas_of: Callable[[int], Sequence[Deltas]]) -> Tensor:
     """Latents: at each step the mean of the guided scores of stock U-Nets that have these deltas in their weights."""
-    backbone, latents = Base(pipe), _noise()
-    empty, text = backbone.encode_negative(None), backbone.encode([prompt])
+    base, latents = Base(pipe), _noise()
+    empty, text = base.encode_negative(None), base.encode([prompt])
     pipe.scheduler.set_timesteps(STEPS)
     for step, timestep in enumerate(pipe.scheduler.timesteps):
         scores: list[Tensor] = []
         for deltas in deltas_of(step):
             with _heavier(pipe.unet, deltas):
-                without, with_text = (backbone.predict(latents, timestep[None], each) for each in (empty, text))
+                without, with_text = (base.predict(latents, timestep[None], each) for each in (empty, text))
             scores.append(without + GUIDANCE * (with_text - without))
         latents = pipe.scheduler.step(sum(scores) / len(scores), timestep, latents).prev_sample
     return latents
 
 
-def _drawn(pipe: Any, active_adapters: Sequence[ActiveAdapter], composer: str | Composer, times: int = 1) -> Tensor:
+def _generated(pipe: Any, active_adapters: Sequence[ActiveAdapter], composer: str | Composer, times: int = 1) -> Tensor:
     with tara.prepared(pipe, PROMPT, active_adapters, composer=composer, guidance_scale=GUIDANCE) as arguments:
         for _ in range(times):
             found = pipe(**arguments, num_inference_steps=STEPS, latents=_noise(), output_type="latent").images
@@ -114,7 +114,7 @@ def test_sum_is_the_u_net_with_all_dense_deltas_added_to_its_weights(
 ) -> None:
     one, other = map(_dense, active_adapters)
     theirs = _denoised(pipe, PROMPT, lambda _: [{path: one[path] + other[path] for path in one}])
-    _close(_drawn(pipe, active_adapters, "sum"), theirs, _base(pipe))
+    _close(_generated(pipe, active_adapters, "sum"), theirs, _base(pipe))
 
 
 def test_switch_takes_one_adapter_per_step_in_turn_and_begins_anew_with_each_image(
@@ -122,8 +122,8 @@ def test_switch_takes_one_adapter_per_step_in_turn_and_begins_anew_with_each_ima
 ) -> None:
     deltas = [_dense(active) for active in active_adapters]
     theirs = _denoised(pipe, PROMPT, lambda step: [deltas[step % 2]])
-    _close(_drawn(pipe, active_adapters, "switch"), theirs, _base(pipe))
-    torch.testing.assert_close(_drawn(pipe, active_adapters, "switch", times=2), theirs, rtol=1e-3, atol=1e-3)
+    _close(_generated(pipe, active_adapters, "switch"), theirs, _base(pipe))
+    torch.testing.assert_close(_generated(pipe, active_adapters, "switch", times=2), theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_switch_can_leave_each_adapter_several_steps_as_its_authors_do(sd_pipe: StableDiffusionPipeline) -> None:
@@ -131,7 +131,7 @@ def test_switch_can_leave_each_adapter_several_steps_as_its_authors_do(sd_pipe: 
     deltas = [_dense(active) for active in active_adapters]
     theirs = _denoised(sd_pipe, PROMPT, lambda step: [deltas[step // 2 % 2]])
     _close(
-        _drawn(sd_pipe, active_adapters, switch_every(2)),
+        _generated(sd_pipe, active_adapters, switch_every(2)),
         theirs,
         _denoised(sd_pipe, PROMPT, lambda step: [deltas[step % 2]]),
     )
@@ -141,7 +141,7 @@ def test_composites_score_is_the_mean_of_separately_guided_ones(
     pipe: Any, active_adapters: list[ActiveAdapter]
 ) -> None:
     deltas = [_dense(active) for active in active_adapters]
-    _close(_drawn(pipe, active_adapters, "composite"), _denoised(pipe, PROMPT, lambda _: deltas), _base(pipe))
+    _close(_generated(pipe, active_adapters, "composite"), _denoised(pipe, PROMPT, lambda _: deltas), _base(pipe))
 
 
 def test_ties_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
@@ -150,7 +150,7 @@ def test_ties_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: l
         torch.tensor([active.weight for active in active_adapters]),
     )
     merged = {path: ties([each[path].dense() for each in layers], weights, 0.2) for path in layers[0]}
-    _close(_drawn(pipe, active_adapters, "ties"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
+    _close(_generated(pipe, active_adapters, "ties"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
 
 
 def test_dare_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
@@ -161,16 +161,16 @@ def test_dare_adds_pefts_merge_of_the_dense_deltas(pipe: Any, active_adapters: l
         merged = {
             path: dare_linear([each[path].dense() for each in layers], weights, 0.5) for path in sorted(layers[0])
         }
-    _close(_drawn(pipe, [xlo, szn], "dare"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
+    _close(_generated(pipe, [xlo, szn], "dare"), _denoised(pipe, PROMPT, lambda _: [merged]), _base(pipe))
 
 
-def test_none_is_the_stock_verdict_of_the_class_words(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
-    ours = _drawn(pipe, active_adapters, "none")
+def test_none_is_the_stock_image_of_the_class_words(pipe: Any, active_adapters: list[ActiveAdapter]) -> None:
+    ours = _generated(pipe, active_adapters, "none")
     torch.testing.assert_close(ours, _denoised(pipe, "a dog and a cat", lambda _: [{}]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "drawn"),
+    ("prompt", "expected"),
     [
         ("a xlo dog and a szn cat", "a dog and a cat"),
         ("A XLO  Dog, two xlo dogs and szn cat", "A Dog, two dogs and cat"),
@@ -178,8 +178,8 @@ def test_none_is_the_stock_verdict_of_the_class_words(pipe: Any, active_adapters
         ("a red dog like xlo, a szn\ncat", "a red dog like dog, a cat"),
     ],
 )
-def test_class_words_stand_where_rare_words_stood(prompt: str, drawn: str, sd_pipe: StableDiffusionPipeline) -> None:
-    assert class_words(prompt, tuple(_two(sd_pipe))) == drawn
+def test_class_words_stand_where_rare_words_stood(prompt: str, expected: str, sd_pipe: StableDiffusionPipeline) -> None:
+    assert class_words(prompt, tuple(_two(sd_pipe))) == expected
 
 
 def test_an_unnamed_lora_leaves_nothing_where_its_word_stood(sd_pipe: StableDiffusionPipeline) -> None:
@@ -194,7 +194,9 @@ def test_the_order_of_the_adapters_changes_nothing_to_the_last_bit(
     composer: str, sd_pipe: StableDiffusionPipeline
 ) -> None:
     active_adapters = _two(sd_pipe)
-    assert torch.equal(_drawn(sd_pipe, active_adapters, composer), _drawn(sd_pipe, active_adapters[::-1], composer))
+    assert torch.equal(
+        _generated(sd_pipe, active_adapters, composer), _generated(sd_pipe, active_adapters[::-1], composer)
+    )
 
 
 def test_switch_begins_with_the_adapter_that_is_given_first(sd_pipe: StableDiffusionPipeline) -> None:
@@ -248,18 +250,18 @@ def test_an_exception_inside_an_evaluation_leaves_the_weights_alone(sd_pipe: Sta
 
     hook = sd_pipe.unet.mid_block.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="inside"):
-        _drawn(sd_pipe, active_adapters, "composite")
+        _generated(sd_pipe, active_adapters, "composite")
     hook.remove()
     assert _state(sd_pipe.unet) == before
 
 
 @torch.no_grad()
 def test_a_call_without_prepared_text_is_left_alone(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Base(sd_pipe)
-    call = _noise(), torch.tensor([500]), backbone.encode([PROMPT])
-    stock = backbone.predict(*call)
+    base = Base(sd_pipe)
+    call = _noise(), torch.tensor([500]), base.encode([PROMPT])
+    stock = base.predict(*call)
     with tara.prepared(sd_pipe, PROMPT, _two(sd_pipe), composer="composite"):
-        assert torch.equal(backbone.predict(*call), stock)
+        assert torch.equal(base.predict(*call), stock)
 
 
 def _with_text(pipe: Any, word: str, kind: str, seed: int) -> Adapter:
@@ -313,7 +315,7 @@ def test_text_encoders_deltas_are_merged_too(sd_pipe: StableDiffusionPipeline) -
 def test_an_adapter_of_weight_zero_has_no_vote_in_a_merge(sd_pipe: StableDiffusionPipeline) -> None:
     xlo, szn = _two(sd_pipe)
     off = ActiveAdapter(szn.adapter, weight=0.0)
-    assert torch.equal(_drawn(sd_pipe, [xlo, off], "ties"), _drawn(sd_pipe, [xlo], "ties"))
+    assert torch.equal(_generated(sd_pipe, [xlo, off], "ties"), _generated(sd_pipe, [xlo], "ties"))
 
 
 @pytest.mark.parametrize("composer", ["switch", "composite", "ties"])
@@ -324,15 +326,15 @@ def test_prompts_with_other_adapters_are_generated_as_if_alone(composer: str, sd
         [active_adapters, active_adapters[:1], active_adapters[::-1], []],
     )
     together = pipeline(prompts, lists, steps=STEPS, composer=composer)
-    for picture, prompt, own in zip(together, prompts, lists, strict=True):
+    for image, prompt, own in zip(together, prompts, lists, strict=True):
         (alone,) = pipeline(prompt, own, steps=STEPS, composer=composer)
-        assert np.abs(np.asarray(picture, dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
+        assert np.abs(np.asarray(image, dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
 
 
 def test_a_composer_of_ones_own_needs_no_name(sd_pipe: StableDiffusionPipeline) -> None:
     active_adapters = _two(sd_pipe)
     own = Composer(description="the last adapter on its own word", masked=True, adapters=lambda adapters: adapters[-1:])
-    assert torch.equal(_drawn(sd_pipe, active_adapters, own), _drawn(sd_pipe, active_adapters[-1:], "tara"))
+    assert torch.equal(_generated(sd_pipe, active_adapters, own), _generated(sd_pipe, active_adapters[-1:], "tara"))
 
 
 def test_what_a_plain_call_cannot_do_is_refused_with_the_way_to_do_it(sd_pipe: StableDiffusionPipeline) -> None:

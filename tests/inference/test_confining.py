@@ -247,7 +247,7 @@ class _Text:
         self.regions = regions
 
 
-def test_regions_are_the_default_for_several_subjects_of_which_one_acts_outside_the_texts_keys_and_values(
+def test_regions_are_the_default_when_one_of_several_subjects_has_a_global_part(
     sd_pipe: Any,
 ) -> None:
     everywhere, on_text = _two(sd_pipe), _two(sd_pipe, targets=CROSS_KV)

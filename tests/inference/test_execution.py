@@ -1,4 +1,4 @@
-"""A base compiled, in slices or offloaded draws the same pictures; what a machine cannot do is one sentence."""
+"""A base compiled, in slices or offloaded generates the same images; what a machine cannot do is one sentence."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,8 +22,8 @@ from tiny_adapters import ATTENTION, random_adapter
 PROMPT = "a xlo dog on the beach"
 
 
-def drawn(pipeline: Pipeline, adapters: Sequence[Any], **settings: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Two pictures' pixels."""
+def generated(pipeline: Pipeline, adapters: Sequence[Any], **settings: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Pixels of two images."""
     return np.stack(
         [np.asarray(one, dtype=np.int64) for one in pipeline(PROMPT, adapters, (0, 1), steps=2, **settings)]
     )
@@ -39,9 +39,9 @@ def test_a_compiled_base_generates_the_same_with_any_adapters_and_compiles_once(
     build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ):
     any_pipe = build()
-    backbone, graphs = Base(any_pipe), []
-    adapters = [random_adapter(backbone, seed=seed) for seed in (0, 1)]
-    before = [drawn(Pipeline(any_pipe), [adapter]) for adapter in adapters]
+    base, graphs = Base(any_pipe), []
+    adapters = [random_adapter(base, seed=seed) for seed in (0, 1)]
+    before = [generated(Pipeline(any_pipe), [adapter]) for adapter in adapters]
 
     def counting(graph: Any, _: Any) -> Any:
         graphs.append(graph)
@@ -50,7 +50,7 @@ def test_a_compiled_base_generates_the_same_with_any_adapters_and_compiles_once(
     compiled_by(any_pipe, monkeypatch, counting)
     pipeline = Pipeline(any_pipe, compile=True)
     assert all(
-        np.array_equal(drawn(pipeline, [adapter]), picture) for adapter, picture in zip(adapters, before, strict=True)
+        np.array_equal(generated(pipeline, [adapter]), image) for adapter, image in zip(adapters, before, strict=True)
     )
     assert len(graphs) == 1
 
@@ -61,13 +61,13 @@ def test_a_compiler_that_fails_is_one_sentence(sd_pipe: StableDiffusionPipeline,
 
     compiled_by(sd_pipe, monkeypatch, failing)
     with pytest.raises(TaraError, match=r"cannot be compiled here .*Leave compile out"):
-        drawn(Pipeline(sd_pipe, compile=True), [])
+        generated(Pipeline(sd_pipe, compile=True), [])
 
 
 def test_attention_in_slices_generates_the_same_images(any_pipe: Any):
     adapter = random_adapter(Base(any_pipe), targets=ATTENTION)
-    whole = drawn(Pipeline(any_pipe), [adapter])
-    sliced = drawn(Pipeline(any_pipe, attention_slicing=True), [adapter])
+    whole = generated(Pipeline(any_pipe), [adapter])
+    sliced = generated(Pipeline(any_pipe, attention_slicing=True), [adapter])
     assert np.abs(whole - sliced).max() <= 1
 
 
@@ -91,7 +91,7 @@ def test_an_unknown_way_to_run_is_named_with_the_nearest_one(sd_pipe: StableDiff
 def test_an_offloaded_base_generates_the_same_images(base: Path):
     whole, parted = (Pipeline(base, device="cuda", precision="fp32", offload=offload) for offload in (False, True))
     adapter = random_adapter(whole.base, targets=ATTENTION)
-    assert np.abs(drawn(whole, [adapter]) - drawn(parted, [adapter])).max() <= 1
+    assert np.abs(generated(whole, [adapter]) - generated(parted, [adapter])).max() <= 1
 
 
 def test_latents_are_never_clipped_as_pixels_are():

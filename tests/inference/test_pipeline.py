@@ -41,7 +41,7 @@ def test_the_same_call_gives_the_same_images_to_the_last_bit(any_pipe: Any) -> N
     pipeline, rex = Pipeline(any_pipe), _rex(any_pipe)
     one, other = (_pixels(pipeline(PROMPT, [rex], seeds=range(3), steps=2)) for _ in range(2))
     assert np.array_equal(one, other)
-    assert len({picture.tobytes() for picture in one}) == 3
+    assert len({image.tobytes() for image in one}) == 3
 
 
 def test_an_image_does_not_depend_on_the_batch_it_was_generated_in(any_pipe: Any) -> None:
@@ -87,18 +87,18 @@ def test_records_say_what_made_each_image_and_steps_count_up(sd_pipe: StableDiff
     steps: list[DenoisingStep] = []
     rex = _rex(sd_pipe)
     prompts = [PROMPT, "a cat"]
-    drawn = list(
+    generated = list(
         Pipeline(sd_pipe).stream(prompts, [[rex], []], seeds=[7, 8], steps=2, batch_size=3, on_step=steps.append)
     )
-    assert [(one.index, one.request.prompt, one.seed) for one in drawn] == [
+    assert [(one.index, one.request.prompt, one.seed) for one in generated] == [
         (0, PROMPT, 7),
         (1, PROMPT, 8),
         (2, "a cat", 7),
         (3, "a cat", 8),
     ]
-    names = [[active.name for active in one.request.adapters] for one in drawn]
+    names = [[active.name for active in one.request.adapters] for one in generated]
     assert names == [["xlo-dog.safetensors"]] * 2 + [[]] * 2
-    assert {one.request.settings.steps for one in drawn} == {2}
+    assert {one.request.settings.steps for one in generated} == {2}
     assert [step.fraction for step in steps] == [0.375, 0.75, 0.875, 1.0]
 
 

@@ -36,25 +36,25 @@ def _run(pipe: Any, seeds: int = 1, **arguments: Any) -> NDArray[np.float32]:
     return pipe(**arguments, num_inference_steps=2, generator=generator, output_type="np").images
 
 
-def _picture() -> Image.Image:
+def _image() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def _image_to_image(pipe: Any) -> tuple[Any, dict[str, Any]]:
-    return AutoPipelineForImage2Image.from_pipe(pipe), {"image": _picture(), "strength": 1.0}
+    return AutoPipelineForImage2Image.from_pipe(pipe), {"image": _image(), "strength": 1.0}
 
 
 def _inpainting(pipe: Any) -> tuple[Any, dict[str, Any]]:
     mask = Image.new("L", (32, 32), 255)
     return AutoPipelineForInpainting.from_pipe(pipe), {
-        "image": _picture(), "mask_image": mask, "strength": 1.0, "width": 32, "height": 32,
+        "image": _image(), "mask_image": mask, "strength": 1.0, "width": 32, "height": 32,
     }  # fmt: skip
 
 
 def _controlnet(pipe: Any) -> tuple[Any, dict[str, Any]]:
     parts = {**pipe.components, "controlnet": tiny_bases.controlnet(), "image_encoder": None}
-    return StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False), {"image": _picture()}
+    return StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False), {"image": _image()}
 
 
 def _text_to_image(pipe: Any) -> tuple[Any, dict[str, Any]]:

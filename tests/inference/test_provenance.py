@@ -1,4 +1,4 @@
-"""A picture's file tells how the picture was made."""
+"""An image's file records how the image was generated."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ PROVENANCE = Provenance(
 )
 
 
-def test_an_image_tells_how_it_was_made(tmp_path: Path):
-    picture = Image.new("RGB", (8, 8), (1, 2, 3))
-    (tmp_path / "a.png").write_bytes(png_with_provenance(picture, PROVENANCE))
+def test_an_image_records_how_it_was_generated(tmp_path: Path):
+    image = Image.new("RGB", (8, 8), (1, 2, 3))
+    (tmp_path / "a.png").write_bytes(png_with_provenance(image, PROVENANCE))
     assert read_provenance(tmp_path / "a.png") == PROVENANCE
     assert Image.open(tmp_path / "a.png").convert("RGB").getpixel((4, 4)) == (1, 2, 3)
 
@@ -51,7 +51,7 @@ def test_an_image_cut_off_is_refused(tmp_path: Path):
         read_provenance(tmp_path / "a.png")
 
 
-def test_a_verdict_of_another_tool_is_refused(tmp_path: Path):
+def test_an_image_of_another_tool_is_refused(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(TaraError, match="does not store how it was generated"):
         read_provenance(tmp_path / "a.png")
@@ -68,7 +68,7 @@ def test_a_used_file_is_known_by_its_content(tmp_path: Path):
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
 def test_a_seed_that_no_generator_takes_is_refused(tmp_path: Path, seed: int):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     text = json.dumps({**PROVENANCE.model_dump(mode="json"), "seed": seed})
     marked = PngInfo()
     marked.add_text("tara", text)

@@ -26,7 +26,7 @@ def test_a_strength_is_the_deltas_norm_over_its_weights(any_pipe: Any):
         assert strength == pytest.approx(float(layers[path].dense().double().norm() / weight.norm()), rel=1e-4)
 
 
-def test_only_a_weight_that_drowns_the_base_is_warned_of(sd_pipe: Any):
+def test_only_a_weight_that_outweighs_the_base_is_warned_of(sd_pipe: Any):
     base = Base(sd_pipe)
     adapter = random_adapter(base)
     largest = max(strengths(base, adapter.layers).values())

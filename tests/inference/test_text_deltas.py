@@ -48,9 +48,9 @@ def _changed(pipe: Any, adapter: Adapter, weight: float = 1.0) -> Any:
 
 
 def _kv(pipe: Any, active_adapters: list[ActiveAdapter]) -> TextConditioning:
-    backbone = Base(pipe)
-    encoding = backbone.encode([PROMPT])
-    return text_kv(TextEncoder(backbone), encoding, [bind(encoding.tokenized[0], active_adapters)])
+    base = Base(pipe)
+    encoding = base.encode([PROMPT])
+    return text_kv(TextEncoder(base), encoding, [bind(encoding.tokenized[0], active_adapters)])
 
 
 @pytest.mark.parametrize("with_unet", [True, False])

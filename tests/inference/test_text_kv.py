@@ -18,15 +18,15 @@ from tara.inference.text_kv import TextEncoder, text_kv
 PROMPT = "on the beach a xlo dog and a szn cat"
 
 
-def _compose(backbone: Base, active_adapters: list[ActiveAdapter], context: Context | None = None) -> TextConditioning:
+def _compose(base: Base, active_adapters: list[ActiveAdapter], context: Context | None = None) -> TextConditioning:
     """Rows: a negative one, the prompt with its adapters, another prompt without."""
-    encoding = backbone.encode(["", PROMPT, "a red house"])
-    return text_kv(TextEncoder(backbone), encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context)
+    encoding = base.encode(["", PROMPT, "a red house"])
+    return text_kv(TextEncoder(base), encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context)
 
 
-def _rex_and_tom(backbone: Base, **options: Any) -> list[ActiveAdapter]:
-    rex = tiny_adapters.random_adapter(backbone, "xlo", "dog", seed=1)
-    tom = tiny_adapters.random_adapter(backbone, "szn", "cat", seed=2)
+def _rex_and_tom(base: Base, **options: Any) -> list[ActiveAdapter]:
+    rex = tiny_adapters.random_adapter(base, "xlo", "dog", seed=1)
+    tom = tiny_adapters.random_adapter(base, "szn", "cat", seed=2)
     return [ActiveAdapter(rex, **options), ActiveAdapter(tom, **options)]
 
 
@@ -43,36 +43,36 @@ def _changed(one: KeysValues, other: KeysValues) -> list[list[tuple[int, int]]]:
 
 @pytest.mark.parametrize("context", ["prompt", "delta"])
 def test_a_fresh_adapter_changes_nothing(any_pipe: Any, context: Context) -> None:
-    backbone = Base(any_pipe)
-    fresh = ActiveAdapter(tiny_adapters.random_adapter(backbone, strength=0.0))
-    assert _equal(_compose(backbone, [fresh], context), _compose(backbone, []))
+    base = Base(any_pipe)
+    fresh = ActiveAdapter(tiny_adapters.random_adapter(base, strength=0.0))
+    assert _equal(_compose(base, [fresh], context), _compose(base, []))
 
 
 @pytest.mark.parametrize("context", ["prompt", "delta"])
 def test_only_the_rare_words_rows_change(any_pipe: Any, context: Context) -> None:
-    backbone = Base(any_pipe)
-    rex = _rex_and_tom(backbone)[0]
-    base, composed = _compose(backbone, []), _compose(backbone, [rex], context)
-    (binding,) = bind(backbone.tokenize(PROMPT), [rex])
+    base = Base(any_pipe)
+    rex = _rex_and_tom(base)[0]
+    without, composed = _compose(base, []), _compose(base, [rex], context)
+    (binding,) = bind(base.tokenize(PROMPT), [rex])
     assert [len(word) for word in binding.occurrences] == [2]
     expected = [(1, position) for position in binding.occurrences[0]]
-    for layer in backbone.text_layers:
-        assert _changed(base.kv[layer], composed.kv[layer]) == [expected, expected]
+    for layer in base.text_layers:
+        assert _changed(without.kv[layer], composed.kv[layer]) == [expected, expected]
 
 
 @pytest.mark.parametrize("context", ["prompt", "delta"])
 def test_two_adapters_commute_to_the_last_bit(any_pipe: Any, context: Context) -> None:
-    backbone = Base(any_pipe)
-    rex, tom = _rex_and_tom(backbone)
-    assert _equal(_compose(backbone, [rex, tom], context), _compose(backbone, [tom, rex], context))
+    base = Base(any_pipe)
+    rex, tom = _rex_and_tom(base)
+    assert _equal(_compose(base, [rex, tom], context), _compose(base, [tom, rex], context))
 
 
 def test_summed_adapters_commute_to_the_last_bit(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Base(sd_pipe)
-    rex, tom = _rex_and_tom(backbone)
-    encoding = backbone.encode([PROMPT])
+    base = Base(sd_pipe)
+    rex, tom = _rex_and_tom(base)
+    encoding = base.encode([PROMPT])
     one, other = (
-        text_kv(TextEncoder(backbone), encoding, [bind_everywhere(encoding.tokenized[0], active_adapters)])
+        text_kv(TextEncoder(base), encoding, [bind_everywhere(encoding.tokenized[0], active_adapters)])
         for active_adapters in ([rex, tom], [tom, rex])
     )
     assert _equal(one, other)
@@ -80,11 +80,11 @@ def test_summed_adapters_commute_to_the_last_bit(sd_pipe: StableDiffusionPipelin
 
 def test_keys_and_values_are_the_papers_formula_in_float64(any_pipe: Any) -> None:
     any_pipe.to(torch.float64)
-    backbone = Base(any_pipe)
-    rex, tom = _rex_and_tom(backbone, weight=0.7)
-    composed = _compose(backbone, [rex, tom], "prompt")
-    x = backbone.encode([PROMPT]).embeddings[0].numpy()
-    for layer in backbone.text_layers:
+    base = Base(any_pipe)
+    rex, tom = _rex_and_tom(base, weight=0.7)
+    composed = _compose(base, [rex, tom], "prompt")
+    x = base.encode([PROMPT]).embeddings[0].numpy()
+    for layer in base.text_layers:
         for part, name in enumerate(("to_k", "to_v")):
             expected = x @ any_pipe.unet.get_submodule(f"{layer}.{name}").weight.numpy().T
             for active, positions in ((rex, (5, 6)), (tom, (10, 11, 12))):
@@ -96,12 +96,12 @@ def test_keys_and_values_are_the_papers_formula_in_float64(any_pipe: Any) -> Non
 
 def test_the_context_delta_reads_the_word_in_the_training_phrase(any_pipe: Any) -> None:
     any_pipe.to(torch.float64)
-    backbone = Base(any_pipe)
-    rex = _rex_and_tom(backbone)[0]
-    composed = _compose(backbone, [rex], "delta")
-    phrase = backbone.encode(["a photo of a xlo dog"]).embeddings[0, 5:7]  # after the start token and four words
-    here = backbone.encode([PROMPT]).embeddings[0, 5:7]
-    for layer in backbone.text_layers:
+    base = Base(any_pipe)
+    rex = _rex_and_tom(base)[0]
+    composed = _compose(base, [rex], "delta")
+    phrase = base.encode(["a photo of a xlo dog"]).embeddings[0, 5:7]  # after the start token and four words
+    here = base.encode([PROMPT]).embeddings[0, 5:7]
+    for layer in base.text_layers:
         projection = any_pipe.unet.get_submodule(f"{layer}.to_v")
         delta = rex.adapter.layers[f"{layer}.to_v"].to(dtype=torch.float64).delta(phrase)
         expected = projection(here) + delta
@@ -110,32 +110,32 @@ def test_the_context_delta_reads_the_word_in_the_training_phrase(any_pipe: Any) 
 
 def test_in_its_own_training_phrase_the_contexts_are_the_same(any_pipe: Any) -> None:
     any_pipe.to(torch.float64)
-    backbone = Base(any_pipe)
-    rex = _rex_and_tom(backbone)[0]
-    encoding = backbone.encode([rex.adapter.card.phrase])
-    encoder, bindings = TextEncoder(backbone), [bind(encoding.tokenized[0], [rex])]
+    base = Base(any_pipe)
+    rex = _rex_and_tom(base)[0]
+    encoding = base.encode([rex.adapter.card.phrase])
+    encoder, bindings = TextEncoder(base), [bind(encoding.tokenized[0], [rex])]
     found = [text_kv(encoder, encoding, bindings, "prompt"), text_kv(encoder, encoding, bindings, "delta")]
-    for layer in backbone.text_layers:
+    for layer in base.text_layers:
         torch.testing.assert_close(found[0].kv[layer], found[1].kv[layer])
 
 
 def test_the_card_chooses_the_context_unless_told_otherwise(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Base(sd_pipe)
-    rex = ActiveAdapter(tiny_adapters.random_adapter(backbone, context="delta"))
-    assert _equal(_compose(backbone, [rex]), _compose(backbone, [rex], "delta"))
-    assert not _equal(_compose(backbone, [rex]), _compose(backbone, [rex], "prompt"))
+    base = Base(sd_pipe)
+    rex = ActiveAdapter(tiny_adapters.random_adapter(base, context="delta"))
+    assert _equal(_compose(base, [rex]), _compose(base, [rex], "delta"))
+    assert not _equal(_compose(base, [rex]), _compose(base, [rex], "prompt"))
 
 
 @pytest.mark.parametrize("word", ["rex", "szn"])  # one token and three, where the card's word has two
 def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableDiffusionPipeline, word: str) -> None:
-    backbone = Base(sd_pipe)
-    adapter = tiny_adapters.random_adapter(backbone)
-    encoding = backbone.encode([f"a {word} dog"])
+    base = Base(sd_pipe)
+    adapter = tiny_adapters.random_adapter(base)
+    encoding = base.encode([f"a {word} dog"])
     bindings = bind(encoding.tokenized[0], [ActiveAdapter(adapter, rare_word=word)])
-    composed = text_kv(TextEncoder(backbone), encoding, [bindings], "delta")
-    phrase = backbone.encode([adapter.card.phrase]).embeddings[0, 5:7]
+    composed = text_kv(TextEncoder(base), encoding, [bindings], "delta")
+    phrase = base.encode([adapter.card.phrase]).embeddings[0, 5:7]
     inputs = phrase[[1]] if word == "rex" else phrase[[0, 0, 1]]
-    layer = backbone.text_layers[0]
+    layer = base.text_layers[0]
     frozen = sd_pipe.unet.get_submodule(layer).to_k(encoding.embeddings[0, 2 : 2 + len(inputs)])
     expected = frozen + adapter.layers[f"{layer}.to_k"].delta(inputs)
     torch.testing.assert_close(composed.kv[layer][0][0, 2 : 2 + len(inputs)], expected)
@@ -143,24 +143,24 @@ def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableD
 
 @pytest.mark.parametrize("context", ["prompt", "delta"])
 def test_an_adapter_of_weight_zero_is_not_there(sd_pipe: StableDiffusionPipeline, context: Context) -> None:
-    backbone = Base(sd_pipe)
-    assert _equal(_compose(backbone, _rex_and_tom(backbone, weight=0.0), context), _compose(backbone, []))
+    base = Base(sd_pipe)
+    assert _equal(_compose(base, _rex_and_tom(base, weight=0.0), context), _compose(base, []))
 
 
 def test_a_phrase_without_its_word_is_refused(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Base(sd_pipe)
-    lost = ActiveAdapter(tiny_adapters.random_adapter(backbone, phrase="a photo of a dog"))
+    base = Base(sd_pipe)
+    lost = ActiveAdapter(tiny_adapters.random_adapter(base, phrase="a photo of a dog"))
     with pytest.raises(TaraError, match="lacks its rare word 'xlo'"):
-        _compose(backbone, [lost], "delta")
+        _compose(base, [lost], "delta")
 
 
 def test_adapters_may_share_tokens(sd_pipe: StableDiffusionPipeline) -> None:
-    backbone = Base(sd_pipe)
-    both = [ActiveAdapter(tiny_adapters.random_adapter(backbone, word, "dog")) for word in ("a xlo", "xlo dog")]
-    one, other, base = (_compose(backbone, some, "prompt") for some in (both[:1], both[1:], []))
-    layer = backbone.text_layers[0]
-    summed = one.kv[layer][0] + other.kv[layer][0] - base.kv[layer][0]
-    torch.testing.assert_close(_compose(backbone, both, "prompt").kv[layer][0], summed)
+    base = Base(sd_pipe)
+    both = [ActiveAdapter(tiny_adapters.random_adapter(base, word, "dog")) for word in ("a xlo", "xlo dog")]
+    one, other, neither = (_compose(base, some, "prompt") for some in (both[:1], both[1:], []))
+    layer = base.text_layers[0]
+    summed = one.kv[layer][0] + other.kv[layer][0] - neither.kv[layer][0]
+    torch.testing.assert_close(_compose(base, both, "prompt").kv[layer][0], summed)
 
 
 def test_an_adapter_of_another_base_is_refused(
@@ -177,15 +177,15 @@ def test_an_adapter_of_another_base_is_refused(
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_denoisers_weights_are_left_as_they_were_found(any_pipe: Any, fails: bool) -> None:
-    backbone = Base(any_pipe)
-    adapter = tiny_adapters.random_adapter(backbone, targets=tiny_adapters.ATTENTION)
+    base = Base(any_pipe)
+    adapter = tiny_adapters.random_adapter(base, targets=tiny_adapters.ATTENTION)
     parts = global_part(
         [ActiveAdapter(adapter, weight=0.5, global_weight=0.5), ActiveAdapter(adapter, global_weight=0.0)]
     )
     before = {name: weight.clone() for name, weight in any_pipe.unet.state_dict().items()}
     try:
-        with fused(backbone, parts):
-            path = f"{backbone.attention_layers[0]}.to_q"
+        with fused(base, parts):
+            path = f"{base.attention_layers[0]}.to_q"
             inside = any_pipe.unet.get_submodule(path).weight
             torch.testing.assert_close(inside, before[f"{path}.weight"] + 0.25 * adapter.layers[path].dense())
             changed = {

@@ -74,7 +74,7 @@ def too_much(path: Path) -> dict[str, Callable[[], object]]:
     noise = Image.effect_noise((300, 300), 90)
     return {
         "bytes": lambda: atomic_write(path / "a.bin", bytes(10**5)),
-        "a picture": lambda: atomic_write(path / "a.png", lambda place: noise.save(place)),
+        "an image": lambda: atomic_write(path / "a.png", lambda place: noise.save(place)),
         "a checkpoint": lambda: save_checkpoint(path, state),
         "metrics": lambda: append_metrics(path / "metrics.jsonl", {"step": 1, "note": "x" * 10**5}),
         "an adapter": lambda: [adapter.save(path / f"{n}.safetensors") for n in range(100)],
@@ -84,7 +84,7 @@ def too_much(path: Path) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize(
-    "what", ["bytes", "a picture", "a checkpoint", "metrics", "an adapter", "another tool's adapter", "the cache"]
+    "what", ["bytes", "an image", "a checkpoint", "metrics", "an adapter", "another tool's adapter", "the cache"]
 )
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(small_disk: Path, what: str):
     filler = fill(small_disk, left=32 * 1024)

@@ -135,8 +135,8 @@ def test_a_phones_wide_colours_become_those_of_srgb(tmp_path: Path, name: str):
 
 
 def test_what_is_transparent_stays_so_while_its_colours_are_brought_to_srgb(tmp_path: Path):
-    picture = Image.new("RGBA", (4, 4), (200, 90, 60, 128))
-    picture.save(tmp_path / "cut.png", icc_profile=display_p3())
+    image = Image.new("RGBA", (4, 4), (200, 90, 60, 128))
+    image.save(tmp_path / "cut.png", icc_profile=display_p3())
     red, _, _, alpha = read_image_with_alpha(tmp_path / "cut.png").getpixel((1, 1))
     assert alpha == 128
     assert red > 205
@@ -144,8 +144,8 @@ def test_what_is_transparent_stays_so_while_its_colours_are_brought_to_srgb(tmp_
 
 @pytest.mark.parametrize("profile", [b"no profile at all", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))])
 def test_a_profile_that_does_not_fit_an_image_is_left_alone(tmp_path: Path, profile: object):
-    told = profile if isinstance(profile, bytes) else profile.tobytes()
-    Image.new("RGB", (4, 4), (200, 90, 60)).save(tmp_path / "odd.png", icc_profile=told)
+    content = profile if isinstance(profile, bytes) else profile.tobytes()
+    Image.new("RGB", (4, 4), (200, 90, 60)).save(tmp_path / "odd.png", icc_profile=content)
     assert read_image(tmp_path / "odd.png").getpixel((1, 1)) == (200, 90, 60)
 
 

@@ -55,14 +55,14 @@ def test_every_command_is_refused_where_another_process_is_at_work(
     command: str, trained: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "rex.run"
-    drawn = ["a xlo dog", "-a", str(trained / "rex.safetensors"), "--base", str(base), "--device", "cpu"]
+    generation = ["a xlo dog", "-a", str(trained / "rex.safetensors"), "--base", str(base), "--device", "cpu"]
     photos = ["--images", str(trained / "dog"), "--rare-word", "xlo", "--class-word", "dog", "--base", str(base), *TINY]
-    told = {"demo": [], "train": photos}.get(command, [*drawn, "--steps", "1"])
+    flags = {"demo": [], "train": photos}.get(command, [*generation, "--steps", "1"])
     where = out.with_suffix(".safetensors") if command == "train" else out
     process = held_by_another(out)
     try:
         capsys.readouterr()
-        assert main([command, *told, "--out", str(where)]) == 2
+        assert main([command, *flags, "--out", str(where)]) == 2
         assert f"is in use by process {process.pid} on " in "".join(capsys.readouterr().err.split("\n"))
         assert sorted(path.name for path in out.iterdir()) == [".lock", ".process"]
     finally:

@@ -44,7 +44,7 @@ TRAIN_SDXL = r"""
     --with_align_loss="true"  \
     --align_loss_weight=1.0 \
 """
-DRAW_TWO = r"""
+GENERATE_TWO = r"""
   --pretrained_model_name_or_path="stabilityai/stable-diffusion-v1-5" \
   --lora_list='["path/to/lora1.safetensors", "path/to/lora2.safetensors"]' \
   --rare_token_list='["xlo", "szn"]' \

@@ -13,7 +13,7 @@ ATTENTION = (*CROSS_KV, "attn2.to_q", "attn2.to_out.0", "attn1.to_q", "attn1.to_
 
 
 def random_adapter(
-    backbone: Base,
+    base: Base,
     rare_word: str = "xlo",
     class_word: str = "dog",
     *,
@@ -26,17 +26,17 @@ def random_adapter(
     """An adapter of rank 4 on the ``targets``; ``strength`` 0 is a fresh one, which changes nothing."""
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, LowRank] = {}
-    for attention in backbone.attention_layers:
+    for attention in base.attention_layers:
         for projection in ("to_q", "to_k", "to_v", "to_out.0"):
             path = f"{attention}.{projection}"
             if path.endswith(targets):
-                delta = new_low_rank(*backbone.projection_sizes(path), rank=4, scale=scale, generator=generator)
+                delta = new_low_rank(*base.projection_sizes(path), rank=4, scale=scale, generator=generator)
                 b = strength * torch.randn(delta.b.shape, generator=generator)
                 layers[path] = LowRank(delta.a, b, scale)
     described = {
         "rare_word": rare_word,
         "class_word": class_word,
-        "family": backbone.family.name,
+        "family": base.family.name,
         "rank": 4,
         "alpha": 4 * scale,
         "phrase": f"a photo of a {rare_word} {class_word}",

@@ -102,6 +102,6 @@ def test_a_distribution_says_how_many_things_and_how_small() -> None:
 
 
 @pytest.mark.parametrize("values", [{"counts": (0.5, 0.5, 0.5)}, {"counts": (0.5, 0.5)}, {"small_share": 1.5}])
-def test_shares_that_are_none_are_refused(values: dict[str, Any]) -> None:
+def test_shares_that_are_no_probabilities_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SceneDistribution(**values)

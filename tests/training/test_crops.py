@@ -1,4 +1,4 @@
-"""Training pictures are parts of their photos, in their own shape or square, and SDXL is told which."""
+"""Training images are crops of their photos, in their own shape or square, and SDXL gets the crop's place."""
 
 import numpy as np
 import pytest

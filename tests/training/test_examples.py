@@ -60,14 +60,14 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path):
 
 
 def test_a_photo_that_is_no_image_is_named(photos: Path):
-    (photos / "rex.png").write_bytes(b"%PDF-1.4 no picture")
+    (photos / "rex.png").write_bytes(b"%PDF-1.4 no image")
     with pytest.raises(TaraError, match=r"rex\.png is not a complete image"):
         read_examples(photos, TEMPLATES)
 
 
 def test_what_is_no_photo_is_ignored_with_one_line_that_counts_it(photos: Path):
     for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "notes.pdf", "README.txt", "walk.mp4", "walk.txt"):
-        (photos / name).write_bytes(b"no picture")
+        (photos / name).write_bytes(b"no image")
     with pytest.warns(TaraWarning) as warned:
         assert len(read_examples(photos, TEMPLATES)) == 3
     assert [str(one.message) for one in warned] == [
