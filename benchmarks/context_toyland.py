@@ -2,13 +2,13 @@
 
 A rare word's text embedding changes with its position and neighbours, and a key/value delta that was trained on one
 fixed caption is right only there. Two remedies: varied captions in training; at composition the word's embedding from
-its training phrase ("delta") instead of the prompt's ("prompt"). Both are measured for adapters on text keys and
+its instance prompt ("delta") instead of the prompt's ("prompt"). Both are measured for adapters on text keys and
 values, and beside them adapters on all attention projections. Defaults were chosen here, on other subjects than those
 of `quality_toyland.py`.
 
     python benchmarks/context_toyland.py          writes benchmarks/results/context_toyland_cpu.json
 
-The committed results also have rows of a third context, "bank": the whole row from the training phrase. It was removed
+The committed results also have rows of a third context, "bank": the whole row from the instance prompt. It was removed
 after them, because no pair succeeded with it.
 """
 

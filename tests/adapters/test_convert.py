@@ -145,7 +145,7 @@ def test_kohyas_block_numbers_of_sdxl_do_not_depend_on_which_layers_there_are(tm
     keys = _keys(convert(adapter, "kohya", tmp_path / "k.safetensors"))
     assert "lora_unet_input_blocks_7_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in keys
     unknown = replace(adapter, card=adapter.card.model_copy(update={"family": "sdxl-64"}))
-    with pytest.raises(TaraError, match=r"do not tell how many a block of its base has.*Convert it to diffusers"):
+    with pytest.raises(TaraError, match=r"contain block numbers of the base.*Convert it to diffusers"):
         convert(unknown, "kohya", tmp_path / "k.safetensors")
 
 

@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "a huge LoHa": (lambda _: {f"{K}.hada_w{n}_{h}": torch.ones(*((9999, 1) if h == "a" else (1, 9999)))
                                for n in "12" for h in "ab"}, "a matrix of 9999 x 9999, which no layer is"),
     "NaN in a difference": (_with(f"{K}.diff", X / 0), "holds NaN or infinite weights"),
-    "OFT of another form": (_with(f"{K}.oft_diag", X), "holds OFT of another form"),
+    "OFT of another form": (_with(f"{K}.oft_diag", X), "contains OFT of another form"),
     "PEFT's modules_to_save": (_with("base_model.model.conv_in.modules_to_save.weight", X), "modules_to_save"),
     "PEFT's biases": (_with("base_model.model.conv_in.base_layer.bias", X), "the base's own biases beside its LoRA"),
     "embedding of no vectors": (lambda _: {"emb_params": torch.ones(0, 32)}, "is a textual inversion, not a LoRA"),
@@ -124,7 +124,7 @@ def test_a_file_for_another_family_is_named_by_it(name: str, tmp_path: Path) -> 
     path = files.saved(tmp_path / "a.safetensors", {key: X}, header)
     with pytest.raises(TaraError) as refusal:
         load_adapter(path)
-    assert f"is an adapter for {name.partition(' of ')[0].partition(' by ')[0]}, and tara" in str(refusal.value)
+    assert f"is an adapter for {name.partition(' of ')[0].partition(' by ')[0]}, but tara" in str(refusal.value)
 
 
 def test_a_huge_header_is_refused_unread(tmp_path: Path) -> None:

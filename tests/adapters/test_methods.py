@@ -226,11 +226,13 @@ def test_other_methods_act_as_a_whole_or_cut_for_regions_and_never_by_their_word
     path, _ = _written(pipe, "LoHa", tmp_path)
     active, base = parse_adapter(f"{path}:rare_word=xlo,class_word=dog"), Base(pipe)
     prompt_rows(base, requests_for("a xlo dog", [active], GenerationSettings(composer="sum")))
-    with pytest.raises(TaraError, match=r"holds LoHa, which acts as a whole.*--composer sum"):
+    with pytest.raises(TaraError, match=r"contains LoHa, which cannot be masked.*composer sum"):
         prompt_rows(base, requests_for("a xlo dog", [active], GenerationSettings(composer="tara")))
-    with pytest.warns(TaraWarning, match=r"holds LoHa and is cut to rank 64 for regions: 0\.\d% of its difference"):
+    with pytest.warns(
+        TaraWarning, match=r"contains LoHa and is reduced to rank 64 for regions: the relative error is 0\.\d%"
+    ):
         prompt_rows(base, requests_for("a xlo dog", [active], GenerationSettings(composer="regions")))
-    with pytest.raises(TaraError, match="holds LoHa, and only plain LoRAs are written"):
+    with pytest.raises(TaraError, match="contains LoHa, but only plain LoRAs can be converted"):
         convert(active.adapter, "kohya", tmp_path / "k.safetensors")
 
 

@@ -94,7 +94,7 @@ def test_the_sheet_has_a_row_for_each_composer_and_a_column_for_each_of_the_firs
     images = {name: [image(name, seed, 1.0, side=400) for seed in range(20)] for name in names}
     shown = grid(GenerationRequest(prompt=PROMPT, seeds=tuple(range(20))), images)
     assert [row.label.partition(": ")[0] for row in shown.rows] == list(names)
-    assert shown.rows[1].label == "sum: plain addition of all LoRAs"
+    assert shown.rows[1].label == "sum: summed LoRAs, on all tokens"
     assert shown.columns == tuple(f"seed {seed}" for seed in range(SHOWN_SEEDS))
     assert shown.note == f"The first {SHOWN_SEEDS} of 20 seeds."
     assert contact_sheet(shown).width > SHOWN_SEEDS * 300

@@ -162,14 +162,17 @@ def foreign(here: Path) -> Path:
 @pytest.mark.parametrize(
     ("card", "use"),
     [
-        ({"settings": {"token_mask": True}}, "with 'xlo dog' in the prompt; it acts on that rare word alone"),
-        ({}, "with 'xlo dog' in the prompt; it acts on that rare word alone (composer tara): it is a plain LoRA"),
+        ({"settings": {"token_mask": True}}, "with 'xlo dog' in the prompt; it acts on the rare word's tokens"),
+        (
+            {},
+            "it acts on the rare word's tokens (composer tara) and was trained as a plain LoRA",
+        ),
         (
             {"class_word": "style", "is_style": True},
-            "with 'xlo style' in the prompt; it is a style, of the whole image",
+            "with 'xlo style' in the prompt; as a style it acts on the whole image",
         ),
-        ({"targets": tiny_adapters.ATTENTION}, "beside others in its subject's region (composer regions)"),
-        ({"method": "DoRA"}, "--composer sum, or --composer regions, which cuts it to a low rank: it holds DoRA"),
+        ({"targets": tiny_adapters.ATTENTION}, "with others in its subject's region (composer regions)"),
+        ({"method": "DoRA"}, "--composer sum, or --composer regions, which reduces its rank: it contains DoRA"),
     ],
 )
 def test_inspect_says_how_each_kind_of_adapter_is_used(
@@ -186,8 +189,8 @@ def test_inspect_says_how_each_kind_of_adapter_is_used(
 @pytest.mark.parametrize(
     ("layers", "use"),
     [
-        (r"attn2\.to_(k|v)$", "with 'xlo dog' in the prompt (of a style: class_word=style)"),
-        (r"attn2\.to_(k|v)$", "it acts on that rare word alone (composer tara): it is a plain LoRA"),
+        (r"attn2\.to_(k|v)$", "with 'xlo dog' in the prompt (for a style: class_word=style)"),
+        (r"attn2\.to_(k|v)$", "it acts on the rare word's tokens (composer tara) and was trained as a plain LoRA"),
         (foreign_files.TRANSFORMERS, "or -a pixel.safetensors --composer sum, which needs no words; alone it acts on"),
     ],
 )

@@ -409,7 +409,7 @@ def test_a_base_that_is_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(TaraError, match=r"There is no folder or file '.*model\.safetensors'"):
         load_base(tmp_path / "model.safetensors", device="cpu")
     for name in ("sd1.5", "SD15"):
-        with pytest.raises(TaraError, match=r"Did you mean 'sd15'\? Families: sd15, sdxl\."):
+        with pytest.raises(TaraError, match=r"Did you mean 'sd15'\? Known names: sd15, sdxl\."):
             load_base(name, device="cpu")
     (tmp_path / "model.png").write_bytes(b"")
     with pytest.raises(TaraError, match=r"model\.png' is not a base"):

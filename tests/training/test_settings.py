@@ -56,7 +56,7 @@ def test_flags_win_over_the_toml_file(tmp_path: Path):
         (RECIPE.replace("[settings]", "[setings]"), "no setting 'setings'. Did you mean 'settings'"),
         ('[settings]\nbase = "sd15"\n', r"'concept' is missing: a \[\[concept\]\] table"),
         ("concept = []\n", r"concept = \[\] is refused"),
-        (RECIPE.replace('base = "sd15"\n', ""), r"\[settings\]: there is no base; give"),
+        (RECIPE.replace('base = "sd15"\n', ""), r"\[settings\]: The base is missing. Give"),
         (RECIPE.replace("rank = 4", "rnak = 4"), "no setting 'rnak'.*rank"),
         (RECIPE.replace("rank = 4", "rank = 0"), r"\[settings\]: rank = 0 is refused"),
         (RECIPE.replace('class_word = "cat"\n', ""), r"\[\[concept\]\] 2: 'class_word' is missing"),

@@ -155,7 +155,7 @@ def _card(file: LoraFile) -> AdapterCard:
         rare_word=next(iter(file.embeddings)) if len(file.embeddings) == 1 else "",
         class_word="",
         phrase="",
-        context="prompt",  # there is no training phrase to take an embedding from
+        context="prompt",  # there is no instance prompt to take an embedding from
         family=family_of_file(widths, endings, file.header, convolved),
         rank=1,
         alpha=1,

@@ -18,7 +18,7 @@ Context = Literal["prompt", "delta"]
 """Where the embedding of a rare word is taken from when an adapter is composed.
 
 - ``prompt``: from the prompt itself, as published.
-- ``delta``: the frozen keys and values from the prompt, the input of the low-rank delta from the training phrase. The
+- ``delta``: the frozen keys and values from the prompt, the input of the low-rank delta from the instance prompt. The
   word keeps its place among its neighbours and adds what was learned; ``benchmarks/context_toyland.py`` compares both.
 """
 
@@ -45,7 +45,7 @@ class AdapterCard(BaseModel, frozen=True):
         default=("attn2.to_k", "attn2.to_v"),
         description="Endings of the layers that make the text's keys and values, which are masked",
     )
-    phrase: str = Field(description="The fixed training phrase")
+    phrase: str = Field(description="The fixed instance prompt")
     context: Context = Field(default="delta", description="The context that composition uses unless told otherwise")
     is_style: bool = False
     settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")

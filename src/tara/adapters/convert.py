@@ -48,13 +48,13 @@ def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = 
 
     if adapter.card.method:
         raise TaraError(
-            f"{adapter.name} holds {adapter.card.method}, and only plain LoRAs are written for other tools. Use the "
-            "file as it is."
+            f"{adapter.name} contains {adapter.card.method}, but only plain LoRAs can be converted. Use the file as it "
+            "is."
         )
     if adapter.embeddings:
         raise TaraError(
-            f"{adapter.name} brings an embedding of '{next(iter(adapter.embeddings))}', which other styles have no "
-            "room for. Use the file as it is."
+            f"{adapter.name} contains an embedding of '{next(iter(adapter.embeddings))}', which other formats "
+            "cannot store. Use the file as it is."
         )
     written = adapter.unit_scale
 

@@ -71,7 +71,7 @@ def _sentence(failure: cyclopts.CycloptsError, tokens: Sequence[str]) -> str:
         return f"{failure.argument.name} is missing. For example: {EXAMPLES[command][0]}"
     if isinstance(failure, cyclopts.UnusedCliTokensError):
         unused = " ".join(failure.unused_tokens or ())
-        text = f"There is no place for '{unused}' in this command. A prompt or a path with spaces needs quotes."
+        text = f"Unexpected argument '{unused}'. A prompt or a path with spaces needs quotes."
     else:
         text = " ".join(str(failure).split())
     return f"{text} See `{page}`."

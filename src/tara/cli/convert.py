@@ -24,7 +24,7 @@ def convert(
     alpha: Annotated[float | None, Parameter(help="Alpha of every layer, if the file does not store it")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an adapter in another tool's format: the same deltas, with alpha = rank so that every program agrees."""
+    """Write an adapter in another tool's format: the same deltas, with alpha = rank in every layer."""
     from dataclasses import replace
 
     from tara.adapters.adapter import load_adapter
@@ -36,7 +36,8 @@ def convert(
     if to != "tara" and adapter.text_kv and adapter.card.settings.get("token_mask"):
         warn(
             f"{adapter.name} was trained with the token mask, which other tools do not have. There it acts on every "
-            "token and is visibly less like its subject (identity 0.49 instead of 0.79 on the embedded base). Use it "
-            "by tara generate or tara.prepare, or train it again with --no-token-mask --alignment-loss off."
+            "token and resembles its subject less (identity 0.49 instead of 0.79 on the embedded base). Use it with "
+            "tara generate or tara.prepare, or train it again with --no-token-mask --alignment-loss off."
         )
-    say(f"{write(adapter, to, out, overwrite=overwrite)}: {len(adapter.all_layers)} layers, the same deltas, for {to}.")
+    written = write(adapter, to, out, overwrite=overwrite)
+    say(f"Wrote {written}: {len(adapter.all_layers)} layers with the same deltas, {to} format.")

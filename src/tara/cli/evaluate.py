@@ -43,7 +43,7 @@ References = Annotated[
         name=("--references", "-r"),
         negative=(),
         show_default=False,
-        help="RARE_WORD=FOLDER or 'RARE_WORD CLASS_WORD=FOLDER': the photos of a subject; once per subject",
+        help="Photos of a subject, RARE_WORD=FOLDER or 'RARE_WORD CLASS_WORD=FOLDER'; once per subject",
     ),
 ]
 Out = Annotated[Path, Parameter(help="Output folder; an interrupted command continues there")]
@@ -67,11 +67,13 @@ class ProtocolFlags:
 class PairsFlags(ProtocolFlags):
     """Further flags of ``pairs``."""
 
-    groups: Annotated[str | None, Parameter(help="Groups such as xlo+szn,xlo+qev+vrk [default: all pairs]")] = None
+    groups: Annotated[
+        str | None, Parameter(help="Groups of subjects, such as xlo+szn,xlo+qev+vrk [default: all pairs]")
+    ] = None
     prompt: Annotated[
         tuple[str, ...],
         Parameter(
-            negative=(), show_default=False, help="Prompt with {subjects}; once per prompt [default: four places]"
+            negative=(), show_default=False, help="Prompt with {subjects}; may be repeated [default: four prompts]"
         ),
     ] = ()
 
@@ -99,7 +101,7 @@ def folder(
 
 @with_options(GENERATING, without=FIXED)
 def pairs(*, flags: PairsFlags = PairsFlags(), typed: Typed = "", **values: Any) -> None:
-    """Generate all pairs of subjects, or the given groups, in a few places, and score the images."""
+    """Generate all pairs of subjects, or the given groups, with each prompt, and score the images."""
     from tara.evaluation.protocols import PROMPTS, group_prompts
 
     groups = flags.groups.split(",") if flags.groups else []
@@ -108,7 +110,7 @@ def pairs(*, flags: PairsFlags = PairsFlags(), typed: Typed = "", **values: Any)
 
 @with_options(GENERATING, without=FIXED)
 def dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **values: Any) -> None:
-    """Generate each subject alone in the DreamBooth data set's 25 prompts for its class, and score the images."""
+    """Generate each subject alone, with the 25 DreamBooth prompts for its class, and score the images."""
     from tara.evaluation.protocols import dreambooth_prompts
 
     _generate("dreambooth", flags, typed, values, dreambooth_prompts)
@@ -116,7 +118,7 @@ def dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **v
 
 evaluate = App(
     "evaluate",
-    help=with_examples("Score images by subject: presence, identity, leakage.", "evaluate"),
+    help=with_examples("Score images subject by subject: presence, identity, leakage.", "evaluate"),
     help_format="plaintext",
 )
 for command in (folder, pairs, dreambooth):

@@ -38,7 +38,7 @@ def generate(
     from_: Annotated[
         Path | None, Parameter(name="--from", help="Generate this image again; other flags override its settings")
     ] = None,
-    batch_size: Annotated[int, Parameter(help="Images generated at a time; does not change the images")] = 4,
+    batch_size: Annotated[int, Parameter(help="Images generated at a time; has no effect on the images")] = 4,
     device: Device = None,
     **values: Any,
 ) -> None:

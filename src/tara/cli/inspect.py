@@ -42,7 +42,7 @@ def inspect(
     else:
         adapter = load_adapter(file)
         advise_on_scale(adapter)
-        facts = _facts(adapter) | ({} if base is None else _beside(base, adapter))
+        facts = _facts(adapter) | ({} if base is None else _relative_norms(base, adapter))
     if as_json:
         say(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -60,23 +60,23 @@ def _use(adapter: Adapter) -> str:
     """What can be done with an adapter: how it is given to `tara generate`, and what it then acts on."""
     card, name = adapter.card, f"-a {adapter.name}"
     if card.method:
-        return f"{name} --composer sum, or --composer regions, which cuts it to a low rank: it holds {card.method}"
+        return f"{name} --composer sum, or --composer regions, which reduces its rank: it contains {card.method}"
     if card.rare_word:
         words = f"{card.rare_word} {card.class_word}".strip()
         use = f"{name}, with '{words}' in the prompt"
     else:
         use = (
-            f"{name}:rare_word=xlo,class_word=dog, with 'xlo dog' in the prompt (of a style: class_word=style); or "
+            f"{name}:rare_word=xlo,class_word=dog, with 'xlo dog' in the prompt (for a style: class_word=style); or "
             f"{name} --composer sum, which needs no words"
         )
     if card.is_style:
-        return f"{use}; it is a style, of the whole image"
+        return f"{use}; as a style it acts on the whole image"
     if adapter.global_part:
-        return f"{use}; alone it acts on the whole image, beside others in its subject's region (composer regions)"
+        return f"{use}; alone it acts on the whole image, with others in its subject's region (composer regions)"
     if not adapter.text_kv:
         return f"{use}; it acts on the whole prompt"
-    trained = "trained with the token mask" if adapter.learned_masked else "a plain LoRA"
-    return f"{use}; it acts on that rare word alone (composer tara): it is {trained}"
+    trained = "trained with the token mask" if adapter.learned_masked else "trained as a plain LoRA"
+    return f"{use}; it acts on the rare word's tokens (composer tara) and was {trained}"
 
 
 def _facts(adapter: Adapter) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _module(path: str) -> str:
     return parts[0] if parts[0].startswith("text_encoder") else ".".join(parts[-2:])
 
 
-def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
+def _relative_norms(base: str, adapter: Adapter) -> dict[str, Any]:
     """The norms of the deltas relative to those of a base's weights."""
     from tara.families.loading import load_base
     from tara.inference.active_adapter import ActiveAdapter
@@ -123,7 +123,7 @@ def _beside(base: str, adapter: Adapter) -> dict[str, Any]:
     check_fits(loaded, active)
     check_strength(loaded, active)
     found = strengths(loaded, adapter.layers)
-    return {"delta_beside_the_base": f"{min(found.values()):.3g} to {max(found.values()):.3g}" if found else ""}
+    return {"relative_delta_norm": f"{min(found.values()):.3g} to {max(found.values()):.3g}" if found else ""}
 
 
 def _show(file: Path, facts: dict[str, Any]) -> None:

@@ -29,10 +29,12 @@ RARE = frozenset((
     "revision", "variant", "vae", "prediction_type", "name", "caption_templates", "example_prompts", "alignment_weight",
     "freeze_down", "weight_decay", "max_grad_norm", "prior_loss_weight", "class_prompt", "crops", "background_weight",
     "report_to", "project", "threads", "context", "clip_skip", "compile", "attention_slicing", "plain_dino",
-    "confidence", "same_subject", "lr_warmup_steps", "snr_gamma", "preview_images", "hub_model_id",
+    "confidence", "same_subject", "lr_warmup_steps", "snr_gamma", "preview_images", "hub_model_id", "allowed_hosts",
+    "rows", "max_queued_jobs", "max_queued_jobs_per_key", "max_requests_per_minute", "max_images_kept_per_key",
+    "max_upload_mib", "max_adapter_mib_per_key", "max_body_kib", "max_steps", "max_side", "drain_seconds",
 ))
 # fmt: on
-"""Settings that stand in a group of their own at the end of a help."""
+"""Settings that a help shows in its last group."""
 
 
 def require(command: str, values: Mapping[str, Any], *names: str) -> None:

@@ -38,7 +38,7 @@ Adapters = Annotated[
 ]
 AdapterFolder = Annotated[
     Path | None,
-    Parameter(name="--adapters", help="Folder in which <lora:NAME:WEIGHT> in the prompt finds NAME.safetensors"),
+    Parameter(name="--adapters", help="Folder of NAME.safetensors for <lora:NAME:WEIGHT> in the prompt"),
 ]
 Seeds = Annotated[str | None, Parameter(help="Seeds, one image each: 7, 0-3 or 0,2,5-9 [default: 0-3]")]
 Composers = Annotated[str, Parameter(help="Composers to compare, such as tara,sum")]
@@ -90,8 +90,8 @@ def without_tags(prompt: str, folder: Path | None) -> tuple[str, list[str]]:
     for tag, name, weight in TAG.findall(prompt):
         if folder is None:
             raise TaraError(
-                f"'{tag.strip()}' in the prompt names an adapter without its folder. Add --adapters FOLDER, or "
-                f"write in place of it -a {name}.safetensors:{weight or 1}."
+                f"'{tag.strip()}' in the prompt needs the folder of the adapter. Add --adapters FOLDER, or replace "
+                f"the tag with -a {name}.safetensors:{weight or 1}."
             )
         files = {file.stem: file for file in sorted(folder.rglob("*.safetensors"), reverse=True)}
         if name not in files:

@@ -15,9 +15,11 @@ from tara.server.settings import ServerSettings, read_settings
 
 @with_options({ServerSettings: "Server"})
 def server(
-    *words: Annotated[str, Parameter(show=False)],
-    config: Annotated[Path | None, Parameter(help="TOML file of these settings, by the names of the flags")] = None,
-    print_config: Annotated[bool, Parameter(negative=(), help="Print the settings as TOML and end")] = False,
+    *words: Annotated[str, Parameter(help="key add NAME: create an API key and print it, without serving")],
+    config: Annotated[Path | None, Parameter(help="TOML file of settings, as --print-config writes it")] = None,
+    print_config: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Print the settings as TOML and exit")
+    ] = False,
     device: Annotated[str | None, Parameter(help="cuda, mps or cpu [default: the best one found]")] = None,
     **values: Any,
 ) -> None:
@@ -73,7 +75,7 @@ def _check_port(settings: ServerSettings) -> None:
             trial.bind((settings.host, settings.port))
         except OSError as failure:
             raise TaraError(
-                f"{settings.host}:{settings.port} cannot be listened on ({failure.strerror}). Choose another --port."
+                f"{settings.host}:{settings.port} is not available ({failure.strerror}). Choose another --port."
             ) from failure
 
 

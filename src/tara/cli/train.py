@@ -39,13 +39,13 @@ def train(
     ] = None,
     /,
     *,
-    resume: Annotated[bool, Parameter(negative=(), show_default=False, help="Go on from the last checkpoint")] = False,
+    resume: Annotated[bool, Parameter(negative=(), show_default=False, help="Resume from the last checkpoint")] = False,
     overwrite: Annotated[
         bool,
         Parameter(
             negative=(),
             show_default=False,
-            help="Start anew: replace an unfinished training, or an adapter of other settings",
+            help="Start again: replace an unfinished training, or an adapter with other settings",
         ),
     ] = False,
     **values: Any,

@@ -10,19 +10,19 @@ class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
 
     detector: str = Field(
         default="google/owlv2-base-patch16-ensemble",
-        description="Object detector: an OWLv2, OWL-ViT or Grounding DINO by hub id or folder",
+        description="Object detector, an OWLv2, OWL-ViT or Grounding DINO: hub id or folder",
     )
     dino: str = Field(
         default="facebook/dinov2-base",
-        description="Image encoder of identity and leakage: a DINOv2 by hub id or folder",
+        description="Image encoder for identity and leakage, a DINOv2: hub id or folder",
     )
     clip: str = Field(
         default="openai/clip-vit-base-patch32",
-        description="Encoder of CLIP-I and CLIP-T: a CLIP by hub id or folder, or none",
+        description="CLIP model for CLIP-I and CLIP-T: hub id, folder, or none",
     )
     plain_dino: str = Field(
         default="facebook/dino-vits16",
-        description="Image encoder of the DINO metric on whole images: a ViT by hub id or folder, or none",
+        description="Image encoder for the DINO score of whole images, a ViT: hub id, folder, or none",
     )
     confidence: float | None = Field(
         default=None,
@@ -34,8 +34,8 @@ class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
         default=None,
         ge=-1,
         le=1,
-        description="Minimum similarity of a detection that counts as the subject [default: half-way between the "
-        "similarity of its own photos to each other and to those of the most similar other subject]",
+        description="Identity threshold: similarity from which a detection counts as the subject [default: half-way "
+        "between the similarity of its photos to each other and to those of the most similar other subject]",
     )
     device: str | None = Field(default=None, description="cuda, mps or cpu [default: the best one found]")
     batch_size: int = Field(default=4, ge=1, le=1024, description="Images generated or scored at a time")

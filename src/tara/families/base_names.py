@@ -20,13 +20,13 @@ def check_base_name(name: str) -> None:
     """Refuse (TaraError) a name that can be neither a base here nor a hub id."""
     if base_here(name) or name in ALIASES:
         return
-    path, families = Path(name), f"Families: {', '.join(SHORT_NAMES)}."
+    path, known = Path(name), f"Known names: {', '.join(SHORT_NAMES)}."
     is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or path.suffix in SUFFIXES
     if is_path or (len(path.parts) > 1 and path.parent.is_dir()):
-        raise TaraError(f"There is no folder or file '{name}'. Correct the path, or give a base by name. {families}")
+        raise TaraError(f"There is no folder or file '{name}'. Correct the path, or give a base by name. {known}")
     if not is_hub_id(name):
         raise TaraError(
-            f"There is no base '{name}'.{nearest(name.lower(), SHORT_NAMES)} {families} Or give a pipeline folder, a "
+            f"There is no base '{name}'.{nearest(name.lower(), SHORT_NAMES)} {known} Or give a pipeline folder, a "
             ".safetensors checkpoint or a hub id, OWNER/NAME."
         )
 

@@ -179,7 +179,7 @@ def _check_parts(folder: Path) -> None:
     try:
         parts = dict[str, Any](json.loads(small_text(index)))
     except (ValueError, TypeError, RecursionError) as failure:
-        raise TaraError(f"'{index}' is damaged ({first_line(failure)}). Get the pipeline again.") from failure
+        raise TaraError(f"'{index}' is damaged ({first_line(failure)}). Download the pipeline again.") from failure
     for name, kind in parts.items():
         if isinstance(kind, list) and kind[0] and name not in UNUSED_PARTS and not any((folder / name).glob("*")):
             raise TaraError(

@@ -29,7 +29,7 @@ class BaseSettings(BaseModel, frozen=True, extra="forbid"):
     def _a_base_is_named(cls, values: Any) -> Any:
         if isinstance(values, dict) and not values.get("base"):
             raise ValueError(
-                "there is no base; give --base sd15, --base sdxl or --base FOLDER (in Python and TOML: base = ...). "
+                "The base is missing. Give --base sd15, --base sdxl or --base FOLDER (in Python and TOML: base = ...). "
                 "To try tara without one, run `tara demo`"
             )
         return values  # pyright: ignore[reportUnknownVariableType]

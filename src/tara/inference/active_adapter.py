@@ -100,8 +100,8 @@ def advise_on_scale(adapter: Adapter) -> None:
         warn(
             f"{adapter.name} looks like a file of the published SD 1.5 script, which trains at scale "
             f"{PUBLISHED_ALPHA / card.rank:g} (alpha {PUBLISHED_ALPHA}, rank {card.rank}) and stores no scale. It acts "
-            f"at scale 1 here, as in the published inference script; {adapter.name}:alpha={PUBLISHED_ALPHA} has the "
-            "strength of its training."
+            f"at scale 1 here, as in the published inference script; {adapter.name}:alpha={PUBLISHED_ALPHA} restores "
+            "the scale of its training."
         )
     if not adapter.changes and not any(delta.scale and delta.norm() for delta in adapter.all_layers.values()):
         cause = "its alpha is 0" if all(delta.scale == 0 for delta in adapter.all_layers.values()) else "all zeros"
@@ -132,6 +132,6 @@ def check_named(adapters: Iterable[ActiveAdapter]) -> None:
     for active in adapters:
         if not active.rare_word:
             raise TaraError(
-                f"{active.name} has no adapter card: it is another tool's LoRA, which does not store the word it acts "
-                f"on. Add the rare word and the class word: {active.name}:rare_word=xlo,class_word=dog."
+                f"{active.name} is a LoRA of another tool, which stores no rare word. Add the rare word and the class "
+                f"word: {active.name}:rare_word=xlo,class_word=dog."
             )

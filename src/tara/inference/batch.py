@@ -244,6 +244,6 @@ def _check_maskable(adapters: Iterable[ActiveAdapter]) -> None:
     for active in adapters:
         if method := active.adapter.card.method:
             raise TaraError(
-                f"{active.name} holds {method}, which acts as a whole and cannot be masked by its word. Use "
-                "--composer sum or regions."
+                f"{active.name} contains {method}, which cannot be masked by a rare word. Use the composer sum or "
+                "regions."
             )

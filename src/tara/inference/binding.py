@@ -68,7 +68,7 @@ def class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
     words = f"{active.rare_word} {active.class_word or 'dog'}"
     warn(
         f"The region of {active.name} is found by its class word '{active.class_word}', which is not in the prompt "
-        f"'{prompt.text}'; '{active.rare_word}' stands in for it. Write '{words}'."
+        f"'{prompt.text}'; '{active.rare_word}' is used instead. Write '{words}'."
     )
     return tuple(token for occurrence in binding.occurrences for token in occurrence)
 
@@ -108,15 +108,19 @@ def _owner(text: str, span: Span, rivals: Sequence[ActiveAdapter]) -> ActiveAdap
     )
     names = " and ".join(active.name for active in rivals)
     if not candidates:
-        write = f"Write {words}, or rebind" if words else "Rebind"
+        write = f"Write {words}, or give" if words else "Give"
         raise TaraError(
-            f"'{rivals[0].rare_word}' in the prompt '{text}' could mean {names}. {write} one adapter: "
-            f"{rivals[-1].name}:rare_word=NEW."
+            f"'{rivals[0].rare_word}' in the prompt '{text}' could mean {names}. {write} one adapter another rare "
+            f"word: {rivals[-1].name}:rare_word=NEW."
         )
     first = min(candidates)
     if sum(entry[:2] == first[:2] for entry in candidates) > 1:
         if len({active.name for active in rivals}) == 1:
             name = rivals[0].name
-            raise TaraError(f"{name} is given twice. Leave one out, or rebind it: {name}:rare_word=NEW.")
-        raise TaraError(f"{names} act on the same words {words}. Rebind one: {rivals[-1].name}:rare_word=NEW.")
+            raise TaraError(
+                f"{name} is given twice. Leave one out, or give it another rare word: {name}:rare_word=NEW."
+            )
+        raise TaraError(
+            f"{names} act on the same words {words}. Give one another rare word: {rivals[-1].name}:rare_word=NEW."
+        )
     return rivals[first[2]]

@@ -167,8 +167,8 @@ class ConfinedAdapters:
         x: Tensor = args[0]
         if x.ndim == 2:  # one vector per row, such as the timestep's
             warn(
-                f"The layer '{path}' computes one value for the whole image, so no region can have its own: the "
-                "adapters' deltas of this layer have no effect with the composer 'regions'."
+                f"The layer '{path}' computes one value for the whole image and cannot be confined to regions: deltas "
+                "of this layer have no effect with the composer 'regions'."
             )
             return None
         low_rank = self.deltas[path]

@@ -138,8 +138,8 @@ def cut_for_regions(active: ActiveAdapter) -> ActiveAdapter:
                 cut[path] = low_rank
         parts.append(cut)
     warn(
-        f"{active.name} holds {adapter.card.method} and is cut to rank {REGION_RANK} for regions: "
-        f"{(lost / max(whole, 1e-30)) ** 0.5:.1%} of its difference is lost. Composer 'sum' uses all of it."
+        f"{active.name} contains {adapter.card.method} and is reduced to rank {REGION_RANK} for regions: the relative "
+        f"error is {(lost / max(whole, 1e-30)) ** 0.5:.1%}. The composer 'sum' applies it exactly."
     )
     return replace(active, adapter=replace(adapter, layers=parts[0], text_layers=parts[1]))
 
@@ -200,7 +200,7 @@ def load_embeddings(base: Base, active: ActiveAdapter) -> None:
             tokenizer: Any = getattr(base.pipe, name.replace("text_encoder", "tokenizer"), None)
             if encoder is None or encoder.get_input_embeddings().weight.shape[1] != embedding.shape[1]:
                 raise TaraError(
-                    f"{active.name} brings an embedding of '{word}' for '{name}', {embedding.shape[1]} wide, which "
+                    f"{active.name} contains an embedding of '{word}' for '{name}', {embedding.shape[1]} wide, which "
                     "this base does not have. Use the base that it was trained on."
                 )
             token = tokenizer.get_added_vocab().get(word)
@@ -208,6 +208,6 @@ def load_embeddings(base: Base, active: ActiveAdapter) -> None:
                 base.pipe.load_textual_inversion(embedding, token=word, text_encoder=encoder, tokenizer=tokenizer)
             elif not torch.equal(encoder.get_input_embeddings().weight[token].cpu(), embedding[0].to(encoder.dtype)):
                 raise TaraError(
-                    f"{active.name} brings an embedding of '{word}', and the pipeline has another one of that word. "
+                    f"{active.name} contains an embedding of '{word}', and the pipeline has another one of that word. "
                     "Call pipe.unload_textual_inversion() first."
                 )

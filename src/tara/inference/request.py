@@ -53,7 +53,7 @@ class GenerationRequest(BaseModel):
     @classmethod
     def _names_no_files(cls, value: str) -> str:
         if tag := re.search(r"<lora:[^<>]*>", value):
-            raise ValueError(f"has '{tag[0]}', which is not read here; give the adapter beside the prompt, in adapters")
+            raise ValueError(f"has '{tag[0]}', which only the command line reads; pass the adapter in adapters")
         return value
 
     def check(self) -> None:
@@ -81,14 +81,14 @@ def _advise_on_words(located: Sequence[tuple[ActiveAdapter, Sequence[Span]]]) ->
         classes.setdefault(active.rare_word.casefold(), set()).add(active.class_word)
         if len(spans) > 1:
             warn(
-                f"'{active.rare_word}' stands {len(spans)} times in the prompt, and {active.name} acts on each; "
-                "images may show it as often."
+                f"'{active.rare_word}' is in the prompt {len(spans)} times, and {active.name} acts on each; "
+                "images may show the subject as often."
             )
     for rare_word, class_words in classes.items():
         if len(class_words) > 1:
             warn(
-                f"'{rare_word}' stands for {' and '.join(sorted(class_words))}, told apart by the word behind it. "
-                "Subjects mix less with words of their own: FILE:rare_word=NEW."
+                f"'{rare_word}' is the rare word of {' and '.join(sorted(class_words))}, distinguished by the word "
+                "after it. Subjects mix less with different rare words: FILE:rare_word=NEW."
             )
 
 
@@ -150,7 +150,7 @@ def parse_regions(regions: Sequence[str], rare_words: Collection[str]) -> Region
         masks[known[word.casefold()]] = None if where == EVERYWHERE else _mask(region, where)
     for (one, mask), (other, second) in combinations(masks.items(), 2):
         if mask is not None and second is not None and bool((mask & second).any()):
-            raise TaraError(f"The regions of '{one}' and '{other}' overlap. Each cell can belong to one adapter only.")
+            raise TaraError(f"The regions of '{one}' and '{other}' overlap. Regions must be disjoint.")
     return masks
 
 
@@ -163,7 +163,7 @@ def _mask(region: str, where: str) -> Tensor:
         at = (torch.arange(GRID) + 0.5) / GRID
         mask = ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))[None]
     if not mask.any():
-        raise TaraError(f"The region '{region}' is empty. A mask image is white where the concept is to be.")
+        raise TaraError(f"The region '{region}' is empty. A mask image is white where the concept should be.")
     return mask
 
 

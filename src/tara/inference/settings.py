@@ -62,7 +62,9 @@ class GenerationSettings(BaseModel):
     image: Path | InstanceOf[Image.Image] | None = Field(
         default=None, description="Image to start from (image-to-image)"
     )
-    strength: float = Field(default=0.8, gt=0, le=1, description="How much of --image is changed; 1 replaces it")
+    strength: float = Field(
+        default=0.8, gt=0, le=1, description="Denoising strength: how much of --image changes; 1 replaces it"
+    )
     mask: Path | InstanceOf[Image.Image] | None = Field(
         default=None, description="Inpaint --image where this image is white"
     )
@@ -70,17 +72,19 @@ class GenerationSettings(BaseModel):
         default=None,
         description="How adapters are combined: "
         + "; ".join(f"{name}: {composer.description}" for name, composer in COMPOSERS.items())
-        + " [default: regions for several adapters of which one acts outside the text's keys and values, else tara]",
+        + " [default: regions for several subjects if an adapter changes more than the text's keys and values, else "
+        "tara]",
     )
     region: tuple[str, ...] = Field(
         default=(),
         description="Region of a rare word's adapter, once per word: xlo=left (or right, top, bottom, everywhere), "
-        "a box xlo=0,0,0.5,1 (left, top, right, bottom as fractions) or a mask image xlo=mask.png [default: found]",
+        "a box xlo=0,0,0.5,1 (left, top, right, bottom as fractions) or a mask image xlo=mask.png [default: from "
+        "attention maps]",
     )
     context: Context | None = Field(
         default=None,
-        description="Input of the deltas: embeddings of the prompt or of the training phrase (delta) [default: the "
-        "adapter's]",
+        description="Input of the deltas: the rare word's embedding in the prompt, or in the instance prompt (delta) "
+        "[default: the adapter's]",
     )
     clip_skip: int | None = Field(default=None, ge=0, description="Number of last text-encoder layers to skip")
 

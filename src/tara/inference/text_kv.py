@@ -85,14 +85,14 @@ def text_kv(
     word's rows of X from the prompt as its own text encoder encodes it; nobody else's change.
 
     Args:
-        encoder: of the base; encodes prompts and training phrases for adapters with text-encoder deltas.
+        encoder: of the base; encodes prompts and instance prompts for adapters with text-encoder deltas.
         encoding: (rows, tokens, d), in the order of the network's batch.
         bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
         context: where X_c is taken from, see `tara.adapters.card.Context`; each card's own choice if None.
-        clip_skip: how the prompts of ``encoding`` were encoded; training phrases never skip.
+        clip_skip: how the prompts of ``encoding`` were encoded; instance prompts never skip.
 
     Raises:
-        TaraError: when a card's training phrase lacks its rare word.
+        TaraError: when a card's instance prompt lacks its rare word.
     """
     assert len(bindings) == encoding.rows, "one list of bindings per row"
     base = encoder.base
@@ -172,14 +172,14 @@ class _Reader:
         return torch.cat(parts)
 
     def _in_phrase(self, active: ActiveAdapter) -> Tensor:
-        """Embeddings (pieces, d) of the rare word in the adapter's training phrase."""
+        """Embeddings (pieces, d) of the rare word in the adapter's instance prompt."""
         card = active.adapter.card
         encoding = self.encoder.encode(card.phrase, None, (active,))
         tokenized = encoding.tokenized[0]
         spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
         if not spans:
             raise TaraError(
-                f"The training phrase '{card.phrase}' of {active.name} lacks its rare word '{card.rare_word}'. Use "
+                f"The instance prompt '{card.phrase}' of {active.name} lacks its rare word '{card.rare_word}'. Use "
                 "the context 'prompt', or train the adapter again."
             )
         return encoding.embeddings[0, list(tokenized.positions(spans[0]))]

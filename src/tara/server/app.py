@@ -56,7 +56,8 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
     """
     if not settings.is_local and not store.has_keys():
         raise TaraError(
-            f"host is {settings.host}, which others reach, but there is no API key. Run `tara server key add NAME`."
+            f"host is {settings.host}, which other computers can reach, but there is no API key. Run `tara server key "
+            "add NAME`."
         )
     jobs = Jobs(base, base_name, settings, store)
     metrics = Metrics(jobs)

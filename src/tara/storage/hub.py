@@ -136,7 +136,7 @@ def not_fetched(
     command = shlex.join(["hf", "download", repository, *of, *what])
     return TaraError(
         f"'{given or repository}' is not a local folder or file, and the hub did not return it ({_reason(failure)}). "
-        f"Check the name, or fetch it where there is a network: `{command}`."
+        f"Check the name, or download it with a network connection: `{command}`."
     )
 
 

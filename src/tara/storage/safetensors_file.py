@@ -14,7 +14,7 @@ LONGEST_NAME = 500  # characters
 
 
 @contextmanager
-def open_safetensors(path: Path, again: str = "Get the file again.") -> Generator[safe_open]:
+def open_safetensors(path: Path, again: str = "Download the file again.") -> Generator[safe_open]:
     """A file's tensors and header, as the library gives them, for as long as they are read.
 
     Args:

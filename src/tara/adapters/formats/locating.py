@@ -7,7 +7,7 @@ from tara.errors import TaraError, nearest
 from tara.storage.hub import ADAPTER_FILE, fetched_adapter
 from tara.storage.safetensors_file import open_safetensors
 
-AGAIN = "Get the file again, or train the adapter again."
+AGAIN = "Download the file again, or train the adapter again."
 # in a folder, the first that is there
 _IN_FOLDERS = (
     WEIGHTS_FILE,

@@ -83,8 +83,8 @@ def read_lora(path: Path) -> LoraFile:
             )
         if CARD_KEY not in header and (family := other_family(keys, header)):
             raise TaraError(
-                f"'{path}' is an adapter for {family}, and tara composes those of Stable Diffusion 1.x, 2.x and SDXL. "
-                "Get one for such a base."
+                f"'{path}' is an adapter for {family}, but tara supports Stable Diffusion 1.x, 2.x and SDXL. Use an "
+                "adapter for one of these."
             )
         embeddings = _embeddings(path, file, keys)
         known = _known_parts(path, [key for key in keys if not key.startswith(_BUNDLED)])
@@ -176,7 +176,7 @@ def _embeddings(path: Path, file: Any, keys: Iterable[str]) -> dict[str, dict[st
             word, part = f"{word}.{part}" if word else part, "clip_l"
         vectors = file.get_tensor(key)
         if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point() or not _finite(vectors):
-            raise TaraError(f"'{path}' has a damaged embedding of '{word}' ('{key}'). Get the file again.")
+            raise TaraError(f"'{path}' has a damaged embedding of '{word}' ('{key}'). Download the file again.")
         words.setdefault(word, {})[_ENCODERS[part]] = vectors
     return words
 
@@ -196,8 +196,8 @@ def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
             known[key] = part
         elif method := other_method(key):
             raise TaraError(
-                f"'{path}' holds {method} ('{key}'), which tara does not read. Ask for a plain LoRA of it, or extract "
-                "one with its own tool."
+                f"'{path}' contains {method} ('{key}'), which tara does not read. Use a plain LoRA, or extract one "
+                "with the tool that wrote the file."
             )
         elif not saved_unet or "lora" in key or not key.startswith((*ROOTS, "conv_norm_out.")):
             raise _unknown(path, key)
@@ -232,7 +232,7 @@ def _pair(path: Path, layer: str, tensors: Mapping[str, Tensor], config: PeftCon
 
 
 def _damaged(path: Path, layer: str, fault: str) -> TaraError:
-    return TaraError(f"'{path}' is damaged: layer '{layer}' {fault}. Get the file again, or ask its maker.")
+    return TaraError(f"'{path}' is damaged: layer '{layer}' {fault}. Download the file again.")
 
 
 def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:

@@ -93,8 +93,8 @@ def _layers_per_block(layers: Layers, card: AdapterCard) -> int:
         return RELEASED_LAYERS_PER_BLOCK
     if (number := layers_per_block(layer for layer in layers if split_model(layer)[0] == UNET)) is None:
         raise TaraError(
-            f"The {len(layers)} layers of this '{card.family}' adapter do not tell how many a block of its base has, "
-            "and kohya's names count them. Convert it to diffusers."
+            f"kohya's layer names contain block numbers of the base, which do not follow from the {len(layers)} layers "
+            f"of this '{card.family}' adapter. Convert it to diffusers."
         )
     return number
 

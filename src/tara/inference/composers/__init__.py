@@ -31,12 +31,12 @@ def class_words(prompt: str, adapters: ActiveAdapters) -> str:
 
 COMPOSERS: dict[str, Composer] = {
     # token-aware composition (TARA, arXiv 2508.08812)
-    "tara": Composer(description="each adapter on its own rare word", masked=True),
+    "tara": Composer(description="each adapter on the tokens of its rare word", masked=True),
     # see `tara.inference.confining`; FreeFuse (arXiv 2510.23515) and LoRAShop (arXiv 2505.23758) find regions in the
     # same way, in passes of their own
-    "regions": Composer(description="each adapter in its own region of the image", regional=True),
+    "regions": Composer(description="each adapter in the region of its subject", regional=True),
     # W + sum_c w_c s_c B_c A_c in every layer, for every token of every row; text keys and values likewise
-    "sum": Composer(description="plain addition of all LoRAs"),
+    "sum": Composer(description="summed LoRAs, on all tokens"),
     "switch": SWITCH,
     "composite": COMPOSITE,
     "ties": TIES,

@@ -75,5 +75,5 @@ def _by_layer(adapters: ActiveAdapters) -> dict[str, list[tuple[float, LowRank]]
     return deltas
 
 
-TIES = Composer(description="TIES merge of the delta matrices", adapters=partial(merged, method="ties"))
-DARE = Composer(description="DARE merge of the delta matrices", adapters=partial(merged, method="dare_linear"))
+TIES = Composer(description="TIES merge to one LoRA, then sum", adapters=partial(merged, method="ties"))
+DARE = Composer(description="DARE merge to one LoRA, then sum", adapters=partial(merged, method="dare_linear"))

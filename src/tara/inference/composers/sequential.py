@@ -44,7 +44,7 @@ def _sorted(adapters: ActiveAdapters) -> ActiveAdapters:
 
 SWITCH = replace(switch_every(1), description="one LoRA per step, in turn")
 COMPOSITE = Composer(
-    description="mean of each LoRA's own prediction, at every step",
+    description="mean of the LoRAs' separate predictions",
     adapters=_sorted,
     turns=lambda step, adapters: range(adapters),
 )
