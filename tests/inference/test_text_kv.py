@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import tiny_adapters
 from tara.adapters.adapter import Context
+from tara.core.tokens import word_spans
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import KeysValues, TextConditioning
@@ -117,6 +118,18 @@ def test_in_its_own_training_phrase_the_contexts_are_the_same(any_pipe: Any) -> 
     found = [text_kv(encoder, encoding, bindings, "prompt"), text_kv(encoder, encoding, bindings, "delta")]
     for layer in base.text_layers:
         torch.testing.assert_close(found[0].kv[layer], found[1].kv[layer])
+
+
+def test_a_training_phrase_has_no_syntax_just_as_in_training(sd_pipe: StableDiffusionPipeline) -> None:
+    base, phrase = Base(sd_pipe), "a photo of a (xlo dog:1.5)"
+    rex = ActiveAdapter(tiny_adapters.random_adapter(base, phrase=phrase))
+    composed = _compose(base, [rex], "delta")
+    (span,) = word_spans(phrase, "xlo")
+    inputs = base.encode([phrase]).embeddings[0, list(base.tokenize(phrase).positions(span))]
+    here = base.encode([PROMPT]).embeddings[0, 5:7]
+    for layer in base.text_layers:
+        expected = base.project(layer, here)[1] + rex.adapter.layers[f"{layer}.to_v"].delta(inputs)
+        torch.testing.assert_close(composed.kv[layer][1][1, 5:7], expected)
 
 
 def test_the_card_chooses_the_context_unless_told_otherwise(sd_pipe: StableDiffusionPipeline) -> None:

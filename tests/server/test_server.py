@@ -53,6 +53,22 @@ def test_the_official_openai_client_gets_the_image_that_the_pipeline_makes(serve
         client.images.generate(prompt="a dog", extra_body=extra)
 
 
+def test_a_request_that_the_engine_refuses_leaves_no_job_and_names_what_it_takes(
+    serve: Serve, store: Store, tmp_path: Path
+) -> None:
+    client, base = serve(), Base(tiny_bases.sd_pipeline())
+    for name, word, kind in (("rex", "xlo", "dog"), ("tom", "szn", "cat")):
+        adapter = tiny_adapters.random_adapter(base, word, kind, targets=tiny_adapters.ATTENTION)
+        upload(client, adapter.save(tmp_path / f"{name}.safetensors"), name)
+    both = ask(prompt="a xlo dog and a szn cat", adapters=[{"name": "rex"}, {"name": "tom"}])
+    refused = client.post("/v1/jobs", json=both)
+    assert refused.status_code == 400
+    assert "The composer 'regions' has network calls of its own" in refused.json()["error"]["message"]
+    assert store.count_unfinished() == 0
+    job = client.post("/v1/jobs", json=both | {"composer": "sum"}).json()["id"]
+    assert finished(client, job)["status"] == "done"
+
+
 def test_a_job_ends_with_images_that_tell_how_they_were_made(serve: Serve, rex: Path, tmp_path: Path) -> None:
     client = serve()
     assert upload(client, rex).json()["card"]["rare_word"] == "xlo"
@@ -296,8 +312,8 @@ def test_the_printed_settings_are_a_file_of_settings(here: Path, capsys: pytest.
     assert "port = 9000" in (here / "server.toml").read_text()
 
 
-def test_a_key_is_printed_once_and_works(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["server", "key", "add", "ann", "--base", "tiny"]) == 0
+def test_a_key_needs_no_base_is_printed_once_and_works(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["server", "key", "add", "ann"]) == 0
     store = Store(ServerSettings(base="tiny").database_url)
     assert store.owner_of(capsys.readouterr().out.strip()) == "ann"
     store.close()

@@ -36,7 +36,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "tara convert rex.safetensors --to kohya --out rex-kohya.safetensors",
         f"tara convert pixel.safetensors --to tara --out pixel-tara.safetensors {WORDS}",
     ),
-    "server": ("tara server --base sd15", "tara server key add ann --base sd15"),
+    "server": ("tara server --base sd15", "tara server key add ann"),
     "demo": ("tara demo", "tara demo --out demo-again"),
 }
 

@@ -27,9 +27,12 @@ def server(
 
     tara server --base sd15
 
-    tara server key add NAME --base sd15
+    tara server key add NAME
     """
-    settings = read_settings(config, **of_model(ServerSettings, values))
+    given = of_model(ServerSettings, values)
+    if words:  # a key is made without a base
+        given = {"base": ""} | given
+    settings = read_settings(config, **given)
     if print_config:
         say(_toml(settings))
         return

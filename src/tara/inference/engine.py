@@ -265,7 +265,7 @@ def check_request(request: GenerationRequest) -> None:
     if composer.turns is not None or composer.regional:
         raise TaraError(
             f"The composer '{request.settings.composer or 'regions'}' has network calls of its own, which several "
-            "requests cannot share. Choose another one, or use tara.Pipeline."
+            "requests cannot share. Choose another composer, such as sum; tara.Pipeline has all."
         )
 
 

@@ -159,6 +159,8 @@ class Pipeline:
         """
         if batch_size < 1:
             raise TaraError(f"batch_size is {batch_size}. Give 1 or more.")
+        if not requests:
+            return
         settings = requests[0].settings
         if settings.guidance_scale is None:
             settings = settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})

@@ -37,8 +37,8 @@ def prepare(
         pipe: a loaded pipeline.
         prompt: one prompt or several.
         adapters: for all prompts, or one list for each prompt; see `tara.inference.active_adapter.AdapterLike`.
-        negative_prompt: for all prompts, or one for each; adapters never act on it. It is given here, not to the
-            pipeline call, which refuses a negative prompt beside its embeddings.
+        negative_prompt: for all prompts, or one for each; the composer tara keeps adapters out of it. It is given here,
+            not to the pipeline call, which refuses a negative prompt beside its embeddings.
         num_images_per_prompt: given here, not to the pipeline call.
         settings: guidance_scale, clip_skip, context, composer and region of
             `tara.inference.settings.GenerationSettings`, given here alone. Everything else, such as

@@ -41,6 +41,10 @@ class TextEncoder:
         key = text, clip_skip, chunks
         return self._cached(key, adapters, lambda: encode_prompt(self.base, text, clip_skip, chunks))
 
+    def encode_caption(self, text: str, adapters: Iterable[ActiveAdapter]) -> TextEncoding:
+        """One row as training reads it: no weights, and what does not fit is cut off."""
+        return self._cached(("caption", text), adapters, lambda: self.base.encode([text]))
+
     def encode_negative(self, text: str | None, adapters: Iterable[ActiveAdapter], chunks: int = 1) -> TextEncoding:
         """One unconditional or negative row, see `encode_negative_prompt`."""
         return self._cached((text, chunks), adapters, lambda: encode_negative_prompt(self.base, text, chunks))
@@ -174,7 +178,7 @@ class _Reader:
     def _in_phrase(self, active: ActiveAdapter) -> Tensor:
         """Embeddings (pieces, d) of the rare word in the adapter's instance prompt."""
         card = active.adapter.card
-        encoding = self.encoder.encode(card.phrase, None, (active,))
+        encoding = self.encoder.encode_caption(card.phrase, (active,))
         tokenized = encoding.tokenized[0]
         spans = [span for span in word_spans(tokenized.text, card.rare_word) if tokenized.holds(span)]
         if not spans:

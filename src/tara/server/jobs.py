@@ -15,7 +15,7 @@ from tara.families.settings import BaseSettings
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.capacity import ByteBoundedCache
 from tara.inference.denoising import Generation
-from tara.inference.engine import Engine, EngineStep
+from tara.inference.engine import Engine, EngineStep, check_request
 from tara.inference.fusing import check_fits
 from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, used_file
 from tara.inference.request import GenerationRequest
@@ -222,11 +222,12 @@ class Jobs:
                                   (asked.steps, "steps", self.settings.max_steps)):  # fmt: skip
             if value is not None and value > most:
                 raise TaraError(f"{name} is {value}, but this server takes at most {most}.")
-        values = asked.model_dump(include={"negative_prompt", "steps", "guidance_scale"})
+        values = asked.model_dump(include={"negative_prompt", "steps", "guidance_scale", "composer"})
         settings = build(GenerationSettings, values | {"width": width, "height": height})
         seeds = tuple((asked.seed + number) % 2**53 for number in range(asked.n))
         request = GenerationRequest(prompt=asked.prompt, adapters=tuple(used), seeds=seeds, settings=settings)
         request.check()
+        check_request(request)
         return request, tuple(files)
 
     def _submit(self, record: JobRecord, request: GenerationRequest, files: tuple[UsedFile, ...]) -> LiveJob:

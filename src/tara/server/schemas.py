@@ -35,6 +35,7 @@ class ImageRequest(BaseModel):
     negative_prompt: Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")] | None = None
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     guidance_scale: Annotated[FiniteFloat, Field(ge=0, le=100)] | None = None
+    composer: Literal["tara", "sum", "ties", "dare", "none"] | None = None
 
     @property
     def sides(self) -> tuple[int | None, int | None]:
