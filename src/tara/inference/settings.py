@@ -39,7 +39,7 @@ class GenerationSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     negative_prompt: str | None = Field(
-        default=None, description="Negative prompt; adapters on their own words do not act on it"
+        default=None, description="Negative prompt; composer tara keeps adapters out of it"
     )
     steps: int = Field(default=30, ge=1, le=1000, description="Denoising steps")
     guidance_scale: float | None = Field(
