@@ -121,7 +121,7 @@ def test_a_training_says_what_its_settings_came_to(sd_pipe: Any, tmp_path: Path)
     inputs = check_inputs(two_concepts(tmp_path), TrainSettings(base="mine", rank=4, batch_size=2), own)
     assert settings_summary(inputs.settings, own) == (
         "Settings: resolution 32, rank 4, alpha 4, learning_rate 0.003*, lr_scheduler constant, steps 1000, "
-        "batch_size 2, targets cross_kv.\n(* the base's own default)"
+        "batch_size 2, targets cross_kv, seed 0.\n(* the base's own default)"
     )
 
 

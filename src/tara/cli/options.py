@@ -32,6 +32,7 @@ RARE = frozenset((
     "confidence", "same_subject", "lr_warmup_steps", "snr_gamma", "preview_images", "hub_model_id", "allowed_hosts",
     "rows", "max_queued_jobs", "max_queued_jobs_per_key", "max_requests_per_minute", "max_images_kept_per_key",
     "max_upload_mib", "max_adapter_mib_per_key", "max_body_kib", "max_steps", "max_side", "drain_seconds",
+    "shuffle_tags", "keep_tags", "caption_dropout", "noise_offset",
 ))
 # fmt: on
 """Settings that a help shows in its last group."""
@@ -89,13 +90,17 @@ def _option(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
     types = [one for one in union if typing.get_origin(one) is not Annotated]
     default = None if field.is_required() else field.default
     is_shown = default is not None and "[default" not in (field.description or "")
+    extra = field.json_schema_extra
+    word = str(extra["word"]) if isinstance(extra, dict) and "word" in extra else ""
+    types += [str] if word else []
+    whole = functools.partial(_whole_number_or, word) if word else whole_number
     option = Parameter(
         name=f"--{name.replace('_', '-')}",
         help=field.description,
         group=group,
         show_default=_shown if is_shown else False,
         negative_iterable=(),
-        converter=whole_number if int in types else _number if float in types else None,
+        converter=whole if int in types else _number if float in types else None,
     )
     annotation = Annotated[functools.reduce(operator.or_, types) | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -112,6 +117,14 @@ def whole_number(_: Any, tokens: Sequence[Any]) -> int:
         return int(text)  # a parser that takes 4.5 steps for 4 would hide a mistake
     except ValueError:
         raise ValueError(f"'{text}' is not a whole number.") from None
+
+
+def _whole_number_or(word: str, _: Any, tokens: Sequence[Any]) -> int | str:
+    text = str(tokens[0].value)
+    try:
+        return word if text == word else whole_number(_, tokens)
+    except ValueError:
+        raise ValueError(f"'{text}' is neither a whole number nor {word}.") from None
 
 
 def _number(_: Any, tokens: Sequence[Any]) -> float:

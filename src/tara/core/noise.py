@@ -62,6 +62,32 @@ def step_randomness(
     )
 
 
+def offset_noise(seed: int, key: str, call: int, shapes: Sequence[Shape]) -> tuple[Float[Tensor, "_channels 1 1"], ...]:
+    """One number for each channel of each row, whose multiple the noise offset adds to the noise.
+
+    Args:
+        seed, key, call: see `step_randomness`.
+        shapes: of each row's latents.
+    """
+    generator = generator_for(seed, key, "noise offset", call)
+    return tuple(torch.randn(shape[0], 1, 1, generator=generator) for shape in shapes)
+
+
+def dropped_rows(seed: int, key: str, call: int, *, rows: int, rate: float) -> tuple[bool, ...]:
+    """For each row of a concept in one network call whether its caption is dropped, with probability ``rate``."""
+    generator = generator_for(seed, key, "caption dropout", call)
+    return tuple((torch.rand(rows, generator=generator, dtype=torch.float64) < rate).tolist())
+
+
+def tag_orders(seed: int, key: str, caption: str, *, kept: int, count: int) -> tuple[str, ...]:
+    """A caption with its tags, the parts between commas, in at most ``count`` orders; the first ``kept`` tags stay."""
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    head, tail = tags[:kept], tags[kept:]
+    generator = generator_for(seed, key, "tags", caption)
+    orders = [torch.randperm(len(tail), generator=generator).tolist() for _ in range(count)]
+    return tuple(dict.fromkeys(", ".join([*head, *(tail[place] for place in order)]) for order in orders))
+
+
 def _noise(shapes: Sequence[Shape], generator: torch.Generator) -> tuple[Tensor, ...]:
     """Noise of each row; rows of one shape share one call of the generator."""
     noise = {

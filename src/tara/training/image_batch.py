@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tara.core.losses import NoiseSchedule
-from tara.core.noise import concept_key, step_randomness
+from tara.core.noise import StepRandomness, concept_key, dropped_rows, offset_noise, step_randomness
 from tara.errors import TaraError
 from tara.storage.photos import Example, read_examples
 from tara.training.inputs import TrainingInputs
@@ -32,6 +32,8 @@ class ImageSource:
     latents: tuple[Latents, ...]
     captions: tuple[tuple[Caption, ...], ...]
     """For each image the captions that it is trained with."""
+    empty: Caption | None
+    """The caption of a row whose own is dropped; None without caption dropout."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +88,8 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
             words = concept.rare_word, concept.class_word
             latents += [cache_latents(inputs.base, example, settings)] * example.repeats
             captions += [tuple(texts.caption(text, *words) for text in example.captions)] * example.repeats
-        return ImageSource(key=key, latents=tuple(latents), captions=tuple(captions))
+        empty = texts.caption("", concept.rare_word, concept.class_word) if settings.caption_dropout else None
+        return ImageSource(key=key, latents=tuple(latents), captions=tuple(captions), empty=empty)
 
     encoded: list[list[ImageSource]] = []
     for concept, photos in zip(inputs.concepts, inputs.examples, strict=True):
@@ -121,14 +124,13 @@ def image_batch(
             variants=source.latents[0].variants,
             timesteps=schedule.timesteps,
         )
-        captions = [source.captions[photo] for photo in chosen.photos]
         columns = (
-            [texts[int(chance * len(texts))] for texts, chance in zip(captions, chosen.captions, strict=True)],
+            _captions(source, chosen, settings, call),
             [source.latents[photo] for photo in chosen.photos],
             chosen.variants,
             chosen.timesteps,
             chosen.posterior_noise,
-            chosen.noise,
+            _offset(source, chosen, settings, call),
         )
         rows += [_Row(*row) for row in zip(*columns, strict=True)]
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -136,6 +138,24 @@ def image_batch(
         by_shape.setdefault(row.latents.shape, []).append(number)
     groups = tuple(_noised(numbers, rows, schedule, settings.snr_gamma) for numbers in by_shape.values())
     return ImageBatch(captions=tuple(row.caption for row in rows), groups=groups)
+
+
+def _captions(source: ImageSource, chosen: StepRandomness, settings: TrainSettings, call: int) -> list[Caption]:
+    """Each row's caption, or the empty one where it is dropped."""
+    texts = [source.captions[photo] for photo in chosen.photos]
+    captions = [of_photo[int(chance * len(of_photo))] for of_photo, chance in zip(texts, chosen.captions, strict=True)]
+    if source.empty is None:
+        return captions
+    dropped = dropped_rows(settings.seed, source.key, call, rows=len(captions), rate=settings.caption_dropout)
+    return [source.empty if is_dropped else text for text, is_dropped in zip(captions, dropped, strict=True)]
+
+
+def _offset(source: ImageSource, chosen: StepRandomness, settings: TrainSettings, call: int) -> Sequence[Tensor]:
+    """Each row's noise with the noise offset: one random number more for a whole channel."""
+    if not settings.noise_offset:
+        return chosen.noise
+    offsets = offset_noise(settings.seed, source.key, call, [tuple(noise.shape) for noise in chosen.noise])
+    return [noise + settings.noise_offset * offset for noise, offset in zip(chosen.noise, offsets, strict=True)]
 
 
 def _noised(

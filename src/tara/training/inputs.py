@@ -1,10 +1,11 @@
 """Reads and checks everything that a training is given, before anything is computed, and writes the adapters' cards."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tara.adapters.card import AdapterCard
+from tara.core.noise import concept_key, tag_orders
 from tara.core.tokens import word_spans
 from tara.errors import TaraError, warn
 from tara.families.base import Base
@@ -20,6 +21,7 @@ from tara.training.text_batch import caption_words
 
 # of this machine and its user, not of the adapter
 PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to_hub", "hub_model_id"}
+TAG_ORDERS = 16  # of each caption; all are encoded before training
 SMALL_SIDE = 0.5  # of the resolution: what is enlarged more has no detail to learn
 
 
@@ -55,6 +57,13 @@ def check_inputs(
             "Prior preservation has no effect here: with cross_kv targets and the token mask an adapter acts on its "
             "rare word only, which is not in the class prompt. No class images are generated. Leave it out."
         )
+    if settings.caption_dropout and settings.acts_on_its_word_only:
+        warn(
+            "Caption dropout only skips training images here: with cross_kv targets and the token mask an adapter acts "
+            "on its rare word only, which an empty caption lacks. Leave it out, or train with targets attention."
+        )
+    if settings.keep_tags and not settings.shuffle_tags:
+        warn("keep_tags has no effect without shuffle_tags. Add it.")
     _check_distinct(concepts)
     for concept in concepts:
         _check_words(concept, settings)
@@ -133,6 +142,8 @@ def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Exam
     photos = read_examples(
         concept.images, concept.captions(settings.captions), masked=settings.masked_loss, masks=concept.masks
     )
+    if settings.shuffle_tags:
+        photos = _with_shuffled_tags(photos, concept, settings)
     for photo in photos:
         for caption in photo.captions:
             _check_text(concept, caption, f"The caption of {concept.images / photo.name}", settings)
@@ -152,6 +163,22 @@ def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Exam
             "in different places."
         )
     return photos
+
+
+def _with_shuffled_tags(photos: list[Example], concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
+    """The photos, each with its captions in several orders of their tags."""
+    key = concept_key(concept.rare_word, concept.class_word)
+
+    def orders(caption: str) -> tuple[str, ...]:
+        return tag_orders(settings.seed, key, caption, kept=settings.keep_tags, count=TAG_ORDERS)
+
+    shuffled = [
+        replace(photo, captions=tuple(order for text in photo.captions for order in orders(text))) for photo in photos
+    ]
+    if all(len(new.captions) == len(photo.captions) for new, photo in zip(shuffled, photos, strict=True)):
+        warn(f"shuffle_tags has no effect on '{concept.label}': no caption has two tags between commas to shuffle.")
+        return photos
+    return shuffled
 
 
 def _advise_on_names(concept: ConceptSettings) -> None:

@@ -10,7 +10,7 @@ from tara.families.base import Base
 from tara.families.loading import PRECISIONS, best_device
 from tara.training.settings import BASE_DEFAULTS, TrainSettings
 
-SHOWN_FIRST = ("resolution", "rank", "alpha", "learning_rate", "lr_scheduler", "steps", "batch_size", "targets")
+SHOWN_FIRST = ("resolution", "rank", "alpha", "learning_rate", "lr_scheduler", "steps", "batch_size", "targets", "seed")
 """The settings that a training says when it begins."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -28,6 +30,7 @@ ScheduleName = Literal[
 CaptionSource = Literal["fixed", "varied"]
 TrackerName = Literal["none", "tensorboard", "wandb"]
 
+RANDOM = "random"
 BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_scheduler", "resolution", "flip")
 """Settings whose default is the base's, see `tara.families.family.Defaults`."""
 
@@ -157,7 +160,13 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     batch_size: int = Field(default=1, ge=1, le=1024, description="Batch size of each concept")
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024, description="Gradient accumulation steps")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations to save memory (slower)")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of noise, timesteps, data order and initial weights")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Seed of noise, timesteps, data order and initial weights, or random, which is shown and stored",
+        json_schema_extra={"word": RANDOM},
+    )
     optimizer: OptimizerName = Field(
         default="adamw", description="Optimizer; adamw8bit and prodigy need an extra package"
     )
@@ -188,6 +197,18 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     size_conditioning: Literal["crop", "resolution"] = Field(
         default="crop", description="SDXL's size conditioning: each crop's own, or the resolution (published code)"
     )
+    shuffle_tags: bool = Field(
+        default=False, description="Shuffle the captions' tags, the parts between commas (kohya: shuffle_caption)"
+    )
+    keep_tags: int = Field(
+        default=0, ge=0, le=100, description="First tags of a caption that stay in place (kohya: keep_tokens)"
+    )
+    caption_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Fraction of training images whose caption is left empty"
+    )
+    noise_offset: float = Field(
+        default=0.0, ge=0, le=1, description="Noise offset, for darker and brighter images; 0.05 is usual"
+    )
     crops: int = Field(default=1, ge=1, le=64, description="Number of crops of each photo")
     buckets: bool = Field(default=False, description="Aspect-ratio buckets instead of square crops")
     masked_loss: bool = Field(default=False, description="Weight the loss by the photos' masks or transparency")
@@ -202,6 +223,17 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     push_to_hub: bool = Field(default=False, description="Upload the adapter with a model card to the model hub")
     hub_model_id: str | None = Field(default=None, description="Hub repository, OWNER/NAME [default: the run's name]")
     threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads [default: PyTorch's]")
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _draw_a_random_seed(cls, value: Any) -> Any:
+        if value == -1:  # means random in other tools
+            raise ValueError(f"is -1; give 0 or more, or '{RANDOM}' for a random seed")
+        if value != RANDOM:
+            return value
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # each process would draw its own
+            raise ValueError("is random, but several processes were launched, which need one seed; give a number")
+        return secrets.randbelow(2**32)
 
     @field_validator("hub_model_id")
     @classmethod
@@ -241,10 +273,14 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
         return self.alignment_loss != "off" and self.alignment_weight > 0
 
     @property
+    def acts_on_its_word_only(self) -> bool:
+        """Whether an adapter changes nothing where its rare word is not."""
+        return self.token_mask and self.targets == "cross_kv"
+
+    @property
     def uses_class_images(self) -> bool:
-        """Whether prior preservation changes anything: a masked ``cross_kv`` adapter acts on its rare word alone."""
-        masked = self.token_mask and self.targets == "cross_kv"
-        return self.prior_preservation and self.prior_loss_weight > 0 and not masked
+        """Whether prior preservation changes anything."""
+        return self.prior_preservation and self.prior_loss_weight > 0 and not self.acts_on_its_word_only
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):

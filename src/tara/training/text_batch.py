@@ -135,7 +135,7 @@ def _masked(
     # padding: zeros are added to the concept's own first token, so they change nothing, and nobody else's rows
     padded = [used + [concept * per_concept * tokens] * (longest - len(used)) for concept, used in enumerate(positions)]
     counted = [[1.0] * len(used) + [0.0] * (longest - len(used)) for used in positions]
-    index = torch.tensor(padded, device=embeddings.device)
+    index = torch.tensor(padded, dtype=torch.long, device=embeddings.device)  # empty where all captions were dropped
     inputs = embeddings.flatten(0, 1)[index] * embeddings.new_tensor(counted)[:, :, None]
     return inputs, index.flatten()
 
@@ -157,15 +157,20 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
 def alignment(text: TextBatch, learned: TextConditioning, settings: TrainSettings) -> Float[Tensor, " concepts"]:
     """The token alignment loss of each concept, over the photos among its rows: a function of a few keys.
 
-    ``learned`` are the rows of ``text`` with their deltas; see `tara.core.method.token_alignment_loss`.
+    ``learned`` are the rows of ``text`` with their deltas; see `tara.core.method.token_alignment_loss`. Rows whose
+    caption was dropped do not count; the loss is 0 where none is left.
     """
     assert settings.alignment_loss != "off", "then there is no such loss"
     losses: list[Tensor] = []
     per_concept = len(text.captions) // len(text.inputs)
     for first in range(0, len(text.captions), per_concept):
-        rows = range(first, first + settings.batch_size)  # class images follow
+        photos = range(first, first + settings.batch_size)  # class images follow
+        rows = [row for row in photos if text.captions[row].rare_positions]
+        if not rows:
+            losses.append(_keys(next(iter(learned.kv.values()))[0], first, (0,)).new_zeros(()))
+            continue
         # a caption that all photos share counts once
-        shared = all(text.captions[row] is text.captions[first] for row in rows)
+        shared = all(text.captions[row] is text.captions[rows[0]] for row in rows)
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
         rare = [_keys(learned.kv[layer][0], row, text.captions[row].first_rare_positions) for layer, row in pairs]
         of_class = [_keys(text.kv[layer][0], row, text.captions[row].class_positions) for layer, row in pairs]
