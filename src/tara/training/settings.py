@@ -228,7 +228,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     @classmethod
     def _draw_a_random_seed(cls, value: Any) -> Any:
         if value == -1:  # means random in other tools
-            raise ValueError(f"is -1; give 0 or more, or '{RANDOM}' for a random seed")
+            raise ValueError(f"= -1 is refused: give 0 or more, or '{RANDOM}' for a random seed")
         if value != RANDOM:
             return value
         if os.environ.get("WORLD_SIZE", "1") != "1":  # each process would draw its own
