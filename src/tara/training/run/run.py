@@ -117,6 +117,7 @@ def train_recipe(
     state = None if last is None else load_checkpoint(last)
     with _threads(recipe.settings.threads):
         inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
+        processes.barrier()  # no process has refused them
         if on_inputs is not None and processes.is_main:
             on_inputs(inputs)
         training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
