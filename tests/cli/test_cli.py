@@ -37,6 +37,15 @@ def test_help_needs_no_torch(here: Path):
     assert all(name in run.stdout for name in COMMANDS)
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(here: Path):
+    command = [sys.executable, "-m", "tara", "generate", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()  # before anything is written, as `head -0` does
+        assert run.stderr.read() == ""
+
+
 def test_folders_may_have_any_name(trained: Path, base: Path, here: Path):
     """Every command that writes files, one after another, as a user would run them."""
     place = here / "it's \"Ünder\" 犬 🐕 'a;b' $HOME #%20 {x}"

@@ -77,6 +77,18 @@ def test_pairs_are_generated_by_each_composer_and_a_second_start_generates_only_
     assert "'evaluation' exists already and differs in: guidance_scale." in said
 
 
+def test_a_folder_that_pairs_wrote_is_scored_again_without_generating(
+    command: Callable[..., list[Any]], trained: Path, tiny: Path
+):
+    found = run(command("pairs", "--prompt", "{subjects} on the beach", "--composers", "tara", "--seeds", "0-1"))
+    photos = ["-r", f"xlo={trained / 'dog'}", "-r", f"szn={trained / 'cat'}"]
+    models = ["--detector", tiny / "owlv2", "--dino", tiny / "dinov2", "--clip", "none", "--plain-dino", "none"]
+    folder = ["evaluate", "folder", "evaluation/images/tara", *photos, *models, "--confidence", "0", "--out", "again"]
+    assert main([str(argument) for argument in folder]) == 0
+    again = json.loads(Path("again/results.json").read_text(encoding="utf-8"))
+    assert [series["metrics"] for series in again["series"]] == [series["metrics"] for series in found["series"]]
+
+
 def test_the_data_sets_prompts_are_generated_for_living_subjects_and_for_objects(
     command: Callable[..., list[Any]], trained: Path, refused: Any
 ):
