@@ -124,8 +124,8 @@ def test_flags_and_a_recipe_train_the_same_adapter(trained: Path, base: Path, he
 def test_inspect_prints_what_the_file_says(trained: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(trained / "rex.safetensors"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert {"format", "rare_word", "class_word", "family", "rank", "scale", "targets", "settings", "prompt"} <= {*facts}
-    assert (facts["rare_word"], facts["scale"], facts["prompt"]) == ("xlo", 1.0, "a photo of a xlo dog")
+    assert {"format", "rare_word", "class_word", "family", "rank", "scale", "targets", "settings"} <= {*facts}
+    assert (facts["rare_word"], facts["scale"], facts["instance_prompt"]) == ("xlo", 1.0, "a photo of a xlo dog")
     assert main(["inspect", str(trained / "rex.safetensors")]) == 0
     assert "a photo of a xlo dog" in capsys.readouterr().out
 

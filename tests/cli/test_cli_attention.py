@@ -52,7 +52,7 @@ def test_attention_leaves_a_page_a_sheet_the_scores_and_the_image_of_generate(
         "0001-seed7.png",
         "settings.json",
     }
-    assert "xlo on dog: alignment" in capsys.readouterr().out
+    assert "xlo and dog: alignment" in capsys.readouterr().out
     assert main(["generate", *flags(trained, base, "--seeds", "7", "--guidance-scale", "3")]) == 0
     assert Path("attention/0001-seed7.png").read_bytes() == Path("out/0001-seed7.png").read_bytes()
 

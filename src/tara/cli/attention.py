@@ -70,7 +70,7 @@ def attention(
                     atomic_write(out / shown[-1].file, png)
             write_attention(out, shown, seed=seed, command=typed)
             _print(shown)
-    already = "These very maps exist already. " if finished else ""
+    already = "These maps exist already. " if finished else ""
     say(f"{already}Look at {out / PAGE}, or at {out / SHEET}.")
 
 
@@ -78,5 +78,5 @@ def _print(rows: Sequence[AttentionRow]) -> None:
     for row in rows:
         say(row.label)
         for subject, scores in zip(row.attention.subjects, row.attention.scores, strict=True):
-            words = f"{subject.active.rare_word} on {subject.active.class_word}"
+            words = f"{subject.active.rare_word} and {subject.active.class_word}"
             say(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")

@@ -70,7 +70,7 @@ def compare(
             pipeline = pipeline_for(provenance.base, device)
             images = _generate(pipeline, provenance, names, out)
             _write(out, provenance, images, pipeline.base.device, typed)
-    already = "These very images exist already. " if finished else ""
+    already = "These images exist already. " if finished else ""
     say(f"{already}Look at {out / PAGE}, or at {out / SHEET}.")
 
 
@@ -125,4 +125,5 @@ def _write(
     atomic_write(out / RESULTS, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / PAGE, html.encode())
     for composer, evaluations, ratio, _ in costs_table.rows:
-        say(f"{composer:>10}: {evaluations} network evaluations, time ratio {ratio or '-'}")
+        relative = f", time relative to 'none': {ratio}" if ratio else ""
+        say(f"{composer:>10}: {evaluations} network evaluations{relative}")

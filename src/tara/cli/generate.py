@@ -38,7 +38,7 @@ def generate(
     from_: Annotated[
         Path | None, Parameter(name="--from", help="Generate this image again; other flags override its settings")
     ] = None,
-    batch_size: Annotated[int, Parameter(help="Images generated at a time; has no effect on the images")] = 4,
+    batch_size: Annotated[int, Parameter(help="Images generated at a time")] = 4,
     device: Device = None,
     **values: Any,
 ) -> None:
@@ -63,7 +63,7 @@ def generate(
     names = " to ".join(dict.fromkeys((min(files.values()).name, max(files.values()).name)))
     say(f"{count}{f' ({existing} existed already)' if existing else ''} in {out}: {names}")
     if sheet is not None:
-        say(f"All in one: {sheet}")
+        say(f"Contact sheet: {sheet}")
 
 
 def write_images(

@@ -98,9 +98,9 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "layers": len(adapter.layers),
         "text_encoder_layers": len(adapter.text_layers),
         "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
-        "largest_delta": max((delta.norm() for delta in deltas), default=0.0),
+        "largest_delta_norm": max((delta.norm() for delta in deltas), default=0.0),
         "use": _use(adapter),
-        "prompt": card.phrase,
+        "instance_prompt": card.phrase,
         "tara_version": card.tara_version,
         "settings": card.settings,
     }
