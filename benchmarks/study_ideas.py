@@ -98,7 +98,7 @@ def tie_keys(conditioning: TextConditioning, rows: Rows) -> TextConditioning:
 
     def tied(keys: Tensor, row: int, subjects: Sequence[SubjectTokens]) -> None:
         for subject in subjects:
-            keys[row, list(subject.rare)] = keys[row, list(subject.class_word)].mean(0)
+            keys[row, list(subject.rare_positions)] = keys[row, list(subject.class_positions)].mean(0)
 
     return _with_keys(conditioning, rows, tied)
 
@@ -109,9 +109,9 @@ def set_apart(conditioning: TextConditioning, rows: Rows, factor: float) -> Text
     def apart(keys: Tensor, row: int, subjects: Sequence[SubjectTokens]) -> None:
         for class_word in {subject.active.class_word for subject in subjects}:
             same = [subject for subject in subjects if subject.active.class_word == class_word]
-            own = torch.stack([keys[row, list(subject.rare)].mean(0) for subject in same])
+            own = torch.stack([keys[row, list(subject.rare_positions)].mean(0) for subject in same])
             for subject, shift in zip(same, (factor - 1) * (own - own.mean(0)), strict=True):
-                keys[row, list(subject.rare)] += shift
+                keys[row, list(subject.rare_positions)] += shift
 
     return _with_keys(conditioning, rows, apart)
 
@@ -159,7 +159,7 @@ def region_bias(rows: Rows, regions: Regions, conditioning: TextConditioning, st
             left, top, right, bottom = (min(max(round(GRID * side), 0), GRID) for side in box)
             inside = torch.zeros(GRID, GRID)
             inside[top:bottom, left:right] = 1
-            bias[first + row, [*subject.rare, *subject.class_word]] = strength * (2 * inside - 1)
+            bias[first + row, [*subject.rare_positions, *subject.class_positions]] = strength * (2 * inside - 1)
     return bias
 
 

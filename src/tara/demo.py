@@ -34,7 +34,7 @@ from toyland.world import Appearance, Subject
 OnProgress = Callable[[str, float], object]
 """Called with what is done now, and the fraction of the whole demo that is done."""
 
-PLACE = "on the beach"
+LOCATION = "on the beach"
 SEEDS = tuple(range(8))
 SHOWN_SEEDS = 6
 SAMPLING_STEPS = 25
@@ -42,24 +42,24 @@ TRAINING_SHARE = 0.4  # of the demo's time for each of the two trainings; the re
 
 
 @dataclass(frozen=True, kw_only=True)
-class Role:
+class DemoSubject:
     """A subject of the demo and the rare word that stands for it."""
 
-    subject: Subject
+    toy_subject: Subject
     rare_word: str
     photo_seed: int
 
     @property
     def name(self) -> str:
         """What a prompt calls it."""
-        return f"{self.rare_word} {self.subject.kind}"
+        return f"{self.rare_word} {self.toy_subject.kind}"
 
 
 CAT = Appearance(body=(232, 134, 36), second=(246, 244, 238), third=(40, 84, 200), pattern="stripes", accessory="hat")
 ROBOT = Appearance(body=(58, 160, 78), second=(246, 160, 198), third=(238, 214, 66), pattern="spots", accessory="crown")
-CAST = (
-    Role(rare_word="xlo", photo_seed=1, subject=Subject(kind="cat", look=CAT)),
-    Role(rare_word="szn", photo_seed=2, subject=Subject(kind="robot", look=ROBOT)),
+SUBJECTS = (
+    DemoSubject(rare_word="xlo", photo_seed=1, toy_subject=Subject(kind="cat", look=CAT)),
+    DemoSubject(rare_word="szn", photo_seed=2, toy_subject=Subject(kind="robot", look=ROBOT)),
 )
 
 
@@ -69,17 +69,17 @@ class Column:
 
     name: str
     heading: str
-    roles: tuple[Role, ...] = CAST
+    subjects: tuple[DemoSubject, ...] = SUBJECTS
     training: str = "tara"
     composer: str = "tara"
 
     @property
     def prompt(self) -> str:
-        return f"{' and '.join(f'a {role.name}' for role in self.roles)} {PLACE}"
+        return f"{' and '.join(f'a {subject.name}' for subject in self.subjects)} {LOCATION}"
 
 
 COLUMNS = (
-    *(Column(name="alone", heading=f"{role.name} alone", roles=(role,)) for role in CAST),
+    *(Column(name="alone", heading=f"{subject.name} alone", subjects=(subject,)) for subject in SUBJECTS),
     Column(name="tara", heading="both with TARA"),
     Column(name="tara_sum", heading="both, token masks off", composer="sum"),
     Column(name="plain_sum", heading="plain LoRAs, summed", training="plain", composer="sum"),
@@ -127,10 +127,10 @@ def run(out: Path, on_progress: OnProgress = lambda activity, fraction: None) ->
 
 def _write_photos(out: Path) -> list[list[Image.Image]]:
     """The training photos, as a user would have them: a folder of images for each subject."""
-    photos = [reference_pictures(role.subject, role.photo_seed) for role in CAST]
-    for role, images in zip(CAST, photos, strict=True):
+    photos = [reference_pictures(subject.toy_subject, subject.photo_seed) for subject in SUBJECTS]
+    for subject, images in zip(SUBJECTS, photos, strict=True):
         for index, image in enumerate(images):
-            atomic_write(writable_folder(out / "photos" / role.rare_word) / f"{index:02d}.png", image.save)
+            atomic_write(writable_folder(out / "photos" / subject.rare_word) / f"{index:02d}.png", image.save)
     return photos
 
 
@@ -143,19 +143,19 @@ def _train(out: Path, base: Base, name: str, on_progress: OnProgress) -> dict[st
 
     concepts = tuple(
         concept_settings(
-            images=out / "photos" / role.rare_word,
-            rare_word=role.rare_word,
-            class_word=role.subject.kind,
-            out=out / "adapters" / f"{role.rare_word}-{role.subject.kind}-{name}.safetensors",
+            images=out / "photos" / subject.rare_word,
+            rare_word=subject.rare_word,
+            class_word=subject.toy_subject.kind,
+            out=out / "adapters" / f"{subject.rare_word}-{subject.toy_subject.kind}-{name}.safetensors",
         )
-        for role in CAST
+        for subject in SUBJECTS
     )
     settings = train_settings(base=str(BASE), **TRAININGS[name])
     try:
         adapters = train_recipe(Recipe(settings=settings, concepts=concepts), base, overwrite=True, on_step=on_step)
     except TrainingInterrupted:
         raise KeyboardInterrupt from None  # a resumed training would not go on with the demo
-    return {role.rare_word: adapter for role, adapter in zip(CAST, adapters, strict=True)}
+    return {subject.rare_word: adapter for subject, adapter in zip(SUBJECTS, adapters, strict=True)}
 
 
 def _generate(base: Base, adapters: Mapping[str, Mapping[str, Adapter]], on_progress: OnProgress) -> list[Generated]:
@@ -169,14 +169,14 @@ def _generate(base: Base, adapters: Mapping[str, Mapping[str, Adapter]], on_prog
 
         images = pipeline(
             column.prompt,
-            [adapters[column.training][role.rare_word] for role in column.roles],
+            [adapters[column.training][subject.rare_word] for subject in column.subjects],
             SEEDS,
             steps=SAMPLING_STEPS,
             batch_size=len(SEEDS),
             composer=column.composer,
             on_step=on_step,
         )
-        subjects = [role.subject for role in column.roles]
+        subjects = [subject.toy_subject for subject in column.subjects]
         scores = [score(Detections(**detections(verdict, subjects))) for verdict in judge(images)]
         columns.append(Generated(column=column, images=images, scores=scores))
     return columns
@@ -219,5 +219,5 @@ def _grid(photos: Sequence[Sequence[Image.Image]], columns: Sequence[Generated])
     ]
     rows = [Row(label=f"seed {seed}", images=tuple(row)) for seed, row in zip(SEEDS, cells, strict=False)]
     headings = [f"{one.column.heading}\nsuccess {_metrics(one.scores)['success']:.0%}" for one in columns]
-    photos_of = (f"photos of {role.name}" for role in CAST)
+    photos_of = (f"photos of {subject.name}" for subject in SUBJECTS)
     return Grid(rows=tuple(rows), columns=(*photos_of, *headings), title=columns[-1].column.prompt)

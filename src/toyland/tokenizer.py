@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def _common_words(seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     corpus = [caption(random_scene(rng), rng).text for _ in range(4000)]
     words = sorted({word for text in corpus for word in text.replace(",", " ,").split()})
-    return [word for word in words if sum(word in text.split() for text in corpus[:1500]) > 2 or word == ","]
+    texts = Counter(word for text in corpus[:1500] for word in set(text.split()))
+    return [word for word in words if texts[word] > 2 or word == ","]
 
 
 def _merges(words: list[str]) -> list[str]:

@@ -134,7 +134,12 @@ def test_tied_and_contrasted_keys_are_what_they_say_and_other_rows_stay(ideas: M
     keys = torch.randn(2, 6, 4, dtype=torch.float64)
     before = TextConditioning({"attn2": (keys, keys.clone())})
     first, second = two_adapters(Base(sd_pipeline()))
-    rows = [[SubjectTokens(first, rare=(1,), class_word=(2,)), SubjectTokens(second, rare=(3, 4), class_word=(5,))]]
+    rows = [
+        [
+            SubjectTokens(first, rare_positions=(1,), class_positions=(2,)),
+            SubjectTokens(second, rare_positions=(3, 4), class_positions=(5,)),
+        ]
+    ]
     tied = ideas.tie_keys(before, rows).kv["attn2"]
     torch.testing.assert_close(tied[0][1, [1, 3, 4]], keys[1, [2, 5, 5]])
     apart = ideas.set_apart(before, rows, 3.0).kv["attn2"]

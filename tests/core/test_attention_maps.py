@@ -13,7 +13,7 @@ from PIL import Image
 import tiny_adapters
 import tiny_bases
 from tara.adapters.adapter import Adapter
-from tara.analysis.attention import ImageAttention, alternative_rows, record_attention, subjects_of
+from tara.analysis.attention import ImageAttention, record_attention, rows_of_alternatives, subjects_of
 from tara.analysis.recording import Recorder, WordMaps, recording
 from tara.core.attention_maps import alignment, map_size, overlap, region, word_maps
 from tara.errors import TaraError
@@ -222,10 +222,15 @@ def test_a_class_word_is_the_one_behind_its_own_rare_word(sd_base: Base):
     texts = [
         [prompt.text[slice(*prompt.offsets[position])] for position in positions]
         for one in found
-        for positions in (one.rare, one.class_word)
+        for positions in (one.rare_positions, one.class_positions)
     ]
     assert texts == [["x", "lo"], ["dog"], ["rex"], ["dog"]]
-    assert found[0].class_word[0] > found[0].rare[-1] > found[1].class_word[0] > found[1].rare[-1]
+    assert (
+        found[0].class_positions[0]
+        > found[0].rare_positions[-1]
+        > found[1].class_positions[0]
+        > found[1].rare_positions[-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,11 +250,11 @@ def test_a_missing_word_is_refused_by_name(sd_base: Base, prompt: str, class_wor
 def test_adapters_of_the_same_words_are_in_rows_of_their_own(sd_base: Base):
     words = [("xlo", "dog"), ("szn", "cat"), ("XLO", "dog"), ("xlo", "cat")]
     dog, cat, other_dog, kitten = (ActiveAdapter(tiny_adapters.random_adapter(sd_base, *pair)) for pair in words)
-    assert alternative_rows([dog, cat]) == [(0, 1)]
-    assert alternative_rows([dog, kitten]) == [(0, 1)]  # one rare word, but two class words
-    assert alternative_rows([dog, cat, other_dog]) == [(0, 1), (2, 1)]
+    assert rows_of_alternatives([dog, cat]) == [(0, 1)]
+    assert rows_of_alternatives([dog, kitten]) == [(0, 1)]  # one rare word, but two class words
+    assert rows_of_alternatives([dog, cat, other_dog]) == [(0, 1), (2, 1)]
     with pytest.raises(TaraError, match="or the same number for each"):
-        alternative_rows([dog, dog, dog, cat, cat])
+        rows_of_alternatives([dog, dog, dog, cat, cat])
 
 
 def test_heat_is_brightest_where_the_map_is_highest_and_shows_the_image_elsewhere():

@@ -1,3 +1,4 @@
+import functools
 import inspect
 import subprocess
 import sys
@@ -241,21 +242,24 @@ TRICKY = st.sampled_from(
 )
 
 
+one_pipe = functools.cache(tiny_bases.sd_pipeline)  # hypothesis does not take a fixture of function scope
+
+
 @pytest.mark.filterwarnings("ignore:The prompt is longer")  # letters of rare scripts are many tokens each
 @trials(max_examples=25, deadline=None)
 @given(TRICKY | ANY_SCRIPT, ANY_SCRIPT)
 def test_words_and_prompts_of_any_script_are_generated_or_refused_in_a_sentence(word: str, others: str) -> None:
-    pipe = tiny_bases.sd_pipeline()
+    pipeline = Pipeline(one_pipe())
     try:
-        rex = _rex(pipe, rare_word=word)
-        (image,) = Pipeline(pipe)(f"a {word} dog {others}", [rex], seeds=[0], steps=1)
+        rex = _rex(one_pipe(), rare_word=word)
+        (image,) = pipeline(f"a {word} dog {others}", [rex], seeds=[0], steps=1)
     except TaraError as failure:
         image, refusal = None, str(failure)
     else:
         refusal = "none"
     assert len(one_line(refusal).splitlines()) == 1
     if image is not None:
-        (without,) = Pipeline(pipe)(f"a {word} dog {others}", [], seeds=[0], steps=1)
+        (without,) = pipeline(f"a {word} dog {others}", [], seeds=[0], steps=1)
         assert not np.array_equal(_pixels([image]), _pixels([without]))  # the word was found
 
 

@@ -52,7 +52,7 @@ def test_sigterm_ends_what_is_in_flight_and_leaves_the_rest_to_the_next_process(
     start: Start, serve: Serve, store: Store
 ) -> None:
     process, client = start("--rows", 2, "--max-steps", 1000)
-    running = client.post("/v1/jobs", json=ask(adapters=[], steps=300)).json()["id"]
+    running = client.post("/v1/jobs", json=ask(adapters=[], steps=150)).json()["id"]
     waiting = [client.post("/v1/jobs", json=ask(adapters=[])).json()["id"] for _ in range(3)]
     with ThreadPoolExecutor(1) as threads, client.stream("GET", f"/v1/jobs/{waiting[0]}/events") as events:
         lines = events.iter_lines()
@@ -60,6 +60,7 @@ def test_sigterm_ends_what_is_in_flight_and_leaves_the_rest_to_the_next_process(
         image = threads.submit(client.post, "/v1/images/generations", json=ask(adapters=[]))
         while store.count_unfinished() < 5 or client.get(f"/v1/jobs/{running}").json()["step"] < 1:
             assert process.poll() is None
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         refused = image.result(60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "busy")

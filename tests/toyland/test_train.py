@@ -181,7 +181,7 @@ def test_a_training_with_a_reader_from_the_shipped_base(
     """The stages of `recipe-reading.toml`, from the exported base to a branch of the checkpoint."""
     monkeypatch.setattr(train, "HELD_OUT", 4)
     monkeypatch.setattr(train, "sample_sheet", lambda *parts: Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(appearance, "draw_latents", partial(draw_latents, steps=2))
+    monkeypatch.setattr(appearance, "draw_latents", partial(draw_latents, steps=1))
     shop = Workshop(exported / "reading", SHORT, CPU)
     train.adopt(shop)
     train.make_reader(shop)

@@ -23,13 +23,13 @@ class SubjectTokens:
     """An adapter in a prompt: the tokens of its rare word and of the class words that belong to it."""
 
     active: ActiveAdapter
-    rare: tuple[int, ...]
-    class_word: tuple[int, ...]
+    rare_positions: tuple[int, ...]
+    class_positions: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """How a subject's rare word attends relative to class words, see `tara.core.attention_maps`."""
+class AttentionScores:
+    """A subject's rare word compared with class words, by their attention maps; see `tara.core.attention_maps`."""
 
     alignment: float
     overlap: float
@@ -46,7 +46,7 @@ class ImageAttention:
     maps: WordMaps
 
     @cached_property
-    def scores(self) -> list[Scores]:
+    def scores(self) -> list[AttentionScores]:
         """Of each subject, from the mean over heads, layers and steps."""
         return scores_of(self.maps.mean)
 
@@ -64,7 +64,7 @@ def record_attention(
     check_words(request)
     subjects = subjects_of(tokenize_prompt(pipeline.base, request.prompt).tokenized, request.adapters)
     count = len(request.seeds)
-    recorder = Recorder([tokens for one in subjects for tokens in (one.rare, one.class_word)], count)
+    recorder = Recorder([tokens for one in subjects for tokens in (one.rare_positions, one.class_positions)], count)
     with recording(pipeline.base, recorder):
         images = list(pipeline.generate([request], batch_size=count, on_step=on_step))
     return [ImageAttention(image, subjects, maps) for image, maps in zip(images, recorder.maps(), strict=True)]
@@ -116,7 +116,7 @@ def _class_word(prompt: str, rare: Span, active: ActiveAdapter) -> Span:
     return span
 
 
-def alternative_rows(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]:
+def rows_of_alternatives(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]:
     """Rows of adapters, by number, in which adapters of the same two words are alternatives.
 
     Each alternative is in a row of its own; an adapter that has none is in every row.
@@ -138,13 +138,13 @@ def alternative_rows(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]
     return [tuple(group[row % len(group)] for group in groups.values()) for row in range(rows)]
 
 
-def scores_of(maps: Float[Tensor, "words height width"]) -> list[Scores]:
+def scores_of(maps: Float[Tensor, "words height width"]) -> list[AttentionScores]:
     """The scores of each subject; ``maps`` holds rare, class, rare, class, ..."""
     rare, classes = maps[0::2], maps[1::2]
-    scores: list[Scores] = []
+    scores: list[AttentionScores] = []
     for subject, own in enumerate(rare):
         others = [alignment(own, other) for other in classes]
         aligned = others.pop(subject)
         region = overlap(own, classes[subject])
-        scores.append(Scores(alignment=aligned, overlap=region, leakage=max(others, default=None)))
+        scores.append(AttentionScores(alignment=aligned, overlap=region, leakage=max(others, default=None)))
     return scores

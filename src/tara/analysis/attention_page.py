@@ -128,7 +128,7 @@ def _scores(row: AttentionRow) -> dict[str, Any]:
             "adapter": subject.active.name,
             "rare_word": subject.active.rare_word,
             "class_word": subject.active.class_word,
-            "tokens": {"rare_word": subject.rare, "class_word": subject.class_word},
+            "tokens": {"rare_word": subject.rare_positions, "class_word": subject.class_positions},
             **asdict(row.attention.scores[index]),
             "layers": {layer: asdict(scores[index]) for layer, scores in layers.items()},
             "steps": [{"timestep": timestep, **asdict(scores[index])} for timestep, scores in steps],

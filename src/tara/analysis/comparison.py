@@ -75,7 +75,7 @@ def compare_composers(
                 image = next(stream).image
                 seconds = clock() - begun
             yield ComposedImage(
-                composer=name, number=number, seed=seed, image=image, evaluations=len(evaluations), seconds=seconds
+                composer=name, number=number, seed=seed, image=image, evaluations=evaluations.count, seconds=seconds
             )
 
 
@@ -84,13 +84,18 @@ def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
     return ("cpu", time.process_time) if device.type == "cpu" else ("wall", time.perf_counter)
 
 
+@dataclass
+class _Evaluations:
+    count: int = 0
+
+
 @contextmanager
-def _counted(base: Base) -> Generator[list[None]]:
-    """An entry for each network evaluation in a ``with`` block: the first text layer runs once in each."""
-    evaluations: list[None] = []
+def _counted(base: Base) -> Generator[_Evaluations]:
+    """Counts the network evaluations in a ``with`` block: the first text layer runs once in each."""
+    evaluations = _Evaluations()
 
     def count(*_: object) -> None:
-        evaluations.append(None)
+        evaluations.count += 1
 
     hook = base.layer(base.text_layers[0]).register_forward_hook(count)
     try:

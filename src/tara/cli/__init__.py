@@ -56,7 +56,7 @@ def _call(tokens: Sequence[str]) -> None:
     except cyclopts.CycloptsError as failure:
         raise TaraError(_sentence(failure, tokens)) from failure
     # pages end with the command that made them
-    typed = {"typed": shlex.join(["tara", *tokens])} if "typed" in left else {}
+    typed = {"command_line": shlex.join(["tara", *tokens])} if "command_line" in left else {}
     command(*bound.args, **bound.kwargs, **typed)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Overwrite, Typed, whole_number, with_options
+from tara.cli.options import CommandLine, Overwrite, whole_number, with_options
 from tara.cli.requests import Adapters, Device, loaded, pipeline_for, request_from_flags
 from tara.cli.terminal import progress, say
 from tara.families.settings import BaseSettings
@@ -35,7 +35,7 @@ def attention(
     out: Annotated[Path, Parameter(help="Output folder")] = Path("attention"),
     overwrite: Overwrite = False,
     device: Device = None,
-    typed: Typed = "",
+    command_line: CommandLine = "",
     **values: Any,
 ) -> None:
     """Show where each rare word and its class word attend, over the image that `tara generate` makes with that seed.
@@ -43,13 +43,13 @@ def attention(
     Adapters of the same two words, such as one trained with the alignment loss and one without, are shown one above the
     other.
     """
-    from tara.analysis.attention import alternative_rows, check_words, record_attention
+    from tara.analysis.attention import check_words, record_attention, rows_of_alternatives
     from tara.analysis.attention_page import AttentionRow, write_attention
 
     active, files = loaded(adapter)
     rows = [
         request_from_flags(prompt, [adapter[number] for number in numbers], str(seed), values)
-        for numbers in alternative_rows(active) or [()]
+        for numbers in rows_of_alternatives(active) or [()]
     ]
     for row in rows:
         check_words(row.request)
@@ -68,7 +68,7 @@ def attention(
                     shown.append(AttentionRow(image_name(number, seed), recorded))
                     png = png_with_provenance(recorded.generated.image, row.of_image(seed))
                     atomic_write(out / shown[-1].file, png)
-            write_attention(out, shown, seed=seed, command=typed)
+            write_attention(out, shown, seed=seed, command=command_line)
             _print(shown)
     already = "These maps exist already. " if finished else ""
     say(f"{already}Look at {out / PAGE}, or at {out / SHEET}.")

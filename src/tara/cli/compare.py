@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from tara.cli.options import Overwrite, Typed, with_options
+from tara.cli.options import CommandLine, Overwrite, with_options
 from tara.cli.requests import (
     AdapterFolder,
     Adapters,
@@ -52,7 +52,7 @@ def compare(
     out: Annotated[Path, Parameter(help="Output folder")] = Path("compare"),
     overwrite: Overwrite = False,
     device: Device = None,
-    typed: Typed = "",
+    command_line: CommandLine = "",
     **values: Any,
 ) -> None:
     """Generate the same prompt, adapters and seeds with every composer, side by side, and report what each costs."""
@@ -69,7 +69,7 @@ def compare(
         if not finished:
             pipeline = pipeline_for(provenance.base, device)
             images = _generate(pipeline, provenance, names, out)
-            _write(out, provenance, images, pipeline.base.device, typed)
+            _write(out, provenance, images, pipeline.base.device, command_line)
     already = "These images exist already. " if finished else ""
     say(f"{already}Look at {out / PAGE}, or at {out / SHEET}.")
 
@@ -98,7 +98,7 @@ def _write(
     provenance: RequestProvenance,
     images: dict[str, list[ComposedImage]],
     device: torch.device,
-    typed: str,
+    command_line: str,
 ) -> None:
     """Write the sheet, the page and the costs, and print the costs."""
     from tara.analysis.comparison import clock_of, costs, grid, table
@@ -117,10 +117,10 @@ def _write(
         "clock": clock_of(device)[0],
         "composers": by_composer,
         "versions": versions(device),
-        "command": typed,
+        "command": command_line,
     }
     lead = "One prompt, the same adapters and seeds, every composer."
-    html = page(title=request.prompt, lead=lead, grids=[shown], tables=[costs_table], command=typed)
+    html = page(title=request.prompt, lead=lead, grids=[shown], tables=[costs_table], command=command_line)
     atomic_write(out / SHEET, contact_sheet(shown).save)
     atomic_write(out / RESULTS, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     atomic_write(out / PAGE, html.encode())

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tara.cli import requests
 from tara.cli.examples import with_examples
-from tara.cli.options import Overwrite, Typed, require, settings_from, with_options
+from tara.cli.options import CommandLine, Overwrite, require, settings_from, with_options
 from tara.cli.terminal import only_our_bars, progress, say
 from tara.errors import TaraError
 from tara.evaluation.settings import EvaluationSettings
@@ -84,7 +84,7 @@ def folder(
     references: References = (),
     out: Out = Path("evaluation"),
     overwrite: Overwrite = False,
-    typed: Typed = "",
+    command_line: CommandLine = "",
     **values: Any,
 ) -> None:
     """Score existing images; several folders are compared with each other, paired by prompt and seed."""
@@ -96,24 +96,26 @@ def folder(
     images = find_images(folders)
     subjects = read_subjects(references, adapter_words(images))
     wanted = {"images": [[str(entry.file), digest(entry.file)] for entry, _ in images]}
-    _score(Run("folder", typed, out, overwrite, wanted), image_records(images, subjects), subjects, settings)
+    _score(Run("folder", command_line, out, overwrite, wanted), image_records(images, subjects), subjects, settings)
 
 
 @with_options(GENERATING, without=FIXED)
-def pairs(*, flags: PairsFlags = PairsFlags(), typed: Typed = "", **values: Any) -> None:
+def pairs(*, flags: PairsFlags = PairsFlags(), command_line: CommandLine = "", **values: Any) -> None:
     """Generate all pairs of subjects, or the given groups, with each prompt, and score the images."""
     from tara.evaluation.protocols import PROMPTS, group_prompts
 
     groups = flags.groups.split(",") if flags.groups else []
-    _generate("pairs", flags, typed, values, lambda trained: group_prompts(trained, groups, flags.prompt or PROMPTS))
+    _generate(
+        "pairs", flags, command_line, values, lambda trained: group_prompts(trained, groups, flags.prompt or PROMPTS)
+    )
 
 
 @with_options(GENERATING, without=FIXED)
-def dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), typed: Typed = "", **values: Any) -> None:
+def dreambooth(*, flags: ProtocolFlags = ProtocolFlags(), command_line: CommandLine = "", **values: Any) -> None:
     """Generate each subject alone, with the 25 DreamBooth prompts for its class, and score the images."""
     from tara.evaluation.protocols import dreambooth_prompts
 
-    _generate("dreambooth", flags, typed, values, dreambooth_prompts)
+    _generate("dreambooth", flags, command_line, values, dreambooth_prompts)
 
 
 evaluate = App(
@@ -129,7 +131,7 @@ for command in (folder, pairs, dreambooth):
 def _generate(
     protocol: str,
     flags: ProtocolFlags,
-    typed: str,
+    command_line: str,
     values: dict[str, Any],
     prompts_of: Callable[[list[TrainedSubject]], list[EvaluationPrompt]],
 ) -> None:
@@ -157,7 +159,7 @@ def _generate(
     wanted = {"prompts": prompted, "seeds": seeds, "composers": composers}
     wanted |= base.model_dump(mode="json") | sampling.model_dump(mode="json")
     records = [record for one in planned for record in one.records.values()]
-    run = Run(protocol, typed, flags.out, flags.overwrite, wanted)
+    run = Run(protocol, command_line, flags.out, flags.overwrite, wanted)
     _score(run, records, subjects, settings, generate_missing)
 
 

@@ -17,7 +17,7 @@ from tara.errors import TaraError
 from tara.storage.validation import build
 
 Settings = TypeVar("Settings", bound=BaseModel)
-Typed = Annotated[str, Parameter(parse=False)]
+CommandLine = Annotated[str, Parameter(parse=False)]
 """The command as it was typed, for pages that end with it; `tara.cli` hands it to commands that ask for it."""
 
 Overwrite = Annotated[
@@ -25,7 +25,7 @@ Overwrite = Annotated[
 ]
 
 # fmt: off
-RARE = frozenset((
+RARELY_NEEDED = frozenset((
     "revision", "variant", "vae", "prediction_type", "name", "caption_templates", "example_prompts", "alignment_weight",
     "freeze_down", "weight_decay", "max_grad_norm", "prior_loss_weight", "class_prompt", "crops", "background_weight",
     "report_to", "project", "threads", "context", "clip_skip", "compile", "attention_slicing", "plain_dino",
@@ -66,7 +66,7 @@ def with_options(
             group, rare = Group(title, sort_key=order), Group("Rarely needed", sort_key=len(models))
             for name, field in model.model_fields.items():
                 if name not in without:
-                    parameters.append(_option(name, field, rare if name in RARE else group))
+                    parameters.append(_option(name, field, rare if name in RARELY_NEEDED else group))
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command

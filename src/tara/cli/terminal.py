@@ -7,8 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-MOST_CHARACTERS = 2000
-"""Of a sentence; a name in it may have been made as long as a file."""
+MOST_CHARACTERS = 2000  # of one printed message: a name in it may be as long as a file
 
 
 class Advance(Protocol):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
-"""Told apart with any colour vision (Okabe and Ito, Color Universal Design, 2008)."""
+"""Distinguishable with any colour vision (Okabe and Ito, Color Universal Design, 2008)."""
 OPACITY = 0.45  # of regions
 SMALLEST = 384  # longest side in pixels, so that words can be read
 BRIGHTNESS = 0.55  # of the grey image where a map is lowest

@@ -19,7 +19,7 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.server.guard import (
     ApiError,
-    Bounded,
+    BodyLimit,
     RateLimit,
     bearer,
     check_origin,
@@ -73,7 +73,7 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
     hosts = settings.allowed_hosts or (THIS_COMPUTER if settings.is_local else ("*",))
     # a page elsewhere could give its name this computer's address
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(Bounded, most=settings.max_body_kib << 10, most_upload=settings.max_upload_mib << 20)
+    app.add_middleware(BodyLimit, most=settings.max_body_kib << 10, most_upload=settings.max_upload_mib << 20)
     limit = RateLimit(settings.max_requests_per_minute)
 
     async def authorize(request: Request) -> str:

@@ -1,4 +1,4 @@
-"""What stands before every route: sizes of bodies, security headers, and how often a key may come."""
+"""Middleware and checks of every route: body size, security headers, rate limit, origin."""
 
 import time
 from collections import deque
@@ -30,8 +30,8 @@ class ApiError(Exception):
         self.status, self.code, self.headers = status, code, headers or {}
 
 
-class Bounded:
-    """Adds the security headers, and ends a body that is larger than its route allows, before it is read."""
+class BodyLimit:
+    """Middleware that adds security headers, and refuses a body larger than its route allows while reading it."""
 
     def __init__(self, app: ASGIApp, most: int, most_upload: int) -> None:
         self._app, self._most, self._most_upload = app, most, most_upload
@@ -78,14 +78,14 @@ def openai_error(status: int, message: str, code: str) -> dict[str, dict[str, st
 
 
 class RateLimit:
-    """So many requests a minute for each key."""
+    """Limits the requests of each key per minute."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._times: dict[str, deque[float]] = {}
 
     def check(self, owner: str) -> None:
-        """Raises ApiError (429) when the owner has come too often."""
+        """Count a request; raises ApiError (429) for one beyond the limit."""
         now = time.monotonic()  # the clock may jump
         times = self._times.setdefault(owner, deque(maxlen=self._most))
         while times and now - times[0] > MINUTE:
@@ -96,6 +96,7 @@ class RateLimit:
 
 
 def too_many(message: str, seconds: float) -> ApiError:
+    """Status 429, with the seconds after which the client may try again."""
     return ApiError(429, message, "rate_limit_exceeded", {"Retry-After": str(max(1, round(seconds)))})
 
 

@@ -1,4 +1,4 @@
-"""What must survive a restart: keys, adapters and jobs, in SQLite or another database of SQLAlchemy's."""
+"""The database: API keys, adapters and jobs, in SQLite or another database of SQLAlchemy."""
 
 import hashlib
 import hmac
@@ -79,6 +79,7 @@ class Store:
             raise TaraError(f"The database cannot be opened ({first_line(failure)}). Check its URL.") from failure
 
     def close(self) -> None:
+        """Close the connections to the database."""
         self._engine.dispose()
 
     @contextmanager
@@ -107,6 +108,7 @@ class Store:
         return key
 
     def has_keys(self) -> bool:
+        """Whether any API key exists; without one, everything belongs to `LOCAL`."""
         with self._session() as session:
             return session.exec(select(KeyRecord)).first() is not None
 
@@ -141,10 +143,12 @@ class Store:
         return next((record for record in self.adapters(owner) if record.name == name), None)
 
     def delete_adapter(self, record: AdapterRecord) -> None:
+        """Delete an adapter's record; its file is the caller's."""
         with self._session() as session:
             session.exec(delete(AdapterRecord).where(col(AdapterRecord.id) == record.id))
 
     def add_job(self, job: JobRecord) -> None:
+        """Store an accepted job, which survives a restart from now on."""
         with self._session() as session:
             session.add(job)
 
@@ -161,12 +165,13 @@ class Store:
             return list(session.exec(queued).all())
 
     def count_unfinished(self, owner: str | None = None) -> int:
+        """The number of unfinished jobs of an owner, or of all."""
         counted = select(func.count()).select_from(JobRecord).where(JobRecord.status == "queued")
         with self._session() as session:
             return session.exec(counted if owner is None else counted.where(JobRecord.owner == owner)).one()
 
     def end_job(self, job_id: str, status: JobStatus, *, images: int = 0, error: str = "") -> bool:
-        """Give a queued job its end; False when it has one already: nothing ends twice."""
+        """Set the final status of a queued job; False when another call has done so already."""
         # one statement: SQLite locks no row between reading and writing it
         unended = (col(JobRecord.id) == job_id) & (col(JobRecord.status) == "queued")
         ending = update(JobRecord).where(unended).values(status=status, images=images, error=error)
@@ -174,7 +179,7 @@ class Store:
             return session.exec(ending).rowcount == 1
 
     def remove_oldest(self, owner: str, images: int) -> list[JobRecord]:
-        """Forget an owner's oldest finished jobs beyond so many images; returns them."""
+        """Delete and return an owner's oldest finished jobs, so that at most ``images`` images are kept."""
         done = select(JobRecord).where(JobRecord.owner == owner, col(JobRecord.images) > 0)
         with self._session() as session:
             kept, removed = 0, list[JobRecord]()
