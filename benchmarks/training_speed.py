@@ -159,7 +159,13 @@ def whole_run(concepts: Sequence[ConceptSettings], steps: int) -> tuple[float, i
     """Train in this process, which was started for it; its CPU seconds, and its maximum resident memory in MiB."""
     speed.set_up_process()
     settings = train_settings(
-        base=str(toyland.BASE), device="cpu", threads=1, steps=steps, rank=speed.RANK, batch_size=1
+        base=str(toyland.BASE),
+        device="cpu",
+        threads=1,
+        steps=steps,
+        rank=speed.RANK,
+        batch_size=1,
+        preview_every=0,
     )
     train_recipe(Recipe(settings=settings, concepts=tuple(concepts)))
     return time.process_time(), full_size.peak_memory() >> 20

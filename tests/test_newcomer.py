@@ -14,7 +14,7 @@ from training_fixtures import photo_folder
 PAGE = Path(__file__).parents[1] / "research" / "newcomer.md"
 ROW = re.compile(r"\| (\d+) \| (.+?) \| `(.+)` \| (\d+) \| (.+) \|")
 ROWS = [match.groups() for line in PAGE.read_text(encoding="utf-8").splitlines() if (match := ROW.fullmatch(line))]
-TINY = "--device cpu --steps 2 --base"
+TINY = "--device cpu --steps 2 --preview-every 0 --base"
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def _train(out: Path, base: Base, name: str, on_progress: OnProgress) -> dict[st
         )
         for subject in SUBJECTS
     )
-    settings = train_settings(base=str(BASE), **TRAININGS[name])
+    settings = train_settings(base=str(BASE), preview_every=0, **TRAININGS[name])
     try:
         adapters = train_recipe(Recipe(settings=settings, concepts=concepts), base, overwrite=True, on_step=on_step)
     except TrainingInterrupted:

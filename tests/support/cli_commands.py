@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tara.cli import main
 
-TINY = ["--steps", "2", "--rank", "2", "--device", "cpu"]
+TINY = ["--steps", "2", "--rank", "2", "--device", "cpu", "--preview-every", "0"]
 
 
 def generate(trained: Path, base: Path, *more: str, prompt: str = "a xlo dog and a szn cat", adapters: int = 2) -> int:

@@ -41,7 +41,8 @@ def two_concepts(folder: Path, **settings: Any) -> list[ConceptSettings]:
 
 def quick(**changes: Any) -> TrainSettings:
     """A training of a few steps whose weights move far enough for tests."""
-    return TrainSettings(**({"base": "tiny", "steps": 4, "rank": 2, "learning_rate": 1e-2, "batch_size": 2} | changes))
+    usual = {"base": "tiny", "steps": 4, "rank": 2, "learning_rate": 1e-2, "batch_size": 2, "preview_every": 0}
+    return TrainSettings(**(usual | changes))
 
 
 def recipe_of(folder: Path, concepts: int = 2, **changes: Any) -> Recipe:

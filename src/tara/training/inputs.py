@@ -121,7 +121,7 @@ def _check_words(concept: ConceptSettings, settings: TrainSettings) -> None:
         )
     _check_text(concept, concept.phrase, "The instance prompt", settings)
     prompt = preview_prompt(concept, settings)
-    if settings.preview_every and not word_spans(prompt, concept.rare_word):
+    if settings.preview_interval and not word_spans(prompt, concept.rare_word):
         raise TaraError(
             f"preview_prompt '{prompt}' lacks the rare word '{concept.rare_word}'. Write {{rare_word}} {{class_word}} "
             "into it."

@@ -50,6 +50,7 @@ def resolved_values(settings: TrainSettings, base: Base) -> dict[str, Any]:
         "learning_rate": settings.peak_learning_rate,
         "resolution": settings.resolution or base.resolution,
         "precision": next((name for name, dtype in PRECISIONS.items() if dtype == base.dtype), "auto"),
+        "preview_every": settings.preview_interval,
         "device": settings.device or base.device.type,
         "threads": settings.threads or torch.get_num_threads(),
     }

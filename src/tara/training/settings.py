@@ -106,6 +106,10 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         """Where the adapter is written."""
         return self.out or Path(f"{file_name(self.label)}.safetensors")
 
+    def file_at(self, step: int) -> Path:
+        """Where the adapter of an earlier step is kept, ``rex-step-000500.safetensors`` beside ``rex.safetensors``."""
+        return self.file.with_name(f"{self.file.stem}-step-{step:06d}.safetensors")
+
     @property
     def card_examples(self) -> tuple[str, ...]:
         """Example prompts for the adapter's card."""
@@ -214,10 +218,15 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     masked_loss: bool = Field(default=False, description="Weight the loss by the photos' masks or transparency")
     background_weight: float = Field(default=0.1, ge=0, le=1, description="Weight of the background in the masked loss")
     flip: bool = Field(default=True, description="Also train on horizontally flipped photos")
-    preview_every: int = Field(default=0, ge=0, description="Steps between previews (0: none)")
+    preview_every: int | None = Field(
+        default=None, ge=0, description="Steps between previews (0: none) [default: a tenth of the steps]"
+    )
     preview_prompt: str | None = Field(default=None, description="Prompt of previews [default: the instance prompt]")
     preview_images: int = Field(default=1, ge=1, le=64, description="Number of images in each preview")
     checkpoint_every: int = Field(default=250, ge=0, description="Steps between checkpoints (0: only at the end)")
+    save_every: int = Field(
+        default=0, ge=0, description="Steps between adapters that are kept, OUT-step-000500.safetensors (0: none)"
+    )
     report_to: TrackerName = Field(default="none", description="Also log the losses to this tracker")
     project: str = Field(default="tara", min_length=1, description="Project name in the tracker")
     push_to_hub: bool = Field(default=False, description="Upload the adapter with a model card to the model hub")
@@ -271,6 +280,15 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     def aligns(self) -> bool:
         """Whether the token alignment loss acts."""
         return self.alignment_loss != "off" and self.alignment_weight > 0
+
+    @property
+    def preview_interval(self) -> int:
+        """Steps between previews, 0 for none."""
+        return max(1, self.steps // 10) if self.preview_every is None else self.preview_every
+
+    def kept_steps(self) -> range:
+        """The steps before the last whose adapters are kept."""
+        return range(self.save_every, self.steps, self.save_every) if self.save_every else range(0)
 
     @property
     def acts_on_its_word_only(self) -> bool:

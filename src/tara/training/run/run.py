@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ def train_recipe(
         _check_earlier_run(folder, recipe)
         earlier = earlier_settings(folder.path, asked)
         finished = [is_finished(concept.file, asked, earlier) for concept in recipe.concepts]
+        for concept, step in product(recipe.concepts, recipe.settings.kept_steps()):
+            is_finished(concept.file_at(step), asked, earlier)
         if all(finished):
             warn(f"Already trained with these settings: {', '.join(str(c.file) for c in recipe.concepts)}.")
             return [load_adapter(concept.file) for concept in recipe.concepts]

@@ -114,7 +114,7 @@ class Run:
 
     def _steps(self, tracker: Tracker, stop: StopRequest) -> None:
         training, folder, settings, begun = self.training, self.folder, self.training.settings, perf_counter()
-        if _due(settings.preview_every, training.step) and lacks_previews(training, folder):
+        if _due(settings.preview_interval, training.step) and lacks_previews(training, folder):
             write_previews(training, folder, stop.carry_out)  # the run was killed between a checkpoint and its previews
         warned = False
         for record in training.steps():
@@ -124,7 +124,10 @@ class Run:
             if last or _due(settings.checkpoint_every, record.index):
                 early = zip(distinct_names(training.concepts), training.adapters(), strict=True)
                 folder.save(training.state(), {} if last else dict(early))
-            if _due(settings.preview_every, record.index):
+            if record.index in settings.kept_steps():
+                for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
+                    adapter.save(concept.file_at(record.index))
+            if _due(settings.preview_interval, record.index):
                 write_previews(training, folder, stop.carry_out)
             if not warned and (last or _due(STRENGTH_EVERY, record.index)):
                 warned = _warn_of_learning_rate(training, record)
