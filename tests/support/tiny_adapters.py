@@ -14,6 +14,7 @@ ATTENTION = (*CROSS_KV, "attn2.to_q", "attn2.to_out.0", "attn1.to_q", "attn1.to_
 
 def random_adapter(
     base: Base,
+    /,  # a card has a base too
     rare_word: str = "xlo",
     class_word: str = "dog",
     *,

@@ -61,7 +61,7 @@ def test_one_call_writes_the_adapter_and_its_run_folder(sd_pipe: Any, pages: Non
     assert [record.index for record in seen] == [1, 2, 3, 4]
     assert load_adapter(out).card == adapter.card
     run = out.with_suffix(".run")
-    names = {"settings.json", "versions.json", "metrics.jsonl", "loss.png", "index.html", "checkpoints"}
+    names = {"settings.json", "versions.json", "metrics.jsonl", "loss.png", "index.html", "checkpoints", "previews"}
     assert {path.name for path in run.iterdir()} == names
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
