@@ -2,24 +2,18 @@
 
 import json
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers.optimization import get_scheduler
 
 import tiny_bases
 from tara.adapters.adapter import load_adapter
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.pipeline import Pipeline
-from tara.training.checkpoints import load_checkpoint, save_checkpoint
-from tara.training.inputs import check_inputs
-from tara.training.optimizers import learning_rate_schedule
 from tara.training.text_batch import text_conditioning
 from training_fixtures import (
     all_same,
@@ -103,62 +97,6 @@ def test_weights_that_are_not_finite_are_never_saved(shared_base: Base, tmp_path
     for saved in (training.state, training.adapters):
         with pytest.raises(TaraError, match=r"Step 1: the adapter of 'szn cat' is NaN or infinite"):
             saved()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"captions": "varied", "lr_scheduler": "cosine", "targets": "attention"},
-        {"optimizer": "prodigy", "learning_rate": None},
-    ],
-    ids=["adamw", "prodigy"],
-)
-@pytest.mark.parametrize("shape", ["shared_base", "shared_sdxl"])
-def test_resuming_equals_never_having_stopped_bit_for_bit(
-    tmp_path: Path, shape: str, changes: dict[str, Any], request: pytest.FixtureRequest
-):
-    base, concepts, settings = request.getfixturevalue(shape), two_concepts(tmp_path), quick(**changes)
-    whole = training_of(concepts, settings, base)
-    for record in whole.steps():
-        if record.index == 2:
-            path = save_checkpoint(tmp_path / "checkpoints", whole.state())
-    resumed = training_of(concepts, settings, base)
-    resumed.load(load_checkpoint(path))
-    assert [record.index for record in run_steps(resumed)] == [3, 4]
-    assert all_same(whole.adapters(), resumed.adapters())
-
-
-def test_a_checkpoint_of_other_concepts_is_refused(shared_base: Base, tmp_path: Path):
-    dog, cat = two_concepts(tmp_path)
-    state = training_of([dog], quick(), shared_base).state()
-    with pytest.raises(TaraError, match="checkpoint has other concepts"):
-        training_of([cat], quick(), shared_base).load(state)
-
-
-@pytest.mark.parametrize("change", [{"seed": 8}, {"token_mask": False}, {"alpha": 3.0}, {"optimizer": "prodigy"}])
-def test_a_checkpoint_of_other_settings_is_refused_by_name(shared_base: Base, tmp_path: Path, change: dict[str, Any]):
-    concepts = two_concepts(tmp_path)
-    state = training_of(concepts, quick(), shared_base).state()
-    other = quick(**change) if "optimizer" not in change else quick(**change, learning_rate=None)
-    with pytest.raises(TaraError, match=f"checkpoint was written with {next(iter(change))} = .*Resume with the"):
-        training_of(concepts, other, shared_base).load(state)
-
-
-def test_a_checkpoint_of_another_base_of_the_same_shape_is_refused(shared_base: Base, tmp_path: Path):
-    concepts = two_concepts(tmp_path)
-    state = training_of(concepts, quick(), shared_base).state()
-    with pytest.raises(TaraError, match="written with base = "):
-        training_of(concepts, quick(), Base(tiny_bases.sd_pipeline(seed=5))).load(state)
-
-
-def test_only_the_last_checkpoints_are_kept_and_a_damaged_one_is_refused(shared_base: Base, tmp_path: Path):
-    state, folder = training_of(two_concepts(tmp_path), quick(), shared_base).state(), tmp_path / "checkpoints"
-    for step in range(1, 5):
-        last = save_checkpoint(folder, replace(state, step=step))
-    assert sorted(path.name for path in folder.iterdir()) == ["step-000003.safetensors", "step-000004.safetensors"]
-    last.write_bytes(last.read_bytes()[:100])
-    with pytest.raises(TaraError, match="not a complete checkpoint"):
-        load_checkpoint(last)
 
 
 @pytest.mark.parametrize("shape", ["shared_base", "shared_sdxl"])
@@ -315,95 +253,9 @@ def test_prior_preservation_without_class_images_is_refused(shared_base: Base, t
         training_of(two_concepts(tmp_path), settings, shared_base)
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"prompt": "a photo of a dog"}, "instance prompt, 'a photo of a dog', lacks the rare word 'xlo'"),
-        ({"prompt": "a photo of a {rare_word}"}, "lacks the class word 'dog'.* alignment_loss = 'off'"),
-        ({"caption_templates": ("the {class_word}",)}, r"caption of .*0\.png, 'the dog', lacks the rare word"),
-        ({"prompt": "a photo of " * 40 + "{rare_word} {class_word}"}, "'xlo' is beyond the part"),
-        ({"class_word": "xlo dog"}, "rare word 'xlo' is in the class word"),
-    ],
-)
-def test_captions_without_their_words_are_refused(
-    shared_base: Base, tmp_path: Path, changes: dict[str, Any], sentence: str
-):
-    dog = two_concepts(tmp_path)[0].model_copy(update=changes)
-    with pytest.raises(TaraError, match=sentence):
-        check_inputs([dog], quick(), shared_base)
-
-
-def test_photos_and_words_are_checked_before_the_base_is_loaded(tmp_path: Path):
-    def load() -> Base:
-        raise AssertionError("the base was loaded")
-
-    dog, _ = two_concepts(tmp_path)
-    with pytest.raises(TaraError, match="lacks the rare word"):
-        check_inputs([dog.model_copy(update={"prompt": "a dog"})], quick(), load)
-
-
-def test_lost_text_of_a_long_caption_is_named_once(shared_base: Base, tmp_path: Path):
-    dog = two_concepts(tmp_path)[0].model_copy(update={"prompt": "a {rare_word} {class_word}" + " on the beach" * 30})
-    with pytest.warns(TaraWarning) as notes:  # three photos share it
-        check_inputs([dog], quick(), shared_base)
-    (note,) = (str(note.message) for note in notes)
-    assert "is too long" in note
-    assert note.endswith("beach on the beach'.")
-    assert "xlo" not in note
-
-
 def test_a_caption_needs_no_class_word_when_nothing_is_aligned(shared_base: Base, tmp_path: Path):
     dog = two_concepts(tmp_path)[0].model_copy(update={"prompt": "a photo of a {rare_word}"})
     assert len(run_steps(training_of([dog], quick(alignment_loss="off", steps=1), shared_base))) == 1
-
-
-def test_a_common_rare_word_is_warned_of(shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tara.families.text.SMALLEST_VOCABULARY", 0)  # the tiny tokenizer's words count
-    dog = two_concepts(tmp_path)[0].model_copy(update={"rare_word": "Beach"})
-    with pytest.warns(TaraWarning, match="'Beach' is a common word"):
-        check_inputs([dog], quick(), shared_base)
-
-
-def test_the_training_of_a_style_is_advised_on(shared_base: Base, tmp_path: Path):
-    style = two_concepts(tmp_path)[0].model_copy(update={"is_style": True, "class_word": "style"})
-    with pytest.warns(TaraWarning, match="trains better with targets attention and a caption for each image"):
-        check_inputs([style], quick(), shared_base)
-    for number, photo in enumerate(sorted(style.images.iterdir())):
-        photo.with_suffix(".txt").write_text(f"thing {number} in {style.rare_word} style", encoding="utf-8")
-    with pytest.warns(TaraWarning) as notes:
-        check_inputs([style], quick(), shared_base)
-    (note,) = [str(note.message) for note in notes]
-    assert note.endswith("trains better with targets attention.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", TaraWarning)
-        check_inputs([style], quick(targets="attention"), shared_base)
-
-
-def test_two_concepts_of_one_name_are_refused(shared_base: Base, tmp_path: Path):
-    concepts = [concept.model_copy(update={"name": "pet"}) for concept in two_concepts(tmp_path)]
-    files = [concept.model_copy(update={"out": tmp_path / f"{concept.rare_word}.safetensors"}) for concept in concepts]
-    with pytest.raises(TaraError, match="Two concepts are called 'pet'"):
-        check_inputs(files, quick(), shared_base)
-
-
-def test_two_concepts_with_one_output_file_are_refused(shared_base: Base, tmp_path: Path):
-    dog, cat = two_concepts(tmp_path)
-    with pytest.raises(TaraError, match="Two concepts would write"):
-        check_inputs([dog, cat.model_copy(update={"out": dog.out})], quick(), shared_base)
-
-
-def test_a_resolution_that_the_base_cannot_take_is_refused(shared_base: Base, tmp_path: Path):
-    with pytest.raises(TaraError, match="resolution = 33 is refused"):
-        check_inputs(two_concepts(tmp_path), quick().model_copy(update={"resolution": 33}), shared_base)
-
-
-def test_bases_that_generate_but_cannot_be_trained_are_refused(sd_pipe: Any, tmp_path: Path):
-    concepts = two_concepts(tmp_path)
-    with pytest.raises(TaraError, match="takes 9 channels, but its latents have 4"):
-        check_inputs(concepts, quick(), Base(tiny_bases.sd_pipeline(in_channels=9)))
-    sd_pipe.scheduler.register_to_config(prediction_type="flow_prediction")
-    with pytest.raises(TaraError, match="prediction type 'flow_prediction'"):
-        check_inputs(concepts, quick(), Base(sd_pipe))
 
 
 def test_a_missing_optimiser_package_is_named(shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -421,22 +273,6 @@ def test_half_precision_bases_train_with_a_loss_scale_for_each_concept(
     assert all(not part.skipped for record in run_steps(training) for part in record.concepts)
     assert training.optimizers.loss_scales == scales
     assert {low_rank.a.dtype for low_rank in training.adapters()[0].layers.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("name", ["constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"])
-def test_the_learning_rate_follows_diffusers_schedule(name: Any):
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
-    reference = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=20)
-    ours = learning_rate_schedule(name, peak=0.3, warmup=4, steps=20)
-    for step in range(20):
-        assert ours(step) == pytest.approx(reference.get_last_lr()[0])
-        optimizer.step()
-        reference.step()
-
-
-def test_a_constant_learning_rate_warms_up_when_asked_to():
-    schedule: Callable[[int], float] = learning_rate_schedule("constant", peak=1.0, warmup=2, steps=4)
-    assert [schedule(step) for step in range(4)] == [0, 0.5, 1, 1]
 
 
 @pytest.mark.gpu
