@@ -1,3 +1,5 @@
+"""Denoising losses and the noise schedule, compared with diffusers and with plain formulas."""
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler

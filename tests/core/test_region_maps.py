@@ -1,3 +1,5 @@
+"""Regions: which cells belong to which concept, at any resolution."""
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""A base as loaded: encoding, prediction, its parts and their devices."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""The pipeline call: its images are those of the stock pipeline, whatever the batch, and its arguments are checked."""
+
 import functools
 import inspect
 import subprocess

@@ -1,3 +1,5 @@
+"""Prepared pipelines: a stock pipeline with adapters, and everything as it was after release."""
+
 from pathlib import Path
 from typing import Any
 

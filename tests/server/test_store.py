@@ -50,26 +50,43 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def test_keys_adapters_and_jobs_are_kept(store: Store) -> None:
+def test_a_key_belongs_to_one_name(store: Store) -> None:
     key = store.add_key("ann")
     assert store.owner_of(key) == "ann"
+    assert store.owner_of(key + "x") is None
     with pytest.raises(TaraError, match="There is a key 'ann' already"):
         store.add_key("ann")
+
+
+def test_an_owner_sees_own_adapters_and_shared_ones_and_has_one_of_a_name(store: Store) -> None:
     store.add_adapter(AdapterRecord(owner="ann", name="rex", bytes=1))
     store.add_adapter(AdapterRecord(owner="bob", name="rex", bytes=1))
     with pytest.raises(TaraError, match="You have an adapter 'rex'"):
         store.add_adapter(AdapterRecord(owner="ann", name="rex", bytes=1))
     store.add_adapter(AdapterRecord(owner="bob", name="tom", bytes=1, shared=True))
     assert [(record.owner, record.name) for record in store.adapters("ann")] == [("ann", "rex"), ("bob", "tom")]
+
+
+def test_jobs_are_unfinished_until_they_end_and_the_oldest_are_removed(store: Store) -> None:
     jobs = [JobRecord(owner="ann", request="{}") for _ in range(3)]
     for job in jobs:
         store.add_job(job)
     assert [job.id for job in store.unfinished()] == [job.id for job in jobs]
     assert (store.count_unfinished("ann"), store.count_unfinished("bob")) == (3, 0)
-    assert store.job("bob", jobs[0].id) is None
     for job in jobs:
         assert store.end_job(job.id, "done", images=1)
+    assert store.unfinished() == []
     assert [job.id for job in store.remove_oldest("ann", 2)] == [jobs[0].id]
+
+
+def test_a_job_is_its_owners_alone(store: Store) -> None:
+    job = JobRecord(owner="dora", request="{}")
+    store.add_job(job)
+    assert store.job("bob", job.id) is None
+    found = store.job("dora", job.id)
+    assert found is not None
+    assert found.id == job.id
+    store.end_job(job.id, "cancelled")
 
 
 def test_a_job_ends_once_whoever_ends_it(store: Store) -> None:
