@@ -26,7 +26,7 @@ from tara.families.settings import BaseSettings
 from tara.families.single_file import read_contents
 from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, read_provenance
 from tara.storage.images import read_image_with_alpha
-from tara.storage.photos import read_examples
+from tara.storage.photos import read_photos
 from tara.training.checkpoints import HEADER_KEY, load_checkpoint
 from tara.training.run.recipe_files import read_recipe
 
@@ -152,14 +152,14 @@ def readers() -> tuple[Reader, ...]:
         Reader(
             name="caption",
             file="0.txt",
-            read=lambda path: read_examples(path.parent, ["a {rare_word}"]),
+            read=lambda path: read_photos(path.parent, ["a {rare_word}"]),
             samples=(b"a {rare_word} {class_word} on grass\n", "\ufeffein schönes Bild".encode()),
             beside=photos,
         ),
         Reader(
             name="caption table",
             file=TABLE,
-            read=lambda path: read_examples(path.parent, ["a {rare_word}"]),
+            read=lambda path: read_photos(path.parent, ["a {rare_word}"]),
             samples=(table,),
             beside=photos,
         ),

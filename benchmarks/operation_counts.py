@@ -49,7 +49,7 @@ def count(unet: Any, side: int) -> dict[str, int]:
             low_rank = 2 * speed.RANK * (d_in + d_out)
             counts["published"] += 2 * positions * d_in * d_out
             counts["diffusers attention"] += positions * low_rank
-            if path.endswith(SD1.text_kv):
+            if path.endswith(SD1.text_kv_paths):
                 counts["text_kv"] += 2 * positions * d_in * d_out
                 counts["diffusers cross_kv"] += positions * low_rank
                 counts["tara cross_kv"] += low_rank

@@ -5,7 +5,7 @@
 Three subjects of the embedded base, with adapters of each target set (text keys and values, and all attention), are
 generated at rising weights. A row is a weight: the largest ratio of a delta's norm to its layer's weight (`tara
 inspect` prints it), and the shares of images in which the judge finds the subject's class and the background. The
-checks are of the bound of the warning in `tara.inference.fusing`: images far within it show their subject, images
+checks are of the bound of the warning in `tara.inference.fitting`: images far within it show their subject, images
 beyond it do not, and trained adapters, at weight 1, are within it.
 """
 
@@ -24,7 +24,7 @@ from result_files import check, command_line
 
 from tara.errors import TaraWarning
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.fusing import LARGEST_RATIO, strengths
+from tara.inference.fitting import LARGEST_RATIO, strengths
 
 STRENGTH = "strength"
 SUBJECTS_SEED = 7

@@ -18,7 +18,7 @@ from tara.evaluation.folder import find_images
 from tara.families.single_file import read_contents
 from tara.inference.provenance import read_provenance
 from tara.storage.images import read_image_with_alpha
-from tara.storage.photos import read_examples
+from tara.storage.photos import read_photos
 from tara.training.run.recipe_files import read_recipe
 
 
@@ -47,7 +47,7 @@ def _folder_of_peft(path: Path) -> object:
 
 
 def _folder_of_photos(path: Path) -> object:
-    return read_examples(path.parent, ["a {rare_word} {class_word}"])
+    return read_photos(path.parent, ["a {rare_word} {class_word}"])
 
 
 def stress_cases() -> Iterator[StressCase]:

@@ -30,7 +30,7 @@ from tara.inference.composers import Composer
 from tara.inference.pipeline import Pipeline
 from tara.inference.request import requests_for
 from tara.inference.settings import GenerationSettings
-from tara.inference.text_kv import TextEncoder
+from tara.inference.text_kv import CachedTextEncoder
 from tara.training import loop
 from tara.training.loop import StepRecord, Training
 from tara.training.settings import ConceptSettings, concept_settings
@@ -74,7 +74,7 @@ def generate_edited(
     """
     settings = GenerationSettings(steps=SAMPLING_STEPS, guidance_scale=base.defaults.guidance_scale)
     rows = prompt_rows(base, requests_for(prompts, adapters, settings))
-    encoder = TextEncoder(base)
+    encoder = CachedTextEncoder(base)
     batch = prepared_batch(encoder, base.pipe, rows, settings)
     if delay:
         bare = prepared_batch(encoder, base.pipe, [replace(row, acting=()) for row in rows], settings)

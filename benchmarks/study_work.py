@@ -168,7 +168,7 @@ class Study:
                     settings=GenerationSettings(steps=SAMPLING_STEPS, composer=variant.composer),
                 )
                 (attention,) = record_attention(self.world.pipeline, request)
-                values += [(group, score.alignment) for score in attention.scores]
+                values += [(group, score.map_correlation) for score in attention.scores]
             write(kept, values)
         return [(tuple(group), value) for group, value in json.loads(kept.read_text(encoding="utf-8"))]
 

@@ -80,7 +80,7 @@ def stepping(
         flip=False,
     )
     steps = Training(check_inputs(concepts, settings, base)).steps()
-    next(steps)  # which also encodes the caption and allocates the optimiser's averages
+    next(steps)  # which also encodes the caption and allocates the optimizer's averages
     return lambda: next(steps)
 
 
@@ -112,7 +112,7 @@ class Steps:
         encoding, timesteps = base.encode([self.concepts[0].phrase]), torch.tensor([500])
         kv = {
             layer: (keys.detach().requires_grad_(), values.detach().requires_grad_())
-            for layer, (keys, values) in base.text_kv(encoding.embeddings).items()
+            for layer, (keys, values) in base.project_text(encoding.embeddings).items()
         }
         leaves = [part for pair in kv.values() for part in pair]
         base.processors.install()

@@ -23,11 +23,11 @@ def tara_version() -> str:
 
 
 class TaraError(Exception):
-    """A mistake that its maker can correct: the message says what, where, and what next, in one sentence or two."""
+    """A user's mistake; the message says what is wrong, where, and what to do, in one or two sentences."""
 
 
 class TaraWarning(UserWarning):
-    """Something that works, but hardly as its maker meant it."""
+    """Something that works but is probably not intended."""
 
 
 def warn(message: str) -> None:

@@ -147,7 +147,7 @@ def _reading_error(
 
 
 def _update(state: TrainingState, recipe: DenoiserRecipe, step: int) -> None:
-    """One step of the optimiser, clipped, and of the moving average; at times the mean over all processes."""
+    """One step of the optimizer, clipped, and of the moving average; at times the mean over all processes."""
     parameters = [*state.unet.parameters()]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     for group in state.optimizer.param_groups:

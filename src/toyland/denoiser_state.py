@@ -108,7 +108,7 @@ def steps_done(path: Path) -> int:
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A moment in its parameter's memory layout: the fused optimiser walks both in the order of memory, unchecked."""
+    """A moment in its parameter's memory layout: the fused optimizer walks both in the order of memory, unchecked."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 

@@ -32,9 +32,9 @@ def test_a_file_gives_back_the_adapter(adapter: Adapter, tmp_path: Path) -> None
 
 
 def test_the_parts_are_the_text_part_and_the_rest(adapter: Adapter) -> None:
-    assert {path.rpartition("attn")[2] for path in adapter.text_kv} == {"2.to_k", "2.to_v"}
-    assert len(adapter.global_part) == 3 * len(adapter.text_kv)
-    assert adapter.text_kv.keys().isdisjoint(adapter.global_part)
+    assert {path.rpartition("attn")[2] for path in adapter.text_kv_deltas} == {"2.to_k", "2.to_v"}
+    assert len(adapter.global_deltas) == 3 * len(adapter.text_kv_deltas)
+    assert adapter.text_kv_deltas.keys().isdisjoint(adapter.global_deltas)
 
 
 def test_the_same_adapter_is_the_same_file(adapter: Adapter, tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from tara.core.lora import LowRank
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, parse_adapter
-from tara.inference.binding import bind, bind_everywhere
-from tara.inference.fusing import check_fits, fused, global_part
-from tara.inference.text_kv import TextEncoder, text_kv
+from tara.inference.binding import bind, bind_all_tokens
+from tara.inference.fitting import check_fits
+from tara.inference.fusing import fused, global_part
+from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
 
 PROMPT = "a xlo dog on the beach"
 WORD = (2, 3)  # the tokens of xlo in it, behind the start and `a`
@@ -49,9 +50,9 @@ def _composed(pipe: Any, active: ActiveAdapter, everywhere: bool = True) -> Tens
     base = Base(pipe)
     check_fits(base, active)
     encoding = base.encode([PROMPT])
-    bound = (bind_everywhere if everywhere else bind)(encoding.tokenized[0], [active])
+    bound = (bind_all_tokens if everywhere else bind)(encoding.tokenized[0], [active])
     with fused(base, global_part([active])):
-        conditioning = text_kv(TextEncoder(base), encoding, [bound])
+        conditioning = compute_text_kv(CachedTextEncoder(base), encoding, [bound])
         base.processors.install()
         try:
             return base.predict(*_inputs(), encoding, conditioning)

@@ -17,7 +17,7 @@ from tara.adapters.adapter import load_adapter
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.fusing import check_fits
+from tara.inference.fitting import check_fits
 
 Tensors = dict[str, Tensor]
 K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

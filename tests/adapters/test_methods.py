@@ -14,12 +14,13 @@ import foreign_files as files
 import tiny_bases
 from tara.adapters.adapter import load_adapter
 from tara.adapters.convert import convert
-from tara.core.lora import low_rank_cut, low_rank_from_matrix
+from tara.core.lora import low_rank_from_matrix, truncate_rank
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, parse_adapter
 from tara.inference.batch import prompt_rows
-from tara.inference.fusing import fused, global_part, with_changes
+from tara.inference.fitting import with_resolved_changes
+from tara.inference.fusing import fused, global_part
 from tara.inference.pipeline import Pipeline
 from tara.inference.request import requests_for
 from tara.inference.settings import GenerationSettings
@@ -163,7 +164,7 @@ def test_a_method_changes_the_weights_as_its_formula_says(name: str, prefix: str
     adapter = load_adapter(path)
     assert adapter.card.method == FORMULAS[name][2]
     base = Base(pipe)
-    active = with_changes(base, ActiveAdapter(adapter))
+    active = with_resolved_changes(base, ActiveAdapter(adapter))
     deltas = {layer: [(1.0, delta)] for layer, delta in active.adapter.layers.items()}
     with fused(base, deltas):
         for layer, weight in expected.items():
@@ -215,7 +216,7 @@ def test_what_peft_saves_changes_the_weights_as_in_peft(config: Any, tmp_path: P
     theirs: Mapping[str, Tensor] = wrapped.merge_and_unload().state_dict()
     pipe.unet = plain
     base = Base(pipe)
-    active = with_changes(base, ActiveAdapter(load_adapter(tmp_path / "rex")))
+    active = with_resolved_changes(base, ActiveAdapter(load_adapter(tmp_path / "rex")))
     with fused(base, {layer: [(1.0, delta)] for layer, delta in active.adapter.layers.items()}):
         for name, weight in base.denoiser.state_dict().items():
             assert (weight - theirs[name]).norm() <= 2e-6 * theirs[name].norm(), name
@@ -238,14 +239,14 @@ def test_other_methods_act_as_a_whole_or_cut_for_regions_and_never_by_their_word
 
 def test_a_low_rank_cut_is_the_nearest_one_and_tells_what_is_lost() -> None:
     delta = _noise(40, 60)
-    cut, error = low_rank_cut(low_rank_from_matrix(delta), 10)
+    cut, error = truncate_rank(low_rank_from_matrix(delta), 10)
     u, sizes, v = torch.linalg.svd(delta.double(), full_matrices=False)
     nearest = (u[:, :10] * sizes[:10]) @ v[:10]
     lost = float((delta - nearest).norm() / delta.double().norm())
     assert cut.rank == 10
     assert float((cut.dense() - delta).norm() / delta.norm()) == pytest.approx(error, rel=1e-4)
     assert error == pytest.approx(lost, rel=0.02)
-    assert low_rank_cut(cut, 10) == (cut, 0.0)
+    assert truncate_rank(cut, 10) == (cut, 0.0)
 
 
 def test_a_bundled_embedding_is_loaded_by_diffusers_on_the_same_word(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.pipeline import Pipeline
-from tara.storage.photos import read_examples
+from tara.storage.photos import read_photos
 from tara.training.inputs import check_inputs
 from tiny_adapters import random_adapter
 from tiny_bases import sd_pipeline
@@ -165,7 +165,7 @@ def test_a_diptych_puts_an_image_of_the_base_beside_each_photo(ideas: ModuleType
     members = shared.cast(3, tmp_path / "photos")[:3:2]
     diptychs = ideas.Diptychs(same_class=False, partner_counts=False)
     concepts = diptychs(members, load_base(toyland.BASE, device="cpu"), tmp_path / "both")
-    sizes = [example.image.size for example in read_examples(concepts[0].images, ("",))]
+    sizes = [example.image.size for example in read_photos(concepts[0].images, ("",))]
     assert sorted(sizes) == [(64, 64)] * 5 + [(128, 64)] * 5
     assert (concepts[0].images / "0-both.txt").read_text(encoding="utf-8") == "a photo of a xlo cat and a car"
     assert concepts[0].masks is not None

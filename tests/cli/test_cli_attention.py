@@ -22,7 +22,7 @@ from tara.inference.settings import GenerationSettings
 from toyland import BASE, GUIDANCE_SCALE
 
 PROMPT = "a xlo dog and a szn cat"
-SCORES = {"alignment", "overlap", "leakage"}
+SCORES = {"map_correlation", "overlap", "other_correlation"}
 
 
 def flags(trained: Path, base: Path, *more: str) -> list[str]:
@@ -52,7 +52,7 @@ def test_attention_leaves_a_page_a_sheet_the_scores_and_the_image_of_generate(
         "0001-seed7.png",
         "settings.json",
     }
-    assert "xlo and dog: alignment" in capsys.readouterr().out
+    assert "xlo and dog: map correlation" in capsys.readouterr().out
     assert main(["generate", *flags(trained, base, "--seeds", "7", "--guidance-scale", "3")]) == 0
     assert Path("attention/0001-seed7.png").read_bytes() == Path("out/0001-seed7.png").read_bytes()
 
@@ -72,7 +72,7 @@ def test_the_scores_are_there_for_the_whole_each_layer_and_each_step(trained: Pa
     pipeline = Pipeline(base, device="cpu")
     adapters = [trained / f"{name}.safetensors" for name in ("rex", "tom")]
     (again,) = record_attention(pipeline, asked(PROMPT, adapters, steps=3))
-    assert dog["alignment"] == pytest.approx(again.scores[0].alignment, abs=1e-6)
+    assert dog["map_correlation"] == pytest.approx(again.scores[0].map_correlation, abs=1e-6)
 
 
 def test_adapters_of_the_same_words_are_rows_of_one_page(trained: Path, base: Path, here: Path):

@@ -15,7 +15,7 @@ import tiny_bases
 from tara.adapters.adapter import Adapter
 from tara.analysis.attention import ImageAttention, record_attention, rows_of_alternatives, subjects_of
 from tara.analysis.recording import Recorder, WordMaps, recording
-from tara.core.attention_maps import alignment, map_size, overlap, region, word_maps
+from tara.core.attention_maps import above_half_range, map_correlation, map_size, overlap, word_maps
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
@@ -23,7 +23,7 @@ from tara.inference.binding import bind
 from tara.inference.pipeline import DenoisingStep, Pipeline
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
-from tara.inference.text_kv import TextEncoder, text_kv
+from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
 from tara.report.overlays import heat_over
 
 PROMPT = "a xlo dog and a szn cat on the beach"
@@ -84,24 +84,24 @@ def test_a_feature_map_has_the_shape_of_the_halved_latents(
     assert map_size(positions, latents) == size
 
 
-def test_alignment_is_the_correlation_of_two_maps():
+def test_map_correlation_is_that_of_the_values():
     one, other = torch.rand(4, 6), torch.rand(4, 6)
     wanted = np.corrcoef(one.flatten().double(), other.flatten().double())[0, 1]
-    assert alignment(one, other) == alignment(other, one) == pytest.approx(wanted)
+    assert map_correlation(one, other) == map_correlation(other, one) == pytest.approx(wanted)
 
 
-def test_alignment_does_not_depend_on_how_much_a_word_gets_everywhere():
+def test_map_correlation_does_not_depend_on_how_much_a_word_gets_everywhere():
     one, left, right = torch.rand(4, 6), torch.zeros(4, 6), torch.zeros(4, 6)
     left[:, :3], right[:, 3:] = 1, 1
-    assert alignment(one, 3 * one + 7) == pytest.approx(1)
-    assert alignment(left, right) == pytest.approx(-1)
-    assert alignment(left, torch.ones(4, 6)) == 0
+    assert map_correlation(one, 3 * one + 7) == pytest.approx(1)
+    assert map_correlation(left, right) == pytest.approx(-1)
+    assert map_correlation(left, torch.ones(4, 6)) == 0
 
 
 def test_overlap_compares_the_halves_over_half_of_each_range():
     one, other = torch.zeros(2, 4), torch.full((2, 4), 5.0)
     one[:, :2], other[:, 1:3] = 1, 9
-    assert region(other).tolist() == [[False, True, True, False]] * 2
+    assert above_half_range(other).tolist() == [[False, True, True, False]] * 2
     assert overlap(one, other) == pytest.approx(1 / 3)
 
 
@@ -167,7 +167,7 @@ def test_only_the_rows_that_read_the_prompt_are_recorded(base: Base):
     base.processors.install()
     for texts, bindings in (([prompt], [bound]), (["", prompt], [[], bound])):
         encoding, recorder = base.encode(texts), Recorder([(2, 3), (4,)])
-        conditioning = text_kv(TextEncoder(base), encoding, bindings)
+        conditioning = compute_text_kv(CachedTextEncoder(base), encoding, bindings)
         rows = len(texts)
         with recording(base, recorder):
             base.predict(latents.repeat(rows, 1, 1, 1), torch.full((rows,), 500), encoding, conditioning)

@@ -17,7 +17,7 @@ def test_a_gaussian_first_matrix_is_that_of_diffusers_lora_layer() -> None:
     torch.manual_seed(5)
     theirs = torch.empty(8, 768)
     torch.nn.init.normal_(theirs, std=1 / 8)  # as diffusers' LoRALinearLayer, and PEFT's init_lora_weights="gaussian"
-    ours = new_low_rank(768, 4, rank=8, weights="gaussian", generator=torch.Generator().manual_seed(5))
+    ours = new_low_rank(768, 4, rank=8, init="gaussian", generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(ours.a, theirs)
     assert ours.b.count_nonzero() == 0
 

@@ -52,7 +52,7 @@ def test_a_words_tokens_are_all_its_pieces_and_no_others() -> None:
 
 
 def test_a_text_knows_what_was_lost() -> None:
-    text = Tokenized("one two three", ((0, 0), (0, 3), (4, 7), (0, 0)), kept=7)
+    text = Tokenized("one two three", ((0, 0), (0, 3), (4, 7), (0, 0)), characters_read=7)
     assert text.lost == "three"
     assert text.holds((4, 7))
     assert not text.holds((8, 13))

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from tara.core.prompts import weighted
 from tara.core.tokens import word_spans
 from tara.errors import TaraError
 from tara.families.base import Base
-from tara.families.prompts import encode_negative_prompt, encode_prompt, tokenize_prompt
+from tara.families.prompt_encoding import encode_negative_prompt, encode_prompt, tokenize_prompt
+from tara.families.prompt_syntax import apply_token_weights
 
 LONG = "a xlo dog and " + "big " * 100 + "szn cat"
 
@@ -46,7 +46,7 @@ def test_a_weight_scales_the_embeddings_of_its_words_and_the_text_has_no_syntax(
     weights[
         [position for word in ("xlo", "dog") for position in tokens.positions(word_spans(tokens.text, word)[0])]
     ] = 1.4
-    torch.testing.assert_close(found.embeddings[0], weighted(plain.embeddings[0], weights))
+    torch.testing.assert_close(found.embeddings[0], apply_token_weights(plain.embeddings[0], weights))
 
 
 def test_a_missing_negative_prompt_fills_its_chunks_as_the_base_wants(any_pipe: Any) -> None:

@@ -33,7 +33,7 @@ def test_installed_processors_equal_stock_ones_with_and_without_prepared_text(
     before = base.predict(*call)
     base.processors.install()
     assert torch.equal(base.predict(*call), before)
-    assert torch.equal(base.predict(*call, TextConditioning(base.text_kv(call[2].embeddings))), before)
+    assert torch.equal(base.predict(*call, TextConditioning(base.project_text(call[2].embeddings))), before)
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def test_a_rows_delta_equals_a_changed_weight(any_pipe: Any) -> None:
     base = Base(any_pipe)
     base.processors.install()
     latents, timesteps, encoding = _call(base)
-    kv = base.text_kv(encoding.embeddings)
+    kv = base.project_text(encoding.embeddings)
     names = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
     paths = [f"{layer.removesuffix('attn2')}{name}" for layer in base.text_layers for name in names]
     deltas: dict[str, LowRank] = {}
@@ -64,7 +64,8 @@ def test_gradients_reach_keys_values_and_deltas_also_with_checkpointing(any_pipe
     base.processors.install()
     latents, timesteps, encoding = _call(base)
     kv = {
-        layer: (k.requires_grad_(), v.requires_grad_()) for layer, (k, v) in base.text_kv(encoding.embeddings).items()
+        layer: (k.requires_grad_(), v.requires_grad_())
+        for layer, (k, v) in base.project_text(encoding.embeddings).items()
     }
     path = f"{base.attention_layers[0]}.to_q"
     d_in, d_out = base.projection_sizes(path)
@@ -86,10 +87,10 @@ def test_a_wrong_number_of_rows_or_another_networks_text_is_refused() -> None:
     base = Base(tiny_bases.sd_pipeline())
     base.processors.install()
     latents, timesteps, encoding = _call(base)
-    conditioning = TextConditioning(base.text_kv(encoding.embeddings[:1]))
+    conditioning = TextConditioning(base.project_text(encoding.embeddings[:1]))
     with pytest.raises(TaraError, match=r"got 2 rows, but tara\.prepare made text for 1"):
         base.predict(latents, timesteps, encoding, conditioning)
-    kv = base.text_kv(encoding.embeddings)
+    kv = base.project_text(encoding.embeddings)
     with pytest.raises(TaraError, match=rf"prepared text has no keys and values for '{base.text_layers[0]}'"):
         base.predict(latents, timesteps, encoding, TextConditioning({"other": kv.popitem()[1]}))
 
@@ -101,7 +102,7 @@ def test_replaced_processors_are_noticed(replace: str) -> None:
     base = Base(pipe)
     base.processors.install()
     call = _call(base)
-    conditioning = TextConditioning(base.text_kv(call[2].embeddings))
+    conditioning = TextConditioning(base.project_text(call[2].embeddings))
     if replace == "slicing":
         pipe.enable_attention_slicing(1)
     elif replace == "fusing":
@@ -122,7 +123,7 @@ def test_replaced_processors_are_noticed(replace: str) -> None:
 def test_slicing_before_installing_changes_no_prepared_image(any_pipe: Any) -> None:
     base = Base(any_pipe)
     call = _call(base)
-    conditioning = TextConditioning(base.text_kv(call[2].embeddings + 1))
+    conditioning = TextConditioning(base.project_text(call[2].embeddings + 1))
     base.processors.install()
     whole = base.predict(*call, conditioning)
     base.processors.release()

@@ -10,7 +10,7 @@ from tara.core.tokens import Tokenized
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter, as_active_adapter, parse_adapter
-from tara.inference.binding import bind, bind_everywhere
+from tara.inference.binding import bind, bind_all_tokens
 
 Bound = Callable[..., list[list[str]]]
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_bound_is_one_clear_sentence(base: Base, rex: Adapter, to
 
 
 def test_bound_everywhere_means_every_token(base: Base, rex: Adapter) -> None:
-    (found,) = bind_everywhere(base.tokenize("a dog"), [ActiveAdapter(rex)])
+    (found,) = bind_all_tokens(base.tokenize("a dog"), [ActiveAdapter(rex)])
     assert found.occurrences == (tuple(range(77)),)
 
 

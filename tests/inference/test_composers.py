@@ -20,7 +20,7 @@ from tara.core.lora import LowRank
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.composers import COMPOSERS, Composer, class_words
+from tara.inference.composers import COMPOSERS, Composer, replace_rare_words
 from tara.inference.composers.sequential import switch_every
 from tara.inference.pipeline import DenoisingStep, Pipeline
 from tiny_adapters import ATTENTION, CROSS_KV
@@ -179,14 +179,14 @@ def test_none_is_the_stock_image_of_the_class_words(pipe: Any, active_adapters: 
     ],
 )
 def test_class_words_stand_where_rare_words_stood(prompt: str, expected: str, sd_pipe: StableDiffusionPipeline) -> None:
-    assert class_words(prompt, tuple(_two(sd_pipe))) == expected
+    assert replace_rare_words(prompt, tuple(_two(sd_pipe))) == expected
 
 
 def test_an_unnamed_lora_leaves_nothing_where_its_word_stood(sd_pipe: StableDiffusionPipeline) -> None:
     plain = ActiveAdapter(tiny_adapters.random_adapter(Base(sd_pipe), "", ""), rare_word="pxl")
-    assert class_words("a house in pxl style", (plain,)) == "a house in style"
+    assert replace_rare_words("a house in pxl style", (plain,)) == "a house in style"
     with pytest.raises(TaraError, match="'pxl' is not in the prompt"):
-        class_words("a house", (plain,))
+        replace_rare_words("a house", (plain,))
 
 
 @pytest.mark.parametrize("composer", ["tara", "sum", "composite", "ties", "dare", "none"])

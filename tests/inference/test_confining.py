@@ -22,7 +22,7 @@ from tara.families.base import Base
 from tara.families.processors import CONDITIONING_KEY
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.composers import COMPOSERS
-from tara.inference.confining import LAYOUT, Concept, ConfinedAdapters, confined
+from tara.inference.confining import LAYOUT, ConfinedAdapter, ConfinedAdapters, confined
 from tara.inference.request import parse_regions
 from tara.inference.settings import GenerationSettings
 from tiny_adapters import ATTENTION, CROSS_KV
@@ -94,7 +94,7 @@ def _generated(
 ) -> tuple[Tensor, ConfinedAdapters]:
     with tara.prepared(pipe, prompt, adapters, composer="regions", guidance_scale=GUIDANCE, **settings) as arguments:
         latents = pipe(**arguments, num_inference_steps=STEPS, latents=_noise(), output_type="latent").images
-        return latents, arguments["cross_attention_kwargs"][CONDITIONING_KEY].regions
+        return latents, arguments["cross_attention_kwargs"][CONDITIONING_KEY].regional
 
 
 def _two(pipe: Any, **options: Any) -> list[ActiveAdapter]:
@@ -209,7 +209,7 @@ def test_all_parts_of_a_file_act_in_the_region_only(sd_pipe: Any) -> None:
         d_in, d_out = base.projection_sizes(path)
         delta = LowRank(torch.randn(2, d_in), torch.randn(d_out, 2), 0.5, kernel)
         adapter = Adapter(_two(sd_pipe)[0].adapter.card, {path: delta}, name="one")
-        concept = Concept(ActiveAdapter(adapter), (), parse_regions(["xlo=left"], ["xlo"])["xlo"])
+        concept = ConfinedAdapter(ActiveAdapter(adapter), (), parse_regions(["xlo=left"], ["xlo"])["xlo"])
         state = ConfinedAdapters(base, [[concept]], guided=False)
         module = base.layer(path)
         inputs = x if kernel else torch.randn(1, 64, d_in)
@@ -231,7 +231,7 @@ def test_a_delta_of_a_layer_without_a_place_in_the_image_is_left_out_with_a_note
     base, path = Base(sd_pipe), "mid_block.resnets.0.time_emb_proj"
     d_in, d_out = base.projection_sizes(path)
     adapter = Adapter(_two(sd_pipe)[0].adapter.card, {path: LowRank(torch.ones(2, d_in), torch.ones(d_out, 2), 1.0)})
-    concept = Concept(ActiveAdapter(adapter), (), parse_regions(["xlo=left"], ["xlo"])["xlo"])
+    concept = ConfinedAdapter(ActiveAdapter(adapter), (), parse_regions(["xlo=left"], ["xlo"])["xlo"])
     state, module, inputs = ConfinedAdapters(base, [[concept]], guided=False), base.layer(path), torch.randn(1, d_in)
     with confined(base, state):
         state.begin_call(
@@ -243,8 +243,8 @@ def test_a_delta_of_a_layer_without_a_place_in_the_image_is_left_out_with_a_note
 
 
 class _Text:
-    def __init__(self, regions: ConfinedAdapters) -> None:
-        self.regions = regions
+    def __init__(self, regional: ConfinedAdapters) -> None:
+        self.regional = regional
 
 
 def test_regions_are_the_default_when_one_of_several_subjects_has_a_global_part(

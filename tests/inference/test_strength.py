@@ -11,7 +11,7 @@ import torch
 from tara.errors import TaraWarning
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.fusing import LARGEST_RATIO, check_strength, strengths
+from tara.inference.fitting import LARGEST_RATIO, check_strength, strengths
 from tara.inference.pipeline import Pipeline
 from tiny_adapters import random_adapter
 

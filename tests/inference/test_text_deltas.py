@@ -16,7 +16,7 @@ from tara.families.base import Base
 from tara.families.processors import CONDITIONING_KEY, TextConditioning
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind
-from tara.inference.text_kv import TextEncoder, text_kv
+from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
 
 PROMPT = "a xlo dog and a szn cat"
 XLO, SZN = (2, 3), (7, 8, 9)
@@ -50,7 +50,7 @@ def _changed(pipe: Any, adapter: Adapter, weight: float = 1.0) -> Any:
 def _kv(pipe: Any, active_adapters: list[ActiveAdapter]) -> TextConditioning:
     base = Base(pipe)
     encoding = base.encode([PROMPT])
-    return text_kv(TextEncoder(base), encoding, [bind(encoding.tokenized[0], active_adapters)])
+    return compute_text_kv(CachedTextEncoder(base), encoding, [bind(encoding.tokenized[0], active_adapters)])
 
 
 @pytest.mark.parametrize("with_unet", [True, False])

@@ -12,9 +12,10 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import KeysValues, TextConditioning
 from tara.inference.active_adapter import ActiveAdapter
-from tara.inference.binding import bind, bind_everywhere
-from tara.inference.fusing import check_fits, fused, global_part
-from tara.inference.text_kv import TextEncoder, text_kv
+from tara.inference.binding import bind, bind_all_tokens
+from tara.inference.fitting import check_fits
+from tara.inference.fusing import fused, global_part
+from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
 
 PROMPT = "on the beach a xlo dog and a szn cat"
 
@@ -22,7 +23,9 @@ PROMPT = "on the beach a xlo dog and a szn cat"
 def _compose(base: Base, active_adapters: list[ActiveAdapter], context: Context | None = None) -> TextConditioning:
     """Rows: a negative one, the prompt with its adapters, another prompt without."""
     encoding = base.encode(["", PROMPT, "a red house"])
-    return text_kv(TextEncoder(base), encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context)
+    return compute_text_kv(
+        CachedTextEncoder(base), encoding, [[], bind(encoding.tokenized[1], active_adapters), []], context
+    )
 
 
 def _rex_and_tom(base: Base, **options: Any) -> list[ActiveAdapter]:
@@ -73,7 +76,7 @@ def test_summed_adapters_commute_to_the_last_bit(sd_pipe: StableDiffusionPipelin
     rex, tom = _rex_and_tom(base)
     encoding = base.encode([PROMPT])
     one, other = (
-        text_kv(TextEncoder(base), encoding, [bind_everywhere(encoding.tokenized[0], active_adapters)])
+        compute_text_kv(CachedTextEncoder(base), encoding, [bind_all_tokens(encoding.tokenized[0], active_adapters)])
         for active_adapters in ([rex, tom], [tom, rex])
     )
     assert _equal(one, other)
@@ -114,8 +117,11 @@ def test_in_its_own_training_phrase_the_contexts_are_the_same(any_pipe: Any) -> 
     base = Base(any_pipe)
     rex = _rex_and_tom(base)[0]
     encoding = base.encode([rex.adapter.card.phrase])
-    encoder, bindings = TextEncoder(base), [bind(encoding.tokenized[0], [rex])]
-    found = [text_kv(encoder, encoding, bindings, "prompt"), text_kv(encoder, encoding, bindings, "delta")]
+    encoder, bindings = CachedTextEncoder(base), [bind(encoding.tokenized[0], [rex])]
+    found = [
+        compute_text_kv(encoder, encoding, bindings, "prompt"),
+        compute_text_kv(encoder, encoding, bindings, "delta"),
+    ]
     for layer in base.text_layers:
         torch.testing.assert_close(found[0].kv[layer], found[1].kv[layer])
 
@@ -145,7 +151,7 @@ def test_a_rebound_word_takes_the_last_pieces_of_the_cards_word(sd_pipe: StableD
     adapter = tiny_adapters.random_adapter(base)
     encoding = base.encode([f"a {word} dog"])
     bindings = bind(encoding.tokenized[0], [ActiveAdapter(adapter, rare_word=word)])
-    composed = text_kv(TextEncoder(base), encoding, [bindings], "delta")
+    composed = compute_text_kv(CachedTextEncoder(base), encoding, [bindings], "delta")
     phrase = base.encode([adapter.card.phrase]).embeddings[0, 5:7]
     inputs = phrase[[1]] if word == "rex" else phrase[[0, 0, 1]]
     layer = base.text_layers[0]
@@ -204,7 +210,7 @@ def test_the_denoisers_weights_are_left_as_they_were_found(any_pipe: Any, fails:
             changed = {
                 name for name, weight in any_pipe.unet.state_dict().items() if not torch.equal(weight, before[name])
             }
-            assert changed == {f"{path}.weight" for path in adapter.global_part}
+            assert changed == {f"{path}.weight" for path in adapter.global_deltas}
             if fails:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:

@@ -83,7 +83,7 @@ MIXER = Family(
     name="mixer",
     denoiser="mixer",
     text_width=32,
-    text_kv=("read.to_k", "read.to_v"),
+    text_kv_paths=("read.to_k", "read.to_v"),
     defaults=Defaults(rank=2, learning_rate=1e-2),
     encode=encode,
     predict=lambda mixer, latents, times, encoding, conditioning, _sizes: mixer(

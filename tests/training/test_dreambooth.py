@@ -11,7 +11,7 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.storage.dreambooth import TABLE, Subject, read_table, subject_of
 from tara.storage.images import read_image
-from tara.storage.photos import read_examples
+from tara.storage.photos import read_photos
 from tara.training.run.recipe_files import read_recipe
 from tara.training.settings import concept_settings
 from training_fixtures import photo_folder, quick, run_steps, training_of
@@ -153,7 +153,7 @@ def test_real_photos_train_with_buckets_and_masks_from_the_one_folder(shared_bas
     shutil.copytree(DATA_SET / "dog", tmp_path / "dog")
     shutil.copy(DATA_SET / TABLE, tmp_path)
     (tmp_path / "masks").mkdir()
-    for example in read_examples(tmp_path / "dog", ("",)):
+    for example in read_photos(tmp_path / "dog", ("",)):
         mask = Image.new("L", example.image.size)
         mask.paste(255, (100, 100, 400, 400))
         mask.save((tmp_path / "masks" / example.name).with_suffix(".png"))

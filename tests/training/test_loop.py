@@ -258,7 +258,7 @@ def test_a_caption_needs_no_class_word_when_nothing_is_aligned(shared_base: Base
     assert len(run_steps(training_of([dog], quick(alignment_loss="off", steps=1), shared_base))) == 1
 
 
-def test_a_missing_optimiser_package_is_named(shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_optimizer_package_is_named(shared_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(TaraError, match=r"needs the package bitsandbytes.*tara-diffusion\[8bit\]"):
         training_of(two_concepts(tmp_path), quick(optimizer="adamw8bit"), shared_base)

@@ -57,7 +57,7 @@ def test_the_masked_losss_scale_does_not_depend_on_the_subjects_size(covered: in
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(weights.flatten()[-1] * 1.0, weights.flatten()[0] * (1 if covered == 16 else background))
     error = torch.full((1, 4, 4, 4), 3.0, dtype=torch.float64)
-    loss = denoising_loss(error, torch.zeros_like(error), focus=weights)
+    loss = denoising_loss(error, torch.zeros_like(error), pixel_weights=weights)
     torch.testing.assert_close(loss, torch.tensor([9.0], dtype=torch.float64))
 
 
@@ -87,8 +87,8 @@ def test_a_mask_is_mirrored_with_its_photo(shared_base: Base, tmp_path: Path):
     dog = masked(two_concepts(tmp_path)[0])
     ((photos,),) = training_of([dog], quick(masked_loss=True, crops=2), shared_base).sources
     for photo in photos.latents:
-        assert photo.focus is not None
-        plain, mirrored = photo.focus[::2], photo.focus[1::2]
+        assert photo.pixel_weights is not None
+        plain, mirrored = photo.pixel_weights[::2], photo.pixel_weights[1::2]
         torch.testing.assert_close(plain, mirrored.flip(-1))
         assert not torch.equal(plain, mirrored)
 

@@ -1,4 +1,4 @@
-"""Each concept's optimiser steps as torch's own would on its row alone."""
+"""Each concept's optimizer steps as torch's own would on its row alone."""
 
 import math
 import sys

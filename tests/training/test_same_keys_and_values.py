@@ -8,7 +8,7 @@ import torch
 from tara.families.base import Base
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind
-from tara.inference.text_kv import TextEncoder, text_kv
+from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
 from tara.training.text_batch import TextCache, text_batch, text_conditioning
 from training_fixtures import quick, run_steps, training_of, two_concepts
 
@@ -33,9 +33,9 @@ def test_training_and_inference_give_the_same_keys_and_values_bit_for_bit(
 
     encoding = base.encode([caption])
     bindings = [bind(encoding.tokenized[0], [ActiveAdapter(adapter)])]
-    generated = text_kv(TextEncoder(base), encoding, bindings, context)  # pyright: ignore[reportArgumentType]
+    generated = compute_text_kv(CachedTextEncoder(base), encoding, bindings, context)  # pyright: ignore[reportArgumentType]
 
-    plain = base.text_kv(encoding.embeddings)
+    plain = base.project_text(encoding.embeddings)
     assert learned.kv.keys() == generated.kv.keys() == plain.keys()
     for layer, pair in learned.kv.items():
         for ours, theirs, frozen in zip(pair, generated.kv[layer], plain[layer], strict=True):

@@ -1,1 +1,1 @@
-"""Adapter files: low-rank layers, card, and the formats of other tools. Does not import bases."""
+"""Adapter files: low-rank layers, card, and the formats of other tools. Needs no loaded base."""

@@ -33,25 +33,25 @@ class Adapter:
     layers: Mapping[str, LowRank]
     name: str = "adapter"
     text_layers: Mapping[str, LowRank] = field(default_factory=dict[str, LowRank])
-    changes: Mapping[str, WeightChange] = field(default_factory=dict[str, WeightChange])
-    """Differences that depend on the base's weights (DoRA, OFT, IA3); see `tara.inference.fusing.with_changes`."""
+    weight_changes: Mapping[str, WeightChange] = field(default_factory=dict[str, WeightChange])
+    """Differences that depend on the base's weights (DoRA, OFT, IA3), see `tara.inference.fitting`."""
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict[str, Mapping[str, Tensor]])
     """Vectors (n, d) that the file brings along, by word and text encoder."""
     header: Mapping[str, str] = field(default_factory=dict[str, str])
     """The entries of the file that it was read from."""
 
     @cached_property
-    def text_kv(self) -> dict[str, LowRank]:
+    def text_kv_deltas(self) -> dict[str, LowRank]:
         """The part on the text's keys and values: masked by token, computed once per prompt."""
         return {path: low_rank for path, low_rank in self.layers.items() if path.endswith(self.card.text_kv)}
 
     @cached_property
-    def global_part(self) -> dict[str, LowRank]:
+    def global_deltas(self) -> dict[str, LowRank]:
         """The rest: it acts on everything, whether the rare word is in the prompt or not."""
-        return {path: low_rank for path, low_rank in self.layers.items() if path not in self.text_kv}
+        return {path: low_rank for path, low_rank in self.layers.items() if path not in self.text_kv_deltas}
 
     @property
-    def learned_masked(self) -> bool:
+    def trained_with_token_mask(self) -> bool:
         """Whether it was trained with a token mask, to act on its rare word only; other tools' LoRAs never are."""
         return bool(self.card.settings.get("token_mask"))
 
@@ -64,7 +64,7 @@ class Adapter:
     def unit_scale(self) -> "Adapter":
         """The same adapter with every scale multiplied into B, so that alpha = rank: what files hold.
 
-        Some readers lose an alpha that only a header tells, and act two to three times too strong or too weak.
+        Some readers lose an alpha that only a header has, and act two to three times too strong or too weak.
         """
         layers, text_layers = (
             {path: delta.unit_scale() for path, delta in part.items()} for part in (self.layers, self.text_layers)
@@ -107,11 +107,11 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
         raise TaraError(f"alpha is {alpha}, which is not a number. Give for instance 32, or leave it out.")
     file = read_lora(path)
     pairs = file.pairs
-    told = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
-    if told is not None:
-        _check_ranks(path, told, pairs)
-    alphas = {layer: _alpha(alpha, layer, pair, told) for layer, pair in pairs.items()}
-    card = told or _card(file)
+    card_in_file = parse_card(path, file.header[CARD_KEY]) if CARD_KEY in file.header else None
+    if card_in_file is not None:
+        _check_ranks(path, card_in_file, pairs)
+    alphas = {layer: _alpha(alpha, layer, pair, card_in_file) for layer, pair in pairs.items()}
+    card = card_in_file or _card_from_weights(file)
     if pairs:
         card = card.with_scales({layer: pair.rank for layer, pair in pairs.items()}, alphas)
     low_ranks = {
@@ -122,7 +122,7 @@ def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
         {layer: low_rank for layer, low_rank in low_ranks.items() if not layer.startswith(TEXT_ENCODERS)},
         name=name,
         text_layers={layer: low_rank for layer, low_rank in low_ranks.items() if layer.startswith(TEXT_ENCODERS)},
-        changes=file.changes,
+        weight_changes=file.changes,
         embeddings=file.embeddings,
         header=file.header,
     )
@@ -145,12 +145,12 @@ def _check_ranks(path: Path, card: AdapterCard, pairs: Mapping[str, Pair]) -> No
             )
 
 
-def _card(file: LoraFile) -> AdapterCard:
-    """What the weights of another tool's file tell about it."""
+def _card_from_weights(file: LoraFile) -> AdapterCard:
+    """The card of another tool's file, as far as its weights show it."""
     endings = AdapterCard.model_fields["text_kv"].default
     widths = {path: pair.a.shape[1] for path, pair in file.pairs.items() if not path.endswith((".bias", ".weight"))}
     convolved = any(pair.kernel for layer, pair in file.pairs.items() if layer.endswith("proj_in"))
-    text_kv = [layer for layer in widths if layer.endswith(endings)]
+    on_text = [layer for layer in widths if layer.endswith(endings)]
     return AdapterCard(
         rare_word=next(iter(file.embeddings)) if len(file.embeddings) == 1 else "",
         class_word="",
@@ -159,7 +159,7 @@ def _card(file: LoraFile) -> AdapterCard:
         family=family_of_file(widths, endings, file.header, convolved),
         rank=1,
         alpha=1,
-        targets="cross_kv" if text_kv and len(text_kv) == len(file.pairs) + len(file.changes) else "everything",
+        targets="cross_kv" if on_text and len(on_text) == len(file.pairs) + len(file.changes) else "everything",
         source=file.style,
         method=file.method,
     )

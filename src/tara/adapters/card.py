@@ -24,9 +24,9 @@ Context = Literal["prompt", "delta"]
 
 
 class AdapterCard(BaseModel, frozen=True):
-    """What an adapter file tells about itself; nobody has to remember the rare word.
+    """The metadata that an adapter file stores about itself.
 
-    Of another tool's file only a part is known: words, phrase and family are empty where it does not tell them.
+    Of another tool's file only a part is known: words, phrase and family are empty where the file does not say.
     ``rank`` and ``alpha`` are those of most layers; ``rank_pattern`` and ``alpha_pattern`` hold the other layers', by
     path (a text encoder's begin with its name), as in PEFT's ``LoraConfig``.
     """
@@ -46,7 +46,7 @@ class AdapterCard(BaseModel, frozen=True):
         description="Endings of the layers that make the text's keys and values, which are masked",
     )
     phrase: str = Field(description="The fixed instance prompt")
-    context: Context = Field(default="delta", description="The context that composition uses unless told otherwise")
+    context: Context = Field(default="delta", description="Default context at generation")
     is_style: bool = False
     settings: dict[str, Any] = Field(default_factory=dict, description="Training settings")
     examples: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ def _check_version(path: Path, text: str) -> None:
     try:
         version = _Version.model_validate_json(text).format_version
     except ValidationError:
-        return  # damaged, which its own reader tells better
+        return  # damaged, for which the reader of the whole card has a better message
     if version > FORMAT_VERSION:
         raise TaraError(
             f"'{path}' has format version {version}, but this version of tara reads up to {FORMAT_VERSION}. Update "

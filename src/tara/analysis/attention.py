@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tara.analysis.recording import Recorder, WordMaps, recording
-from tara.core.attention_maps import alignment, overlap
+from tara.core.attention_maps import map_correlation, overlap
 from tara.core.tokens import Span, Tokenized, class_word_of
 from tara.errors import TaraError
-from tara.families.prompts import tokenize_prompt
+from tara.families.prompt_encoding import tokenize_prompt
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import bind, find_words
 from tara.inference.pipeline import GeneratedImage, OnStep, Pipeline
@@ -31,10 +31,11 @@ class SubjectTokens:
 class AttentionScores:
     """A subject's rare word compared with class words, by their attention maps; see `tara.core.attention_maps`."""
 
-    alignment: float
+    map_correlation: float
+    """Of the rare word's map with that of its class word."""
     overlap: float
-    leakage: float | None
-    """Highest alignment with another subject's class word; None when there is no other subject."""
+    other_correlation: float | None
+    """The highest with another subject's class word; None when there is no other subject."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +144,13 @@ def scores_of(maps: Float[Tensor, "words height width"]) -> list[AttentionScores
     rare, classes = maps[0::2], maps[1::2]
     scores: list[AttentionScores] = []
     for subject, own in enumerate(rare):
-        others = [alignment(own, other) for other in classes]
-        aligned = others.pop(subject)
-        region = overlap(own, classes[subject])
-        scores.append(AttentionScores(alignment=aligned, overlap=region, leakage=max(others, default=None)))
+        others = [map_correlation(own, other) for other in classes]
+        correlation = others.pop(subject)
+        scores.append(
+            AttentionScores(
+                map_correlation=correlation,
+                overlap=overlap(own, classes[subject]),
+                other_correlation=max(others, default=None),
+            )
+        )
     return scores

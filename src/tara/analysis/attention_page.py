@@ -21,13 +21,13 @@ from tara.storage.files import atomic_write
 MOST_STEPS = 8  # on the page; attention.json has all
 SMALL = 96  # longest side of the images by layer and by step
 MEASURES = {
-    "alignment": "Pearson correlation of the rare word's map with its class word's, -1 to 1",
+    "map_correlation": "Pearson correlation of the rare word's map with its class word's, -1 to 1",
     "overlap": "intersection over union of the two regions in which a map is above half of its range, 0 to 1",
-    "leakage": "the rare word's highest alignment with another subject's class word",
+    "other_correlation": "the rare word's highest map correlation with another subject's class word",
 }
 NOTE = (
     "Each map is scaled to its own range. It is the attention probability of the word's tokens, averaged over heads, "
-    "layers and steps. Alignment is the correlation of a rare word's map with its class word's. Adapters that put two "
+    "layers and steps. The map correlation is that of a rare word with its class word. Adapters that put two "
     "subjects into one image reached 0.87 with the alignment loss and 0.57 without it (benchmarks/study_toyland.py)."
 )
 
@@ -87,9 +87,9 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
 
 
 def _row(label: str, image: Image.Image, maps: Tensor, first: Image.Image | None = None) -> Row:
-    """The words' maps over an image, with the alignment under each rare word."""
+    """The words' maps over an image, with the map correlation under each rare word."""
     images = [heat_over(image, one.numpy()) for one in maps]
-    captions = [text for one in scores_of(maps) for text in (f"alignment {one.alignment:.2f}", "")]
+    captions = [text for one in scores_of(maps) for text in (f"correlation {one.map_correlation:.2f}", "")]
     if first is not None:
         images, captions = [first, *images], ["", *captions]
     return Row(label=label, images=tuple(images), captions=tuple(captions))
@@ -144,6 +144,10 @@ def _table(scores: Sequence[dict[str, Any]]) -> Table:
         for subject in row["subjects"]:
             values = ["-" if subject[name] is None else f"{subject[name]:.3f}" for name in MEASURES]
             lines.append((row["label"], subject["rare_word"], subject["class_word"], *values))
-    note = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in MEASURES.items())
-    headings = ("adapters", "rare word", "class word", *MEASURES)
+    note = " ".join(f"{_heading(name).capitalize()}: {meaning}." for name, meaning in MEASURES.items())
+    headings = ("adapters", "rare word", "class word", *map(_heading, MEASURES))
     return Table(headings=headings, rows=tuple(lines), title="Scores", note=note)
+
+
+def _heading(measure: str) -> str:
+    return measure.replace("_", " ")

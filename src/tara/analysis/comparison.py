@@ -134,7 +134,7 @@ def grid(request: GenerationRequest, images: Composed) -> Grid:
     shown, count = request.seeds[:SHOWN_SEEDS], len(request.seeds)
     note = f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
     # a reader must know this before blaming a composer for adapters that were not made for it
-    masked = [active.name for active in request.adapters if active.adapter.learned_masked]
+    masked = [active.name for active in request.adapters if active.adapter.trained_with_token_mask]
     plain = [name for name in images if not COMPOSERS[name].masked]
     if masked and plain:
         note += (

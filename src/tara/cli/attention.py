@@ -79,4 +79,4 @@ def _print(rows: Sequence[AttentionRow]) -> None:
         say(row.label)
         for subject, scores in zip(row.attention.subjects, row.attention.scores, strict=True):
             words = f"{subject.active.rare_word} and {subject.active.class_word}"
-            say(f"  {words}: alignment {scores.alignment:.3f}, overlap {scores.overlap:.3f}")
+            say(f"  {words}: map correlation {scores.map_correlation:.3f}, overlap {scores.overlap:.3f}")

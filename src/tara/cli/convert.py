@@ -33,7 +33,7 @@ def convert(
     adapter = load_adapter(file, alpha)
     words = {name: given for name, given in (("rare_word", rare_word), ("class_word", class_word)) if given is not None}
     adapter = replace(adapter, card=adapter.card.model_copy(update=words))
-    if to != "tara" and adapter.text_kv and adapter.card.settings.get("token_mask"):
+    if to != "tara" and adapter.text_kv_deltas and adapter.card.settings.get("token_mask"):
         warn(
             f"{adapter.name} was trained with the token mask, which other tools do not have. There it acts on every "
             "token and resembles its subject less (identity 0.49 instead of 0.79 on the embedded base). Use it with "

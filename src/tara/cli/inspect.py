@@ -34,14 +34,14 @@ def inspect(
     from tara.adapters.card import CARD_KEY
     from tara.adapters.formats.locating import read_names
     from tara.adapters.formats.origin import other_family
-    from tara.inference.active_adapter import advise_on_scale
+    from tara.inference.active_adapter import warn_of_lost_scale
 
     keys, header = read_names(file)
     if CARD_KEY not in header and (family := other_family(keys, header)):
         facts = {"family": family, **_origin(header, ""), "use": f"none with tara: it is for {family}"}
     else:
         adapter = load_adapter(file)
-        advise_on_scale(adapter)
+        warn_of_lost_scale(adapter)
         facts = _facts(adapter) | ({} if base is None else _relative_norms(base, adapter))
     if as_json:
         say(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -71,11 +71,11 @@ def _use(adapter: Adapter) -> str:
         )
     if card.is_style:
         return f"{use}; as a style it acts on the whole image"
-    if adapter.global_part:
+    if adapter.global_deltas:
         return f"{use}; alone it acts on the whole image, with others in its subject's region (composer regions)"
-    if not adapter.text_kv:
+    if not adapter.text_kv_deltas:
         return f"{use}; it acts on the whole prompt"
-    trained = "trained with the token mask" if adapter.learned_masked else "trained as a plain LoRA"
+    trained = "trained with the token mask" if adapter.trained_with_token_mask else "trained as a plain LoRA"
     return f"{use}; it acts on the rare word's tokens (composer tara) and was {trained}"
 
 
@@ -92,12 +92,12 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "alphas": sorted({card.alpha_of(path) for path in adapter.all_layers}),
         "scale": card.scale,
         "scales": sorted({delta.scale for delta in deltas}),
-        "modules": dict(Counter(_module(path) for path in sorted({*adapter.all_layers, *adapter.changes}))),
+        "modules": dict(Counter(_module(path) for path in sorted({*adapter.all_layers, *adapter.weight_changes}))),
         "precision": sorted({str(delta.b.dtype).removeprefix("torch.") for delta in deltas}),
         "embeddings": list(adapter.embeddings),
         "layers": len(adapter.layers),
         "text_encoder_layers": len(adapter.text_layers),
-        "global_part": f"yes, {len(adapter.global_part)} layers" if adapter.global_part else "no",
+        "global_part": f"yes, {len(adapter.global_deltas)} layers" if adapter.global_deltas else "no",
         "largest_delta_norm": max((delta.norm() for delta in deltas), default=0.0),
         "use": _use(adapter),
         "instance_prompt": card.phrase,
@@ -116,7 +116,7 @@ def _relative_norms(base: str, adapter: Adapter) -> dict[str, Any]:
     """The norms of the deltas relative to those of a base's weights."""
     from tara.families.loading import load_base
     from tara.inference.active_adapter import ActiveAdapter
-    from tara.inference.fusing import check_fits, check_strength, strengths
+    from tara.inference.fitting import check_fits, check_strength, strengths
 
     only_our_bars()
     loaded, active = load_base(base, device="cpu"), ActiveAdapter(adapter)

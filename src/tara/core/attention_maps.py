@@ -65,7 +65,7 @@ class RunningMean:
         return torch.as_tensor(self._sum) / self._count
 
 
-def alignment(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
+def map_correlation(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
     """Pearson correlation of two words' maps, from -1 to 1; 0 when one of them is the same everywhere.
 
     The paper (TARA, arXiv 2508.08812) explains lost identities by a rare word whose map does not lie on its concept's
@@ -77,14 +77,14 @@ def alignment(one: Float[Tensor, "height width"], other: Float[Tensor, "height w
 
 
 def overlap(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
-    """Intersection over union of two words' regions (`region`), 0 to 1.
+    """Intersection over union of where two maps are above half of their range, 0 to 1.
 
     DAAM (Tang et al., arXiv 2210.04885) compares a word's thresholded map with an object in the same way.
     """
-    a, b = region(one), region(other)
+    a, b = above_half_range(one), above_half_range(other)
     return float((a & b).sum()) / float((a | b).sum())
 
 
-def region(values: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+def above_half_range(values: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
     """Where a map is at least half-way between its lowest and its highest value."""
     return values >= (values.min() + values.max()) / 2

@@ -54,7 +54,10 @@ class LowRank:
         return replace(self, a=self.a.to(device=device, dtype=dtype), b=self.b.to(device=device, dtype=dtype))
 
     def unit_scale(self) -> "LowRank":
-        """The same delta with its scale multiplied into B; in float32 where B's own precision would round it."""
+        """The same delta with its scale multiplied into B.
+
+        B becomes float32 where its own precision cannot hold the product exactly.
+        """
         if self.scale == 1:
             return self
         exact = self.scale * self.b.double()
@@ -73,8 +76,8 @@ def low_rank_from_matrix(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, 
     return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
 
 
-def low_rank_cut(delta: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The nearest delta of a lower rank, and the part that is lost: the Frobenius norm of what is missing over all.
+def truncate_rank(delta: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The nearest delta of a lower rank (truncated SVD), and the relative Frobenius error.
 
     By subspace iteration (Halko et al., arXiv 0909.4061) from fixed random vectors: the same delta has the same cut.
     """
@@ -97,7 +100,7 @@ def new_low_rank(
     *,
     rank: int,
     scale: float = 1.0,
-    weights: InitialWeights = "uniform",
+    init: InitialWeights = "uniform",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LowRank:
@@ -107,7 +110,7 @@ def new_low_rank(
     and the published code). Random numbers are made on the CPU in float32 and then cast, so they depend on neither
     device nor precision.
     """
-    if weights == "uniform":
+    if init == "uniform":
         a = (torch.rand(rank, d_in, generator=generator) * 2 - 1) * (1 / math.sqrt(d_in))
     else:
         a = torch.randn(rank, d_in, generator=generator) / rank

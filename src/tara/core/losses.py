@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-SMALLEST_MEAN_WEIGHT = 0.01
+SMALLEST_MEAN_WEIGHT = 0.01  # bounds the weights of crops with hardly any of the subject
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Batch = Float[Tensor, "rows *shape"]
 
@@ -16,14 +16,14 @@ def denoising_loss(
     predicted: Batch,
     target: Batch,
     weights: Float[Tensor, " rows"] | None = None,
-    focus: Float[Tensor, "rows *places"] | None = None,
+    pixel_weights: Float[Tensor, "rows *places"] | None = None,
 ) -> Float[Tensor, " rows"]:
     """Mean squared error of each row, times the row's weight.
 
-    ``focus`` weights each position of each row; it broadcasts over the channels, and its mean is 1.
+    ``pixel_weights`` are of each row's positions; they broadcast over the channels, and their mean is 1.
     """
     error = (predicted - target).square()
-    loss = (error if focus is None else error * focus).flatten(1).mean(1)
+    loss = (error if pixel_weights is None else error * pixel_weights).flatten(1).mean(1)
     return loss if weights is None else loss * weights
 
 
@@ -35,7 +35,6 @@ def subject_weights(
     The loss's scale then does not depend on the subject's size. ``mask`` is the subject's coverage, 0 to 1.
     """
     weights = background + (1 - background) * mask
-    # bounded for crops with hardly any of the subject
     return weights / weights.mean((1, 2, 3), keepdim=True).clamp(min=SMALLEST_MEAN_WEIGHT)
 
 

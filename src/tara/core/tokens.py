@@ -37,8 +37,8 @@ def class_word_of(text: str, rare: Span, class_word: str) -> Span | None:
 def with_class_words(text: str, named: Iterable[tuple[Span, str]]) -> str:
     """The text without rare words: ``a xlo dog`` becomes ``a dog``, and ``xlo`` alone becomes ``dog``.
 
-    ``named`` is each rare word's span, from `word_spans`, and its class word. Of several class words of one span, the
-    one that follows it counts.
+    ``named``: (span of a rare word, its class word). If a span has several, the one that follows it in the text is
+    used.
     """
     class_words: dict[Span, list[str]] = {}
     for span, class_word in named:
@@ -64,24 +64,24 @@ def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
 class Tokenized:
     """A text as the text encoder reads it.
 
-    ``written`` is what a user has written, which may have syntax that ``text`` has not, see `tara.core.prompts`.
+    ``written`` is what a user has written, with the syntax that ``text`` has not, where there is some.
     ``offsets`` are the characters of each of the encoder's tokens, padding included; special tokens are empty.
-    ``kept`` is the number of characters that the encoder reads; ``text[kept:]`` is lost.
+    ``characters_read`` is how many the encoder reads, from the first; the rest is cut off.
     """
 
     text: str
     offsets: tuple[Span, ...]
-    kept: int
+    characters_read: int
     written: str | None = None
 
     @property
     def lost(self) -> str:
         """The end of the text that is cut off; empty when nothing is."""
-        return self.text[self.kept :].strip()
+        return self.text[self.characters_read :].strip()
 
     def holds(self, span: Span) -> bool:
         """Whether the encoder reads all of the span."""
-        return span[1] <= self.kept
+        return span[1] <= self.characters_read
 
     def positions(self, span: Span) -> tuple[int, ...]:
         """Positions of the span's tokens, see `find_word`."""

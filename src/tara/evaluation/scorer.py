@@ -15,7 +15,7 @@ from tara.evaluation.scores import Box, Detections
 from tara.evaluation.settings import NO_MODEL, EvaluationSettings
 from tara.evaluation.subjects import ImageRecord, Subject
 from tara.families.loading import device_named
-from tara.storage.photos import read_examples
+from tara.storage.photos import read_photos
 
 MAX_IOU = 0.6  # intersection over union from which two boxes hold one object, of whichever classes
 MAX_CONTAINED = 0.8  # share of a box inside one of its class from which it holds a part, such as a dog's head
@@ -50,7 +50,7 @@ class SubjectScorer:
         self._crop_encoders: dict[str, ImageEncoder] = {"dino": dino} | ({"clip_i": clip} if clip else {})
         plain: dict[str, ImageEncoder | None] = {"plain_clip_i": clip, "plain_dino": plain_dino}
         self._image_encoders = {name: encoder for name, encoder in plain.items() if encoder}
-        photos = {subject: [example.image for example in read_examples(subject.photos, ("",))] for subject in subjects}
+        photos = {subject: [photo.image for photo in read_photos(subject.photos, ("",))] for subject in subjects}
         crops = {subject: self._subject_crops(subject.class_word, images) for subject, images in photos.items()}
         self._references = {
             name: {subject: features.vectors(encoder, images) for subject, images in of_subjects.items()}

@@ -87,7 +87,7 @@ class Base:
     @cached_property
     def text_layers(self) -> list[str]:
         """Paths of the attentions whose keys and values are the text's."""
-        attention = self.family.text_kv[0].rpartition(".")[0]
+        attention = self.family.text_kv_paths[0].rpartition(".")[0]
         return [layer for layer in self.attention_layers if f".{layer}".endswith(f".{attention}")]
 
     def target_layers(self, targets: str) -> list[str]:
@@ -106,7 +106,7 @@ class Base:
         return encoder.get_submodule(inner if hasattr(encoder, "text_model") else inner.removeprefix("text_model."))
 
     def parameter(self, path: str) -> torch.nn.Parameter:
-        """A layer's weight, or with ``.bias`` or ``.weight`` behind its path that one; AttributeError without one."""
+        """A layer's weight, or with ``.bias`` or ``.weight`` after its path that one; AttributeError without one."""
         layer, _, name = path.rpartition(".")
         module = self.layer(layer if name in ("bias", "weight") else path)
         module = getattr(module, "base_layer", module)  # PEFT wraps layers that have a LoRA loaded
@@ -151,7 +151,7 @@ class Base:
         return encoding
 
     @torch.no_grad()
-    def text_kv(self, embeddings: Tensor) -> dict[str, KeysValues]:
+    def project_text(self, embeddings: Tensor) -> dict[str, KeysValues]:
         """Keys and values of embeddings (rows, tokens, d) through each text layer's current projections."""
         return {layer: self.project(layer, embeddings) for layer in self.text_layers}
 
@@ -179,7 +179,7 @@ class Base:
 
     @property
     def side_multiple(self) -> int:
-        """What the sides of training images in buckets are multiples of, in pixels."""
+        """Buckets have sides that are multiples of this, in pixels."""
         return self.family.latent_multiple(self.denoiser) * self.vae_scale
 
     def predict(
@@ -209,7 +209,7 @@ class Base:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the network's latents of images (rows, 3, height, width) in [-1, 1]."""
+        """Mean and standard deviation of the network's latents of images (rows, 3, height, width) in [-1, 1]."""
         with self._without_overflow():
             posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)

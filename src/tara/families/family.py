@@ -77,7 +77,7 @@ class Family:
     denoiser: str
     """The pipeline's component that predicts, such as ``unet``."""
     text_width: int = 0
-    text_kv: tuple[str, str] = ("attn2.to_k", "attn2.to_v")
+    text_kv_paths: tuple[str, str] = ("attn2.to_k", "attn2.to_v")
     """Endings of the paths of the projections that make the text's keys and values."""
     text_kv_fixed: bool = True
     """Whether the text's keys and values depend on the prompt alone, so that one computation serves all steps."""
@@ -114,5 +114,5 @@ class Family:
     @property
     def kv_names(self) -> tuple[str, str]:
         """What a text layer calls its projections to keys and to values."""
-        keys, values = (path.rpartition(".")[2] for path in self.text_kv)
+        keys, values = (path.rpartition(".")[2] for path in self.text_kv_paths)
         return keys, values

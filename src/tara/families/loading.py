@@ -28,7 +28,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BFLOAT16_SINCE = (8, 0)  # CUDA's compute capability; older GPUs emulate it slowly
 DEFAULTS = "defaults.json"  # in a base's folder: settings that suit it, by the names of `Defaults`
-NO_SAFETENSORS = "Could not find the necessary `safetensors` weights"  # diffusers' message about a repository
+MISSING_SAFETENSORS_MESSAGE = "Could not find the necessary `safetensors` weights"  # by diffusers
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 # options of `hf download`: a base's repository also holds its weights in other forms
 NEEDED_FILES = ("--include", "*.json", "--include", "*.txt", "--include", "*/*.safetensors")
@@ -163,7 +163,7 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
                 **_without_unused_parts(where, revision),
             )
     except Exception as failure:  # a strange config or network causes errors of any kind
-        if str(failure).startswith(NO_SAFETENSORS):
+        if str(failure).startswith(MISSING_SAFETENSORS_MESSAGE):
             raise _pickled(f"'{where}' on the hub holds weights as .bin files alone, which") from failure
         if not folder.exists() and is_hub_id(where):
             files = NEEDED_FILES if variant else (*NEEDED_FILES, *OTHER_PRECISIONS)

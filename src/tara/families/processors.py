@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from tara.core.cells import CellBlocks
 from tara.core.lora import LowRank
+from tara.core.position_blocks import PositionBlocks
 from tara.errors import TaraError
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ Watch = Callable[[str, Tensor, Tensor, Tensor | None], object]
 """Observes a text cross-attention: its path, queries and keys (rows, heads, positions or tokens, d), additive mask."""
 
 
-class Regions(Protocol):
-    """Which of a row's texts each cell reads in a network call, and its deltas there."""
+class RegionalText(Protocol):
+    """Which of a row's texts each position reads in a network call, and its deltas there."""
 
     @property
     def rows(self) -> int:
@@ -40,8 +40,8 @@ class Regions(Protocol):
         """What observes the text cross-attentions of this call."""
         ...
 
-    def text_blocks(self, positions: int) -> CellBlocks | None:
-        """All cells of a map with so many positions, grouped by text; None while every row reads its first one."""
+    def text_blocks(self, positions: int) -> PositionBlocks | None:
+        """All positions of a map with so many, grouped by text; None while every row reads its first one."""
         ...
 
     def text_delta(self, path: str, text: Tensor) -> LowRank | None:
@@ -55,18 +55,18 @@ class TextConditioning:
 
     ``kv`` are keys and values by cross-attention layer (``....attn2``), with the adapters' deltas. ``deltas`` are those
     of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are those of the network's
-    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline. With ``regions`` there are more texts than
-    rows, and each cell reads one of them. ``watch`` observes the call's text cross-attentions.
+    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline. With ``regional`` there are more texts
+    than rows, and each position reads one of them. ``watch`` observes the call's text cross-attentions.
     """
 
     kv: Mapping[str, KeysValues]
     deltas: Mapping[str, LowRank] | None = None
-    regions: Regions | None = None
+    regional: RegionalText | None = None
     watch: Watch | None = None
 
     @property
     def rows(self) -> int:
-        return self.regions.rows if self.regions else next(iter(self.kv.values()))[0].shape[0]
+        return self.regional.rows if self.regional else next(iter(self.kv.values()))[0].shape[0]
 
     def take(self, rows: Sequence[int]) -> TextConditioning:
         """The conditioning of the given rows."""
@@ -78,7 +78,7 @@ class TextConditioning:
     @staticmethod
     def join(parts: Sequence[TextConditioning]) -> TextConditioning:
         """All rows of all parts, one after the other; none may have regions or deltas of other projections."""
-        assert all(part.deltas is None and part.regions is None for part in parts), "these are made for one batch"
+        assert all(part.deltas is None and part.regional is None for part in parts), "these are made for one batch"
         if len(parts) == 1:
             return parts[0]
         kv = {
@@ -128,18 +128,18 @@ class TextKVProcessor:
                 "tara.prepare the same prompts, guidance_scale and num_images_per_prompt as the pipeline call."
             )
         reads_text = self.layer in tara.kv
-        watches = (tara.watch, tara.regions.watch if tara.regions else None)
+        watches = (tara.watch, tara.regional.watch if tara.regional else None)
         for watch in watches if reads_text else ():
             if watch is not None:
                 self._observe(watch, attn, replaced, hidden_states, attention_mask)
-        blocks = tara.regions.text_blocks(hidden_states.shape[1]) if tara.regions and reads_text else None
+        blocks = tara.regional.text_blocks(hidden_states.shape[1]) if tara.regional and reads_text else None
         if blocks is None:
-            attn = _WithReplaced(attn, replaced)
+            attn = _ModuleWithReplacements(attn, replaced)
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         # the stock processor sees each block as a row with a text of its own
-        rows = blocks.cells[:, 0] // hidden_states.shape[1]
+        rows = blocks.positions[:, 0] // hidden_states.shape[1]
         text, mask = (None if of_row is None else of_row[rows] for of_row in (encoder_hidden_states, attention_mask))
-        attn = _WithReplaced(attn, self._replaced(attn, hidden_states, tara, blocks.group))
+        attn = _ModuleWithReplacements(attn, self._replaced(attn, hidden_states, tara, blocks.group))
         return blocks.scatter(self.stock(attn, blocks.gather(hidden_states), text, mask, *args, **kwargs), tara.rows)
 
     def _replaced(
@@ -152,7 +152,7 @@ class TextKVProcessor:
             if texts is None:
                 delta = None if tara.deltas is None else tara.deltas.get(path)
             else:
-                delta = None if tara.regions is None else tara.regions.text_delta(path, texts)
+                delta = None if tara.regional is None else tara.regional.text_delta(path, texts)
             if delta is not None:
                 replaced[name] = partial(_changed, attn.get_submodule(name), delta)
         read = slice(tara.rows) if texts is None else texts
@@ -181,7 +181,7 @@ def _changed(projection: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
     return projection(inputs) + delta.to(dtype=inputs.dtype).delta(inputs)
 
 
-class _WithReplaced:
+class _ModuleWithReplacements:
     """A module with functions in place of some of its submodules, which are named by their paths."""
 
     def __init__(self, module: Any, replaced: Mapping[str, Projection]) -> None:
@@ -192,7 +192,7 @@ class _WithReplaced:
             return self._by_path[name]
         part = getattr(self._module, name)
         inside = {path.removeprefix(f"{name}."): f for path, f in self._by_path.items() if path.startswith(f"{name}.")}
-        return _WithReplaced(part, inside) if inside else part
+        return _ModuleWithReplacements(part, inside) if inside else part
 
     def __getitem__(self, index: int) -> Any:
         return getattr(self, str(index))

@@ -74,8 +74,8 @@ def _tokenize(pipe: Any, tokenizer: Any, text: str) -> Tokenized:
     )
     pieces: Sequence[Sequence[Span]] = encoded["offset_mapping"]  # more than one when the text is too long
     offsets: tuple[Span, ...] = tuple((int(first), int(end)) for first, end in pieces[0])
-    kept = len(text) if len(pieces) == 1 else max(end for _, end in offsets)
-    return Tokenized(text, offsets, kept)
+    characters_read = len(text) if len(pieces) == 1 else max(end for _, end in offsets)
+    return Tokenized(text, offsets, characters_read)
 
 
 def encode_with_pipeline(pipe: Any, text: str, clip_skip: int | None, device: torch.device) -> TextEncoding:

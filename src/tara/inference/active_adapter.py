@@ -45,7 +45,7 @@ class ActiveAdapter:
     @property
     def global_strength(self) -> float:
         """The factor of the global part, 0 when there is none."""
-        return self.weight * self.global_weight if self.adapter.global_part else 0.0
+        return self.weight * self.global_weight if self.adapter.global_deltas else 0.0
 
     @property
     def order(self) -> tuple[str, str, str, float]:
@@ -55,7 +55,7 @@ class ActiveAdapter:
 
 ActiveAdapters = tuple[ActiveAdapter, ...]
 AdapterLike = str | Path | Adapter | ActiveAdapter
-"""A file, a hub id, either with ``:key=value,...`` behind it, a loaded adapter, or one with options."""
+"""A file, a hub id, either followed by ``:key=value,...``, a loaded adapter, or one with options."""
 
 
 def split_options(text: str) -> tuple[str, str]:
@@ -83,7 +83,7 @@ def parse_adapter(text: str) -> ActiveAdapter:
     alpha = _number(text, "alpha", given["alpha"]) if "alpha" in given else None
     adapter = load_adapter(path, alpha)
     if alpha is None:
-        advise_on_scale(adapter)
+        warn_of_lost_scale(adapter)
     return ActiveAdapter(
         adapter,
         weight=_number(text, "weight", given.get("weight", "1")),
@@ -93,7 +93,7 @@ def parse_adapter(text: str) -> ActiveAdapter:
     )
 
 
-def advise_on_scale(adapter: Adapter) -> None:
+def warn_of_lost_scale(adapter: Adapter) -> None:
     """Warn (TaraWarning) of a file that has not the scale of its training, or changes nothing."""
     card = adapter.card
     if (card.source, card.family) == ("saved U-Net", "sd1") and card.alpha == card.rank != PUBLISHED_ALPHA:
@@ -103,7 +103,7 @@ def advise_on_scale(adapter: Adapter) -> None:
             f"at scale 1 here, as in the published inference script; {adapter.name}:alpha={PUBLISHED_ALPHA} restores "
             "the scale of its training."
         )
-    if not adapter.changes and not any(delta.scale and delta.norm() for delta in adapter.all_layers.values()):
+    if not adapter.weight_changes and not any(delta.scale and delta.norm() for delta in adapter.all_layers.values()):
         cause = "its alpha is 0" if all(delta.scale == 0 for delta in adapter.all_layers.values()) else "all zeros"
         warn(f"{adapter.name} changes nothing: {cause}. Train it again, or give it an alpha: {adapter.name}:alpha=8.")
 
@@ -128,7 +128,7 @@ def as_active_adapter(adapter: AdapterLike) -> ActiveAdapter:
 
 
 def check_named(adapters: Iterable[ActiveAdapter]) -> None:
-    """Refuse (TaraError) an adapter of which nobody has said what rare word it acts on."""
+    """Refuse (TaraError) an adapter without a rare word."""
     for active in adapters:
         if not active.rare_word:
             raise TaraError(

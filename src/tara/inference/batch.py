@@ -6,21 +6,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import CONDITIONING_KEY, TextConditioning
-from tara.families.prompts import tokenize_prompt
+from tara.families.prompt_encoding import tokenize_prompt
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter, ActiveAdapters
-from tara.inference.binding import Binding, bind, bind_everywhere, class_tokens
+from tara.inference.binding import Binding, bind, bind_all_tokens, class_tokens
 from tara.inference.composers import Composer
 from tara.inference.composers.sequential import evaluated
-from tara.inference.confining import Concept, ConfinedAdapters, confined
-from tara.inference.fusing import fitted, fused, global_part
+from tara.inference.confining import ConfinedAdapter, ConfinedAdapters, confined
+from tara.inference.fitting import adapter_for_base
+from tara.inference.fusing import fused, global_part
 from tara.inference.request import GenerationRequest, RegionMasks, parse_regions
 from tara.inference.settings import GenerationSettings
 from tara.inference.stock_pipeline import stock_guidance
-from tara.inference.text_kv import TextEncoder, text_kv
+from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
+
+EncodedRow = tuple[TextEncoding, list[Binding]]
+"""One row of text, and the tokens on which adapters act there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,28 +44,30 @@ class PromptRow:
     masks: RegionMasks
 
     @property
-    def confined(self) -> ActiveAdapters:
+    def confined_adapters(self) -> ActiveAdapters:
         """The adapters that act in their own regions only: with such a composer all but the styles."""
-        return tuple(active for active in self.acting if self.composer.regional and not self._is_everywhere(active))
+        return tuple(
+            active for active in self.acting if self.composer.regional and not self._acts_on_whole_image(active)
+        )
 
-    def _is_everywhere(self, active: ActiveAdapter) -> bool:
+    def _acts_on_whole_image(self, active: ActiveAdapter) -> bool:
         return self.masks[active.rare_word] is None if active.rare_word in self.masks else active.is_style
 
     @property
-    def everywhere(self) -> ActiveAdapters:
+    def unconfined(self) -> ActiveAdapters:
         """The adapters that act on the whole image."""
-        return tuple(active for active in self.acting if active not in self.confined)
+        return tuple(active for active in self.acting if active not in self.confined_adapters)
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """What rows must share for one batch: the number of chunks, the composer, what is fused into the weights."""
-        parts = [(id(active.adapter), active.global_strength) for active in self.everywhere if active.global_strength]
+        parts = [(id(active.adapter), active.global_strength) for active in self.unconfined if active.global_strength]
         # with one evaluation for each adapter, their number and order count too
         return self.chunks, id(self.composer), *((len(self.acting), *parts) if self.composer.turns else sorted(parts))
 
 
 @dataclass(frozen=True, eq=False)
-class Conditioned:
+class EvaluationInputs:
     """What one network evaluation of a batch uses.
 
     ``encoding`` has the rows of the network's batch; ``adapters`` are those whose global parts are in the weights.
@@ -69,7 +77,7 @@ class Conditioned:
     conditioning: TextConditioning
     encoding: TextEncoding
     adapters: ActiveAdapters
-    regions: ConfinedAdapters | None = None
+    confined: ConfinedAdapters | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +86,7 @@ class PreparedBatch:
 
     rows: Sequence[PromptRow]
     arguments: dict[str, Any]
-    evaluations: tuple[Conditioned, ...]
+    evaluations: tuple[EvaluationInputs, ...]
 
 
 def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[PromptRow]:
@@ -97,7 +105,7 @@ def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[Promp
         composer = request.settings.composer_for(request.adapters)
         for active in request.adapters:
             if (active, composer) not in ready:
-                ready[active, composer] = fitted(base, active, regional=composer.regional)
+                ready[active, composer] = adapter_for_base(base, active, regional=composer.regional)
         own = tuple(ready[active, composer] for active in request.adapters)
         if own not in acting:
             acting[own] = composer.adapters(own)
@@ -110,7 +118,7 @@ def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[Promp
 
 
 def prepared_batch(
-    encoder: TextEncoder,
+    encoder: CachedTextEncoder,
     pipe: Any,
     rows: Sequence[PromptRow],
     settings: GenerationSettings,
@@ -140,7 +148,7 @@ def prepared_batch(
     count = len(rows[0].acting) if rows[0].composer.turns else 1
     # with several evaluations, each has one adapter
     parts = [[replace(row, acting=(row.acting[n],)) for row in rows] for n in range(count)] if count > 1 else [rows]
-    evaluations = tuple(map(batch.conditioned, parts))
+    evaluations = tuple(map(batch.inputs, parts))
     arguments = {
         **evaluations[0].arguments,
         "guidance_scale": guidance,
@@ -161,7 +169,7 @@ def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
             with evaluated(base, batch.evaluations, turns):
                 yield
         else:  # with one evaluation the global parts are fused once, not at every step
-            with fused(base, global_part(first.adapters)), confined(base, first.regions):
+            with fused(base, global_part(first.adapters)), confined(base, first.confined):
                 yield
     finally:
         if not before:
@@ -170,74 +178,98 @@ def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Batch:
-    """How the rows of one batch are encoded."""
+    """How the rows of one batch are encoded.
 
-    encoder: TextEncoder
+    The order of encoded rows: first the stock rows, those of the pipeline call, ``[negative..., conditional...]``; then
+    the regional rows, one for each confined adapter of each stock row, in the same order. The copies of a row are
+    neighbours. Without guidance there are no negative rows.
+    """
+
+    encoder: CachedTextEncoder
     settings: GenerationSettings
     copies: int
     guided: bool
 
-    def conditioned(self, rows: Sequence[PromptRow]) -> Conditioned:
+    @property
+    def _parts(self) -> tuple[bool, ...]:
+        """Whether the rows of each part of the batch are negative, in order."""
+        return (True, False) if self.guided else (False,)
+
+    def inputs(self, rows: Sequence[PromptRow]) -> EvaluationInputs:
         """The embeddings of the pipeline call, and what the network evaluation uses."""
-        rows = [row for row in rows for _ in range(self.copies)]
-        in_call = ([self._of_row(row, negative=True) for row in rows] if self.guided else []) + [
-            self._of_row(row, negative=False) for row in rows
-        ]
-        concepts = [self._concepts(row) for row in rows]
-        regions = ConfinedAdapters(self.encoder.base, concepts, self.guided) if any(concepts) else None
-        in_regions = [
-            self._of_row(row, negative=negative, confined=active)
-            for negative in ((True, False) if self.guided else (False,))
-            for row in rows
-            for active in row.confined
-        ]
-        encoding = TextEncoding.join([text for text, _ in in_call])
-        conditioning = text_kv(
+        copied = [row for row in rows for _ in range(self.copies)]
+        stock_rows, regional_rows = self._stock_rows(copied), self._regional_rows(copied)
+        conditioning = compute_text_kv(
             self.encoder,
-            TextEncoding.join([text for text, _ in in_call + in_regions]),
-            [bindings for _, bindings in in_call + in_regions],
+            TextEncoding.join([encoding for encoding, _ in stock_rows + regional_rows]),
+            [bindings for _, bindings in stock_rows + regional_rows],
             self.settings.context,
             self.settings.clip_skip,
         )
-        once = range(0, len(rows), self.copies)  # the pipeline call makes the copies
-        arguments = _embeddings(encoding.take([len(in_call) - len(rows) + row for row in once]), "")
-        if self.guided:
-            arguments |= _embeddings(encoding.take(once), "negative_")
-        return Conditioned(arguments, replace(conditioning, regions=regions), encoding, rows[0].everywhere, regions)
+        encoding = TextEncoding.join([encoding for encoding, _ in stock_rows])
+        confinement = self._confinement(copied)
+        return EvaluationInputs(
+            self._pipeline_arguments(encoding),
+            replace(conditioning, regional=confinement),
+            encoding,
+            rows[0].unconfined,
+            confinement,
+        )
 
-    def _of_row(
-        self, row: PromptRow, *, negative: bool, confined: ActiveAdapter | None = None
-    ) -> tuple[TextEncoding, list[Binding]]:
-        """A row's text with adapters where they act on it: those of the whole image, and one in its own region."""
-        acting = row.everywhere if confined is None else (*row.everywhere, confined)
+    def _stock_rows(self, rows: Sequence[PromptRow]) -> list[EncodedRow]:
+        return [self._encoded(row, row.unconfined, negative=negative) for negative in self._parts for row in rows]
+
+    def _regional_rows(self, rows: Sequence[PromptRow]) -> list[EncodedRow]:
+        return [
+            self._encoded(row, (*row.unconfined, active), negative=negative)
+            for negative in self._parts
+            for row in rows
+            for active in row.confined_adapters
+        ]
+
+    def _encoded(self, row: PromptRow, acting: ActiveAdapters, *, negative: bool) -> EncodedRow:
+        """A row's prompt or negative prompt, and the tokens on which the ``acting`` ones of its adapters act."""
         composer = row.composer
-        masked = [one for one in acting if composer.masked or (composer.regional and one.adapter.learned_masked)]
+        masked = [
+            one for one in acting if composer.masked or (composer.regional and one.adapter.trained_with_token_mask)
+        ]
         # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
         plain = tuple(active for active in acting if active not in masked)
         if negative:
             encoding = self.encoder.encode_negative(row.negative, plain, row.chunks)
         else:
             encoding = self.encoder.encode(row.text, self.settings.clip_skip, plain, row.chunks)
-        bindings = bind_everywhere(encoding.tokenized[0], plain)
+        bindings = bind_all_tokens(encoding.tokenized[0], plain)
         if masked and not negative:
             bindings += [one for one in bind(encoding.tokenized[0], row.acting) if one.active in masked]
         return encoding, bindings
 
-    def _concepts(self, row: PromptRow) -> list[Concept]:
-        """What is confined, and the tokens by which its region is found."""
+    def _pipeline_arguments(self, encoding: TextEncoding) -> dict[str, Tensor]:
+        """The stock rows' embeddings, of each row the first copy: the pipeline call makes the others itself."""
+        arguments: dict[str, Tensor] = {}
+        rows = encoding.rows // len(self._parts)
+        for part, negative in enumerate(self._parts):
+            first_copies = encoding.take(range(part * rows, (part + 1) * rows, self.copies))
+            prefix = "negative_" if negative else ""
+            arguments[f"{prefix}prompt_embeds"] = first_copies.embeddings
+            if first_copies.pooled is not None:
+                arguments[f"{prefix}pooled_prompt_embeds"] = first_copies.pooled
+        return arguments
+
+    def _confinement(self, rows: Sequence[PromptRow]) -> ConfinedAdapters | None:
+        images = [self._confined_in(row) for row in rows]
+        return ConfinedAdapters(self.encoder.base, images, self.guided) if any(images) else None
+
+    def _confined_in(self, row: PromptRow) -> list[ConfinedAdapter]:
+        """A row's confined adapters, with the tokens by which their regions are found."""
         tokens = tokenize_prompt(self.encoder.base, row.text).tokenized
-        bindings = bind(tokens, row.acting) if row.confined else []
+        bindings = bind(tokens, row.acting) if row.confined_adapters else []
         return [
-            Concept(one.active, () if mask is not None else class_tokens(tokens, one), mask)
+            ConfinedAdapter(one.active, () if mask is not None else class_tokens(tokens, one), mask)
             for one in bindings
-            if one.active in row.confined
+            if one.active in row.confined_adapters
             for mask in (row.masks.get(one.active.rare_word),)
         ]
-
-
-def _embeddings(encoding: TextEncoding, prefix: str) -> dict[str, Any]:
-    pooled = {} if encoding.pooled is None else {f"{prefix}pooled_prompt_embeds": encoding.pooled}
-    return {f"{prefix}prompt_embeds": encoding.embeddings, **pooled}
 
 
 def _check_maskable(adapters: Iterable[ActiveAdapter]) -> None:

@@ -14,11 +14,11 @@ class Binding:
 
     active: ActiveAdapter
     occurrences: tuple[tuple[int, ...], ...]
-    everywhere: bool = False
+    unmasked: bool = False
 
 
 def bind(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
-    """Find each adapter's rare word; adapters that share one are told apart by the class word that follows it.
+    """Find each adapter's rare word; adapters that share one are distinguished by the class word that follows it.
 
     Where one adapter's word is a part of a longer one's, the longer word wins.
 
@@ -85,9 +85,9 @@ def _own_spans(text: str, active: ActiveAdapter, adapters: Sequence[ActiveAdapte
     return [span for span in spans if not any(start <= span[0] and span[1] <= end for start, end in longer)]
 
 
-def bind_everywhere(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
+def bind_all_tokens(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
     """Let each adapter act on every token, as summed plain LoRAs do."""
-    return [Binding(active, (tuple(range(len(prompt.offsets))),), everywhere=True) for active in adapters]
+    return [Binding(active, (tuple(range(len(prompt.offsets))),), unmasked=True) for active in adapters]
 
 
 def _same(one: str, other: str) -> bool:

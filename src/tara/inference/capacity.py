@@ -13,7 +13,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 MEMORY_SHARE = 0.6  # of the free memory: the rest is for decoding images and for other programs
-ALIVE = 6  # of the widest outputs, in a feed-forward layer with a gate
+LIVE_OUTPUTS = 6  # of the widest, measured: so many are alive at once in a gated feed-forward layer
 MOST_ROWS = {"cpu": 8}  # more do not make a CPU faster
 MOST_ROWS_ELSEWHERE = 64
 
@@ -83,4 +83,4 @@ def bytes_per_row(base: Base) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return skips + ALIVE * widest
+    return skips + LIVE_OUTPUTS * widest

@@ -1,4 +1,4 @@
-"""Adapters confined to regions: found while the base lays out the scene, then applied cell by cell."""
+"""Adapters confined to regions: found while the base lays out the scene, then applied at their positions."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from tara.core.attention_maps import RunningMean, map_size, word_maps
-from tara.core.cells import CellBlocks, cell_blocks
 from tara.core.lora import LowRank
+from tara.core.position_blocks import PositionBlocks, position_blocks
 from tara.core.regions import labels_at, region_labels, region_scores
 from tara.errors import warn
 from tara.families.base import Base
@@ -27,7 +27,7 @@ RESOLUTIONS = 2  # the coarsest of the cross-attentions, whose maps are read
 
 
 @dataclass(frozen=True, eq=False)
-class Concept:
+class ConfinedAdapter:
     """An adapter that is confined in one image, the tokens of its class word there, and its region if that is given."""
 
     active: ActiveAdapter
@@ -37,7 +37,7 @@ class Concept:
 
 @dataclass(frozen=True, eq=False)
 class ImageRegions:
-    """The regions of one image: ``labels`` holds the number of each cell's word from 1, 0 where no adapter acted."""
+    """The regions of one image: ``labels`` holds each position's word by number from 1, 0 where no adapter acted."""
 
     words: tuple[str, ...]
     labels: Int[Tensor, "height width"]
@@ -55,16 +55,19 @@ class ConfinedAdapters:
         guided: whether there are unconditional rows.
     """
 
-    def __init__(self, base: Base, images: Sequence[Sequence[Concept]], guided: bool) -> None:
+    def __init__(self, base: Base, images: Sequence[Sequence[ConfinedAdapter]], guided: bool) -> None:
         self._base, self._images, self._guided = base, images, guided
         self.rows = len(images) * (2 if guided else 1)
         adapters = list({id(one.active): one.active for concepts in images for one in concepts}.values())
         numbers = {id(active): number for number, active in enumerate(adapters, start=1)}
+        # (images, 1 + concepts): by label, the adapter's number in the deltas' leading axis; 0 for none
         self._adapter_of = _padded([[0, *(numbers[id(one.active)] for one in concepts)] for concepts in images])
         of_rows = list(images) * (2 if guided else 1)
         after = [self.rows + sum(map(len, of_rows[:row])) for row in range(self.rows)]
+        # (rows, 1 + concepts): by label, the index of the text that a position reads
         self._text_of = _padded([[row, *range(after[row], after[row] + len(of_rows[row]))] for row in range(self.rows)])
         of_texts = [0] * self.rows + [numbers[id(one.active)] for concepts in of_rows for one in concepts]
+        # (texts,): the number of the adapter whose deltas a text's attention has
         self._adapter_of_text = torch.tensor(of_texts)
         self.deltas = _stacked(adapters, base.device, base.dtype)
         self._sought = any(map(_is_sought, images))
@@ -77,14 +80,14 @@ class ConfinedAdapters:
         self.labels = [nothing if _is_sought(concepts) else given_labels(concepts) for concepts in self._images]
         self._reading = self._sought
         self._maps: dict[int, list[RunningMean]] = {}
-        self._blocks: dict[int, tuple[CellBlocks, CellBlocks]] = {}
+        self._blocks: dict[int, tuple[PositionBlocks, PositionBlocks]] = {}
         self._timestep, self._acting = timestep, False
 
     def begin_call(self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pre-hook of the denoiser: decides whether adapters act in this network call."""
         given = (kwargs.get("cross_attention_kwargs") or {}).get(CONDITIONING_KEY)
         self._acting = False
-        if given is None or given.regions is not self:
+        if given is None or given.regional is not self:
             return
         latents, timestep = (
             args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep"))
@@ -140,24 +143,27 @@ class ConfinedAdapters:
         words = tuple(one.active.rare_word for one in self._images[image])
         return ImageRegions(words, labels_at(self.labels[image], self._latents))
 
-    def text_blocks(self, positions: int) -> CellBlocks | None:
-        """See `tara.families.processors.Regions`."""
+    def text_blocks(self, positions: int) -> PositionBlocks | None:
+        """See `tara.families.processors.RegionalText`."""
         return self._blocks_at(positions)[0] if self._acting else None
 
     def text_delta(self, path: str, text: Tensor) -> LowRank | None:
-        """See `tara.families.processors.Regions`."""
+        """See `tara.families.processors.RegionalText`."""
         delta = self.deltas.get(path)
         return None if delta is None else delta.take(self._adapter_of_text.to(text.device)[text])
 
-    def _blocks_at(self, positions: int) -> tuple[CellBlocks, CellBlocks]:
-        """All cells by text, and the cells of regions by adapter."""
+    def _blocks_at(self, positions: int) -> tuple[PositionBlocks, PositionBlocks]:
+        """All positions by text, and the positions of regions by adapter."""
         if positions not in self._blocks:
             size = map_size(positions, self._latents)
             labels = torch.stack([labels_at(of_image, size).flatten() for of_image in self.labels])
             of_rows, tables = (torch.cat([one] * (self.rows // len(one))) for one in (labels, self._adapter_of))
             adapters, texts = (table.gather(1, of_rows).to(self._base.device) for table in (tables, self._text_of))
             block = max(1, round(math.sqrt(positions) / 2))
-            self._blocks[positions] = cell_blocks(texts, block), cell_blocks(adapters - (adapters == 0).long(), block)
+            self._blocks[positions] = (
+                position_blocks(texts, block),
+                position_blocks(adapters - (adapters == 0).long(), block),
+            )
         return self._blocks[positions]
 
     def add_delta(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -182,12 +188,12 @@ class ConfinedAdapters:
         return added.mT.unflatten(2, output.shape[2:])
 
 
-def _is_sought(concepts: Sequence[Concept]) -> bool:
+def _is_sought(concepts: Sequence[ConfinedAdapter]) -> bool:
     """Whether a region is to be found."""
     return any(one.mask is None for one in concepts)
 
 
-def given_labels(concepts: Sequence[Concept]) -> Tensor:
+def given_labels(concepts: Sequence[ConfinedAdapter]) -> Tensor:
     """The numbers of the concepts whose regions are given, 0 elsewhere; at the resolution of the masks."""
     labels = torch.zeros(GRID, GRID, dtype=torch.long)
     for number, one in enumerate(concepts, start=1):
@@ -206,10 +212,12 @@ def _stacked(adapters: Sequence[ActiveAdapter], device: torch.device, dtype: tor
 
     Weights and scales are in the factors, smaller ranks filled with zeros.
     """
-    paths = dict.fromkeys(path for active in adapters if active.global_strength for path in active.adapter.global_part)
+    paths = dict.fromkeys(
+        path for active in adapters if active.global_strength for path in active.adapter.global_deltas
+    )
     stacked: dict[str, LowRank] = {}
     for path in paths:
-        parts = [(active.global_strength, active.adapter.global_part.get(path)) for active in adapters]
+        parts = [(active.global_strength, active.adapter.global_deltas.get(path)) for active in adapters]
         there = [part for _, part in parts if part is not None]
         rank = max(part.rank for part in there)
         a = torch.zeros(len(adapters) + 1, rank, there[0].d_in)

@@ -38,7 +38,7 @@ class Generation:
     cancelled: bool = False
 
     def cancel(self) -> None:
-        """Give its rows to others at the next step."""
+        """Stop generating it; its rows are free at the next step."""
         self.cancelled = True
 
     @property

@@ -31,7 +31,7 @@ from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.inference.shared_calls import InFlight, SharedCalls
 from tara.inference.stock_pipeline import stock_guidance
-from tara.inference.text_kv import TextEncoder
+from tara.inference.text_kv import CachedTextEncoder
 
 CACHE_BYTES = 512 * 2**20
 
@@ -77,7 +77,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._in_flight: list[InFlight] = []
         self._prepared = ByteBoundedCache[tuple[Any, ...], PreparedBatch](cache_bytes, _prepared_bytes)
-        self._encoder = TextEncoder(base, cache_bytes // 8)
+        self._encoder = CachedTextEncoder(base, cache_bytes // 8)
         self._calls = SharedCalls(base)
         self.cache_hits, self.cache_misses = 0, 0
         self._is_stopped = False

@@ -1,33 +1,22 @@
-"""Adapters on one base: whether they fit it, what depends on its weights, and fusing deltas into them for a while."""
+"""Fuses adapters' deltas into a base's weights for a while."""
 
-import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tara.core.lora import LowRank, low_rank_cut, low_rank_from_matrix
-from tara.errors import TaraError, warn
+from tara.core.lora import LowRank
 from tara.families.base import Base
-from tara.families.text import TEXT_ENCODERS
 from tara.inference.active_adapter import ActiveAdapter
 
 Deltas = Mapping[str, Sequence[tuple[float, LowRank]]]
 """By the path of a layer: weighted deltas."""
 
-REGION_RANK = 64
-"""The rank to which what is no plain LoRA is cut for regions, where every cell pays for it."""
-LARGEST_RATIO = 1.5
-"""Beyond a delta of one and a half times the norm of its layer's weight hardly an image shows its subject, and soon
-all are noise (``benchmarks/strength_toyland.py``). Trained adapters have less than the norm itself."""
-
 
 def global_part(adapters: Iterable[ActiveAdapter]) -> dict[str, list[tuple[float, LowRank]]]:
     """The adapters' deltas outside the text's keys and values, with their weights."""
-    return _collected((active.adapter.global_part, active.global_strength, active) for active in adapters)
+    return _collected((active.adapter.global_deltas, active.global_strength, active) for active in adapters)
 
 
 @contextmanager
@@ -70,144 +59,3 @@ def _collected(
         for path, low_rank in layers.items() if strength else ():
             deltas.setdefault(path, []).append((strength, low_rank))
     return deltas
-
-
-def fitted(base: Base, active: ActiveAdapter, *, regional: bool) -> ActiveAdapter:
-    """An adapter as it acts on a base, checked; the words that its file brings along are loaded.
-
-    Args:
-        base: the base.
-        active: the adapter.
-        regional: whether it is to be confined to regions.
-
-    Raises:
-        TaraError: when it does not fit the base.
-    """
-    active = with_changes(base, active)
-    check_fits(base, active)
-    check_strength(base, active)
-    load_embeddings(base, active)
-    return cut_for_regions(active) if regional and active.adapter.card.method else active
-
-
-@torch.no_grad()
-def with_changes(base: Base, active: ActiveAdapter) -> ActiveAdapter:
-    """The adapter with what depends on the base's weights (DoRA, OFT, IA3) computed from them, as full matrices.
-
-    Raises:
-        TaraError: when a layer is not this base's.
-    """
-    adapter = active.adapter
-    if not adapter.changes:
-        return active
-    deltas: dict[str, LowRank] = {}
-    for path, change in adapter.changes.items():
-        try:
-            weight = base.parameter(path).detach().float().cpu()
-            deltas[path] = low_rank_from_matrix(change.of(weight).flatten(1))
-        except (AttributeError, RuntimeError) as failure:
-            raise TaraError(
-                f"{active.name} changes a layer '{path}', which this base does not have in that shape. Use the base "
-                "that it was trained on."
-            ) from failure
-    in_text = {path: delta for path, delta in deltas.items() if path.startswith(TEXT_ENCODERS)}
-    in_denoiser = {path: delta for path, delta in deltas.items() if path not in in_text}
-    complete = replace(
-        adapter,
-        layers={**adapter.layers, **in_denoiser},
-        text_layers={**adapter.text_layers, **in_text},
-        changes={},
-    )
-    return replace(active, adapter=complete)
-
-
-def cut_for_regions(active: ActiveAdapter) -> ActiveAdapter:
-    """An adapter that is no plain LoRA as one, for composers that confine it: cut to a low rank, biases left out.
-
-    Warns (TaraWarning) with the part of its difference that is lost (Frobenius norm over all layers).
-    """
-    adapter, lost, whole = active.adapter, 0.0, 0.0
-    parts: list[dict[str, LowRank]] = []
-    for layers in (adapter.layers, adapter.text_layers):
-        cut: dict[str, LowRank] = {}
-        for path, delta in layers.items():
-            size = delta.norm() ** 2
-            low_rank, error = (None, 1.0) if path.endswith((".bias", ".weight")) else low_rank_cut(delta, REGION_RANK)
-            lost, whole = lost + error**2 * size, whole + size
-            if low_rank is not None:
-                cut[path] = low_rank
-        parts.append(cut)
-    warn(
-        f"{active.name} contains {adapter.card.method} and is reduced to rank {REGION_RANK} for regions: the relative "
-        f"error is {(lost / max(whole, 1e-30)) ** 0.5:.1%}. The composer 'sum' applies it exactly."
-    )
-    return replace(active, adapter=replace(adapter, layers=parts[0], text_layers=parts[1]))
-
-
-def check_fits(base: Base, active: ActiveAdapter) -> None:
-    """Refuse an adapter whose layers are not this base's.
-
-    Raises:
-        TaraError: naming both families, or the first layer that differs.
-    """
-    card = active.adapter.card
-    if card.family and card.family != base.family.name:  # a card-less file's is not always known
-        raise TaraError(
-            f"{active.name} was trained on a base of family '{card.family}', but this base is '{base.family.name}'. "
-            f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
-        )
-    for path, low_rank in active.adapter.all_layers.items():
-        try:
-            sizes = base.projection_sizes(path)
-        except AttributeError:
-            sizes = None
-        if sizes != (low_rank.d_in, low_rank.d_out):
-            raise TaraError(
-                f"{active.name} changes a layer '{path}' of {low_rank.d_in} x {low_rank.d_out}, which this base does "
-                "not have. Use the base that it was trained on, or train it again on this one."
-            )
-
-
-def strengths(base: Base, layers: Mapping[str, LowRank]) -> dict[str, float]:
-    """The norm of each delta divided by that of the weight that it changes (Frobenius), by layer."""
-    return {path: low_rank.norm() / max(base.weight_norm(path), 1e-12) for path, low_rank in layers.items()}
-
-
-def check_strength(base: Base, active: ActiveAdapter) -> None:
-    """Warn (TaraWarning) of an adapter whose weight leaves nothing of the base."""
-    ratios = strengths(base, active.adapter.layers)
-    layer = max(ratios, key=ratios.__getitem__, default=None)
-    if layer is None or abs(active.weight) * ratios[layer] <= LARGEST_RATIO:
-        return
-    most = LARGEST_RATIO / ratios[layer]
-    digit = 10 ** math.floor(math.log10(most))
-    warn(
-        f"{active.name} at weight {active.weight:g} changes '{layer}' by {abs(active.weight) * ratios[layer]:.2g} "
-        f"times the norm of its weight, which turns images into noise. Give an adapter weight below "
-        f"{math.floor(most / digit) * digit:g}."
-    )
-
-
-def load_embeddings(base: Base, active: ActiveAdapter) -> None:
-    """Give the pipeline's text encoders an adapter's own words; they stay until ``pipe.unload_textual_inversion()``.
-
-    Raises:
-        TaraError: when the base lacks an encoder, its width differs, or a word means something else there already.
-    """
-    for word, vectors in active.adapter.embeddings.items():
-        for name, embedding in vectors.items():
-            encoder = getattr(base.pipe, name, None)
-            tokenizer: Any = getattr(base.pipe, name.replace("text_encoder", "tokenizer"), None)
-            if encoder is None or encoder.get_input_embeddings().weight.shape[1] != embedding.shape[1]:
-                raise TaraError(
-                    f"{active.name} contains an embedding of '{word}' for '{name}', {embedding.shape[1]} wide, which "
-                    "this base does not have. Use the base that it was trained on."
-                )
-            token = tokenizer.get_added_vocab().get(word)
-            if token is None:
-                base.pipe.load_textual_inversion(embedding, token=word, text_encoder=encoder, tokenizer=tokenizer)
-            elif not torch.equal(encoder.get_input_embeddings().weight[token].cpu(), embedding[0].to(encoder.dtype)):
-                raise TaraError(
-                    f"{active.name} contains an embedding of '{word}', and the pipeline has another one of that word. "
-                    "Call pipe.unload_textual_inversion() first."
-                )

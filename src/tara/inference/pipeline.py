@@ -15,8 +15,8 @@ from tara.inference.batch import PreparedBatch, PromptRow, applied, prepared_bat
 from tara.inference.confining import ImageRegions
 from tara.inference.request import AdapterLists, GenerationRequest, requests_for
 from tara.inference.settings import GenerationSettings
-from tara.inference.stock_pipeline import call, compiler_failures, execute, task_pipeline
-from tara.inference.text_kv import TextEncoder
+from tara.inference.stock_pipeline import apply_execution_settings, call_pipeline, compiler_failures, task_pipeline
+from tara.inference.text_kv import CachedTextEncoder
 from tara.storage.validation import build, takes
 
 BATCH_SIZE = 4
@@ -59,12 +59,12 @@ class Pipeline:
     Args:
         base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, a `Base` or a loaded diffusers pipeline.
         device: the best one found when None; a loaded pipeline stays where it is.
-        precision: auto, fp32, fp16 or bf16; of a base that is loaded by name, as are the next four.
+        precision: auto, fp32, fp16 or bf16. This and the next four apply to a base that is loaded by name.
         revision, variant, vae, prediction_type: see `tara.families.loading.load_base`.
         execution: fields of `tara.families.settings.ExecutionSettings`: compile, attention_slicing, offload.
 
     Raises:
-        TaraError: when the base cannot be loaded or used, or not run so.
+        TaraError: when the base cannot be loaded or used, or cannot be run with these execution settings.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class Pipeline:
             )
         else:
             self.base = Base(base)
-        execute(self.base, self._execution, moved_to or self.base.device)
-        self._encoder = TextEncoder(self.base)
+        apply_execution_settings(self.base, self._execution, moved_to or self.base.device)
+        self._encoder = CachedTextEncoder(self.base)
 
     @takes(GenerationSettings)
     def __call__(
@@ -185,9 +185,9 @@ class Pipeline:
 
             with applied(self.base, ready), compiler_failures():
                 seeds = [seed for *_, seed in batch]
-                images = call(pipe, settings, seeds, report, **ready.arguments, **arguments)
+                images = call_pipeline(pipe, settings, seeds, report, **ready.arguments, **arguments)
             done += len(batch)
-            state = ready.evaluations[0].regions
+            state = ready.evaluations[0].confined
             # all before the next batch, which may have the same state
             regions = [state.regions_of(row) if state else None for row in range(len(batch))]
             for number, (request, _, seed), image, of_image in zip(numbers, batch, images, regions, strict=True):

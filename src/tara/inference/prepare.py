@@ -11,7 +11,7 @@ from tara.families.processors import INSTALLED
 from tara.inference.batch import PreparedBatch, applied, prepared_batch, prompt_rows
 from tara.inference.request import AdapterLists, GenerationRequest, requests_for
 from tara.inference.settings import GenerationSettings
-from tara.inference.text_kv import TextEncoder
+from tara.inference.text_kv import CachedTextEncoder
 from tara.storage.validation import build, takes
 
 SETTINGS = ("guidance_scale", "clip_skip", "context", "composer", "region")
@@ -64,7 +64,7 @@ def prepare(
                 f"{active.name} also changes layers that act on the whole image. Use `with tara.prepared(...) as "
                 f"kwargs:`, or leave that part out with {active.name}:global=0."
             )
-    if any(one.regions for one in batch.evaluations):
+    if any(one.confined for one in batch.evaluations):
         raise TaraError("This composer confines adapters to regions of the image. Use `with tara.prepared(...)`.")
     base.processors.install()
     return batch.arguments
@@ -126,7 +126,7 @@ def _prepared(
         raise TaraError(
             "The adapters of these prompts need different network weights. Generate the prompts one by one."
         )
-    return base, prepared_batch(TextEncoder(base), pipe, rows, chosen, copies)
+    return base, prepared_batch(CachedTextEncoder(base), pipe, rows, chosen, copies)
 
 
 def _with_negatives(

@@ -33,7 +33,7 @@ class UsedFile(BaseModel, frozen=True):
     sha256: str
 
 
-class FoundRegions(BaseModel, frozen=True):
+class StoredRegions(BaseModel, frozen=True):
     """Where each adapter acted: rows of cells from the top, each cell the number of its word from 1, 0 for none."""
 
     words: tuple[str, ...]
@@ -50,7 +50,7 @@ class Provenance(BaseModel, frozen=True):
     """Other files that it depends on: the start image, masks, PEFT's configs."""
     base: BaseSettings
     settings: GenerationSettings = GenerationSettings()
-    regions: FoundRegions | None = None
+    regions: StoredRegions | None = None
     """What the composer `regions` found."""
     tara_version: str = Field(default_factory=tara_version)
 
@@ -78,7 +78,7 @@ class RequestProvenance:
         """The provenance of the image of a seed; ``changes`` are settings that differ from the request's."""
         found = None
         if regions is not None:
-            found = FoundRegions(words=regions.words, cells=tuple(map(tuple, regions.labels.tolist())))
+            found = StoredRegions(words=regions.words, cells=tuple(map(tuple, regions.labels.tolist())))
         return Provenance(
             prompt=self.request.prompt,
             seed=seed,

@@ -95,7 +95,7 @@ class SharedCalls:
         """The network's prediction for each member, from one call."""
         if self._weights is None:
             self._weights = ExitStack()
-            adapters = joined.members[0].prepared.rows[0].everywhere
+            adapters = joined.members[0].prepared.rows[0].unconfined
             self._weights.enter_context(fused(self._base, global_part(adapters)))
         latents, timesteps = zip(*(member.denoising.inputs() for member in joined.members), strict=True)
         predicted = self._base.predict(torch.cat(latents), torch.cat(timesteps), joined.encoding, joined.conditioning)

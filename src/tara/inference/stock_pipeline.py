@@ -31,7 +31,7 @@ def task_pipeline(base: Base, settings: GenerationSettings) -> tuple[Any, dict[s
         "height": settings.height or base.resolution,
     }
     if settings.image is not None:
-        start = _fitted(_read(settings.image), settings, base.resolution)
+        start = _resized(_read(settings.image), settings, base.resolution)
         task, arguments = "image-to-image", {"image": start, "strength": settings.strength}
         if settings.mask is not None:
             mask = _read(settings.mask).convert("L").resize(start.size, Image.Resampling.NEAREST)
@@ -86,7 +86,7 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
     return made
 
 
-def call(
+def call_pipeline(
     pipe: Any, settings: GenerationSettings, seeds: Sequence[int], on_step: Callable[[int, int], None], **arguments: Any
 ) -> list[Image.Image]:
     """One call of a stock pipeline; ``on_step`` gets the number of finished steps and of all."""
@@ -113,12 +113,12 @@ def stock_guidance(pipe: Any) -> float:
     return float(inspect.signature(pipe.__call__).parameters["guidance_scale"].default)
 
 
-def execute(base: Base, settings: ExecutionSettings, device: torch.device) -> None:
-    """Make a base run so, from now on.
+def apply_execution_settings(base: Base, settings: ExecutionSettings, device: torch.device) -> None:
+    """Compile, slice or offload a base as the settings say; stays in force.
 
     Args:
-        base: where it is does not matter to ``offload``, which moves its parts to ``device`` and back.
-        settings: how.
+        base: ``offload`` moves its parts to ``device`` and back, wherever they are.
+        settings: see `ExecutionSettings`.
         device: where it computes.
 
     Raises:
@@ -140,7 +140,7 @@ def execute(base: Base, settings: ExecutionSettings, device: torch.device) -> No
 
 @contextmanager
 def compiler_failures() -> Generator[None]:
-    """What a compiler says no to, in one sentence."""
+    """Turn a failure of torch.compile into a TaraError."""
     try:
         yield
     except Exception as failure:
@@ -154,7 +154,7 @@ def _read(image: Image.Image | Path) -> Image.Image:
     return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
 
 
-def _fitted(image: Image.Image, settings: GenerationSettings, resolution: int) -> Image.Image:
+def _resized(image: Image.Image, settings: GenerationSettings, resolution: int) -> Image.Image:
     """The start image at the asked size; without one, its shape with the base's resolution as the short side."""
     scale = resolution / min(image.size)
     width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)

@@ -12,7 +12,7 @@ from tara.core.tokens import word_spans
 from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.processors import TextConditioning
-from tara.families.prompts import encode_negative_prompt, encode_prompt
+from tara.families.prompt_encoding import encode_negative_prompt, encode_prompt
 from tara.families.text import TextEncoding
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.binding import Binding
@@ -22,7 +22,7 @@ from tara.inference.fusing import fused_text
 CACHE_BYTES = 64 * 2**20  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
 
 
-class TextEncoder:
+class CachedTextEncoder:
     """Encodes texts on one base, with the text-encoder deltas of adapters; what was encoded last is kept.
 
     Args:
@@ -50,33 +50,33 @@ class TextEncoder:
         return self._cached((text, chunks), adapters, lambda: encode_negative_prompt(self.base, text, chunks))
 
     def _cached(
-        self, what: Hashable, adapters: Iterable[ActiveAdapter], encode: Callable[[], TextEncoding]
+        self, key: Hashable, adapters: Iterable[ActiveAdapter], encode: Callable[[], TextEncoding]
     ) -> TextEncoding:
         own = [active for active in adapters if active.adapter.text_layers and active.weight]
         # adapters themselves, not their ids: an id may be given to another one as soon as the first is gone
-        key = what, tuple((active.adapter, active.weight) for active in own)
-        if key not in self._encoded:
+        full_key = key, tuple((active.adapter, active.weight) for active in own)
+        if full_key not in self._encoded:
             with fused_text(self.base, own):
-                self._encoded[key] = encode()
-        return self._encoded[key]
+                self._encoded[full_key] = encode()
+        return self._encoded[full_key]
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedInput:
     """Where one adapter's mask is 1 in a batch, and the embeddings that its deltas read there.
 
-    ``positions`` (n,) index all rows * tokens, ``inputs`` is (n, d). Where ``frozen`` (n, d) is given, the base's keys
-    and values become those of these embeddings before the delta is added.
+    ``positions`` (n,) index all rows * tokens, ``inputs`` is (n, d). ``own_embeddings`` (n, d), if given,
+    replace the embeddings there: the base's keys and values are computed from them before the delta is added.
     """
 
     active: ActiveAdapter
     positions: Tensor
     inputs: Tensor
-    frozen: Tensor | None
+    own_embeddings: Tensor | None
 
 
-def text_kv(
-    encoder: TextEncoder,
+def compute_text_kv(
+    encoder: CachedTextEncoder,
     encoding: TextEncoding,
     bindings: Sequence[Sequence[Binding]],
     context: Context | None = None,
@@ -85,8 +85,8 @@ def text_kv(
     """Keys and values of every text layer for a batch of prompts.
 
     ``K = X W_K^T + sum_c M_c (w_c s_c X_c A_c^T B_c^T)``, the same for V (TARA, arXiv 2508.08812): the base's current
-    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas reads its own
-    word's rows of X from the prompt as its own text encoder encodes it; nobody else's change.
+    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas takes the
+    rows of its own word from the prompt encoded with these deltas; all other rows of X stay the base's.
 
     Args:
         encoder: of the base; encodes prompts and instance prompts for adapters with text-encoder deltas.
@@ -100,7 +100,7 @@ def text_kv(
     """
     assert len(bindings) == encoding.rows, "one list of bindings per row"
     base = encoder.base
-    masked = _Reader(encoder, encoding, context, clip_skip).masked_inputs(bindings)
+    masked = _MaskedInputs(encoder, encoding, context, clip_skip).of(bindings)
     return TextConditioning(
         {layer: _keys_values(base, layer, encoding.embeddings, masked) for layer in base.text_layers}
     )
@@ -110,20 +110,20 @@ def text_kv(
 def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[MaskedInput]) -> tuple[Tensor, Tensor]:
     # all rows in one product, as the stock processor does it: rows without adapters then equal the base's bit by bit
     projected = list(base.project(layer, embeddings))
-    for own in masked:
-        if own.frozen is not None:
-            for whole, part in zip(projected, base.project(layer, own.frozen), strict=True):
-                whole.flatten(0, 1)[own.positions] = part
+    for one in masked:
+        if one.own_embeddings is not None:
+            for whole, part in zip(projected, base.project(layer, one.own_embeddings), strict=True):
+                whole.flatten(0, 1)[one.positions] = part
     for number, name in enumerate(base.family.kv_names):
-        for own in masked:
-            low_rank = own.active.adapter.text_kv.get(f"{layer}.{name}")
+        for one in masked:
+            low_rank = one.active.adapter.text_kv_deltas.get(f"{layer}.{name}")
             if low_rank is not None:
-                precise = torch.promote_types(own.inputs.dtype, torch.float32)
-                delta = low_rank.to(own.inputs.device, precise)
+                precise = torch.promote_types(one.inputs.dtype, torch.float32)
+                delta = low_rank.to(one.inputs.device, precise)
                 # with a concept axis, as in training: products of a batch round differently from those of a matrix
                 delta = replace(delta, a=delta.a[None], b=delta.b[None])
-                inputs = own.inputs[None].to(precise)
-                projected[number] = add_masked_delta(projected[number], delta, inputs, own.positions, own.active.weight)
+                inputs = one.inputs[None].to(precise)
+                projected[number] = add_masked_delta(projected[number], delta, inputs, one.positions, one.active.weight)
     return projected[0], projected[1]
 
 
@@ -132,15 +132,15 @@ Entries = Sequence[tuple[int, Binding]]
 
 
 @dataclass(frozen=True, eq=False)
-class _Reader:
-    """Where adapters read the embeddings of their words; arguments as of `text_kv`."""
+class _MaskedInputs:
+    """Where adapters read the embeddings of their words; arguments as of `compute_text_kv`."""
 
-    encoder: TextEncoder
+    encoder: CachedTextEncoder
     encoding: TextEncoding
     context: Context | None
     clip_skip: int | None
 
-    def masked_inputs(self, bindings: Sequence[Sequence[Binding]]) -> list[MaskedInput]:
+    def of(self, bindings: Sequence[Sequence[Binding]]) -> list[MaskedInput]:
         """One entry for each adapter with a weight, in a fixed order of summation."""
         grouped: dict[int, list[tuple[int, Binding]]] = {}
         for row, of_row in enumerate(bindings):
@@ -150,20 +150,20 @@ class _Reader:
         return [self._masked(entries) for entries in sorted(grouped.values(), key=lambda some: some[0][1].active.order)]
 
     def _masked(self, entries: Entries) -> MaskedInput:
-        active, everywhere = entries[0][1].active, entries[0][1].everywhere
+        active, unmasked = entries[0][1].active, entries[0][1].unmasked
         x = self.encoding.embeddings
         at = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
         rows, tokens = torch.tensor(at, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
         positions = rows * x.shape[1] + tokens
         # a plain LoRA's encoder has made all of the encoding
-        own = None if everywhere or not active.adapter.text_layers else self._encoded(entries).to(x)
-        context: Context = "prompt" if everywhere else self.context or active.adapter.card.context
+        own = None if unmasked or not active.adapter.text_layers else self._encoded(entries).to(x)
+        context: Context = "prompt" if unmasked else self.context or active.adapter.card.context
         if context == "prompt":
-            return MaskedInput(active, positions, x[rows, tokens] if own is None else own, frozen=own)
+            return MaskedInput(active, positions, x[rows, tokens] if own is None else own, own_embeddings=own)
         phrase = self._in_phrase(active).to(x)
         lengths = [len(word) for _, binding in entries for word in binding.occurrences]
         inputs = phrase[[piece for length in lengths for piece in _match(length, len(phrase))]]
-        return MaskedInput(active, positions, inputs, frozen=own)
+        return MaskedInput(active, positions, inputs, own_embeddings=own)
 
     def _encoded(self, entries: Entries) -> Tensor:
         """Embeddings (n, d) of the adapter's word in its rows, read with its text-encoder deltas."""

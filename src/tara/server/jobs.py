@@ -16,7 +16,7 @@ from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.capacity import ByteBoundedCache
 from tara.inference.denoising import Generation
 from tara.inference.engine import Engine, EngineStep, check_request
-from tara.inference.fusing import check_fits
+from tara.inference.fitting import check_fits
 from tara.inference.provenance import Provenance, UsedFile, png_with_provenance, used_file
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings

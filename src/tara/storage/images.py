@@ -77,35 +77,35 @@ def _too_many_pixels(path: Path, width: int, height: int) -> TaraError:
     )
 
 
-def on_white(picture: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     """The image as RGB, composited over white."""
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def opacity(picture: Image.Image) -> Image.Image | None:
+def opacity(image: Image.Image) -> Image.Image | None:
     """The opacity of each pixel, 0 to 255; None for an image without transparent parts."""
-    return picture.getchannel("A") if picture.mode == "RGBA" else None
+    return image.getchannel("A") if image.mode == "RGBA" else None
 
 
-def _in_srgb(picture: Image.Image) -> Image.Image:
-    """An opaque picture as RGB in sRGB, which bases have learned from; phones write wider spaces such as Display P3."""
-    told: object = picture.info.get("icc_profile")
-    if picture.mode == "I;16":  # as of 16-bit scans, which Pillow would cut off at white
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if not isinstance(told, bytes):
-        return picture.convert("RGB")
-    if picture.mode not in PROFILED_MODES:
-        picture = picture.convert("RGB")
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """An opaque image as RGB in sRGB, which bases have learned from; phones write wider spaces such as Display P3."""
+    profile_bytes: object = image.info.get("icc_profile")
+    if image.mode == "I;16":  # as of 16-bit scans, which Pillow would cut off at white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not isinstance(profile_bytes, bytes):
+        return image.convert("RGB")
+    if image.mode not in PROFILED_MODES:
+        image = image.convert("RGB")
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(told))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
         if not re.match(PLAIN_SRGB, ImageCms.getProfileDescription(profile)):
             srgb = ImageCms.createProfile("sRGB")
-            picture = ImageCms.profileToProfile(picture, profile, srgb, outputMode="RGB") or picture
+            image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB") or image
     except (ImageCms.PyCMSError, OSError):  # no profile, or one for other channels: other programs ignore it, too
         pass
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def _open(path: Path) -> Image.Image:

@@ -16,7 +16,7 @@ LOCK, OWNER = ".lock", ".process"
 
 @contextmanager
 def folder_lock(folder: Path) -> Generator[None]:
-    """Have a folder, made if it is missing, for this process alone, and rid of what a killed one has half-written.
+    """Lock a folder for this process, creating it if needed, and remove files that a killed process left half-written.
 
     The system forgets the lock together with its process. A folder that is made here and stays empty is removed again.
 
@@ -27,7 +27,7 @@ def folder_lock(folder: Path) -> Generator[None]:
     writable_folder(folder)
     lock = _locked(folder)
     try:
-        _tell_owner(folder)
+        _write_owner(folder)
         remove_unfinished(folder)
         yield
     finally:
@@ -59,7 +59,7 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _tell_owner(folder: Path) -> None:
+def _write_owner(folder: Path) -> None:
     try:
         (folder / OWNER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     except OSError as failure:

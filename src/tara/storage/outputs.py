@@ -21,14 +21,14 @@ _NUMBERED = re.compile(r"(\d+)-.+\.png")
 
 
 def is_finished(
-    place: Path, asked: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, overwrite: bool = False
+    place: Path, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, overwrite: bool = False
 ) -> bool:
     """Whether an output exists and was made with the same settings, so that nothing is to be done.
 
     Args:
         place: the file or folder.
-        asked: the settings that it would be made with now, by name.
-        earlier: the settings that it was made with; None where nothing tells them.
+        settings: the settings that it would be made with now, by name.
+        earlier: the settings that it was made with; None if unknown.
         overwrite: whether it may be replaced.
 
     Raises:
@@ -38,31 +38,31 @@ def is_finished(
         return False
     if earlier is None:
         raise TaraError(f"'{place}' exists already. {NEXT}")
-    different = [name for name in dict.fromkeys([*earlier, *asked]) if earlier.get(name) != asked.get(name)]
+    different = [name for name in dict.fromkeys([*earlier, *settings]) if earlier.get(name) != settings.get(name)]
     if different:
         raise TaraError(f"'{place}' exists already and differs in: {', '.join(different)}. {NEXT}")
     return True
 
 
 @contextmanager
-def output_folder(out: Path, asked: Mapping[str, Any], *results: str, overwrite: bool) -> Generator[bool]:
-    """Have an output folder for this process alone; yields whether the results of these settings are complete in it.
+def output_folder(out: Path, settings: Mapping[str, Any], *results: str, overwrite: bool) -> Generator[bool]:
+    """Lock an output folder; yields True if it already holds the complete results of these settings.
 
     Args:
         out: the folder; it is made if it is missing, and removed again when nothing is written into it.
-        asked: the settings, by name; the folder keeps them in ``settings.json``.
+        settings: the settings, by name; the folder keeps them in ``settings.json``.
         results: names of the files that the command writes, the last one at the end.
         overwrite: whether results of other settings may be replaced.
 
     Raises:
         TaraError: see `is_finished` and `tara.storage.lock.folder_lock`.
     """
-    asked = json.loads(json.dumps(asked, default=str))  # as it is read back
+    settings = json.loads(json.dumps(settings, default=str))  # as it is read back
     check_writable(out)
     with folder_lock(out):
         existing = [name for name in (SETTINGS, *results) if (out / name).exists()]
-        same = bool(existing) and is_finished(out, asked, _earlier(out), overwrite=overwrite)
-        atomic_write(out / SETTINGS, (json.dumps(asked, indent=2, ensure_ascii=False) + "\n").encode())
+        same = bool(existing) and is_finished(out, settings, _earlier(out), overwrite=overwrite)
+        atomic_write(out / SETTINGS, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
         try:
             yield same and results[-1] in existing
         finally:

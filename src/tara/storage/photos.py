@@ -17,7 +17,7 @@ SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides ar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class Photo:
     """One photo: its file name, the RGB image and the captions that it may be trained with."""
 
     name: str
@@ -29,9 +29,9 @@ class Example:
     """How often it is trained with, compared with a photo that has 1."""
 
 
-def read_examples(
+def read_photos(
     folder: Path, templates: Sequence[str], *, masked: bool = False, masks: Path | None = None
-) -> list[Example]:
+) -> list[Photo]:
     """Read every photo of a folder, sorted by name, with its captions and, if it is ``masked``, its mask.
 
     A photo's captions are, the first that exists: the ``.txt`` or ``.caption`` file of its name, its ``text`` in
@@ -50,7 +50,7 @@ def read_examples(
         warn(sentence)
     photos = [photo for listed in folders for photo in listed.photos]
     mask_files = _mask_files(masks, photos) if masked and masks is not None else {}
-    examples: list[Example] = []
+    read: list[Photo] = []
     for listed in folders:
         _refuse_orphans(listed.captions, listed.photos, "describes")
         table = _caption_table(listed.path, [photo.name for photo in listed.photos])
@@ -58,8 +58,8 @@ def read_examples(
             beside = next((file for end in CAPTIONS if (file := photo.with_suffix(end)) in listed.captions), None)
             caption = table.get(photo.name) if beside is None else _caption(beside)
             image = read_image_with_alpha(photo)
-            examples.append(
-                Example(
+            read.append(
+                Photo(
                     name=photo.relative_to(folder).as_posix(),
                     image=on_white(image),
                     captions=(caption,) if caption else tuple(templates),
@@ -67,7 +67,7 @@ def read_examples(
                     repeats=listed.repeats,
                 )
             )
-    return examples
+    return read
 
 
 def _nearby(folder: Path) -> str:

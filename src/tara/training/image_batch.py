@@ -15,7 +15,7 @@ from torch import Tensor
 from tara.core.losses import NoiseSchedule
 from tara.core.noise import StepRandomness, concept_key, dropped_rows, offset_noise, step_randomness
 from tara.errors import TaraError
-from tara.storage.photos import Example, read_examples
+from tara.storage.photos import Photo, read_photos
 from tara.training.inputs import TrainingInputs
 from tara.training.latents import Latents, cache_latents
 from tara.training.prompts import class_phrase
@@ -46,7 +46,7 @@ class SameShapeRows:
     timesteps: Int[Tensor, " rows"]
     sizes: Int[Tensor, "rows 6"]
     weights: Float[Tensor, " rows"] | None
-    focus: Float[Tensor, "rows 1 height width"] | None
+    pixel_weights: Float[Tensor, "rows 1 height width"] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,18 +81,18 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
         TaraError: for class images, by class word, that are missing or cannot be read.
     """
 
-    def source(key: str, concept: ConceptSettings, examples: Sequence[Example], settings: TrainSettings) -> ImageSource:
+    def source(key: str, concept: ConceptSettings, photos: Sequence[Photo], settings: TrainSettings) -> ImageSource:
         latents: list[Latents] = []
         captions: list[tuple[Caption, ...]] = []
-        for example in examples:
+        for photo in photos:
             words = concept.rare_word, concept.class_word
-            latents += [cache_latents(inputs.base, example, settings)] * example.repeats
-            captions += [tuple(texts.caption(text, *words) for text in example.captions)] * example.repeats
+            latents += [cache_latents(inputs.base, photo, settings)] * photo.repeats
+            captions += [tuple(texts.caption(text, *words) for text in photo.captions)] * photo.repeats
         empty = texts.caption("", concept.rare_word, concept.class_word) if settings.caption_dropout else None
         return ImageSource(key=key, latents=tuple(latents), captions=tuple(captions), empty=empty)
 
     encoded: list[list[ImageSource]] = []
-    for concept, photos in zip(inputs.concepts, inputs.examples, strict=True):
+    for concept, photos in zip(inputs.concepts, inputs.photos, strict=True):
         key = concept_key(concept.rare_word, concept.class_word)
         sources = [source(key, concept, photos, inputs.settings)]
         if inputs.settings.uses_class_images:
@@ -102,11 +102,11 @@ def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: Tex
     return encoded
 
 
-def _class_images(concept: ConceptSettings, settings: TrainSettings, folders: Mapping[str, Path]) -> list[Example]:
+def _class_images(concept: ConceptSettings, settings: TrainSettings, folders: Mapping[str, Path]) -> list[Photo]:
     if concept.class_word not in folders:
         raise TaraError(f"Prior preservation needs images of the class '{concept.class_word}'. Give their folder.")
     captions = (class_phrase(concept, settings),)
-    return [replace(image, captions=captions) for image in read_examples(folders[concept.class_word], captions)]
+    return [replace(image, captions=captions) for image in read_photos(folders[concept.class_word], captions)]
 
 
 def image_batch(
@@ -174,13 +174,13 @@ def _noised(
         timesteps=timesteps,
         sizes=torch.stack([row.latents.sizes[row.variant] for row in rows]),
         weights=None if snr_gamma is None else schedule.min_snr_weights(timesteps, snr_gamma),
-        focus=_focus(rows, mean[:, :1]),
+        pixel_weights=_pixel_weights(rows, mean[:, :1]),
     )
 
 
-def _focus(rows: Sequence[_Row], like: Tensor) -> Float[Tensor, "rows 1 height width"] | None:
+def _pixel_weights(rows: Sequence[_Row], like: Tensor) -> Float[Tensor, "rows 1 height width"] | None:
     """The rows' masks as weights; ones for a row without a mask beside one that has one."""
-    masks = [None if row.latents.focus is None else row.latents.focus[row.variant] for row in rows]
+    masks = [None if row.latents.pixel_weights is None else row.latents.pixel_weights[row.variant] for row in rows]
     if all(mask is None for mask in masks):
         return None
     return torch.stack([like.new_ones(like.shape[1:]) if mask is None else mask for mask in masks])

@@ -12,7 +12,7 @@ from tara.families.base import Base
 from tara.families.base_names import public_name
 from tara.families.text import is_common_word
 from tara.storage.photo_folders import kohya_names
-from tara.storage.photos import Example, read_examples
+from tara.storage.photos import Photo, read_photos
 from tara.training.optimizers import check_optimizer
 from tara.training.prompts import class_phrase, preview_prompt
 from tara.training.resolved import resolved_values
@@ -27,12 +27,12 @@ SMALL_SIDE = 0.5  # of the resolution: what is enlarged more has no detail to le
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingInputs:
-    """What `check_inputs` has found to fit together; ``settings`` hold the base's defaults, ``examples`` all photos."""
+    """What `check_inputs` has found to fit together; ``settings`` with the base's defaults, ``photos`` by concept."""
 
     concepts: tuple[ConceptSettings, ...]
     settings: TrainSettings
     base: Base
-    examples: tuple[tuple[Example, ...], ...]
+    photos: tuple[tuple[Photo, ...], ...]
 
 
 def check_inputs(
@@ -67,14 +67,14 @@ def check_inputs(
     _check_distinct(concepts)
     for concept in concepts:
         _check_words(concept, settings)
-    examples = tuple(tuple(_read_photos(concept, settings)) for concept in concepts)
+    all_photos = tuple(tuple(_read_photos(concept, settings)) for concept in concepts)
     base = base if isinstance(base, Base) else base()
     settings = settings.with_defaults(base.defaults)
     base.family.check_trainable(base.pipe)
-    for concept, photos in zip(concepts, examples, strict=True):
+    for concept, photos in zip(concepts, all_photos, strict=True):
         _check_photo_sizes(concept, photos, settings, base)
         _check_captions(concept, photos, settings, base)
-    return TrainingInputs(concepts=tuple(concepts), settings=settings, base=base, examples=examples)
+    return TrainingInputs(concepts=tuple(concepts), settings=settings, base=base, photos=all_photos)
 
 
 def trained_card(inputs: TrainingInputs, concept: ConceptSettings, step: int, processes: int) -> AdapterCard:
@@ -97,7 +97,7 @@ def trained_card(inputs: TrainingInputs, concept: ConceptSettings, step: int, pr
         rank=settings.rank,
         alpha=values["alpha"],
         targets=settings.targets,
-        text_kv=base.family.text_kv,
+        text_kv=base.family.text_kv_paths,
         phrase=concept.phrase,
         is_style=concept.is_style,
         settings=resolved,
@@ -138,8 +138,8 @@ def _check_text(concept: ConceptSettings, text: str, where: str, settings: Train
         )
 
 
-def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
-    photos = read_examples(
+def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Photo]:
+    photos = read_photos(
         concept.images, concept.captions(settings.captions), masked=settings.masked_loss, masks=concept.masks
     )
     if settings.shuffle_tags:
@@ -165,7 +165,7 @@ def _read_photos(concept: ConceptSettings, settings: TrainSettings) -> list[Exam
     return photos
 
 
-def _with_shuffled_tags(photos: list[Example], concept: ConceptSettings, settings: TrainSettings) -> list[Example]:
+def _with_shuffled_tags(photos: list[Photo], concept: ConceptSettings, settings: TrainSettings) -> list[Photo]:
     """The photos, each with its captions in several orders of their tags."""
     key = concept_key(concept.rare_word, concept.class_word)
 
@@ -194,7 +194,7 @@ def _advise_on_names(concept: ConceptSettings) -> None:
     )
 
 
-def _advise_on_style(concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings) -> None:
+def _advise_on_style(concept: ConceptSettings, photos: Sequence[Photo], settings: TrainSettings) -> None:
     # measured by benchmarks/study_toyland.py: a style applies to a subject trained independently only with both
     advice: list[str] = []
     if settings.targets == "cross_kv":
@@ -205,9 +205,7 @@ def _advise_on_style(concept: ConceptSettings, photos: Sequence[Example], settin
         warn(f"'{concept.label}' is a style, which trains better with {' and '.join(advice)}.")
 
 
-def _check_photo_sizes(
-    concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings, base: Base
-) -> None:
+def _check_photo_sizes(concept: ConceptSettings, photos: Sequence[Photo], settings: TrainSettings, base: Base) -> None:
     resolution = settings.resolution or base.resolution
     multiple = base.side_multiple if settings.buckets else base.vae_scale
     if resolution % multiple:
@@ -222,7 +220,7 @@ def _check_photo_sizes(
         )
 
 
-def _check_captions(concept: ConceptSettings, photos: Sequence[Example], settings: TrainSettings, base: Base) -> None:
+def _check_captions(concept: ConceptSettings, photos: Sequence[Photo], settings: TrainSettings, base: Base) -> None:
     """Check what only the base's tokenizer can tell."""
     if is_common_word(base.pipe, concept.rare_word):
         warn(

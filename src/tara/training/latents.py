@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tara.core.losses import subject_weights
 from tara.families.base import Base
-from tara.storage.photos import Example
+from tara.storage.photos import Photo
 from tara.training.settings import TrainSettings
 
 SMALLEST_CROP = 0.8  # of the largest one's side: a subject stays recognisable
@@ -31,7 +31,7 @@ class Latents:
     deviation: Float[Tensor, "variants channels height width"]
     sizes: Int[Tensor, "variants 6"]
     """See `size_conditioning`."""
-    focus: Float[Tensor, "variants 1 height width"] | None
+    pixel_weights: Float[Tensor, "variants 1 height width"] | None
     """Weight of each place in the loss, see `tara.core.losses.subject_weights`; None where all weigh 1."""
 
     @property
@@ -44,11 +44,11 @@ class Latents:
         return tuple(self.mean.shape[1:])
 
 
-def cache_latents(base: Base, example: Example, settings: TrainSettings) -> Latents:
+def cache_latents(base: Base, photo: Photo, settings: TrainSettings) -> Latents:
     """Encode a photo in every variant; the deviation is kept so that each step samples the posterior anew."""
-    image, resolution = example.image, settings.resolution or base.resolution
+    image, resolution = photo.image, settings.resolution or base.resolution
     target = bucket_for(image.size, resolution, base.side_multiple) if settings.buckets else (resolution, resolution)
-    cuts = choose_crops(image.size, settings.crops, example.name, target)
+    cuts = choose_crops(image.size, settings.crops, photo.name, target)
     variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if settings.flip else (False,))]
     # one image at a time: memory stays small, and no photo's numbers depend on how many variants there are
     encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
@@ -57,12 +57,12 @@ def cache_latents(base: Base, example: Example, settings: TrainSettings) -> Late
     sizes = [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants]
     if settings.size_conditioning == "resolution":  # every image counts as a whole photo, as in the published code
         sizes = [(resolution, resolution, 0, 0, resolution, resolution)] * len(variants)
-    focus = None
-    if example.mask is not None:
+    pixel_weights = None
+    if photo.mask is not None:
         latent = (target[0] // base.vae_scale, target[1] // base.vae_scale)
-        masks = torch.stack([crop_mask(example.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
-        focus = subject_weights(masks.to(base.device, dtype), settings.background_weight)
-    return Latents(mean, deviation, torch.tensor(sizes, device=base.device), focus)
+        masks = torch.stack([crop_mask(photo.mask, cut, latent, mirrored)[None] for cut, mirrored in variants])
+        pixel_weights = subject_weights(masks.to(base.device, dtype), settings.background_weight)
+    return Latents(mean, deviation, torch.tensor(sizes, device=base.device), pixel_weights)
 
 
 @dataclass(frozen=True, kw_only=True)

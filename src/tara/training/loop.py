@@ -48,7 +48,7 @@ class ConceptStep:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One optimiser step of all concepts; ``index`` counts finished steps, from 1 to ``steps``."""
+    """One optimizer step of all concepts; ``index`` counts finished steps, from 1 to ``steps``."""
 
     index: int
     steps: int
@@ -62,7 +62,7 @@ class StepRecord:
 
 
 class Training:
-    """A training run in progress: encoded images, weights, optimisers, and the number of finished steps.
+    """A training run in progress: encoded images, weights, optimizers, and the number of finished steps.
 
     Args:
         inputs: concepts, settings and base, see `tara.training.inputs.check_inputs`.
@@ -80,7 +80,7 @@ class Training:
         self.inputs, self.processes, self.step = inputs, processes, 0
         self.concepts, self.settings, self.base = inputs.concepts, inputs.settings, inputs.base
         self.is_whole = True
-        """Whether weights, optimisers and ``step`` belong together; not so in the midst of an update."""
+        """Whether weights, optimizers and ``step`` belong together; not so in the midst of an update."""
         settings, base = inputs.settings, inputs.base
         self._texts = TextCache(base)
         self.sources = encode(inputs, class_folders or {}, self._texts)
@@ -248,7 +248,7 @@ class Training:
                 learned if alone else learned.take(group.rows),
                 sizes=group.sizes,
             ).to(group.target)
-            losses.append(denoising_loss(predicted, group.target, group.weights, group.focus))
+            losses.append(denoising_loss(predicted, group.target, group.weights, group.pixel_weights))
         return images.in_order(losses)
 
 

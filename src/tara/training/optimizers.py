@@ -1,4 +1,4 @@
-"""One optimiser per concept, each with its own schedule, clipping, loss scale and skipped steps."""
+"""One optimizer per concept, each with its own schedule, clipping, loss scale and skipped steps."""
 
 import io
 import math
@@ -15,13 +15,13 @@ from torch import Tensor
 from tara.errors import TaraError, installation
 from tara.training.settings import OptimizerName, ScheduleName
 
-# the package that an optimiser needs, and the extra that installs it
+# the package that an optimizer needs, and the extra that installs it
 PACKAGES = {"adamw8bit": ("bitsandbytes", "8bit"), "prodigy": ("prodigyopt", "prodigy")}
 LOSS_SCALE, GROWTH_STEPS = 2.0**16, 2000  # as torch.amp.GradScaler
 
 
 class ConceptOptimizers:
-    """Optimisers for the rows of one (concepts, size) leaf tensor; each row steps as if it were alone.
+    """Optimizers for the rows of one (concepts, size) leaf tensor; each row steps as if it were alone.
 
     ``loss_scales`` are the factors of the concepts' losses before the backward pass: small fp16 gradients survive when
     they are enlarged. A concept's factor halves when its gradients overflow.
@@ -117,7 +117,7 @@ def learning_rate_schedule(name: ScheduleName, *, peak: float, warmup: int, step
 
 
 def check_optimizer(name: OptimizerName) -> None:
-    """Refuse (TaraError) an optimiser whose package is not installed, or cannot be imported."""
+    """Refuse (TaraError) an optimizer whose package is not installed, or cannot be imported."""
     if name not in PACKAGES:
         return
     package, extra = PACKAGES[name]
@@ -125,7 +125,7 @@ def check_optimizer(name: OptimizerName) -> None:
         import_module(package)
     except ImportError as missing:
         raise TaraError(
-            f"The optimiser '{name}' needs the package {package}. Install it with `{installation(extra)}`, "
+            f"The optimizer '{name}' needs the package {package}. Install it with `{installation(extra)}`, "
             "or choose adamw."
         ) from missing
 

@@ -45,7 +45,7 @@ class TextCache:
         """The caption's frozen keys and values, (1, tokens, inner) each, by layer."""
         if caption.text in self._kv:
             return self._kv[caption.text]
-        computed = self._base.text_kv(caption.encoding.embeddings)
+        computed = self._base.project_text(caption.encoding.embeddings)
         size = sum(part.nbytes for pair in computed.values() for part in pair)
         if size <= self._budget:
             self._budget -= size

@@ -13,7 +13,7 @@ class ConceptWeights:
     """Low-rank deltas of the same layers for several concepts.
 
     ``flat`` is one (concepts, size) leaf: the factors that learn are parts of it, layer by layer, so one product per
-    layer serves all concepts, one norm clips each of them, and one optimiser update per concept moves all its layers.
+    layer serves all concepts, one norm clips each of them, and one optimizer update per concept moves all its layers.
 
     Args:
         shapes: (d_in, d_out) of each layer.
@@ -41,7 +41,7 @@ class ConceptWeights:
         rows: list[Tensor] = []
         for generator in generators:
             layers = [
-                new_low_rank(*size, rank=rank, weights=initial_weights, generator=generator, dtype=dtype)
+                new_low_rank(*size, rank=rank, init=initial_weights, generator=generator, dtype=dtype)
                 for size in self._shapes.values()
             ]
             down.append(torch.cat([layer.a.flatten() for layer in layers]))

@@ -17,9 +17,9 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class WeightChange:
-    """A difference that depends on the base's own weight; ``of`` takes the weight and returns the difference."""
+    """A difference that depends on the base's own weight; as a function of that weight."""
 
-    of: Callable[[Tensor], Tensor]
+    difference_from: Callable[[Tensor], Tensor]
 
 
 METHODS: Mapping[str, str] = {
@@ -34,7 +34,7 @@ METHODS: Mapping[str, str] = {
     "on_input": "IA3",
     "dora_scale": "DoRA",
 }
-"""The names of the methods by the beginning of a role that tells them; DoRA is the last step of the others."""
+"""Method names by the prefix of a tensor role that identifies them; DoRA is the last step of the others."""
 
 
 def method_of(tensors: Tensors) -> str | None:
@@ -42,7 +42,7 @@ def method_of(tensors: Tensors) -> str | None:
     return next((name for start, name in METHODS.items() if any(role.startswith(start) for role in tensors)), None)
 
 
-def vectors(tensors: Tensors, scale: float) -> dict[str, Tensor]:
+def vector_differences(tensors: Tensors, scale: float) -> dict[str, Tensor]:
     """Differences of a norm's or bias's own vector, by the parameter's name."""
     named = {"w_norm": "weight", "b_norm": "bias", "diff_b": "bias"}
     changes = {name: tensors[role] for role, name in named.items() if role in tensors}

@@ -53,17 +53,17 @@ def other_family(keys: Iterable[str], header: Mapping[str, str]) -> str:
 
 
 def family_of_file(
-    widths: Mapping[str, int], text_kv: tuple[str, ...], header: Mapping[str, str], convolved: bool
+    widths: Mapping[str, int], text_kv_paths: tuple[str, ...], header: Mapping[str, str], convolved: bool
 ) -> str:
     """The family of bases that a file fits, as far as it tells: by the text's width, its header, its layers.
 
     Args:
         widths: input widths by path; a text encoder's begin with its name.
-        text_kv: endings of the layers whose input is the text.
+        text_kv_paths: endings of the layers whose input is the text.
         header: the file's.
         convolved: whether ``proj_in`` layers are convolutions, as in SD 1.x.
     """
-    if text := {layer: width for layer, width in widths.items() if layer.endswith(text_kv)}:
+    if text := {layer: width for layer, width in widths.items() if layer.endswith(text_kv_paths)}:
         return family_of_widths(text)
     named = _named_base(header).casefold()
     if family := next((family.name for family in FAMILIES if re.search(_SAME_NAMES[family.name], named)), ""):
@@ -105,31 +105,31 @@ def program(header: Mapping[str, str], style: str) -> str:
 
 
 def trigger_words(header: Mapping[str, str]) -> dict[str, str]:
-    """Words that may call what a file learned, by the header entry that tells them; the commonest tags first."""
+    """Words that may call what a file learned, by the header entry that has them; the commonest tags first."""
     counts: dict[str, int] = {}
     for folder in _object(header.get("ss_tag_frequency", "")).values():
         for tag, count in cast(dict[str, Any], folder if isinstance(folder, dict) else {}).items():
             counts[tag.strip()] = counts.get(tag.strip(), 0) + (count if isinstance(count, int) else 0)
     tags = sorted(counts, key=lambda tag: (-counts[tag], tag))[:MOST_TAGS]
-    told = {
+    words_by_entry = {
         "modelspec.trigger_phrase": header.get("modelspec.trigger_phrase", ""),
         "ss_tag_frequency": ", ".join(tags),
         "ss_output_name": header.get("ss_output_name", ""),
         "trigger_word": header.get("trigger_word", ""),
         "name": header.get("name", ""),
     }
-    return {source: words for source, words in told.items() if words}
+    return {source: words for source, words in words_by_entry.items() if words}
 
 
 def training(header: Mapping[str, str]) -> dict[str, str]:
-    """Resolution, steps and epochs, where the header tells them."""
-    told = {
+    """Resolution, steps and epochs, where the header has them."""
+    facts = {
         "resolution": header.get("ss_resolution") or header.get("modelspec.resolution", ""),
         "steps": header.get("ss_steps") or str(_object(header.get("training_info", "")).get("step", "")),
         "epochs": header.get("ss_epoch") or str(_object(header.get("training_info", "")).get("epoch", "")),
         "base": header.get("ss_sd_model_name", ""),
     }
-    return {name: value for name, value in told.items() if value and value != "None"}
+    return {name: value for name, value in facts.items() if value and value != "None"}
 
 
 def _object(text: str) -> dict[str, Any]:

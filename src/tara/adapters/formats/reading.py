@@ -23,7 +23,7 @@ from tara.errors import TaraError
 from tara.families.text import TEXT_ENCODERS
 from tara.storage.safetensors_file import open_safetensors
 
-MOST_RANK = 10_240  # the width of the widest layer of SDXL: more than that says nothing more
+MOST_RANK = 10_240  # the width of the widest layer of SDXL: a larger rank cannot add information
 MOST_ENTRIES = 2**26  # of one layer's weight; the largest of SDXL has 29.5 million
 
 _BUNDLED = "bundle_emb."
@@ -34,7 +34,7 @@ _ENCODERS = {"clip_l": TEXT_ENCODERS[0], "clip_g": TEXT_ENCODERS[1]}
 class Pair:
     """One layer's matrices: ``a`` (rank, d_in), ``b`` (d_out, rank); ``kernel`` as in `tara.core.lora.LowRank`.
 
-    ``alpha`` is None when the file does not tell it.
+    ``alpha`` is None when the file does not say.
     """
 
     a: Tensor
@@ -52,7 +52,7 @@ class LoraFile:
     """What a file holds by path, its header, and the name of the style that its keys are in.
 
     A text encoder's paths begin with its name. ``pairs`` are the low-rank and full matrices, a bias's or norm's with
-    ``.bias`` or ``.weight`` behind the path; ``changes`` depend on the base's weights. ``method`` names what is no
+    ``.bias`` or ``.weight`` after the path; ``changes`` depend on the base's weights. ``method`` names what is no
     plain LoRA, empty where all is.
     """
 
@@ -105,64 +105,65 @@ def read_lora(path: Path) -> LoraFile:
 class _Layers:
     """The layers of a file, read one by one."""
 
-    path: Path
+    file: Path
     pairs: dict[str, Pair] = field(default_factory=dict[str, Pair])
     changes: dict[str, WeightChange] = field(default_factory=dict[str, WeightChange])
     names: set[str] = field(default_factory=set[str])
 
-    def add(self, name: str, layer: str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
+    def add(self, path: str, layer: str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
+        """Include a layer: ``path`` begins with its model's name unless that is the denoiser, ``layer`` never does."""
         if "lora_mid" in tensors and {"down", "lora_mid"} <= tensors.keys():
             tensors["down"] = self._formula(layer, lambda: methods.tucker(tensors["down"], tensors.pop("lora_mid")))
         if "magnitude" in tensors:  # PEFT's, one length of each row; a convolution's has the shape (1, out, 1, 1)
             tensors["dora_scale"] = tensors.pop("magnitude").reshape(-1)
         pair = None
         if {"down", "up"} & tensors.keys():
-            pair = _pair(self.path, layer, tensors, config)
-            self.pairs[name] = pair
+            pair = _pair(self.file, layer, tensors, config)
+            self.pairs[path] = pair
         if config.is_dora and "dora_scale" not in tensors:
-            raise _damaged(self.path, layer, "is DoRA by its config and holds no magnitudes")
+            raise _damaged(self.file, layer, "is DoRA by its config and holds no magnitudes")
         if (method := methods.method_of(tensors)) is not None:
             self.names.add(method)
-            self._add_method(name, layer, tensors, pair, config)
+            self._add_method(path, layer, tensors, pair, config)
         elif pair is None:
-            self.pairs[name] = _pair(self.path, layer, tensors, config)  # says what is missing
+            self.pairs[path] = _pair(self.file, layer, tensors, config)  # says what is missing
         elif rest := tensors.keys() - {"down", "up", "alpha"}:
-            raise _damaged(self.path, layer, f"holds '{min(rest)}' beside a LoRA")
+            raise _damaged(self.file, layer, f"holds '{min(rest)}' beside a LoRA")
 
     def _add_method(
-        self, name: str, layer: str, tensors: Mapping[str, Tensor], pair: Pair | None, config: PeftConfig
+        self, path: str, layer: str, tensors: Mapping[str, Tensor], pair: Pair | None, config: PeftConfig
     ) -> None:
         for tensor in tensors.values():
             if not _finite(tensor):
-                raise _damaged(self.path, layer, "holds NaN or infinite weights")
+                raise _damaged(self.file, layer, "holds NaN or infinite weights")
         rank = config.rank_of(layer)
-        told = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, rank or 1)
+        alpha = _number(tensors["alpha"]) if "alpha" in tensors else config.alpha_of(layer, rank or 1)
         scale = 1.0 if pair is None or pair.alpha is None else pair.alpha / pair.rank
-        in_config = told / rank if told is not None and rank and "alpha" not in tensors else None
-        for parameter, vector in methods.vectors(tensors, scale).items():
-            self.pairs[f"{name}.{parameter}"] = Pair(torch.ones(1, 1), vector.float().reshape(-1, 1), None, 1.0)
-        formula = partial(methods.difference, alpha=told, in_config=in_config)
+        in_config = alpha / rank if alpha is not None and rank and "alpha" not in tensors else None
+        for parameter, vector in methods.vector_differences(tensors, scale).items():
+            self.pairs[f"{path}.{parameter}"] = Pair(torch.ones(1, 1), vector.float().reshape(-1, 1), None, 1.0)
+        formula = partial(methods.difference, alpha=alpha, in_config=in_config)
         shape = self._formula(layer, lambda: formula({role: tensor.to("meta") for role, tensor in tensors.items()}))
         if shape is not None and shape.numel() > MOST_ENTRIES:
-            raise _damaged(self.path, layer, f"is a matrix of {_shape(shape)}, which no layer is")
+            raise _damaged(self.file, layer, f"is a matrix of {_shape(shape)}, which no layer is")
         delta = None if shape is None else formula(tensors)
         if pair is not None and delta is not None:
-            raise _damaged(self.path, layer, "holds matrices of two methods")
+            raise _damaged(self.file, layer, "holds matrices of two methods")
         if pair is not None and "dora_scale" in tensors:
             delta = scale * (pair.b.float() @ pair.a.float())
-        change = self._formula(layer, lambda: methods.weight_change(tensors, delta, told))
+        change = self._formula(layer, lambda: methods.weight_change(tensors, delta, alpha))
         if change is not None:
-            self.changes[name] = change
-            self.pairs.pop(name, None)
+            self.changes[path] = change
+            self.pairs.pop(path, None)
         elif delta is not None:
             full = low_rank_from_matrix(delta)
-            self.pairs[name] = Pair(full.a, full.b, None, float(full.rank))
+            self.pairs[path] = Pair(full.a, full.b, None, float(full.rank))
 
     def _formula(self, layer: str, compute: Callable[[], Any]) -> Any:
         try:
             return compute()
         except (KeyError, RuntimeError, IndexError, ValueError, AssertionError) as failure:
-            raise _damaged(self.path, layer, "has matrices that do not belong together") from failure
+            raise _damaged(self.file, layer, "has matrices that do not belong together") from failure
 
 
 def _embeddings(path: Path, file: Any, keys: Iterable[str]) -> dict[str, dict[str, Tensor]]:

@@ -13,10 +13,10 @@ from tara.inference.composers.sequential import COMPOSITE, SWITCH
 if TYPE_CHECKING:
     from tara.inference.active_adapter import ActiveAdapters
 
-__all__ = ["COMPOSERS", "Composer", "class_words", "composer_named", "default_composer"]
+__all__ = ["COMPOSERS", "Composer", "composer_named", "default_composer", "replace_rare_words"]
 
 
-def class_words(prompt: str, adapters: ActiveAdapters) -> str:
+def replace_rare_words(prompt: str, adapters: ActiveAdapters) -> str:
     """The prompt with class words in place of the adapters' rare words.
 
     Raises:
@@ -29,6 +29,7 @@ def class_words(prompt: str, adapters: ActiveAdapters) -> str:
     )
 
 
+# in the order of help texts and messages
 COMPOSERS: dict[str, Composer] = {
     # token-aware composition (TARA, arXiv 2508.08812)
     "tara": Composer(description="each adapter on the tokens of its rare word", masked=True),
@@ -42,10 +43,12 @@ COMPOSERS: dict[str, Composer] = {
     "ties": TIES,
     "dare": DARE,
     "none": Composer(
-        description="no adapters, rare words removed", masked=True, adapters=lambda adapters: (), prompt=class_words
+        description="no adapters, rare words removed",
+        masked=True,
+        adapters=lambda adapters: (),
+        prompt=replace_rare_words,
     ),
 }
-"""All of them, in the order in which they are shown."""
 
 
 def default_composer(adapters: ActiveAdapters) -> Composer:

@@ -69,7 +69,7 @@ def _by_layer(adapters: ActiveAdapters) -> dict[str, list[tuple[float, LowRank]]
     deltas: dict[str, list[tuple[float, LowRank]]] = {}
     for active in sorted(adapters, key=lambda active: active.order):  # a fixed order of summation, as everywhere
         for path, delta in active.adapter.all_layers.items():
-            weight = active.global_strength if path in active.adapter.global_part else active.weight
+            weight = active.global_strength if path in active.adapter.global_deltas else active.weight
             if weight:  # one that is off must not vote either
                 deltas.setdefault(path, []).append((weight, delta))
     return deltas

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tara.families.base import Base
     from tara.inference.active_adapter import ActiveAdapters
-    from tara.inference.batch import Conditioned
+    from tara.inference.batch import EvaluationInputs
 
 
 def switch_every(steps: int) -> Composer:
@@ -51,7 +51,7 @@ COMPOSITE = Composer(
 
 
 @contextmanager
-def evaluated(base: Base, evaluations: Sequence[Conditioned], turns: Turns) -> Generator[None]:
+def evaluated(base: Base, evaluations: Sequence[EvaluationInputs], turns: Turns) -> Generator[None]:
     """For a ``with`` block, each network call gives the mean over the evaluations whose turn it is.
 
     Of a call with prepared text each evaluation takes its own text and pooled vector; any other call is left alone.
@@ -74,7 +74,7 @@ class _MeanForward:
 
     base: Base
     forward: Callable[..., Any]
-    evaluations: Sequence[Conditioned]
+    evaluations: Sequence[EvaluationInputs]
     turns: Turns
     step: int = -1
     timestep: float = -math.inf
@@ -94,7 +94,7 @@ class _MeanForward:
         predictions = [self._predict(evaluation, sample, timestep, *args, **kwargs) for evaluation in chosen]
         return (predictions[0] if len(predictions) == 1 else torch.stack(predictions).mean(0),)
 
-    def _predict(self, evaluation: Conditioned, *args: Any, **kwargs: Any) -> Tensor:
+    def _predict(self, evaluation: EvaluationInputs, *args: Any, **kwargs: Any) -> Tensor:
         from tara.families.processors import CONDITIONING_KEY
         from tara.inference.fusing import fused, global_part
 

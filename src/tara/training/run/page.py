@@ -14,7 +14,7 @@ from tara.report.page import page
 from tara.report.plots import loss_curve
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
-from tara.storage.photos import Example
+from tara.storage.photos import Photo
 from tara.training.prompts import preview_prompt
 from tara.training.resolved import ResolvedSetting, resolved_settings, setting_text
 from tara.training.run.folder import RunFolder
@@ -26,7 +26,7 @@ OWNERS = {"base": "this base", "": "all bases"}
 ENDS = 0.1  # the part of the steps whose mean loss stands for the beginning and for the end
 
 
-def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequence[Example]], base: Base) -> None:
+def write_run_page(folder: RunFolder, recipe: Recipe, photos: Sequence[Sequence[Photo]], base: Base) -> None:
     """Write ``index.html`` and ``loss.png`` from a run's folder and each concept's photos; raises TaraError."""
     rows, settings = list(read_metrics(folder.metrics)), recipe.settings
     if curves := _curves(rows):
@@ -34,9 +34,9 @@ def write_run_page(folder: RunFolder, recipe: Recipe, examples: Sequence[Sequenc
     done = rows[-1]["step"] if rows else 0
     progress = f"{done} steps" if done >= settings.steps else f"stopped after {done} of {settings.steps} steps"
     grids: list[Grid] = []
-    for name, concept, photos in zip(distinct_names(recipe.concepts), recipe.concepts, examples, strict=True):
+    for name, concept, own_photos in zip(distinct_names(recipe.concepts), recipe.concepts, photos, strict=True):
         grids += _previews(folder.previews_of(name), concept, settings)
-        shown = photos[:MOST_PHOTOS]
+        shown = own_photos[:MOST_PHOTOS]
         row = Row(images=tuple(photo.image for photo in shown), captions=tuple(photo.name for photo in shown))
         grids.append(Grid(rows=(row,), title=f"Photos of {concept.label}"))
     versions: dict[str, str] = json.loads(folder.versions.read_text(encoding="utf-8"))

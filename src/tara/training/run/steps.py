@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from tara.errors import TaraError, warn
-from tara.inference.fusing import LARGEST_RATIO, strengths
+from tara.inference.fitting import LARGEST_RATIO, strengths
 from tara.storage.lock import folder_lock
 from tara.training.loop import NaNError, StepRecord, Training
 from tara.training.run.folder import RunFolder
@@ -150,7 +150,7 @@ class Run:
         return Recipe(settings=self.training.settings, concepts=self.training.concepts)
 
     def _write_page(self) -> None:
-        write_run_page(self.folder, self._recipe(), self.training.inputs.examples, self.training.base)
+        write_run_page(self.folder, self._recipe(), self.training.inputs.photos, self.training.base)
 
     def _advice(self) -> str:
         """Where a run can go on that has come to numbers that are NaN."""

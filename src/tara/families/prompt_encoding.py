@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tara.core.prompts import Prompt, chunk_spans, parse_prompt, weighted
 from tara.core.tokens import Span, Tokenized
 from tara.errors import TaraError
 from tara.families.base import Base
+from tara.families.prompt_syntax import Prompt, apply_token_weights, chunk_spans, parse_prompt
 from tara.families.text import TextEncoding
 
 
@@ -23,13 +23,13 @@ class Chunks:
 
 
 def tokenize_prompt(base: Base, text: str) -> Chunks:
-    """A prompt's chunks and tokens; see `tara.core.prompts` for its syntax.
+    """A prompt's chunks and tokens; see `tara.families.prompt_syntax` for its syntax.
 
     Raises:
         TaraError: when a weight meets a textual inversion that stands for several tokens.
     """
     prompt = parse_prompt(text)
-    spans = chunk_spans(prompt, lambda part: base.tokenize(part).kept)
+    spans = chunk_spans(prompt, lambda part: base.tokenize(part).characters_read)
     parts = [base.tokenize(prompt.text[first:end]) for first, end in spans]
     if len(parts) == 1 and not prompt.is_weighted:
         return Chunks(prompt, tuple(spans), replace(parts[0], written=text))
@@ -54,7 +54,7 @@ def encode_prompt(base: Base, text: str, clip_skip: int | None = None, chunks: i
 
     Args:
         base: the base.
-        text: the prompt, with the syntax of `tara.core.prompts`.
+        text: the prompt, with the syntax of `tara.families.prompt_syntax`.
         clip_skip: as in `Base.encode`.
         chunks: at least so many; empty ones are added at the end.
     """
@@ -67,7 +67,7 @@ def encode_prompt(base: Base, text: str, clip_skip: int | None = None, chunks: i
         tokens = len(embeddings[number])
         weights = _weights(read, position, position + tokens) if read.prompt.is_weighted else ()
         if any(weight != 1 for weight in weights):
-            embeddings[number] = weighted(embeddings[number], torch.tensor(weights))
+            embeddings[number] = apply_token_weights(embeddings[number], torch.tensor(weights))
         position += tokens
     pooled = None if parts.pooled is None else parts.pooled[:1]
     end = len(read.tokenized.text)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tara.core.prompts import chunk_spans, parse_prompt, weighted
+from tara.families.prompt_syntax import apply_token_weights, chunk_spans, parse_prompt
 
 WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=60)
 
@@ -65,7 +65,7 @@ def test_a_full_chunk_ends_at_a_comma_near_its_end():
 
 def test_a_weight_scales_its_tokens_and_keeps_the_mean():
     embeddings = torch.rand(1, 3, 4, dtype=torch.float64) + 1
-    found = weighted(embeddings, torch.tensor([1.0, 2.0, 1.0]))
+    found = apply_token_weights(embeddings, torch.tensor([1.0, 2.0, 1.0]))
     torch.testing.assert_close(found.mean(), embeddings.mean())
     torch.testing.assert_close(found[:, 1] / found[:, 0], 2 * embeddings[:, 1] / embeddings[:, 0])
 

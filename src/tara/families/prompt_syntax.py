@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tara.core.tokens import Span
 
-WEIGHTED = re.compile(r":\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
+WEIGHT = re.compile(r":\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
 LATEST_COMMA = 0.7  # of a full chunk: a comma before this leaves too much of it empty
 
@@ -45,9 +46,9 @@ def parse_prompt(text: str) -> Prompt:
             levels.append([])
         elif character == ")" and len(levels) > 1:
             inner = levels.pop()
-            weighted = WEIGHTED.search("".join(one for one, _ in inner))
-            if weighted:
-                levels[-1] += [(one, old * float(weighted[1])) for one, old in inner[: weighted.start()]]
+            weight = WEIGHT.search("".join(one for one, _ in inner))
+            if weight:
+                levels[-1] += [(one, old * float(weight[1])) for one, old in inner[: weight.start()]]
             else:
                 levels[-1] += [("(", 1.0), *inner, (")", 1.0)]
         else:
@@ -55,10 +56,10 @@ def parse_prompt(text: str) -> Prompt:
     while len(levels) > 1:
         unclosed = levels.pop()
         levels[-1] += [("(", 1.0), *unclosed]
-    return _broken("".join(one for one, _ in levels[0]), [weight for _, weight in levels[0]])
+    return _split_at_breaks("".join(one for one, _ in levels[0]), [weight for _, weight in levels[0]])
 
 
-def _broken(text: str, weights: list[float]) -> Prompt:
+def _split_at_breaks(text: str, weights: list[float]) -> Prompt:
     breaks: list[int] = []
     while match := BREAK.search(text):
         first, end = match.span()
@@ -70,30 +71,30 @@ def _broken(text: str, weights: list[float]) -> Prompt:
     return Prompt(text, tuple(weights), tuple(breaks))
 
 
-def chunk_spans(prompt: Prompt, kept: Callable[[str], int]) -> list[Span]:
+def chunk_spans(prompt: Prompt, characters_read: Callable[[str], int]) -> list[Span]:
     """The parts of a prompt that a text encoder reads one by one; at least one, which may be empty.
 
     A chunk that is full ends at a comma near its end, else at a space, else anywhere.
 
     Args:
         prompt: the prompt.
-        kept: the number of characters of a text, from its first, that one chunk holds.
+        characters_read: the number of characters of a text, from its first, that one chunk holds.
     """
     spans: list[Span] = []
     for start, end in pairwise((0, *prompt.breaks, len(prompt.text))):
         while True:
             part = prompt.text[start:end]
-            room = kept(part)
+            room = characters_read(part)
             if not part[room:].strip() or not room:
                 spans.append((start, end))
                 break
-            cut = start + _last_break(part, room)
+            cut = start + _chunk_end(part, room)
             spans.append((start, cut))
             start = cut
     return spans
 
 
-def _last_break(text: str, room: int) -> int:
+def _chunk_end(text: str, room: int) -> int:
     comma = text.rfind(",", 0, room) + 1
     if comma >= LATEST_COMMA * room:
         return comma
@@ -103,10 +104,12 @@ def _last_break(text: str, room: int) -> int:
     return space or room
 
 
-def weighted(embeddings: Tensor, weights: Tensor) -> Tensor:
-    """Embeddings (..., tokens, d) times each token's weight (tokens,), with the mean of before over all of them.
+def apply_token_weights(
+    embeddings: Float[Tensor, "*rows tokens d"], weights: Float[Tensor, " tokens"]
+) -> Float[Tensor, "*rows tokens d"]:
+    """Embeddings times their token's weight, rescaled to the mean they had (as AUTOMATIC1111's web UI).
 
-    As AUTOMATIC1111's web UI does it.
+    Undefined where the weighted mean is 0.
     """
     scaled = embeddings * weights.to(embeddings)[:, None]
     return scaled * (embeddings.mean() / scaled.mean())
