@@ -78,8 +78,8 @@ def test_ctrl_c_keeps_a_checkpoint_and_tells_how_to_go_on(
     assert main(["train", *flags, "--out", "whole.safetensors"]) == 0
 
     @contextmanager
-    def stopping(title: str, total: int) -> Iterator[Callable[[float, str], None]]:
-        yield lambda done, note: signal.raise_signal(signal.SIGINT) if done == 3 else None
+    def stopping(title: str) -> Iterator[Callable[..., None]]:
+        yield lambda done, *_: signal.raise_signal(signal.SIGINT) if done == 3 else None
 
     with monkeypatch.context() as patch:
         patch.setattr("tara.cli.train.progress", stopping)

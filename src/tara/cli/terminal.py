@@ -78,7 +78,7 @@ def progress(title: str, total: int | None = None) -> Generator[Advance]:
         rich.MofNCompleteColumn(),
         rich.TextColumn("{task.fields[note]}", markup=False),
         rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
+        rich.TextColumn("<"),  # as tqdm: elapsed < remaining
         rich.TimeRemainingColumn(),
         console=Console(stderr=True, highlight=False),
     )
