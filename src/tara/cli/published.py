@@ -1,7 +1,7 @@
 """The commands of the paper's repository run unchanged. This page lists their flags.
 
 - They train as the published code does: every attention projection, on one prompt, without flipped images; first `A`
-  from N(0, 1/rank); a rare word of several tokens aligned token by token; for SDXL every image conditioned as a whole
+  normal with standard deviation 1/rank; a rare word of several tokens aligned token by token; for SDXL every image conditioned as a whole
   photo of the training resolution, and weight decay 1e-4. With the same images, timesteps and noise, losses, gradients
   and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has other defaults;
   its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning` select the published form.
