@@ -1,10 +1,10 @@
 """The commands of the paper's repository run unchanged. This page lists their flags.
 
-- They train as the published code does: every attention projection, on one prompt, without flipped images; first `A`
-  normal with standard deviation 1/rank; a rare word of several tokens aligned token by token; for SDXL every image conditioned as a whole
-  photo of the training resolution, and weight decay 1e-4. With the same images, timesteps and noise, losses, gradients
-  and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has other defaults;
-  its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning` select the published form.
+- They train as the published code does: every attention projection, on one prompt, without flipped images; `A` begins
+  normal with standard deviation 1/rank; each token of a rare word is aligned; for SDXL every image is conditioned as a
+  whole photo of the training resolution, and weight decay is 1e-4. With the same images, timesteps and noise, losses,
+  gradients and AdamW steps are equal to rounding (`tests/training/test_published_formulas.py`). `tara train` has other
+  defaults; its settings `init_lora_weights`, `alignment_subwords` and `size_conditioning` select the published form.
 - Default values are those of the published README. They differ from the defaults of the published parsers, which are
   batch size 4, SDXL rank 4, SD 1.5 learning rate 5e-6, one epoch, tensorboard, 500 warm-up steps and a random seed.
 - Intended differences:
