@@ -36,7 +36,7 @@ OnProgress = Callable[[str, float], object]
 
 LOCATION = "on the beach"
 SEEDS = tuple(range(8))
-SHOWN_SEEDS = 6
+SHOWN_SEEDS = 5
 SAMPLING_STEPS = 25
 TRAINING_SHARE = 0.4  # of the demo's time for each of the two trainings; the rest generates
 
