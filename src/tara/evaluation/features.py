@@ -19,7 +19,7 @@ Compute = Callable[[list[Image.Image]], Iterable[NDArray[np.float32]]]
 
 
 class FeatureCache:
-    """Arrays in a folder, by the model with its query and an image's pixels; a model gets ``batch_size`` images."""
+    """A folder of arrays, keyed by model, query and pixels. The model is called with at most ``batch_size`` images."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         self._folder, self._batch_size = folder, batch_size
@@ -29,7 +29,10 @@ class FeatureCache:
         return np.stack(self(encoder.key, images, encoder.images))
 
     def __call__(self, key: str, images: Sequence[Image.Image], compute: Compute) -> list[NDArray[np.float32]]:
-        """One array per RGB image, cached or computed; ``key`` is all but the image that the array depends on."""
+        """One array per RGB image, cached or computed.
+
+        ``key`` names everything else that the array depends on: model and query.
+        """
         paths = [self._path(key, image) for image in images]
         arrays = {path: array for path in paths if (array := _read(path)) is not None}
         missing = [(path, image) for path, image in dict(zip(paths, images, strict=True)).items() if path not in arrays]
@@ -48,7 +51,7 @@ class FeatureCache:
 
 
 def _read(path: Path) -> NDArray[np.float32] | None:
-    """A cached array; None where there is none, or a damaged one, with a warning."""
+    """A cached array. None if there is no file, or if it is damaged, which gives a warning."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -61,7 +64,7 @@ def _read(path: Path) -> NDArray[np.float32] | None:
 
 
 def _npy(array: NDArray[np.float32]) -> bytes:
-    """An array as an ``.npy`` file, followed by the digest of its content, which readers of such files ignore."""
+    """An array as an ``.npy`` file with a digest of its content appended. Other readers ignore the digest."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()

@@ -40,7 +40,7 @@ RETRY_SECONDS = 5
 
 
 async def _owner(request: Request) -> str:
-    """Whose request it is: the name of its API key."""
+    """The owner of a request: the name of its API key."""
     return await request.app.state.authorize(request)
 
 
@@ -52,7 +52,7 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
     """The server of a loaded base.
 
     Raises:
-        TaraError: when it would listen to other computers and there is no API key.
+        TaraError: when the server listens beyond this computer and there is no API key.
     """
     if not settings.is_local and not store.has_keys():
         raise TaraError(
@@ -71,7 +71,7 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
     app = FastAPI(title="TARA", lifespan=lifespan)
     _handle_errors(app, metrics)
     hosts = settings.allowed_hosts or (THIS_COMPUTER if settings.is_local else ("*",))
-    # a page elsewhere could give its name this computer's address
+    # DNS rebinding: another site could point its name to this computer
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(BodyLimit, most=settings.max_body_kib << 10, most_upload=settings.max_upload_mib << 20)
     limit = RateLimit(settings.max_requests_per_minute)
@@ -82,7 +82,7 @@ def create_app(base: Base, base_name: str, settings: ServerSettings, store: Stor
         if name is None and (not settings.is_local or await run_in_threadpool(store.has_keys)):
             raise ApiError(401, "There is no such API key. Send 'Authorization: Bearer KEY'.", "invalid_api_key")
         if name is None:
-            check_origin(request)  # a page elsewhere has no key to send, but here it would need none
+            check_origin(request)  # a page of another site could send requests here, because no key is needed
         limit.check(name or LOCAL)
         return name or LOCAL
 
@@ -130,7 +130,7 @@ def _add_images(app: FastAPI, jobs: Jobs) -> None:
 
 
 async def _finished(request: Request, jobs: Jobs, live: LiveJob) -> None:
-    """Wait for a job's end; a client that goes away ends it."""
+    """Wait for a job to end. If the client disconnects, the job is cancelled."""
     while not live.done.done():
         if await request.is_disconnected():
             await run_in_threadpool(jobs.cancel, live.record)
@@ -200,7 +200,7 @@ def _add_adapters(app: FastAPI, jobs: Jobs) -> None:
             store.add_adapter(record)
         except TaraError as failure:
             jobs.forget(record)
-            # its name is the uploader's word for it; where it was kept is nobody's business
+            # the adapter gets the name that its owner chose; the file's path is not shown
             raise type(failure)(str(failure).replace(str(jobs.adapter_path(record)), name)) from failure
         return answer(record, owner).model_copy(update={"card": card})
 
@@ -238,7 +238,7 @@ def _job(jobs: Jobs, owner: str, job_id: str) -> JobRecord:
 
 
 def _nothing(what: str) -> ApiError:
-    # of somebody else's and of nobody's the answer is the same
+    # the answer is the same for another owner's job or adapter and for an unknown one
     return ApiError(404, f"You have no such {what}.", "not_found")
 
 

@@ -23,7 +23,7 @@ MINUTE = 60.0
 
 
 class ApiError(Exception):
-    """An answer other than 200 with one sentence, in OpenAI's form."""
+    """An error response in OpenAI's format: status, message of one sentence, code."""
 
     def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class BodyLimit:
 
         async def with_headers(message: Message) -> None:
             if read > most:
-                return  # what the route makes of a body that ends so
+                return  # this is the route's response to a body that was cut off
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -72,7 +72,7 @@ class TooLarge(Exception):
 
 
 def openai_error(status: int, message: str, code: str) -> dict[str, dict[str, str | None]]:
-    """A failure in OpenAI's form."""
+    """An error in OpenAI's format."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
@@ -86,7 +86,7 @@ class RateLimit:
 
     def check(self, owner: str) -> None:
         """Count a request; raises ApiError (429) for one beyond the limit."""
-        now = time.monotonic()  # the clock may jump
+        now = time.monotonic()  # the system clock may be set back
         times = self._times.setdefault(owner, deque(maxlen=self._most))
         while times and now - times[0] > MINUTE:
             times.popleft()
@@ -96,7 +96,7 @@ class RateLimit:
 
 
 def too_many(message: str, seconds: float) -> ApiError:
-    """Status 429, with the seconds after which the client may try again."""
+    """An ApiError with status 429 and the seconds after which the client may try again."""
     return ApiError(429, message, "rate_limit_exceeded", {"Retry-After": str(max(1, round(seconds)))})
 
 
@@ -107,9 +107,9 @@ def bearer(request: Request) -> str:
 
 
 def check_origin(request: Request) -> None:
-    """Raises ApiError (403) for a request that a browser sends for a page of another site.
+    """Raises ApiError (403) for a browser's request from a page of another site.
 
-    Browsers name the page's site with every request that can change something, and no page can leave it out.
+    Browsers send the ``Origin`` header with every request that can change something; a page cannot remove it.
     """
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
@@ -117,6 +117,6 @@ def check_origin(request: Request) -> None:
 
 
 def checked_upload_size(size: int, most: int) -> None:
-    """Raises TaraError for an adapter that is too large for its key."""
+    """Raises TaraError if the adapters of an API key would take ``size`` bytes, more than ``most``."""
     if size > most:
         raise TaraError(f"Your adapters would take {size >> 20} MiB; {most >> 20} MiB are allowed. Delete some.")

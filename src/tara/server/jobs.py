@@ -32,11 +32,11 @@ STORE_TRIES = 5
 
 
 class QueueFull(TaraError):
-    """There are too many unfinished jobs; the answer is to come back later."""
+    """There are too many unfinished jobs; the client should try again later."""
 
 
 class Stopping(TaraError):
-    """The process ends; the next one takes requests again."""
+    """The server is shutting down and accepts no more requests."""
 
     def __init__(self) -> None:
         super().__init__("The server stops. Try again when it is back.")
@@ -44,7 +44,7 @@ class Stopping(TaraError):
 
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter:
-    """An uploaded adapter in memory, and what images remember of it."""
+    """An uploaded adapter in memory, and its entry in the provenance of images."""
 
     adapter: Adapter
     file: UsedFile
@@ -52,7 +52,7 @@ class LoadedAdapter:
 
 @dataclass(eq=False)
 class LiveJob:
-    """A job of this process; ``done`` is set when nothing more will come of it here."""
+    """An unfinished job of this process. ``done`` is set when this process has finished or dropped it."""
 
     record: JobRecord
     adapters: tuple[UsedFile, ...]
@@ -61,21 +61,21 @@ class LiveJob:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def drop(self) -> None:
-        """Give its rows back, wherever the engine is with them."""
+        """Cancel the job's images in the engine, which frees their rows."""
         with self.lock:
             for generation in self.generations:
                 generation.cancel()
         self.release()
 
     def release(self) -> None:
-        """Let go on who waits for it."""
+        """Set ``done``, so that callers stop waiting."""
         with self.lock:
             if not self.done.done():
                 self.done.set_result(None)
 
 
 class Jobs:
-    """Runs jobs: `accept` returns once a job is in the database; `start` goes on with those of an earlier process."""
+    """Runs jobs. `accept` stores a job in the database and returns; `start` resumes the unfinished jobs there."""
 
     def __init__(self, base: Base, base_name: str, settings: ServerSettings, store: Store) -> None:
         self.base, self.base_name, self.settings, self.store = base, base_name, settings, store
@@ -104,7 +104,7 @@ class Jobs:
         self._thread.start()
 
     def drain(self) -> None:
-        """Take no more jobs, and leave those that have not begun to the next process."""
+        """Accept no more jobs. Jobs that have not started stay in the database for the next process."""
         with self._lock:
             self._deadline = self._deadline or time.monotonic() + self.settings.drain_seconds
         for live in list(self._live.values()):
@@ -112,7 +112,7 @@ class Jobs:
                 live.drop()
 
     def close(self) -> None:
-        """Finish what is in flight within the time that the settings give, and end."""
+        """Wait for started jobs for at most ``drain_seconds``, then stop the engine."""
         self.drain()
         assert self._deadline is not None
         wait([live.done for live in list(self._live.values())], max(0.0, self._deadline - time.monotonic()))
@@ -146,12 +146,12 @@ class Jobs:
         return self.adapters_folder / f"{record.id}.safetensors"
 
     def accept(self, owner: str, request: ImageRequest) -> LiveJob:
-        """Check a request and write it down as a job; it runs from then on, whatever happens.
+        """Check a request and store it as a job, which survives a restart of the server.
 
         Raises:
-            QueueFull: when the owner, or all together, have too many unfinished jobs.
-            Stopping: when the process ends.
-            TaraError: for what cannot be generated.
+            QueueFull: when the owner has, or all owners together have, too many unfinished jobs.
+            Stopping: when the server is shutting down.
+            TaraError: for a request that cannot be generated.
         """
         prepared = self._request(owner, request)
         record = JobRecord(owner=owner, request=request.model_dump_json())
@@ -166,7 +166,7 @@ class Jobs:
         return self._submit(record, *prepared)
 
     def cancel(self, record: JobRecord) -> None:
-        """End a job; its rows are free at the next step."""
+        """Cancel a job. Its rows are free from the next step on."""
         if self.store.end_job(record.id, "cancelled") and (live := self._live.pop(record.id, None)):
             live.drop()
 
@@ -175,7 +175,7 @@ class Jobs:
             self.image_path(record.id, number).unlink(missing_ok=True)
 
     def answer(self, record: JobRecord) -> JobAnswer:
-        """What is known of a job now."""
+        """The current state of a job."""
         live = self._live.get(record.id)
         answer = JobAnswer(id=record.id, status="queued", created=record.created, error=record.error)
         if record.status != "queued":
@@ -191,19 +191,19 @@ class Jobs:
         return self._live.get(job_id)
 
     def load(self, record: AdapterRecord) -> LoadedAdapter:
-        """An uploaded adapter, from memory where it is there; raises TaraError when it is damaged or does not fit."""
+        """An uploaded adapter, cached in memory. Raises TaraError if it is damaged or does not fit the base."""
         with self._loading:
             if record.id not in self._loaded:
                 path = self.adapter_path(record)
                 adapter = replace(load_adapter(path), name=record.name)
                 check_fits(self.base, ActiveAdapter(adapter))
-                # images say what they are made of, not where this server keeps it
+                # the provenance of an image must not name this server's folders
                 file = UsedFile(given=record.name, path=record.name, sha256=used_file(path).sha256)
                 self._loaded[record.id] = LoadedAdapter(adapter, file)
             return self._loaded[record.id]
 
     def forget(self, record: AdapterRecord) -> None:
-        """Delete an adapter's file; jobs that were accepted keep what they have in memory."""
+        """Delete an adapter's file. Accepted jobs keep the adapter in memory."""
         with self._loading:
             self._loaded.pop(record.id, None)
         self.adapter_path(record).unlink(missing_ok=True)
@@ -237,7 +237,7 @@ class Jobs:
         def on_change(_: Generation) -> None:
             with live.lock:  # an image may end before `submit` has returned
                 generations = live.generations
-            # a cancelled image is not there; who has cancelled it has seen to its job
+            # a cancelled image has no pixels; `cancel` or `drain` has handled its job
             if all(made.is_over for made in generations) and not any(made.cancelled for made in generations):
                 self._writer.submit(self._finish, live)
 
@@ -255,7 +255,7 @@ class Jobs:
                     assert made.image is not None
                     png = png_with_provenance(made.image, self._provenance(live, made))
                     atomic_write(self.image_path(live.record.id, number), png)
-        except Exception as unwritten:  # a job that nobody ends would be waited for
+        except Exception as unwritten:  # otherwise clients would wait for this job forever
             failure = unwritten
         error = ""
         if failure is not None:
@@ -268,7 +268,7 @@ class Jobs:
             live.release()
 
     def _end(self, live: LiveJob, *, images: int, error: str) -> None:
-        """Write a job's end into the database; while that does not answer it stays accepted, for the next process."""
+        """Store a job's final status. If the database does not respond, the job stays queued for the next process."""
         job, status = live.record, "failed" if error else "done"
         for _ in range(STORE_TRIES):
             with suppress(StoreBusy):
@@ -276,7 +276,7 @@ class Jobs:
                     for number in range(images):  # it was cancelled meanwhile
                         self.image_path(job.id, number).unlink(missing_ok=True)
                 break
-        with suppress(StoreBusy):  # the next job's end removes more
+        with suppress(StoreBusy):  # what stays is removed at the end of the next job
             for old in self.store.remove_oldest(job.owner, self.settings.max_images_kept_per_key):
                 self.remove_images(old)
 

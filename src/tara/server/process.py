@@ -1,4 +1,4 @@
-"""The server's process: it listens until SIGTERM or Ctrl-C, and then finishes what is in flight."""
+"""The server's process. It listens until SIGTERM or Ctrl-C and then finishes the requests in progress."""
 
 import math
 import signal
@@ -13,7 +13,7 @@ from tara.server.settings import ServerSettings
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's, whose requests wait for no job that has not begun, and whose end is not that of a killed process."""
+    """Uvicorn's server. On shutdown it first drains the jobs. The process then exits normally, not by the signal."""
 
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(
@@ -29,7 +29,7 @@ class _Server(uvicorn.Server):
         self._jobs = app.state.jobs
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End after what is in flight; a second Ctrl-C ends at once."""
+        """Shut down after the requests in progress; a second Ctrl-C ends at once."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 

@@ -1,4 +1,4 @@
-"""What requests and answers hold."""
+"""The bodies of requests and responses."""
 
 import secrets
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ Size = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,3}x[1-9][0-9]{0,3})$")
 
 
 class NamedAdapter(BaseModel):
-    """An adapter in a request: its name here, and what differs from its card."""
+    """An adapter in a request: its name on this server, and values that replace those of its card."""
 
     model_config = ConfigDict(extra="forbid")
     name: Name
@@ -39,7 +39,7 @@ class ImageRequest(BaseModel):
 
     @property
     def sides(self) -> tuple[int | None, int | None]:
-        """Width and height, None for the base's own."""
+        """Width and height in pixels; None means the base's default."""
         if self.size is None or self.size == "auto":
             return None, None
         width, height = self.size.split("x")
@@ -52,14 +52,14 @@ class ImageData(BaseModel):
 
 
 class ImagesAnswer(BaseModel):
-    """As OpenAI's: when it was made, and the images."""
+    """OpenAI's response: the time of creation, and the images."""
 
     created: int
     data: list[ImageData]
 
 
 class JobAnswer(BaseModel):
-    """A job; ``images`` are the addresses of what is finished."""
+    """A job. ``images`` are the URLs of its finished images."""
 
     id: str
     status: Literal["queued", "running", "done", "failed", "cancelled"]
@@ -80,5 +80,5 @@ class AdapterAnswer(BaseModel):
 
 
 def listed(data: list[Any]) -> dict[str, Any]:
-    """A list in OpenAI's form."""
+    """A list in OpenAI's format."""
     return {"object": "list", "data": data}

@@ -27,7 +27,7 @@ def new_id() -> str:
 
 
 class KeyRecord(SQLModel, table=True):
-    """An API key; of the key itself only its hash is kept."""
+    """An API key. Only the hash of the key is stored."""
 
     __tablename__ = "keys"  # pyright: ignore[reportAssignmentType, reportUnannotatedClassAttribute]
     name: str = Field(primary_key=True, max_length=64)
@@ -35,7 +35,7 @@ class KeyRecord(SQLModel, table=True):
 
 
 class AdapterRecord(SQLModel, table=True):
-    """An uploaded adapter; its file is called after the id."""
+    """An uploaded adapter. The id is the name of its file."""
 
     __tablename__ = "adapters"  # pyright: ignore[reportAssignmentType, reportUnannotatedClassAttribute]
     __table_args__ = (UniqueConstraint("owner", "name"),)  # pyright: ignore[reportUnannotatedClassAttribute]
@@ -48,7 +48,7 @@ class AdapterRecord(SQLModel, table=True):
 
 
 class JobRecord(SQLModel, table=True):
-    """A request as it was accepted, and what has become of it; ``images`` is the number of its files."""
+    """An accepted request and its status. ``images`` is the number of its image files."""
 
     __tablename__ = "jobs"  # pyright: ignore[reportAssignmentType, reportUnannotatedClassAttribute]
     id: str = Field(default_factory=new_id, primary_key=True)
@@ -94,7 +94,7 @@ class Store:
             ) from failure
 
     def add_key(self, name: str) -> str:
-        """Make an API key, which is shown this once.
+        """Create and return an API key. It cannot be read again.
 
         Raises:
             TaraError: when the name is taken.
@@ -108,16 +108,16 @@ class Store:
         return key
 
     def has_keys(self) -> bool:
-        """Whether any API key exists; without one, everything belongs to `LOCAL`."""
+        """Whether any API key exists. Without keys, the owner of everything is `LOCAL`."""
         with self._session() as session:
             return session.exec(select(KeyRecord)).first() is not None
 
     def owner_of(self, key: str) -> str | None:
-        """The name of an API key; compared in constant time."""
+        """The name of an API key; None for an unknown key. Keys are compared in constant time."""
         digest = _digest(key)
         with self._session() as session:
             records = session.exec(select(KeyRecord)).all()
-        # all of them, so that the time does not tell which one is near
+        # compare with all keys, so that the time reveals nothing about them
         owners = [record.name for record in records if hmac.compare_digest(record.digest, digest)]
         return owners[0] if owners else None
 
@@ -132,40 +132,40 @@ class Store:
             ) from None
 
     def adapters(self, owner: str) -> list[AdapterRecord]:
-        """The owner's own adapters, then those that others share."""
+        """The owner's adapters, then adapters that others share."""
         mine = or_(col(AdapterRecord.owner) == owner, col(AdapterRecord.shared))
         with self._session() as session:
             records = session.exec(select(AdapterRecord).where(mine).order_by(col(AdapterRecord.created))).all()
         return sorted(records, key=lambda record: record.owner != owner)
 
     def adapter(self, owner: str, name: str) -> AdapterRecord | None:
-        """One adapter by its name, the owner's own before others'."""
+        """An adapter by its name, first among the owner's, then among shared ones; None if there is none."""
         return next((record for record in self.adapters(owner) if record.name == name), None)
 
     def delete_adapter(self, record: AdapterRecord) -> None:
-        """Delete an adapter's record; its file is the caller's."""
+        """Delete an adapter's record. The caller deletes its file."""
         with self._session() as session:
             session.exec(delete(AdapterRecord).where(col(AdapterRecord.id) == record.id))
 
     def add_job(self, job: JobRecord) -> None:
-        """Store an accepted job, which survives a restart from now on."""
+        """Store an accepted job. From then on, it survives a restart."""
         with self._session() as session:
             session.add(job)
 
     def job(self, owner: str, job_id: str) -> JobRecord | None:
-        """A job of this owner."""
+        """A job of this owner; None if there is none of this id."""
         with self._session() as session:
             record = session.get(JobRecord, job_id)
         return record if record is not None and record.owner == owner else None
 
     def unfinished(self) -> list[JobRecord]:
-        """Accepted jobs without an end, oldest first."""
+        """Unfinished jobs, oldest first."""
         queued = select(JobRecord).where(JobRecord.status == "queued").order_by(col(JobRecord.created))
         with self._session() as session:
             return list(session.exec(queued).all())
 
     def count_unfinished(self, owner: str | None = None) -> int:
-        """The number of unfinished jobs of an owner, or of all."""
+        """The number of unfinished jobs of an owner; of all owners if ``owner`` is None."""
         counted = select(func.count()).select_from(JobRecord).where(JobRecord.status == "queued")
         with self._session() as session:
             return session.exec(counted if owner is None else counted.where(JobRecord.owner == owner)).one()
@@ -192,7 +192,7 @@ class Store:
 
 
 class StoreBusy(TaraError):
-    """The database is locked, full or away for the moment."""
+    """The database is locked, full or cannot be reached at the moment."""
 
 
 def _digest(key: str) -> str:

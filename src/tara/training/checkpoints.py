@@ -23,7 +23,7 @@ STEP = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingState:
-    """A training run after some whole number of steps: all that is needed to go on as if it had not stopped."""
+    """The state of a training run after a whole number of steps: everything needed to resume it exactly."""
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -31,7 +31,7 @@ class TrainingState:
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
-    """Write ``step-000250.safetensors``, whole or not at all, and delete all but the last two checkpoints.
+    """Write ``step-000250.safetensors`` atomically, and delete all but the last two checkpoints.
 
     Files named after a checkpoint, such as ``step-000250-rex.safetensors``, are deleted with it.
 
@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     """
     path = folder / f"step-{state.step:06d}.safetensors"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    # in one entry: the library writes several in an order that changes from run to run
+    # one entry, because the library writes several entries in an order that differs between runs
     header = {HEADER_KEY: json.dumps({"step": state.step, "sha256": _digest(tensors), **state.plain})}
     atomic_write(path, safetensors.torch.save(tensors, metadata=header))
     for old in checkpoints(folder)[:-KEPT]:
@@ -56,7 +56,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a file of a run is named after, ``step-000250...``; 0 for any other name."""
+    """The step in a file's name, ``step-000250...``; 0 for any other name."""
     match = STEP.match(path.name)
     return int(match[1]) if match else 0
 

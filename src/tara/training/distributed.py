@@ -29,7 +29,7 @@ class Ending:
 
 
 class OtherProcessEnded(Exception):
-    """Another process of the run has ended, so this one cannot go on either; ``args`` hold its `Ending`."""
+    """Raised when another process of the run has ended, so this one has to end too; ``args`` holds its `Ending`."""
 
     @property
     def ending(self) -> Ending:
@@ -49,17 +49,23 @@ class Processes:
         return self.number == 0
 
     def shard(self, step: int, calls: int) -> range:
-        """The network calls of this process in a step; all together make those of one with ``count`` times as many."""
+        """Indices of the network calls that this process makes in a step.
+
+        Together, the processes make ``count * calls`` consecutive calls.
+        """
         first = (step * self.count + self.number) * calls
         return range(first, first + calls)
 
     def barrier(self) -> None:
-        """Wait until every process is here; raises OtherProcessEnded when one of them has ended or died."""
+        """Wait for all processes; raises OtherProcessEnded if one of them has ended or died."""
         if ending := self.end(None):
             raise OtherProcessEnded(ending)
 
     def end(self, own: Ending | None) -> Ending | None:
-        """Report how this process has ended, None for not at all, at the others' next barrier; the first of any."""
+        """A barrier at which every process reports its ending, or None if it goes on.
+
+        Returns the first ending that was reported, else None.
+        """
         if self.count == 1:
             return own
         from accelerate.utils import gather_object
@@ -80,7 +86,7 @@ class Processes:
         return reduce(tensor, reduction="mean")
 
     def leave(self) -> None:
-        """Close the connections: an interpreter that ends with them open may abort."""
+        """Close the connections. An interpreter that exits with open connections may abort."""
         if self.count > 1:
             from accelerate import PartialState
 
@@ -91,7 +97,7 @@ ALONE = Processes()
 
 
 def launched() -> int:
-    """How many processes a launcher has started together with this one, itself among them."""
+    """Number of processes that the launcher has started, including this one."""
     return _from_environment(COUNTS, 1)
 
 
@@ -122,7 +128,7 @@ def join(device: str) -> Processes:
 
 
 def joined() -> Processes:
-    """The processes that `join` has connected; before that, this one alone."""
+    """The processes that `join` has connected; before `join`, only this process."""
     if launched() == 1:
         return ALONE
     from torch import distributed

@@ -38,7 +38,7 @@ class ImageSource:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SameShapeRows:
-    """The images of one shape: what the network takes at once. ``rows`` are their numbers among all rows."""
+    """The images of one shape, which the network takes in one call. ``rows`` are their indices among all rows."""
 
     rows: tuple[int, ...]
     noisy: Float[Tensor, "rows channels height width"]
@@ -51,20 +51,20 @@ class SameShapeRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageBatch:
-    """The image side of a call: every row's caption, and the images by shape (one shape without buckets)."""
+    """The images of a call: the caption of every row, and the images grouped by shape (one group without buckets)."""
 
     captions: tuple[Caption, ...]
     groups: tuple[SameShapeRows, ...]
 
     def in_order(self, values: Sequence[Float[Tensor, " rows"]]) -> Float[Tensor, " rows"]:
-        """One value for each row of each shape, as one value for each row of the call."""
+        """Values in the order of the shapes' rows, reordered to the rows of the call."""
         joined = torch.cat(list(values))
         numbers = torch.tensor([row for group in self.groups for row in group.rows], device=joined.device)
         return joined[numbers.argsort()]
 
 
 class _Row(NamedTuple):
-    """What was chosen for one row."""
+    """The random choices for one row."""
 
     caption: Caption
     latents: Latents
@@ -75,10 +75,12 @@ class _Row(NamedTuple):
 
 
 def encode(inputs: TrainingInputs, class_folders: Mapping[str, Path], texts: TextCache) -> list[list[ImageSource]]:
-    """Each concept's photos and then, with prior preservation, its class images; the encoders are not needed after it.
+    """Encode each concept's photos and, with prior preservation, its class images.
+
+    The encoders are not needed afterwards.
 
     Raises:
-        TaraError: for class images, by class word, that are missing or cannot be read.
+        TaraError: for class images that are missing or cannot be read.
     """
 
     def source(key: str, concept: ConceptSettings, photos: Sequence[Photo], settings: TrainSettings) -> ImageSource:
@@ -112,7 +114,7 @@ def _class_images(concept: ConceptSettings, settings: TrainSettings, folders: Ma
 def image_batch(
     sources: Sequence[Sequence[ImageSource]], schedule: NoiseSchedule, settings: TrainSettings, call: int
 ) -> ImageBatch:
-    """Choose and noise the images of a call; each source's rows are a function of (seed, source, call) alone."""
+    """Choose the images of a call and add noise. The rows of a source depend only on (seed, source, call)."""
     rows: list[_Row] = []
     for source in (source for of_concept in sources for source in of_concept):
         chosen = step_randomness(
@@ -141,7 +143,7 @@ def image_batch(
 
 
 def _captions(source: ImageSource, chosen: StepRandomness, settings: TrainSettings, call: int) -> list[Caption]:
-    """Each row's caption, or the empty one where it is dropped."""
+    """The caption of each row; the empty caption if it is dropped."""
     texts = [source.captions[photo] for photo in chosen.photos]
     captions = [of_photo[int(chance * len(of_photo))] for of_photo, chance in zip(texts, chosen.captions, strict=True)]
     if source.empty is None:
@@ -151,7 +153,7 @@ def _captions(source: ImageSource, chosen: StepRandomness, settings: TrainSettin
 
 
 def _offset(source: ImageSource, chosen: StepRandomness, settings: TrainSettings, call: int) -> Sequence[Tensor]:
-    """Each row's noise with the noise offset: one random number more for a whole channel."""
+    """The noise of each row plus the noise offset, a random number per channel."""
     if not settings.noise_offset:
         return chosen.noise
     offsets = offset_noise(settings.seed, source.key, call, [tuple(noise.shape) for noise in chosen.noise])
@@ -179,7 +181,7 @@ def _noised(
 
 
 def _pixel_weights(rows: Sequence[_Row], like: Tensor) -> Float[Tensor, "rows 1 height width"] | None:
-    """The rows' masks as weights; ones for a row without a mask beside one that has one."""
+    """The rows' masks as loss weights; 1 everywhere for a row without a mask. None if no row has a mask."""
     masks = [None if row.latents.pixel_weights is None else row.latents.pixel_weights[row.variant] for row in rows]
     if all(mask is None for mask in masks):
         return None

@@ -19,15 +19,18 @@ from tara.training.resolved import resolved_values
 from tara.training.settings import ConceptSettings, TrainSettings
 from tara.training.text_batch import caption_words
 
-# of this machine and its user, not of the adapter
+# settings that concern this machine and its user, not the adapter
 PRIVATE = {"device", "threads", "class_folder", "report_to", "project", "push_to_hub", "hub_model_id"}
-TAG_ORDERS = 16  # of each caption; all are encoded before training
-SMALL_SIDE = 0.5  # of the resolution: what is enlarged more has no detail to learn
+TAG_ORDERS = 16  # orders of each caption's tags; all are encoded before training
+SMALL_SIDE = 0.5  # fraction of the resolution; a smaller photo, enlarged, has no detail to learn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingInputs:
-    """What `check_inputs` has found to fit together; ``settings`` with the base's defaults, ``photos`` by concept."""
+    """Inputs that passed `check_inputs`.
+
+    ``settings`` include the base's defaults; ``photos`` are grouped by concept.
+    """
 
     concepts: tuple[ConceptSettings, ...]
     settings: TrainSettings
@@ -40,12 +43,12 @@ def check_inputs(
 ) -> TrainingInputs:
     """Read the photos and check everything that can be wrong with a training, before anything is generated or encoded.
 
-    Warns (TaraWarning) of settings without effect, a rare word that is a common one, and captions that are cut off.
+    Warns (TaraWarning) of settings without effect, a rare word that is a common word, and captions that are truncated.
 
     Args:
         concepts: what to learn; each becomes one adapter.
-        settings: how; what they leave out becomes the base's default.
-        base: the base, or a function that loads it, which is called once photos and words are right.
+        settings: of the run; a value that is None becomes the base's default.
+        base: the base, or a function that loads it; it is called after photos and words have been checked.
 
     Raises:
         TaraError: for unreadable photos, a caption without its words or too long for them, two concepts of one name or
@@ -78,7 +81,10 @@ def check_inputs(
 
 
 def trained_card(inputs: TrainingInputs, concept: ConceptSettings, step: int, processes: int) -> AdapterCard:
-    """What the adapter of a concept says about itself after some steps; an adapter is given away: no private paths."""
+    """The card of a concept's adapter after ``step`` steps.
+
+    It contains no private paths, because adapters are shared.
+    """
     settings, base = inputs.settings, inputs.base
     values = resolved_values(settings, base)
     resolved: dict[str, Any] = {name: value for name, value in values.items() if name not in PRIVATE} | {
@@ -221,7 +227,7 @@ def _check_photo_sizes(concept: ConceptSettings, photos: Sequence[Photo], settin
 
 
 def _check_captions(concept: ConceptSettings, photos: Sequence[Photo], settings: TrainSettings, base: Base) -> None:
-    """Check what only the base's tokenizer can tell."""
+    """The checks of captions that need the base's tokenizer."""
     if is_common_word(base.pipe, concept.rare_word):
         warn(
             f"'{concept.rare_word}' is a common word: the base has a meaning for it, which the concept has to replace. "

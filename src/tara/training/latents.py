@@ -15,9 +15,9 @@ from tara.families.base import Base
 from tara.storage.photos import Photo
 from tara.training.settings import TrainSettings
 
-SMALLEST_CROP = 0.8  # of the largest one's side: a subject stays recognisable
-LONGEST_SHAPE = 2.0  # longer side over shorter side; bases are hardly trained beyond
-AREA_TOLERANCE = 1 / 8  # of the square's area, so that a bucket near every shape exists
+SMALLEST_CROP = 0.8  # fraction of the largest crop's side; the subject stays recognisable
+LONGEST_SHAPE = 2.0  # longer side over shorter side; bases have seen few images beyond it
+AREA_TOLERANCE = 1 / 8  # fraction of the square's area, so that there is a bucket near every shape
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -45,17 +45,17 @@ class Latents:
 
 
 def cache_latents(base: Base, photo: Photo, settings: TrainSettings) -> Latents:
-    """Encode a photo in every variant; the deviation is kept so that each step samples the posterior anew."""
+    """Encode every variant of a photo. Mean and deviation are kept, because each step samples the posterior again."""
     image, resolution = photo.image, settings.resolution or base.resolution
     target = bucket_for(image.size, resolution, base.side_multiple) if settings.buckets else (resolution, resolution)
     cuts = choose_crops(image.size, settings.crops, photo.name, target)
     variants = [(cut, mirrored) for cut in cuts for mirrored in ((False, True) if settings.flip else (False,))]
-    # one image at a time: memory stays small, and no photo's numbers depend on how many variants there are
+    # one image at a time: this needs little memory, and the values do not depend on the number of variants
     encoded = [base.encode_images(crop_pixels(image, cut, target, mirrored)[None]) for cut, mirrored in variants]
     dtype = torch.promote_types(base.dtype, torch.float32)
     mean, deviation = (torch.cat(parts).to(base.device, dtype) for parts in zip(*encoded, strict=True))
     sizes = [size_conditioning(image, cut, target, mirrored) for cut, mirrored in variants]
-    if settings.size_conditioning == "resolution":  # every image counts as a whole photo, as in the published code
+    if settings.size_conditioning == "resolution":  # every image counts as an uncropped photo, as in the published code
         sizes = [(resolution, resolution, 0, 0, resolution, resolution)] * len(variants)
     pixel_weights = None
     if photo.mask is not None:
@@ -81,10 +81,10 @@ class Crop:
 
 
 def bucket_for(size: Size, resolution: int, multiple: int) -> Size:
-    """The size that a photo of ``size`` is trained at, when it keeps its shape.
+    """The training size (bucket) of a photo of ``size``, if it keeps its aspect ratio.
 
     Both sides are multiples of ``multiple``, their product is ``resolution``² within an eighth, and neither is more
-    than twice the other. Among all such sizes it is the one of the most similar shape, then of the nearest area.
+    than twice the other. Among these sizes it has the nearest aspect ratio and, if several have, the nearest area.
     """
     assert resolution % multiple == 0, "otherwise there is no square bucket"
     sides, area = range(multiple, 2 * resolution + 1, multiple), resolution**2
@@ -105,7 +105,7 @@ def bucket_for(size: Size, resolution: int, multiple: int) -> Size:
 
 
 def choose_crops(size: Size, count: int, key: str, target: Size = (1, 1)) -> list[Crop]:
-    """The largest central crop of the target's shape, then smaller ones anywhere: a function of the arguments alone."""
+    """The largest central crop with the target's aspect ratio, then smaller crops at places that ``key`` determines."""
     zoom = min(size[0] / target[0], size[1] / target[1])
     widest, highest = (max(1, min(side, round(zoom * aim))) for side, aim in zip(size, target, strict=True))
     crops = [Crop(left=(size[0] - widest) // 2, top=(size[1] - highest) // 2, width=widest, height=highest)]

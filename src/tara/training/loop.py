@@ -25,17 +25,17 @@ from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
 from tara.training.text_batch import TextBatch, TextCache, alignment, text_batch, text_conditioning
 from tara.training.weights import ConceptWeights
 
-SKIPPED_IN_A_ROW = 50  # a loss scale that is still too large then is not the cause
-SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may be changed on the way
+SKIPPED_IN_A_ROW = 50  # after so many steps, the loss scale has become small enough: the cause is another
+SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may change at a resume
 
 
 class NaNError(TaraError):
-    """A loss, a gradient or a weight is NaN or infinite; nothing can be learned from there on."""
+    """A loss, a gradient or a weight is NaN or infinite, so training cannot continue."""
 
 
 @dataclass(frozen=True)
 class ConceptStep:
-    """One concept's part in a step: its losses before the update, and what became of its gradient."""
+    """One concept's losses before a step's update, its gradient norm, and whether its update was skipped."""
 
     name: str
     loss: float
@@ -114,7 +114,7 @@ class Training:
         self._skipped = [0] * len(self.concepts)
 
     def steps(self) -> Iterator[StepRecord]:
-        """Train to the last step. Between two records the run may be saved, the base used, or the rest left undone."""
+        """Train to the last step. Between two records, the caller may save the state, use the base, or stop."""
         with _patched(self.base, self.settings.gradient_checkpointing):
             while self.step < self.settings.steps:
                 self.base.processors.install()  # a preview may have released the pipeline
@@ -123,7 +123,7 @@ class Training:
                 yield self._one_step()
 
     def adapters(self) -> list[Adapter]:
-        """The adapters as they are now, one per concept, on the CPU."""
+        """The current adapters, one per concept, on the CPU."""
         self._refuse_nan("adapter", self.step, self._finite_weights().tolist())
         cards = [trained_card(self.inputs, concept, self.step, self.processes.count) for concept in self.concepts]
         return [
@@ -132,7 +132,7 @@ class Training:
         ]
 
     def state(self) -> TrainingState:
-        """Everything that a run resumed after this step needs."""
+        """The state from which a run can be resumed after this step."""
         self._refuse_nan("adapter", self.step, self._finite_weights().tolist())
         tensors, plain = self.optimizers.state()
         tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
@@ -141,12 +141,12 @@ class Training:
         return TrainingState(step=self.step, tensors=tensors, plain=plain)
 
     def _same(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that wrote a checkpoint, beside its concepts."""
+        """The values, besides the concepts, that must be equal in a resumed run and its checkpoint."""
         settings = self.settings.model_dump(mode="json", include=set(SAME_WHEN_RESUMED))
         return {"base": self.base.fingerprint, **settings}
 
     def load(self, state: TrainingState) -> None:
-        """Go on from a state as if the run had never stopped; raises TaraError when it is of other settings."""
+        """Resume exactly from a state. Raises TaraError if the state was made with other settings."""
         again = "Resume with the settings of its run folder, or train from the start."
         weights = state.tensors["weights"]
         if state.plain.get("concepts") != self._keys or weights.shape != self.weights.flat.shape:
@@ -185,9 +185,9 @@ class Training:
             total = total.to(losses) + losses.detach() / len(calls)
         gradient = self.weights.flat.grad
         assert gradient is not None, "a step has network calls"
-        self.processes.barrier()  # whatever fails in one process alone has failed by now
+        self.processes.barrier()  # a failure of a single process has happened by now
         self.weights.flat.grad, total = self.processes.mean(gradient), self.processes.mean(total)
-        # all that the host reads of a step, at once; the weights are those that the step before has made
+        # one transfer to the host per step; the weights are those after the previous step
         numbers = [*total, self.optimizers.gradient_norms(), self._finite_weights().to(total)]
         *losses, norms, finite = torch.stack(numbers).tolist()
         self._refuse_nan("adapter", self.step, finite)
@@ -210,7 +210,7 @@ class Training:
         return self.weights.flat.detach().isfinite().all(1)
 
     def _refuse_nan(self, what: str, step: int, finite: Iterable[object]) -> None:
-        """Raise NaNError, with the probable cause, for the first concept whose numbers of a step are not finite."""
+        """Raise NaNError, with the probable cause, for the first concept with values that are not finite."""
         for concept, is_finite in zip(self.concepts, finite, strict=True):
             if not is_finite:
                 raise NaNError(f"Step {step}: the {what} of '{concept.label}' is NaN or infinite. {self._cause(step)}")
@@ -237,7 +237,7 @@ class Training:
         return torch.stack([total, denoising, aligned, prior])
 
     def _denoising(self, images: ImageBatch, text: TextBatch, learned: TextConditioning) -> Float[Tensor, " rows"]:
-        """Each row's denoising loss; the network is called once for each shape of image."""
+        """The denoising loss of each row. The network is called once per image shape."""
         losses: list[Tensor] = []
         for group in images.groups:
             alone = len(images.groups) == 1
@@ -254,7 +254,7 @@ class Training:
 
 @contextmanager
 def _patched(base: Base, gradient_checkpointing: bool) -> Generator[None]:
-    """Freeze the base for a ``with`` block, and give it back as it was."""
+    """Freeze the base in a ``with`` block, and restore it afterwards."""
     needed_gradients = [p for part in base.parts for p in part.parameters() if p.requires_grad]
     was_training = [part for part in base.parts if part.training]
     was_installed = base.processors.installed

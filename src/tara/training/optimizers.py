@@ -21,7 +21,7 @@ LOSS_SCALE, GROWTH_STEPS = 2.0**16, 2000  # as torch.amp.GradScaler
 
 
 class ConceptOptimizers:
-    """Optimizers for the rows of one (concepts, size) leaf tensor; each row steps as if it were alone.
+    """Independent optimizers for the rows of one (concepts, size) leaf tensor.
 
     ``loss_scales`` are the factors of the concepts' losses before the backward pass: small fp16 gradients survive when
     they are enlarged. A concept's factor halves when its gradients overflow.
@@ -37,14 +37,17 @@ class ConceptOptimizers:
         loss_scaling: bool,
     ) -> None:
         self._weights, self._max_grad_norm, self._scaling = weights, max_grad_norm, loss_scaling
-        # a parameter per concept that shares the leaf's memory: an update of one is an update of the leaf's row
+        # one parameter per concept; it shares memory with its row of the leaf, so its update is the row's update
         self._rows = [torch.nn.Parameter(row) for row in weights.detach()]
         self._optimizers = [_optimizer(name, row, weight_decay) for row in self._rows]
         self.loss_scales = [LOSS_SCALE if loss_scaling else 1.0] * len(self._rows)
         self._good_steps = [0] * len(self._rows)
 
     def gradient_norms(self) -> Float[Tensor, " concepts"]:
-        """Undo the loss scales on the gradient, and give each concept's norm, on the gradient's device."""
+        """Divide the gradient by the loss scales, in place.
+
+        Returns each concept's gradient norm, on the same device.
+        """
         gradient = self._weights.grad
         assert gradient is not None, "a backward pass comes first"
         if self._scaling:
@@ -52,7 +55,7 @@ class ConceptOptimizers:
         return gradient.norm(dim=1)
 
     def step(self, learning_rate: float, norms: Sequence[float]) -> None:
-        """Clip and apply each concept's gradient, of the norm that `gradient_norms` gave, or skip it if not finite."""
+        """Clip and apply each concept's gradient; skip it if its norm (from `gradient_norms`) is not finite."""
         gradient = self._weights.grad
         assert gradient is not None, "a backward pass comes first"
         for index, norm in enumerate(norms):
@@ -81,7 +84,7 @@ class ConceptOptimizers:
         row.grad = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a resumed run needs: tensors by name, and the rest as JSON values."""
+        """The state for resuming: tensors by name, and the rest as JSON values."""
         tensors: dict[str, Tensor] = {}
         concepts: list[dict[str, Any]] = []
         for index, optimizer in enumerate(self._optimizers):
@@ -98,7 +101,7 @@ class ConceptOptimizers:
         return tensors, {"loss_scales": scales, "concepts": concepts}
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Take up a state that `state` gave."""
+        """Restore a state returned by `state`."""
         for index, (optimizer, saved) in enumerate(zip(self._optimizers, plain["concepts"], strict=True)):
             moments = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{index}.")}
             state, group = saved["state"] | moments, saved["group"] | {"params": [0]}
@@ -109,15 +112,15 @@ class ConceptOptimizers:
 def learning_rate_schedule(name: ScheduleName, *, peak: float, warmup: int, steps: int) -> Callable[[int], float]:
     """The learning rate as a function of the step (from 0), by diffusers' schedule of that name."""
     if name == "constant" and warmup:
-        name = "constant_with_warmup"  # diffusers' constant schedule drops the warm-up without a word
+        name = "constant_with_warmup"  # diffusers' constant schedule silently ignores the warm-up
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=peak)
     schedule = get_scheduler(name, stand_in, num_warmup_steps=warmup, num_training_steps=steps)
-    # polynomial reads the peak itself, so every schedule is a factor of it
+    # diffusers' polynomial schedule reads the peak from the optimizer; every schedule returns a factor of the peak
     return lambda step: peak * float(schedule.lr_lambdas[0](step))
 
 
 def check_optimizer(name: OptimizerName) -> None:
-    """Refuse (TaraError) an optimizer whose package is not installed, or cannot be imported."""
+    """Raises TaraError if the optimizer's package is not installed or cannot be imported."""
     if name not in PACKAGES:
         return
     package, extra = PACKAGES[name]

@@ -51,14 +51,17 @@ VARIED_STYLE_CAPTIONS = (
 
 
 def together(concepts: Iterable[tuple[str, bool]]) -> str:
-    """A prompt with every concept in it, given its words and whether it is a style: ``a xlo dog and a szn cat``."""
+    """A prompt with every concept: ``a xlo dog and a szn cat``.
+
+    A concept is given as (words, whether it is a style).
+    """
     concepts = list(concepts)
     things = " and ".join(f"a {words}" for words, is_style in concepts if not is_style)
     return " ".join([things or "a picture", *(f"in {words}" for words, is_style in concepts if is_style)])
 
 
 def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
-    """The class images' prompt: the user's own, or the instance prompt without the rare word, ``a photo of a dog``."""
+    """Prompt of the class images: the user's, else the instance prompt without the rare word, ``a photo of a dog``."""
     if settings.class_prompt:
         return concept.fill(settings.class_prompt)
     phrase = concept.phrase
@@ -68,5 +71,5 @@ def class_phrase(concept: ConceptSettings, settings: TrainSettings) -> str:
 
 
 def preview_prompt(concept: ConceptSettings, settings: TrainSettings) -> str:
-    """The prompt of a concept's previews: the user's own, or the instance prompt."""
+    """Prompt of a concept's previews: the user's, else the instance prompt."""
     return concept.fill(settings.preview_prompt) if settings.preview_prompt else concept.phrase

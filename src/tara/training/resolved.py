@@ -1,4 +1,4 @@
-"""What a training's settings come to on its base: each one's value, its default, and whose default that is."""
+"""The settings of a training in effect on its base: value, default, and the base or family that sets the default."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SHOWN_FIRST = ("resolution", "rank", "alpha", "learning_rate", "lr_scheduler", "
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSetting:
-    """A setting as it acts, and what it would be if it were left out, all other settings being as they are."""
+    """The value of a setting in effect, and its default: the value that it has if only this setting is left out."""
 
     name: str
     value: Any
@@ -26,12 +26,15 @@ class ResolvedSetting:
 
     @property
     def is_default(self) -> bool:
-        """Whether the setting is what it would be if it were left out."""
+        """Whether the value equals the default."""
         return self.value == self.default
 
 
 def resolved_settings(settings: TrainSettings, base: Base) -> list[ResolvedSetting]:
-    """Every setting but the base itself, in the order of `TrainSettings`; ``settings`` hold the base's defaults."""
+    """Every setting except the base, in the order of `TrainSettings`.
+
+    ``settings`` already include the base's defaults.
+    """
     in_effect = resolved_values(settings, base)
     resolved: list[ResolvedSetting] = []
     for name in in_effect.keys() - {"base"}:
@@ -44,7 +47,7 @@ def resolved_settings(settings: TrainSettings, base: Base) -> list[ResolvedSetti
 
 
 def resolved_values(settings: TrainSettings, base: Base) -> dict[str, Any]:
-    """Every setting by name, as plain data, with what the base decides in place of None and ``auto``."""
+    """Every setting by name, as JSON values. None and ``auto`` are replaced by the value that the base determines."""
     return settings.model_dump(mode="json") | {
         "alpha": settings.rank if settings.alpha is None else settings.alpha,
         "learning_rate": settings.peak_learning_rate,
@@ -57,7 +60,7 @@ def resolved_values(settings: TrainSettings, base: Base) -> dict[str, Any]:
 
 
 def settings_summary(settings: TrainSettings, base: Base) -> str:
-    """What a training says of its settings when it begins: one line, and one more where the base has own defaults."""
+    """The settings that a training prints at its start: one line, and a second one if the base has its own defaults."""
     shown = {one.name: one for one in resolved_settings(settings, base) if one.name in SHOWN_FIRST}
     own = {name for name, one in shown.items() if one.is_default and one.default_of == "base"}
     line = ", ".join(f"{name} {setting_text(name, shown[name].value)}{'*' * (name in own)}" for name in SHOWN_FIRST)
@@ -65,7 +68,7 @@ def settings_summary(settings: TrainSettings, base: Base) -> str:
 
 
 def setting_text(name: str, value: Any) -> str:
-    """A setting's value for people; None is what the setting's description says of its default."""
+    """A setting's value as text. For None, the text is what the setting's description says about its default."""
     if value is None:
         described = re.search(r"\[default: (.+)\]", TrainSettings.model_fields[name].description or "")
         return described[1] if described else "-"

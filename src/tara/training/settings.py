@@ -36,7 +36,7 @@ BASE_DEFAULTS = ("rank", "alpha", "learning_rate", "steps", "batch_size", "lr_sc
 
 
 def folder_words(images: Path, missing: Collection[str] = ("rare_word", "class_word")) -> dict[str, Any]:
-    """What a photo folder says of missing words, by their settings: a DreamBooth table, or kohya's ``10_xlo dog``."""
+    """Missing words, by setting name, from a photo folder: its DreamBooth table, or its kohya name ``10_xlo dog``."""
     if "class_word" in missing and (subject := subject_of(images)):
         return {"class_word": subject.class_word} | ({"example_prompts": subject.prompts} if subject.prompts else {})
     if not (names := kohya_names(images)):
@@ -236,7 +236,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
     @field_validator("seed", mode="before")
     @classmethod
     def _draw_a_random_seed(cls, value: Any) -> Any:
-        if value == -1:  # means random in other tools
+        if value == -1:  # -1 means random in other tools
             raise ValueError(f"= -1 is refused: give 0 or more, or '{RANDOM}' for a random seed")
         if value != RANDOM:
             return value
@@ -260,9 +260,9 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
         return self
 
     def with_defaults(self, defaults: Defaults) -> TrainSettings:
-        """The settings with a base's own defaults where the user has given nothing."""
+        """The settings, with the base's default for each value that the user has not given."""
         missing = {name: getattr(defaults, name) for name in BASE_DEFAULTS if name not in self.model_fields_set}
-        if self.optimizer == "prodigy":  # which finds its own
+        if self.optimizer == "prodigy":  # prodigy finds the learning rate itself
             missing.pop("learning_rate", None)
         return self.model_copy(update=missing)
 
@@ -278,7 +278,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
 
     @property
     def aligns(self) -> bool:
-        """Whether the token alignment loss acts."""
+        """Whether the token alignment loss is used."""
         return self.alignment_loss != "off" and self.alignment_weight > 0
 
     @property
@@ -292,7 +292,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
 
     @property
     def acts_on_its_word_only(self) -> bool:
-        """Whether an adapter changes nothing where its rare word is not."""
+        """Whether an adapter changes nothing without its rare word in the prompt."""
         return self.token_mask and self.targets == "cross_kv"
 
     @property
@@ -315,12 +315,12 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def repository(self) -> str:
-        """What the run's repository on the hub is called."""
+        """Name of the run's repository on the hub."""
         return self.settings.hub_model_id or repository_name(self.run_folder.stem)
 
 
 def distinct_names(concepts: Sequence[ConceptSettings]) -> list[str]:
-    """Each concept's name for files of all in one folder: its adapter's, or where two have the same, its label."""
+    """A distinct file name for each concept: its adapter's name, or its label if two adapters have the same name."""
     stems = [concept.file.stem for concept in concepts]
     return stems if len(set(stems)) == len(stems) else [file_name(concept.label) for concept in concepts]
 

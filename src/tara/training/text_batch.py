@@ -16,7 +16,7 @@ from tara.families.text import TextEncoding
 from tara.training.settings import TrainSettings
 from tara.training.weights import ConceptWeights, per_row
 
-KV_BUDGET = 2**30  # bytes of keys and values that are kept; beyond it they are computed again from the embeddings
+KV_BUDGET = 2**30  # bytes of cached keys and values; those of further captions are computed again in each call
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +53,10 @@ class TextCache:
         return computed
 
     def caption(self, text: str, rare_word: str, class_word: str) -> Caption:
-        """Encode a caption, each text once, and find its words; a caption without the rare word has neither.
+        """Encode a caption and find its words. Texts are cached. Without the rare word, both words have no positions.
 
         Raises:
-            TaraError: when a word lies behind what the text encoder reads.
+            TaraError: when a word is beyond the text encoder's token limit.
         """
         if text not in self._encodings:
             self._encodings[text] = self._base.encode([text])
@@ -73,10 +73,10 @@ class TextCache:
 
 
 def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[list[Span], Span | None]:
-    """Every place of the rare word in a caption, and the class word that belongs to the first one.
+    """Every span of the rare word in a caption, and the class word that belongs to the first one, or None.
 
     Raises:
-        TaraError: when one lies behind what the text encoder reads.
+        TaraError: when a word is beyond the text encoder's token limit.
     """
     rare = word_spans(caption.text, rare_word)
     of_class = class_word_of(caption.text, rare[0], class_word) if rare else None
@@ -91,7 +91,7 @@ def caption_words(caption: Tokenized, rare_word: str, class_word: str) -> tuple[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextBatch:
-    """The text side of a call without deltas, and where the deltas go."""
+    """The text embeddings, keys and values of a call without deltas, and the positions where deltas act."""
 
     captions: tuple[Caption, ...]
     encoding: TextEncoding
@@ -108,7 +108,7 @@ def text_batch(captions: Sequence[Caption], texts: TextCache, *, concepts: int, 
 
     Args:
         captions: of all rows, the same number for every concept.
-        texts: where their keys and values are.
+        texts: cache of their keys and values.
         concepts: how many concepts share the rows.
         token_mask: token focus masking: deltas act on the rare word's tokens only, otherwise on every token.
     """
@@ -126,13 +126,13 @@ def text_batch(captions: Sequence[Caption], texts: TextCache, *, concepts: int, 
 def _masked(
     captions: Sequence[Caption], embeddings: Float[Tensor, "rows tokens d"], concepts: int
 ) -> tuple[Float[Tensor, "concepts positions d"], Int[Tensor, " all"]]:
-    """The rare words' embeddings, padded with zeros to the same number in every concept, and their positions."""
+    """Embeddings of the rare words' tokens, zero-padded to the same number per concept, and their flat positions."""
     tokens, per_concept = embeddings.shape[1], len(captions) // concepts
     positions: list[list[int]] = [[] for _ in range(concepts)]
     for row, caption in enumerate(captions):
         positions[row // per_concept] += [row * tokens + position for position in caption.rare_positions]
     longest = max(map(len, positions))
-    # padding: zeros are added to the concept's own first token, so they change nothing, and nobody else's rows
+    # padding adds a zero delta to the first token of the concept's own rows, which changes nothing
     padded = [used + [concept * per_concept * tokens] * (longest - len(used)) for concept, used in enumerate(positions)]
     counted = [[1.0] * len(used) + [0.0] * (longest - len(used)) for used in positions]
     index = torch.tensor(padded, dtype=torch.long, device=embeddings.device)  # empty where all captions were dropped
@@ -141,7 +141,7 @@ def _masked(
 
 
 def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> TextConditioning:
-    """Each row's keys and values with its concept's delta; deltas of other layers go along by row."""
+    """Keys and values of each row with its concept's delta. Deltas of other layers are passed on per row."""
     deltas = weights.deltas(base.dtype)
     kv: dict[str, KeysValues] = {}
     for layer, frozen in text.kv.items():
@@ -155,10 +155,10 @@ def text_conditioning(base: Base, text: TextBatch, weights: ConceptWeights) -> T
 
 
 def alignment(text: TextBatch, learned: TextConditioning, settings: TrainSettings) -> Float[Tensor, " concepts"]:
-    """The token alignment loss of each concept, over the photos among its rows: a function of a few keys.
+    """The token alignment loss of each concept, over its photo rows (not its class images).
 
     ``learned`` are the rows of ``text`` with their deltas; see `tara.core.method.token_alignment_loss`. Rows whose
-    caption was dropped do not count; the loss is 0 where none is left.
+    caption was dropped do not count; without any row the loss is 0.
     """
     assert settings.alignment_loss != "off", "then there is no such loss"
     losses: list[Tensor] = []
@@ -169,7 +169,7 @@ def alignment(text: TextBatch, learned: TextConditioning, settings: TrainSetting
         if not rows:
             losses.append(_keys(next(iter(learned.kv.values()))[0], first, (0,)).new_zeros(()))
             continue
-        # a caption that all photos share counts once
+        # if all photos have the same caption, one row is enough
         shared = all(text.captions[row] is text.captions[rows[0]] for row in rows)
         pairs = [(layer, row) for layer in text.kv for row in (rows[:1] if shared else rows)]
         rare = [_keys(learned.kv[layer][0], row, text.captions[row].first_rare_positions) for layer, row in pairs]
@@ -179,7 +179,7 @@ def alignment(text: TextBatch, learned: TextConditioning, settings: TrainSetting
 
 
 def _keys(keys: Float[Tensor, "rows tokens inner"], row: int, positions: Sequence[int]) -> Tensor:
-    """A word's keys, whose tokens follow one another, in float32 or better."""
+    """The keys of a word's consecutive tokens, at least in float32."""
     word = keys[row, min(positions) : max(positions) + 1]
-    # in fp16 the enlarged loss's gradient would not fit, and bf16 rounds small distances away
+    # in fp16 the gradient of the scaled loss would overflow, and bf16 rounds small distances to 0
     return word.to(torch.promote_types(word.dtype, torch.float32))

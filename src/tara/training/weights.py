@@ -12,7 +12,7 @@ from tara.core.lora import InitialWeights, LowRank, new_low_rank
 class ConceptWeights:
     """Low-rank deltas of the same layers for several concepts.
 
-    ``flat`` is one (concepts, size) leaf: the factors that learn are parts of it, layer by layer, so one product per
+    ``flat`` is one (concepts, size) leaf: the trained factors are views of it, layer by layer, so one product per
     layer serves all concepts, one norm clips each of them, and one optimizer update per concept moves all its layers.
 
     Args:
@@ -47,7 +47,7 @@ class ConceptWeights:
             down.append(torch.cat([layer.a.flatten() for layer in layers]))
             factors = [factor for layer in layers for factor in ((layer.b,) if freeze_down else (layer.a, layer.b))]
             rows.append(torch.cat([factor.flatten() for factor in factors]))
-        # outside the leaf, where weight decay does not reach them
+        # outside the leaf, so that weight decay does not change them
         self._frozen = torch.stack(down).to(device) if freeze_down else None
         self.flat: Float[Tensor, "concepts size"] = torch.stack(rows).to(device).requires_grad_()
 
@@ -67,7 +67,7 @@ class ConceptWeights:
         }
 
     def of_concept(self, concept: int) -> dict[str, LowRank]:
-        """A copy of one concept's deltas, on the CPU, in the precision that they are kept in."""
+        """A copy of one concept's deltas on the CPU, in the precision in which they are stored."""
         return {
             layer: LowRank(delta.a[concept].detach().cpu().clone(), delta.b[concept].detach().cpu().clone(), self.scale)
             for layer, delta in self.deltas(self.flat.dtype).items()
@@ -75,7 +75,7 @@ class ConceptWeights:
 
 
 def per_row(deltas: LowRank, rows_per_concept: int) -> LowRank:
-    """A layer's deltas for every row of a batch whose rows lie concept by concept."""
-    # expanded, not copied: a lone concept's factors are shared by its rows
+    """A layer's deltas for every row of a batch whose rows are grouped by concept."""
+    # expanded, not copied: the rows of a single concept share its factors
     a, b = (factor[:, None].expand(-1, rows_per_concept, -1, -1).flatten(0, 1) for factor in (deltas.a, deltas.b))
     return LowRank(a, b, deltas.scale)

@@ -19,7 +19,7 @@ from tara.training.settings import Recipe
 
 
 class RunFolder:
-    """``rex.run``: everything about a run but the adapters that it makes."""
+    """The folder ``rex.run``: everything that a run writes, except its adapters."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,18 +41,18 @@ class RunFolder:
         return dict(sorted(by_step.items()))
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint, None when there is none."""
+        """The newest checkpoint, or None without checkpoints."""
         return next(reversed(checkpoints(self.checkpoints)), None)
 
     def steps_done(self) -> int:
-        """Number of steps that the newest checkpoint holds."""
+        """Step of the newest checkpoint; 0 without checkpoints."""
         last = self.last_checkpoint()
         return step_of(last) if last else 0
 
     def begin(self, recipe: Recipe, device: torch.device, asked: Mapping[str, Any], after: int) -> None:
-        """Write the settings and the versions, and delete what an earlier run left here behind step ``after``.
+        """Write the settings and the versions, and delete files of an earlier run that belong to steps after ``after``.
 
-        ``asked`` is what `tara.training.run.recipe_files.comparable` says of the recipe as it was given.
+        ``asked`` is the result of `tara.training.run.recipe_files.comparable` for the recipe without base defaults.
         """
         for concept in recipe.concepts:
             remove_unfinished(concept.file.parent, concept.file)
@@ -69,8 +69,8 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def save(self, state: TrainingState, early: Mapping[str, Adapter]) -> None:
-        """Write a checkpoint, and before it the adapters by name as they are then: the best one may be an early one."""
-        # in this order: a run that is killed in between goes on from before, and writes all of them again
+        """Write the adapters of this step, by name, and then a checkpoint. An earlier adapter may be the best one."""
+        # in this order: a run that is killed in between resumes at an earlier step and writes all of them again
         for name, adapter in early.items():
             adapter.save(self.checkpoints / f"step-{state.step:06d}-{name}.safetensors")
         save_checkpoint(self.checkpoints, state)

@@ -19,7 +19,7 @@ OnClassImage = Callable[[int, int], object]
 
 
 def lacks_previews(training: Training, folder: RunFolder) -> bool:
-    """Whether a run that goes on has fewer previews of its last step than it should."""
+    """Whether previews of the step at which a run resumes are missing."""
     present = (folder.previews_of(name).get(training.step, []) for name in distinct_names(training.concepts))
     return training.step > 0 and any(len(images) < training.settings.preview_images for images in present)
 
@@ -54,9 +54,9 @@ def class_folders(recipe: Recipe) -> dict[str, Path]:
 
 
 def generate_class_images(recipe: Recipe, base: Base, on_image: OnClassImage | None) -> None:
-    """Generate class images until each folder of `class_folders` holds enough; each is a function of its number.
+    """Generate class images until each folder of `class_folders` holds enough. The seed of an image is its number.
 
-    Images of the user's own count too.
+    Images that the user has put there count too.
 
     Raises:
         TaraError: when a folder cannot be written to or the disk is full.
@@ -77,5 +77,5 @@ def generate_class_images(recipe: Recipe, base: Base, on_image: OnClassImage | N
 
 
 def _images(folder: Path) -> list[Path]:
-    # a hidden file, which is no photo, may be what a killed run has left half-written
+    # a hidden file is no photo: a killed run may have left it half-written
     return [path for listed in photo_folders(folder) for path in listed.photos] if folder.is_dir() else []

@@ -44,7 +44,7 @@ def write_hub_folder(
     adapters: Sequence[Adapter],
     repository: str,
 ) -> None:
-    """Write a repository's files into a run's ``hub`` folder; nothing in them names a folder of this machine.
+    """Write a repository's files into a run's ``hub`` folder. The files contain no path of this machine.
 
     The run has written its adapters. ``repository`` is ``owner/name``, or the name alone where the owner is not known.
     Adapters and images of an earlier upload are deleted.
@@ -57,7 +57,7 @@ def write_hub_folder(
             name=name,
             concept=concept,
             card=adapter.card,
-            file=ADAPTER_FILE if len(concepts) == 1 else f"{name}.safetensors",  # the name that is looked for first
+            file=ADAPTER_FILE if len(concepts) == 1 else f"{name}.safetensors",  # diffusers tries this name first
             prompt=preview_prompt(concept, settings),
             images={
                 f"{IMAGES}/{name}-{number}.png": path
@@ -96,7 +96,7 @@ def model_card(published: Sequence[PublishedConcept], repository: str) -> str:
 
 
 def recipe_text(published: Sequence[PublishedConcept]) -> str:
-    """The run's recipe as TOML without anybody's folders: settings that are not the defaults, and the concepts."""
+    """The run's recipe as TOML without paths: the settings that differ from the defaults, and the concepts."""
     fields, settings = TrainSettings.model_fields, published[0].card.settings
     changed = {name: value for name, value in settings.items() if name in fields and value != fields[name].default}
     tables = [_table("[settings]", changed)]

@@ -17,7 +17,7 @@ from tara.training.settings import TrackerName
 
 
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a step's numbers to a ``metrics.jsonl``, null for those that are not finite.
+    """Append a step's values to a ``metrics.jsonl``; values that are not finite are written as null.
 
     Raises:
         TaraError: when the file cannot be written or the disk is full.
@@ -41,7 +41,7 @@ class _Row(BaseModel, extra="allow"):
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``, up to the first line that is none of ours: the last one may be cut off."""
+    """The rows of a ``metrics.jsonl`` up to the first invalid line: a killed run may leave its last line cut off."""
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             _Row.model_validate_json(line)
@@ -51,7 +51,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Tracker:
-    """Where the numbers of a run go besides its own folder; nowhere for "none", or after a warning (TaraWarning)."""
+    """An external tracker of a run. It does nothing for "none", or if it fails to start, which gives a TaraWarning."""
 
     def __init__(self, name: TrackerName, folder: Path, project: str = "tara") -> None:
         self._tracker: Any = None
@@ -61,7 +61,7 @@ class Tracker:
             self._try(f"{name} did not start", lambda: self._start(name, folder, project))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Pass on the numbers of a step; a tracker that fails is left out from then on."""
+        """Log the values of a step. A tracker that fails is not called again."""
         if self._tracker is not None:
             self._try("the tracker failed", lambda: self._tracker.log(dict(values), step=step))
 
@@ -89,7 +89,7 @@ class Tracker:
     def _try(self, what: str, action: Callable[[], None]) -> None:
         try:
             action()
-        # whatever goes wrong in somebody's account or network, the training is worth more than its tracker
+        # an error of the user's account or network must not end the training
         except Exception as failure:
             self._tracker = None
             _notice(f"{what} ({failure})")

@@ -23,7 +23,7 @@ from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, Train
 
 MOST_PHOTOS, MOST_STEPS, MOST_PREVIEWS = 6, 6, 4
 OWNERS = {"base": "this base", "": "all bases"}
-ENDS = 0.1  # the part of the steps whose mean loss stands for the beginning and for the end
+ENDS = 0.1  # fraction of the steps over which the first and the last loss are averaged
 
 
 def write_run_page(folder: RunFolder, recipe: Recipe, photos: Sequence[Sequence[Photo]], base: Base) -> None:
@@ -56,7 +56,10 @@ def write_run_page(folder: RunFolder, recipe: Recipe, photos: Sequence[Sequence[
 
 
 def train_command(recipe: Recipe, defaults: Defaults) -> str:
-    """The command that trains a recipe on a base of these defaults: from its run folder if it has several concepts."""
+    """The command that trains a recipe on a base with these defaults.
+
+    With several concepts, it names the run folder.
+    """
     first, *others = recipe.concepts
     own = {name: getattr(defaults, name) for name in BASE_DEFAULTS}
     given = [str(recipe.run_folder), "--overwrite"] if others else [*flags(first), *flags(recipe.settings, own)]
@@ -64,7 +67,7 @@ def train_command(recipe: Recipe, defaults: Defaults) -> str:
 
 
 def spread(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of the values, evenly spread, the last one among them."""
+    """At most ``most`` of the values, evenly spread and including the last one."""
     if len(values) <= most:
         return list(values)
     return [values[round((place + 1) * len(values) / most) - 1] for place in range(most)]
@@ -121,7 +124,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], part: str) -> str:
 
 
 def _settings(settings: TrainSettings, base: Base) -> list[Table]:
-    """All settings but the base as they acted: those that are not the default, and the others folded."""
+    """Tables of all settings except the base, as used: those that differ from the default, and the others folded."""
     resolved = resolved_settings(settings, base)
     changed = tuple(
         (one.name, setting_text(one.name, one.value), _default(one)) for one in resolved if not one.is_default
@@ -143,6 +146,6 @@ def _settings(settings: TrainSettings, base: Base) -> list[Table]:
 
 
 def _default(setting: ResolvedSetting) -> str:
-    """A setting's default, and whose it is where bases differ."""
+    """A setting's default and, if it depends on the base, the base or family that it belongs to."""
     text, owner = setting_text(setting.name, setting.default), OWNERS.get(setting.default_of, setting.default_of)
     return f"{text} ({owner})" if setting.default_of else text

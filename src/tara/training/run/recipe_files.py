@@ -17,7 +17,7 @@ from tara.storage.validation import build
 from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings
 
 RUN_SETTINGS = SETTINGS  # a recipe in a run folder
-WITHOUT_EFFECT = {"device", "threads", "checkpoint_every"}  # on the adapter, and on what a run leaves
+WITHOUT_EFFECT = {"device", "threads", "checkpoint_every"}  # neither on the adapter nor on the files of a run
 MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
 PATHS = ("images", "masks", "out", "class_folder")
 NAMES_OR_PATHS = ("base", "vae")
@@ -62,7 +62,7 @@ def recipe_json(recipe: Recipe, asked: Mapping[str, Any]) -> str:
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """What the adapters of a recipe depend on, by name; None for what is left to the base's defaults.
+    """Everything that the adapters of a recipe depend on, by name. None means that the base's default applies.
 
     Photos and masks count by their content, so that a folder may be moved.
     """
@@ -77,9 +77,9 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def earlier_settings(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `comparable` form of the recipe that a run folder was made with, None where it does not tell.
+    """The `comparable` form of the recipe of a run folder; None if the folder has none that can be read.
 
-    A setting of ``asked`` that is what the base's default was then counts as the same.
+    A setting of ``asked`` that equals the base's default of that run counts as unchanged.
     """
     try:
         run = _read_run(folder)
@@ -150,7 +150,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _relocated(table: Mapping[str, Any], change: Callable[[Path], Path]) -> dict[str, Any]:
-    """A table with its paths changed; a base's name that stands for nothing there stays as it is."""
+    """A table with its paths changed. A base that is no existing path, such as a hub id, is kept."""
     changed: dict[str, Any] = {name: change(Path(table[name])) for name in PATHS if isinstance(table.get(name), str)}
     for name in NAMES_OR_PATHS:
         if isinstance(given := table.get(name), str) and given:
@@ -162,5 +162,5 @@ def _relocated(table: Mapping[str, Any], change: Callable[[Path], Path]) -> dict
 
 
 def _from_here(path: Path) -> Path:
-    """A path as a person would type it: what lies below the current folder, without that folder."""
+    """A path relative to the current folder if it is inside that folder; otherwise unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -80,7 +80,9 @@ def train_recipe(
     on_class_image: OnClassImage | None = None,
     on_upload: OnUpload | None = None,
 ) -> list[Adapter]:
-    """Train all concepts of a recipe side by side, write run folder and adapters; the entry point of every way in.
+    """Train all concepts of a recipe together and write the run folder and the adapters.
+
+    `tara.train`, `tara train` and the published scripts call this.
 
     In a program that a launcher has started in several processes, each takes its share of every step, and the main
     process writes.
@@ -96,7 +98,8 @@ def train_recipe(
         on_upload: called with the adapters' address on the hub; a TaraWarning says what to do when they are not there.
 
     Returns:
-        the adapters, in the order of the concepts; with a TaraWarning those that these very settings made before.
+        The adapters, in the order of the concepts. If they exist and were trained with the same settings, they are
+            loaded, with a TaraWarning.
 
     Raises:
         TaraError: when something is wrong with the photos, words, settings, base or output.
@@ -120,7 +123,7 @@ def train_recipe(
     state = None if last is None else load_checkpoint(last)
     with _threads(recipe.settings.threads):
         inputs = check_inputs(recipe.concepts, recipe.settings, lambda: _base(recipe, base))
-        processes.barrier()  # no process has refused them
+        processes.barrier()  # no process has refused the inputs
         if on_inputs is not None and processes.is_main:
             on_inputs(inputs)
         training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
@@ -170,7 +173,7 @@ def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
 
 
 def _device(recipe: Recipe, base: Base | Any | None) -> str:
-    """Where a run computes: where a loaded base is, or as the settings say."""
+    """The device of a run: that of a loaded base, otherwise that of the settings."""
     if base is None:
         return recipe.settings.device or best_device()
     return torch.device(getattr(base, "device", "cpu")).type

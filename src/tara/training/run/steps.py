@@ -21,7 +21,7 @@ from tara.training.run.metrics import Tracker, append_metrics
 from tara.training.run.page import write_run_page
 from tara.training.settings import Recipe, distinct_names
 
-STRENGTH_EVERY = 20  # steps between two looks at the size of the deltas
+STRENGTH_EVERY = 20  # steps between two checks of the deltas' norms
 OnStep = Callable[[StepRecord], object]
 
 
@@ -42,13 +42,13 @@ def resume_command(folder: Path) -> str:
 
 @dataclass
 class StopRequest:
-    """Whether a stop was asked for, and whether it has begun."""
+    """Whether a stop was requested, and whether stopping has begun."""
 
     asked: bool = False
     begun: bool = False
 
     def carry_out(self) -> None:
-        """Stop (KeyboardInterrupt) if that was asked for."""
+        """Raise KeyboardInterrupt if a stop was requested."""
         if self.asked:
             self.begun = True
             raise KeyboardInterrupt
@@ -56,7 +56,11 @@ class StopRequest:
 
 @contextmanager
 def asked_to_stop(may_stop: Callable[[], bool]) -> Generator[StopRequest]:
-    """The first Ctrl-C only asks, a second one stops at once where ``may_stop``; none stops a stop."""
+    """Handle Ctrl-C.
+
+    The first one requests a stop, which `StopRequest.carry_out` performs; a second one stops at once if ``may_stop()``.
+    Once stopping has begun, further ones are ignored.
+    """
     stop = StopRequest()
 
     def on_interrupt(*_: object) -> None:
@@ -85,7 +89,10 @@ class Run:
     on_step: OnStep
 
     def in_main_process(self, repository: str | None) -> None:
-        """All steps, and then the adapters, the page and, for a repository, the hub folder; Ctrl-C stops cleanly."""
+        """Train all steps, then write the adapters, the page and, if ``repository`` is given, the hub folder.
+
+        Ctrl-C stops cleanly.
+        """
         training, folder, settings = self.training, self.folder, self.training.settings
         # several processes stop between steps only, where they wait for one another
         alone = training.processes.count == 1
@@ -107,7 +114,7 @@ class Run:
                 tracker.finish()
 
     def in_other_process(self) -> None:
-        """All steps; the main process handles Ctrl-C, and ends the others."""
+        """Train all steps. Ctrl-C is ignored here: the main process handles it and ends the other processes."""
         with asked_to_stop(lambda: False):
             for record in self.training.steps():
                 self.on_step(record)
@@ -153,7 +160,7 @@ class Run:
         write_run_page(self.folder, self._recipe(), self.training.inputs.photos, self.training.base)
 
     def _advice(self) -> str:
-        """Where a run can go on that has come to numbers that are NaN."""
+        """What to do after a NaNError: the last checkpoint and the command that resumes from it, if there is one."""
         if not (done := self.folder.steps_done()):
             return f"There is no checkpoint in '{self.folder.path}' to go on from."
         return f"The last good checkpoint is step {done}; go on from it with `{resume_command(self.folder.path)}`."
@@ -171,7 +178,7 @@ def _numbers(record: StepRecord) -> dict[str, float]:
 
 
 def _warn_of_learning_rate(training: Training, record: StepRecord) -> bool:
-    """Warn (TaraWarning) as soon as an adapter outweighs the base, of which only noise comes; whether it does."""
+    """Warn (TaraWarning) if an adapter's delta is so large that images are noise. Returns whether it warned."""
     for concept, adapter in zip(training.concepts, training.adapters(), strict=True):
         strongest = max(strengths(training.base, adapter.layers).values(), default=0.0)
         if strongest > LARGEST_RATIO:
