@@ -37,9 +37,10 @@ import tara
 from tara.adapters.adapter import Adapter
 from tara.families.base import Base
 from tara.families.single_file import CONFIGS, ORIGINALS, clip_tokenizer
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import check_inputs
 from tara.training.loop import Training
-from tara.training.settings import ConceptSettings, concept_settings, train_settings
+from tara.training.settings import concept_settings, train_settings
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "dreambooth"
 SUBJECTS = {"dog": "xlo", "cat": "szn"}

@@ -32,8 +32,9 @@ from tara.inference.request import requests_for
 from tara.inference.settings import GenerationSettings
 from tara.inference.text_kv import CachedTextEncoder
 from tara.training import loop
+from tara.training.concept_settings import ConceptSettings
 from tara.training.loop import StepRecord, Training
-from tara.training.settings import ConceptSettings, concept_settings
+from tara.training.settings import concept_settings
 from tara.training.text_batch import TextBatch
 from tara.training.weights import ConceptWeights
 from toyland.render import SIZE

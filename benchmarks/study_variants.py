@@ -13,8 +13,9 @@ from toyland_cast import SAMPLING_STEPS, SETTINGS, Member
 
 from tara.families.base import Base
 from tara.inference.composers import COMPOSERS
+from tara.training.concept_settings import ConceptSettings
 from tara.training.loop import Training
-from tara.training.settings import ConceptSettings, train_settings
+from tara.training.settings import train_settings
 
 Part = Literal["masks and alignment", "one at a time", "composers", "ideas", "regions"]
 Material = Callable[[Sequence[Member], Base, Path], list[ConceptSettings]]

@@ -24,7 +24,7 @@ from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.storage.files import atomic_write
-from tara.training.settings import ConceptSettings
+from tara.training.concept_settings import ConceptSettings
 
 SUBJECTS_SEED = 7
 """The subjects that defaults are chosen on, those of `context_toyland.py` too."""

@@ -20,9 +20,10 @@ from tara.evaluation.scores import Detections, ImageScore, score
 from tara.families.base import Base
 from tara.families.loading import load_base
 from tara.inference.pipeline import Pipeline
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import check_inputs
 from tara.training.loop import Training
-from tara.training.settings import ConceptSettings, TrainSettings, concept_settings, train_settings
+from tara.training.settings import TrainSettings, concept_settings, train_settings
 from toyland.captions import PLACES, bare_caption, full_caption
 from toyland.judge import Judge, Verdict
 from toyland.judge_training import READABLE_STYLES

@@ -37,10 +37,11 @@ import toyland
 from tara.families.base import Base
 from tara.families.loading import load_base
 from tara.families.processors import TextConditioning
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import check_inputs
 from tara.training.loop import Training
 from tara.training.run.run import train_recipe
-from tara.training.settings import ConceptSettings, Recipe, Targets, concept_settings, train_settings
+from tara.training.settings import Recipe, Targets, concept_settings, train_settings
 from toyland.subjects import draw_subjects, reference_pictures
 
 STEP, CONCEPTS, RUNS = "step", "concepts", "runs"

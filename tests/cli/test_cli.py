@@ -24,7 +24,8 @@ from tara.adapters.adapter import load_adapter
 from tara.cli import COMMANDS, main
 from tara.families.loading import load_base
 from tara.inference.provenance import read_provenance
-from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.concept_settings import ConceptSettings
+from tara.training.settings import TrainSettings
 
 ONE = torch.ones(1)
 

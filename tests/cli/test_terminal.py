@@ -19,7 +19,7 @@ from tara.cli.terminal import MOST_CHARACTERS, one_line, visible
 from tara.report.grid import Table
 from tara.report.page import page
 from tara.storage.file_names import file_name
-from tara.training.settings import ConceptSettings
+from tara.training.concept_settings import ConceptSettings
 
 COMMANDS = Path(__file__).parents[2] / "src" / "tara" / "cli"
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from tara.adapters.adapter import Adapter
 from tara.families.base import Base
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import check_inputs
 from tara.training.loop import StepRecord, Training
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings
+from tara.training.settings import Recipe, TrainSettings
 
 
 def photo_folder(folder: Path, photos: int = 3, seed: int = 0) -> Path:

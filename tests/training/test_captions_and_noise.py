@@ -14,9 +14,10 @@ from tara.cli import main
 from tara.core.noise import offset_noise, tag_orders
 from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
+from tara.training.concept_settings import ConceptSettings
 from tara.training.run.recipe_files import read_recipe
 from tara.training.run.run import train_recipe
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings, train_settings
+from tara.training.settings import Recipe, TrainSettings, train_settings
 from training_fixtures import (
     Killed,
     all_same,

@@ -15,10 +15,11 @@ import tiny_bases
 from tara.adapters.adapter import Adapter, load_adapter
 from tara.cli import app
 from tara.families.base import Base
+from tara.training.concept_settings import ConceptSettings
 from tara.training.run.folder import RunFolder
 from tara.training.run.hub_folder import write_hub_folder
 from tara.training.run.recipe_files import read_recipe
-from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(base="sd15", steps=7, rank=4, preview_prompt='the {rare_word} {class_word} on "grass"')
 

@@ -14,8 +14,8 @@ from tara.errors import TaraError, TaraWarning
 from tara.families.base import Base
 from tara.storage.images import read_image
 from tara.training.checkpoints import load_checkpoint, save_checkpoint
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import check_inputs
-from tara.training.settings import ConceptSettings
 from training_fixtures import (
     all_same,
     difference,

@@ -19,13 +19,14 @@ from tara.families.base import Base
 from tara.families.family import Defaults
 from tara.inference.settings import GenerationSettings
 from tara.report.command_line import flags
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import check_inputs
 from tara.training.resolved import settings_summary
 from tara.training.run.folder import RunFolder
 from tara.training.run.page import spread, train_command
 from tara.training.run.run import train_recipe
 from tara.training.run.steps import TrainingInterrupted
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings
+from tara.training.settings import Recipe, TrainSettings
 from training_fixtures import photo_folder, quick, recipe_of, two_concepts
 
 pytestmark = pytest.mark.usefixtures("pages")

@@ -7,9 +7,10 @@ import pytest
 
 from tara.errors import TaraError
 from tara.families.family import Defaults
+from tara.training.concept_settings import ConceptSettings
 from tara.training.prompts import VARIED_STYLE_CAPTIONS, VARIED_SUBJECT_CAPTIONS
 from tara.training.run.recipe_files import read_recipe
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
+from tara.training.settings import Recipe, TrainSettings, concept_settings, train_settings
 
 RECIPE = """
 [settings]

@@ -50,8 +50,9 @@ from tara.inference.settings import GenerationSettings
 from tara.storage.hub import ADAPTER_FILE, is_hub_id, repository_name
 from tara.storage.lock import folder_lock
 from tara.storage.validation import build
+from tara.training.concept_settings import ConceptSettings
 from tara.training.distributed import launched
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings
+from tara.training.settings import Recipe, TrainSettings
 
 # First what the script does, then one line a group:
 # [ignored|refused] flag[marks][:setting][=value] ... # help (or the setting's own), or the reason

@@ -13,16 +13,10 @@ from tara.cli.options import of_model, require, with_options
 from tara.cli.terminal import only_our_bars, progress, say
 from tara.errors import TaraError
 from tara.report.page import PAGE
+from tara.training.concept_settings import ConceptSettings, folder_words
 from tara.training.prompts import together
 from tara.training.run.recipe_files import read_recipe
-from tara.training.settings import (
-    ConceptSettings,
-    Recipe,
-    TrainSettings,
-    concept_settings,
-    folder_words,
-    train_settings,
-)
+from tara.training.settings import Recipe, TrainSettings, concept_settings, train_settings
 
 if TYPE_CHECKING:
     from tara.adapters.adapter import Adapter

@@ -16,10 +16,11 @@ from tara.core.losses import NoiseSchedule
 from tara.core.noise import StepRandomness, concept_key, dropped_rows, offset_noise, step_randomness
 from tara.errors import TaraError
 from tara.storage.photos import Photo, read_photos
+from tara.training.concept_settings import ConceptSettings
 from tara.training.inputs import TrainingInputs
 from tara.training.latents import Latents, cache_latents
 from tara.training.prompts import class_phrase
-from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.settings import TrainSettings
 from tara.training.text_batch import Caption, TextCache
 
 

@@ -13,10 +13,11 @@ from tara.families.base_names import public_name
 from tara.families.text import is_common_word
 from tara.storage.photo_folders import kohya_names
 from tara.storage.photos import Photo, read_photos
+from tara.training.concept_settings import ConceptSettings
 from tara.training.optimizers import check_optimizer
 from tara.training.prompts import class_phrase, preview_prompt
 from tara.training.resolved import resolved_values
-from tara.training.settings import ConceptSettings, TrainSettings
+from tara.training.settings import TrainSettings
 from tara.training.text_batch import caption_words
 
 # settings that concern this machine and its user, not the adapter

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tara.core.tokens import word_spans
 
 if TYPE_CHECKING:
-    from tara.training.settings import ConceptSettings, TrainSettings
+    from tara.training.concept_settings import ConceptSettings
+    from tara.training.settings import TrainSettings
 
 SUBJECT_PHRASE = "a photo of a {rare_word} {class_word}"
 STYLE_PHRASE = "a picture in {rare_word} {class_word}"

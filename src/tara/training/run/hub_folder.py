@@ -17,9 +17,10 @@ from tara.families.base_names import resolve_base
 from tara.families.registry import family_named
 from tara.storage.files import atomic_write
 from tara.storage.hub import ADAPTER_FILE, is_hub_id
+from tara.training.concept_settings import ConceptSettings
 from tara.training.prompts import preview_prompt, together
 from tara.training.run.folder import RunFolder
-from tara.training.settings import ConceptSettings, TrainSettings, distinct_names
+from tara.training.settings import TrainSettings, distinct_names
 
 README, IMAGES = "README.md", "images"
 TAGS = ("text-to-image", "diffusers", "lora", "tara", "template:sd-lora")

@@ -15,11 +15,12 @@ from tara.report.plots import loss_curve
 from tara.storage.files import atomic_write
 from tara.storage.images import read_image
 from tara.storage.photos import Photo
+from tara.training.concept_settings import ConceptSettings
 from tara.training.prompts import preview_prompt
 from tara.training.resolved import ResolvedSetting, resolved_settings, setting_text
 from tara.training.run.folder import RunFolder
 from tara.training.run.metrics import read_metrics
-from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings, distinct_names
+from tara.training.settings import BASE_DEFAULTS, Recipe, TrainSettings, distinct_names
 
 MOST_PHOTOS, MOST_STEPS, MOST_PREVIEWS = 6, 6, 4
 OWNERS = {"base": "this base", "": "all bases"}

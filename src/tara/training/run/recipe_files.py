@@ -14,7 +14,8 @@ from tara.storage.files import digest, is_there, small_text
 from tara.storage.outputs import SETTINGS
 from tara.storage.photo_folders import photo_folders
 from tara.storage.validation import build
-from tara.training.settings import BASE_DEFAULTS, ConceptSettings, Recipe, TrainSettings
+from tara.training.concept_settings import ConceptSettings
+from tara.training.settings import BASE_DEFAULTS, Recipe, TrainSettings
 
 RUN_SETTINGS = SETTINGS  # a recipe in a run folder
 WITHOUT_EFFECT = {"device", "threads", "checkpoint_every"}  # neither on the adapter nor on the files of a run

@@ -18,6 +18,7 @@ from tara.storage.lock import refuse_locked
 from tara.storage.outputs import is_finished
 from tara.storage.validation import takes
 from tara.training.checkpoints import TrainingState, load_checkpoint
+from tara.training.concept_settings import ConceptSettings
 from tara.training.distributed import Processes, join
 from tara.training.inputs import TrainingInputs, check_inputs
 from tara.training.loop import Training
@@ -25,7 +26,7 @@ from tara.training.run.folder import RunFolder, check_outputs
 from tara.training.run.generated import OnClassImage, class_folders, generate_class_images
 from tara.training.run.recipe_files import RUN_SETTINGS, comparable, earlier_settings, read_recipe
 from tara.training.run.steps import OnStep, Run, resume_command
-from tara.training.settings import ConceptSettings, Recipe, TrainSettings, concept_settings, train_settings
+from tara.training.settings import Recipe, TrainSettings, concept_settings, train_settings
 
 OnInputs = Callable[[TrainingInputs], object]
 """Called with the concepts, settings, photos and base of a training that is about to begin."""
