@@ -48,7 +48,7 @@ class ImageAttention:
 
     @cached_property
     def scores(self) -> list[AttentionScores]:
-        """Of each subject, from the mean over heads, layers and steps."""
+        """The scores of each subject, from the mean map over heads, layers and steps."""
         return scores_of(self.maps.mean)
 
 
@@ -57,7 +57,7 @@ def record_attention(
 ) -> list[ImageAttention]:
     """Generate a request's images in one batch and record where its adapters' words attend.
 
-    The images are those of ``pipeline.generate`` with such a batch, bit for bit.
+    The images are bit-identical to those of ``pipeline.generate`` with the same batch.
 
     Raises:
         TaraError: as `Pipeline.generate` and `check_words`.
@@ -118,9 +118,9 @@ def _class_word(prompt: str, rare: Span, active: ActiveAdapter) -> Span:
 
 
 def rows_of_alternatives(adapters: Sequence[ActiveAdapter]) -> list[tuple[int, ...]]:
-    """Rows of adapters, by number, in which adapters of the same two words are alternatives.
+    """Rows of adapters, by index. Adapters with the same rare word and class word are alternatives.
 
-    Each alternative is in a row of its own; an adapter that has none is in every row.
+    Each row has one of the alternatives; an adapter without alternatives is in every row.
 
     Raises:
         TaraError: when two subjects have different numbers of alternatives.

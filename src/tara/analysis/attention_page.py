@@ -18,8 +18,8 @@ from tara.report.page import PAGE, page
 from tara.report.sheet import contact_sheet
 from tara.storage.files import atomic_write
 
-MOST_STEPS = 8  # on the page; attention.json has all
-SMALL = 96  # longest side of the images by layer and by step
+MOST_STEPS = 8  # most rows on the page; attention.json has all
+SMALL = 96  # longest side in pixels of the images by layer and by step
 MEASURES = {
     "map_correlation": "Pearson correlation of the rare word's map with its class word's, -1 to 1",
     "overlap": "intersection over union of the two regions in which a map is above half of its range, 0 to 1",
@@ -41,7 +41,7 @@ class AttentionRow:
 
     @cached_property
     def label(self) -> str:
-        """The adapters by file and weight, with the alignment loss of their training where their cards agree on it."""
+        """The adapters by file and weight, and their alignment loss if all cards that name one name the same."""
         adapters = [subject.active for subject in self.attention.subjects]
         weights = ["" if active.weight == 1 else f" at {active.weight:g}" for active in adapters]
         names = ", ".join(Path(active.name).stem + weight for active, weight in zip(adapters, weights, strict=True))

@@ -17,8 +17,8 @@ from tara.inference.request import GenerationRequest
 from tara.report.grid import Grid, Row, Table
 from tara.storage.outputs import image_name
 
-REFERENCE = "none"  # the composer whose time is 1
-SHOWN_SEEDS = 8  # images in a row of the sheet
+REFERENCE = "none"  # time ratios are relative to this composer
+SHOWN_SEEDS = 8  # most images in a row of the sheet
 NOTE = (
     "Network evaluations are for one image; each evaluates the conditional and the unconditional row. "
     f"Time: the median over the seeds of an image's time relative to that of '{REFERENCE}' with the same seed. Images "
@@ -56,9 +56,9 @@ def with_composer(request: GenerationRequest, composer: str) -> GenerationReques
 def compare_composers(
     pipeline: Pipeline, request: GenerationRequest, composers: Sequence[str], on_step: OnStep | None = None
 ) -> Iterator[ComposedImage]:
-    """Generate a request with every composer, one image at a time: the first seed of all, then the second of all.
+    """Generate a request with every composer, one image at a time: all composers per seed, seed by seed.
 
-    The request's own composer does not count. ``on_step`` gets a record that counts the images of one composer.
+    The request's own composer is ignored. ``on_step`` gets a record that counts the images of one composer.
 
     Raises:
         TaraError: as `Pipeline.generate`.
@@ -91,7 +91,7 @@ class _Evaluations:
 
 @contextmanager
 def _counted(base: Base) -> Generator[_Evaluations]:
-    """Counts the network evaluations in a ``with`` block: the first text layer runs once in each."""
+    """Count the network evaluations in a ``with`` block, by the calls of the first text layer (one per evaluation)."""
     evaluations = _Evaluations()
 
     def count(*_: object) -> None:
@@ -107,7 +107,7 @@ def _counted(base: Base) -> Generator[_Evaluations]:
 def costs(request: GenerationRequest, images: Composed) -> dict[str, dict[str, Any]]:
     """Each composer's entry in ``results.json``.
 
-    ``time_ratio`` is None without images of `REFERENCE`, and with a single seed, whose time includes preparation.
+    ``time_ratio`` is None without images of `REFERENCE`, or with a single seed, because its time includes preparation.
     """
     return {
         name: {
@@ -133,7 +133,7 @@ def grid(request: GenerationRequest, images: Composed) -> Grid:
     """One row per composer, one column per seed, of the first `SHOWN_SEEDS`."""
     shown, count = request.seeds[:SHOWN_SEEDS], len(request.seeds)
     note = f"The first {SHOWN_SEEDS} of {count} seeds." if count > SHOWN_SEEDS else ""
-    # a reader must know this before blaming a composer for adapters that were not made for it
+    # otherwise a reader would blame the composer for adapters that were not trained for it
     masked = [active.name for active in request.adapters if active.adapter.trained_with_token_mask]
     plain = [name for name in images if not COMPOSERS[name].masked]
     if masked and plain:

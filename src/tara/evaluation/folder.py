@@ -21,7 +21,7 @@ LIST = 'Images of other tools need a JSON list beside them, like [{"file": "a.jp
 
 
 class Entry(BaseModel, frozen=True, extra="forbid"):
-    """One image, as an entry of a JSON list; ``subjects`` are names such as ``xlo dog``, by default the prompt's."""
+    """One entry of a JSON list. ``subjects`` are names such as ``xlo dog``; by default, those that the prompt names."""
 
     file: Path
     prompt: str
@@ -34,7 +34,7 @@ FoundImage = tuple[Entry, Provenance | None]  # with its provenance, if known
 
 
 def find_images(places: Sequence[Path]) -> list[FoundImage]:
-    """The images of folders, in which every PNG must hold its provenance, and of JSON lists.
+    """The images of folders and of JSON lists. In a folder, every PNG file must contain its provenance.
 
     A list holds ``{"file": ..., "prompt": ..., "seed": ..., "series": ..., "subjects": ["xlo dog", ...]}`` for each
     image; file and prompt are required. By default the series is the name of the folder or list.
@@ -51,13 +51,13 @@ def find_images(places: Sequence[Path]) -> list[FoundImage]:
 
 
 def adapter_words(images: Sequence[FoundImage]) -> list[tuple[str, str]]:
-    """(rare word, class word) of the adapters that the images were generated with, where these still exist."""
-    # relocating reads the files, so it is done once for all images of a folder with the same adapters
+    """(rare word, class word) of every adapter that the images were generated with and that can still be read."""
+    # relocating reads the adapter files, so it is done once per folder and set of adapters
     distinct = {(made.adapters, entry.file.parent): (made, entry.file) for entry, made in images if made}
     files = [file.given for made, image in distinct.values() for file in relocated(made, image).adapters]
     words: list[tuple[str, str]] = []
     for file in dict.fromkeys(files):
-        with suppress(TaraError):  # of images from another machine, say; then --references must name the class words
+        with suppress(TaraError):  # such as images of another machine; then --references must name the class words
             active = parse_adapter(file)
             words.append((active.rare_word, active.class_word))
     return [(rare_word, class_word) for rare_word, class_word in dict.fromkeys(words) if rare_word and class_word]
@@ -96,7 +96,7 @@ def _in_folder(folder: Path, series: str) -> list[FoundImage]:
         raise TaraError(f"There is no folder '{folder}'. Give folders of images, or JSON lists of them.")
     images: list[FoundImage] = []
     inside = folder / IMAGES if (folder / IMAGES).is_dir() else folder
-    # in the folder of an evaluation, images are in subfolders, and each composer's are a series
+    # an evaluation's folder has its images in subfolders, one series per composer
     for path in sorted(folder.glob("*.png")) or sorted(inside.rglob("*.png")):
         if path.name.endswith(SHEET) or path.name.startswith("."):  # hidden: left by a killed command
             continue

@@ -1,4 +1,4 @@
-"""Generates the images of an evaluation; existing images are kept, so an interrupted command can be continued."""
+"""Generates the images of an evaluation. Existing images are kept, so an interrupted command can be resumed."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ class PlannedImages:
     records: Mapping[int, ImageRecord]
 
     def missing(self) -> "PlannedImages":
-        """Those that do not exist yet, or were made differently."""
+        """The images that do not exist yet, or were generated with other settings."""
         records = {
             seed: record
             for seed, record in self.records.items()
@@ -72,7 +72,7 @@ def plan(
 def generate(
     pipeline: Pipeline, planned: Sequence[PlannedImages], batch_size: int, on_progress: Callable[[float, str], object]
 ) -> None:
-    """Generate images, ``batch_size`` at a time; each file is written whole as soon as its batch is finished.
+    """Generate images, ``batch_size`` at a time. The files of a batch are written atomically when it is finished.
 
     ``on_progress`` takes the number of generated images, with fractions, and an empty note.
 

@@ -8,9 +8,9 @@ from tara.evaluation.scores import WHOLE_IMAGE, ImageScore
 from tara.evaluation.statistics import interval, paired_difference
 from tara.evaluation.subjects import ImageRecord
 
-# what an image shares with its counterparts in other series: group, prompt, seed, and which image of these
+# identifies an image within its series: group, prompt, seed, and a number among images that share these
 ImageKey = tuple[str, str, int | None, int]
-Key = tuple[ImageKey, str]  # an image and the name of a subject in it, empty for a value of the whole image
+Key = tuple[ImageKey, str]  # an image and the name of one of its subjects; empty for a metric of the whole image
 Metrics = dict[str, list[float]]  # [mean, low, high] by name; a metric without values is left out
 ABSENT = "absent"
 
@@ -54,7 +54,7 @@ def metric_differences(first: Sequence[ScoredImage], second: Sequence[ScoredImag
 
 
 def confusion(scored: Sequence[ScoredImage]) -> dict[str, dict[str, int]]:
-    """For each subject: how often its detection was most similar to which subject of the prompt, or was absent."""
+    """For each subject, how often its detection was most similar to each subject of the prompt, or was absent."""
     table: dict[str, Counter[str]] = {}
     for image in scored:
         names = [subject.name for subject in image.record.subjects]
@@ -71,7 +71,7 @@ def by_series(scored: Sequence[ScoredImage]) -> dict[str, list[ScoredImage]]:
 
 
 def by_category(scored: Sequence[ScoredImage]) -> dict[str, list[ScoredImage]]:
-    """All images under the empty name, and those of each category when there are several."""
+    """All images under the empty name and, if there are several categories, the images of each category."""
     categories = dict.fromkeys(image.record.category for image in scored)
     parts = {name: [image for image in scored if image.record.category == name] for name in categories}
     return {"": list(scored)} | (parts if len(parts) > 1 else {})
@@ -87,6 +87,6 @@ def _values_by_metric(scored: Sequence[ScoredImage]) -> dict[str, dict[Key, floa
 
 
 def _clusters(keys: Iterable[Key]) -> Callable[[Key], Hashable]:
-    """What a bootstrap resamples: groups of subjects, or images where all are of one group."""
+    """The clusters that the bootstrap resamples: groups of subjects, or images if there is only one group."""
     groups = {group for (group, *_), _ in keys}
     return (lambda key: key[0][0]) if len(groups) > 1 else (lambda key: key[0])

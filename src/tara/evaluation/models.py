@@ -1,6 +1,6 @@
 """Pretrained transformers models by hub id or folder: image encoders, CLIP and open-vocabulary detectors.
 
-Each refuses (TaraError) a model that cannot be loaded or is of another type. Its ``key`` identifies it in a cache.
+Each class raises TaraError for a model that cannot be loaded or has another type. ``key`` identifies it in a cache.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ VISION_TRANSFORMERS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 OWL = "a photo of a {class_word}", 0.2
 DETECTORS = {"owlv2": OWL, "owlvit": OWL, "grounding-dino": ("a {class_word}", 0.3)}
 """Query and default confidence by model type."""
-MAX_BOXES = 40  # of one image and class, before non-maximum suppression
+MAX_BOXES = 40  # most boxes of one image and class, before non-maximum suppression
 
 
 class VisionEncoder:
@@ -39,7 +39,7 @@ class VisionEncoder:
 
 
 class ClipEncoder:
-    """CLIP: images and texts in one space."""
+    """CLIP: vectors of images and texts in one space."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         from transformers import AutoTokenizer, CLIPModel
@@ -81,7 +81,7 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, image: Image.Image, class_word: str) -> Float[np.ndarray, "boxes 5"]:
-        """Boxes of a class by descending confidence: left, top, right, bottom (fractions of the sides), confidence.
+        """Boxes of a class by descending confidence: left, top, right, bottom (fractions of the image), confidence.
 
         One image at a time, because a batch pads smaller images, which changes what Grounding DINO detects.
         """
@@ -99,7 +99,10 @@ class Detector:
 
 
 def load_part(model_class: Any, name: str, **options: Any) -> Any:
-    """A config, model, processor or tokenizer; a TaraError says how to download one that is not here."""
+    """Load a config, model, processor or tokenizer.
+
+    If it is not on this machine, the TaraError says how to download it.
+    """
     if "Processor" in model_class.__name__:
         options["backend"] = "pil"  # torchvision is not a dependency, and scores must not depend on it
     try:
@@ -117,7 +120,10 @@ def load_part(model_class: Any, name: str, **options: Any) -> Any:
 def _loaded(
     name: str, device: torch.device, types: Collection[str], model_class: Any, processor: Any = None
 ) -> tuple[Any, Any, str]:
-    """A frozen model in float32 of one of the ``types``, its processor (of images by default), and its cache key."""
+    """A frozen float32 model, its processor (default: the image processor), and its cache key.
+
+    Its type must be in ``types``.
+    """
     from transformers import AutoConfig
 
     # not from `transformers` itself, which before 5.18 then asks for torchvision without needing it
@@ -138,7 +144,7 @@ def _loaded(
 
 
 def _cache_key(name: str, model: Any) -> str:
-    """A key that changes with the model: of a folder its files, of a hub id its commit."""
+    """A key that changes with the model: from a folder's files (size and time), or from the commit of a hub id."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{getattr(model.config, '_commit_hash', None)}"

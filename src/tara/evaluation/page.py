@@ -15,11 +15,11 @@ from tara.storage.images import read_image
 from tara.storage.photo_folders import photo_folders
 
 Cells = tuple[str, ...]
-SIDE = 320  # of an image at most, in pixels; the page embeds them
-PHOTO = 160  # side of a subject's photo
+SIDE = 320  # longest side of an image in pixels; the page embeds the images
+PHOTO = 160  # longest side of a subject's photo in pixels
 MAX_ROWS = 24
 COLUMNS = 4
-COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")  # of COLOURS
+COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "grey")  # names of COLOURS, in their order
 INTERVALS = "Mean and 95 % bootstrap interval over groups of subjects, or over images if there is only one group."
 PAIRED = "Over the prompts and seeds that both have; empty if there are none."
 MEANINGS = {
@@ -66,7 +66,10 @@ def evaluation_page(scored: Sequence[ScoredImage], results: Mapping[str, Any]) -
 
 
 def _grid(scored: Sequence[ScoredImage]) -> Grid:
-    """Images beside their subjects' photos: a column per series; of a single one, the images of a prompt in turn."""
+    """Images beside their subjects' photos, a column per series.
+
+    A single series has its images of a prompt side by side.
+    """
     series = by_series(scored)
     rows: list[Row] = []
     if len(series) == 1:
@@ -97,7 +100,7 @@ def _row(label: str, images: Sequence[ScoredImage | None], seeds: Sequence[str])
 
 
 def _photos(scored: ScoredImage) -> Image.Image | None:
-    """A photo of each subject of an image, one under the other in the frames' colours; None where there are none."""
+    """A column of photos, one per subject of an image, in the frames' colours; None without photos."""
     folders = [subject.photos for subject in scored.record.subjects if subject.photos.is_dir()]
     files = [photos[0] for folder in folders if (photos := photo_folders(folder)[0].photos)]
     if not files:
@@ -135,7 +138,7 @@ def _framed(scored: ScoredImage) -> Image.Image:
 
 
 def _metric_table(title: str, headings: Cells, metrics: Mapping[Cells, Metrics], note: str) -> Table:
-    """A row for each key, which holds its first cells; a metric without any value has no column."""
+    """A table with a row per key, whose first cells are the key. A metric without values has no column."""
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     rows = [
         (*first, *(format_ci(values[name]) if name in values else "" for name in names))

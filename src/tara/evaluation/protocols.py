@@ -26,7 +26,7 @@ class TrainedSubject:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPrompt:
-    """A prompt, the subjects that it names, and what kind of prompt it is."""
+    """A prompt, the subjects that it names, and its category."""
 
     text: str
     trained: tuple[TrainedSubject, ...]
@@ -64,7 +64,7 @@ def trained_subjects(
 def group_prompts(
     trained: Sequence[TrainedSubject], groups: Sequence[str] = (), prompts: Sequence[str] = PROMPTS
 ) -> list[EvaluationPrompt]:
-    """Several subjects in one image: all pairs, or groups such as ``xlo+szn``, of any size.
+    """Prompts with several subjects: all pairs if ``groups`` is empty, else groups such as ``xlo+szn``, of any size.
 
     Raises:
         TaraError: when a group names an unknown subject, there is none, or a prompt has no ``{subjects}``.
@@ -84,7 +84,7 @@ def group_prompts(
 
 
 def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationPrompt]:
-    """Each subject alone in the 25 prompts of the DreamBooth data set for objects or for living subjects.
+    """Each subject alone in the 25 prompts that the DreamBooth data set has for objects or for living subjects.
 
     The table is found beside the folder of the subject's photos (Ruiz et al., DreamBooth, CVPR 2023).
 

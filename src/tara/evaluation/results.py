@@ -30,13 +30,13 @@ def evaluate(
     batch_size: int = 8,
     on_progress: Callable[[float, str], object] = lambda done, note: None,
 ) -> dict[str, Any]:
-    """Score images, write ``results.json``, ``results.csv`` and ``index.html`` into ``out``, and return the first.
+    """Score images and write ``results.json``, ``results.csv`` and ``index.html`` into ``out``. Returns the results.
 
     Args:
         records: the images and their subjects.
         scorer: detects and compares these subjects.
         out: the folder of the results.
-        about: what they begin with: protocol, command and models.
+        about: first entries of the results: protocol, command and models.
         batch_size: images scored at a time.
         on_progress: takes the number of scored images, and an empty note.
 
@@ -59,7 +59,7 @@ def evaluate(
 
 
 def results(scored: Sequence[ScoredImage], thresholds: Mapping[Subject, float], out: Path) -> dict[str, Any]:
-    """What ``results.json`` says of the images; those in the folder ``out`` have paths relative to it."""
+    """The content of ``results.json``. Paths of images inside ``out`` are relative to it."""
     series = metrics.by_series(scored)
     subjects = [
         {"subject": subject.name, "photos": subject.photos.as_posix(), "threshold": round(threshold, DIGITS)}
@@ -114,7 +114,7 @@ def _image(scored: ScoredImage, out: Path) -> dict[str, Any]:
 
 
 def _csv(images: Sequence[dict[str, Any]]) -> bytes:
-    """A row for each subject of each image; what does not apply is empty."""
+    """A CSV file with a row per subject of each image. Values that do not apply are empty."""
     rows = [image | subject for image in images for subject in image["subjects"]]
     names = dict.fromkeys(name for row in rows for name in row if name not in ("subjects", "box"))
     text = io.StringIO(newline="")

@@ -17,9 +17,9 @@ from tara.evaluation.subjects import ImageRecord, Subject
 from tara.families.loading import device_named
 from tara.storage.photos import read_photos
 
-MAX_IOU = 0.6  # intersection over union from which two boxes hold one object, of whichever classes
-MAX_CONTAINED = 0.8  # share of a box inside one of its class from which it holds a part, such as a dog's head
-MARGIN = 0.04  # around a crop, as a fraction of the box's longer side
+MAX_IOU = 0.6  # boxes with at least this intersection over union are one object, also across classes
+MAX_CONTAINED = 0.8  # a box with at least this share inside another of its class is a part, such as a dog's head
+MARGIN = 0.04  # margin around a crop, as a fraction of the box's longer side
 IMAGENET_MEAN = (124, 116, 104)  # the padding of crops, which encoders normalize to 0
 
 LabelledBox = tuple[Box, str]  # a detection and its class word
@@ -107,7 +107,10 @@ class SubjectScorer:
         return metrics
 
     def _detect(self, images: Sequence[Image.Image], classes: Sequence[Sequence[str]]) -> list[list[LabelledBox]]:
-        """The objects of each image's classes; one query at a time, so that no class changes another one's boxes."""
+        """The objects of each image's classes.
+
+        Each class is a separate query, so that it does not change others' boxes.
+        """
         boxes: list[list[NDArray[np.float32]]] = [[] for _ in images]
         labels: list[list[str]] = [[] for _ in images]
         for class_word in dict.fromkeys(word for words in classes for word in words):
@@ -125,16 +128,16 @@ class SubjectScorer:
         return detected
 
     def _subject_crops(self, class_word: str, photos: Sequence[Image.Image]) -> list[Image.Image]:
-        """The subject in each of its photos; the whole photo where it is not detected."""
+        """The crop of the subject in each of its photos; the whole photo if it is not detected."""
         detected = self._detect(photos, [(class_word,)] * len(photos))
         return [crop(photo, own[0][0] if own else (0, 0, 1, 1)) for photo, own in zip(photos, detected, strict=True)]
 
 
 def load_scorer(settings: EvaluationSettings, subjects: Sequence[Subject], cache: Path) -> SubjectScorer:
-    """Load all models that the settings name, and compare with the subjects' photos; ``cache`` is a folder.
+    """Load the models of the settings and the subjects' photos. ``cache`` is a folder.
 
     Raises:
-        TaraError: for a model that is not here, with the command that downloads it, and for unreadable photos.
+        TaraError: for a missing model, with the command that downloads it, and for unreadable photos.
     """
     device = device_named(settings.device)
     return SubjectScorer(
@@ -153,13 +156,13 @@ def mean_cosine(
 ) -> Float[np.ndarray, " rows"]:
     """The mean cosine of each vector with all references; all have length 1.
 
-    CLIP-I and DINO are this between generated images and photos (Ruiz et al., DreamBooth, CVPR 2023, section 4.2).
+    CLIP-I and DINO are this value for generated images and photos (Ruiz et al., DreamBooth, CVPR 2023, section 4.2).
     """
     return (vectors @ references.T).mean(axis=1)
 
 
 def thresholds(references: Sequence[Float[np.ndarray, "photos width"]]) -> list[float]:
-    """For each subject the similarity half-way between its own photos and those of the other subjects.
+    """For each subject, the midpoint of its photos' similarity to each other and to the nearest other subject's photos.
 
     With C[s, t] the mean cosine of the photos of s and t, a photo never with itself, this is
     (C[s, s] + max over t other than s of C[s, t]) / 2. C[s, s] of a single photo is 1; the maximum over none is 0.

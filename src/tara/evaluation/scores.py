@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of the image's sides
-WHOLE_IMAGE = -1  # in place of a subject's index, for a metric of the whole image
+WHOLE_IMAGE = -1  # used as the subject's index for a metric of the whole image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +28,10 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectScore:
-    """One subject of one image; ``identity`` and ``leakage`` are by encoder, and empty for an absent subject."""
+    """The score of one subject of one image.
+
+    ``identity`` and ``leakage`` have a value per encoder; empty if it is absent.
+    """
 
     box: Box | None
     correct: bool
@@ -42,7 +45,7 @@ class SubjectScore:
 
     @property
     def present(self) -> bool:
-        """Whether a detection of its class is assigned to it."""
+        """Whether a detection is assigned to the subject."""
         return self.box is not None
 
 
@@ -65,8 +68,8 @@ class ImageScore:
     def values(self) -> dict[str, dict[int, float]]:
         """Every metric by name, with its values by subject index (or `WHOLE_IMAGE`).
 
-        ``identity`` has no value for an absent subject, ``identity_absent_zero`` has 0 there; ``leakage`` only has one
-        beside another subject. Metrics of the encoders after the first end with its name, as in ``identity_clip_i``.
+        ``identity`` has no value for an absent subject, ``identity_absent_zero`` has 0. ``leakage`` has a value only
+        with two or more subjects. Metrics of encoders after the first end with the encoder's name: ``identity_clip_i``.
         """
         values: dict[str, dict[int, float]] = {
             "success": {WHOLE_IMAGE: float(self.success)},
@@ -115,11 +118,11 @@ def leakage(similarity: Float[np.ndarray, " subjects"], own: int) -> float:
 def assign(
     similarity: Float[np.ndarray, "subjects detections"], class_match: Bool[np.ndarray, "subjects detections"]
 ) -> tuple[int | None, ...]:
-    """The detection of each subject: as many matches as possible, among these the largest sum of similarities.
+    """Assign detections to subjects: as many matches as possible and, among these, the largest sum of similarities.
 
-    A detection is assigned to at most one subject, of its own class; None is a subject without a detection.
+    A detection is assigned to at most one subject, of the same class. None means that the subject has no detection.
     """
-    # one match more outweighs every difference between two sums
+    # one more match outweighs any difference between two sums
     bonus = 1 + 2 * len(similarity) * np.abs(similarity).max(initial=0)
     rows, columns = linear_sum_assignment(np.where(class_match, similarity + bonus, 0), maximize=True)
     assigned = {int(row): int(column) for row, column in zip(rows, columns, strict=True) if class_match[row, column]}

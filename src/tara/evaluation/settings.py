@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-NO_MODEL = "none"  # in place of a model's name: its metrics are left out
+NO_MODEL = "none"  # instead of a model's name: the model's metrics are left out
 
 
 class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):

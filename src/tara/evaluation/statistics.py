@@ -9,7 +9,7 @@ import numpy as np
 Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 4000
-FEWEST_CLUSTERS = 5  # of fewer a bootstrap knows too little: two successes would have the interval [1.00, 1.00]
+FEWEST_CLUSTERS = 5  # with fewer clusters, intervals are too narrow: two successes would have [1.00, 1.00]
 DIGITS = 4
 
 
@@ -17,7 +17,7 @@ def interval(values: Iterable[tuple[Hashable, float]], resamples: int = RESAMPLE
     """[mean, low, high] of (cluster, value), rounded: a 95 % percentile bootstrap (Efron 1979) over clusters.
 
     Whole clusters, such as the images of one pair of subjects, are resampled with replacement, because their values are
-    not independent of each other. Of fewer than five clusters the bounds are NaN, without values the mean as well.
+    not independent of each other. With fewer than five clusters the bounds are NaN; without values, the mean is too.
     """
     clusters: dict[Hashable, list[float]] = {}
     for cluster, value in values:
@@ -42,6 +42,6 @@ def paired_difference(
 
 
 def format_ci(metric: tuple[float, ...] | list[float]) -> str:
-    """A mean with its interval, if it has one, for a table: ``0.50 [0.25, 1.00]``."""
+    """A mean and its interval as text, ``0.50 [0.25, 1.00]``; the mean alone if the bounds are NaN."""
     mean, low, high = metric
     return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"

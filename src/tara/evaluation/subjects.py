@@ -14,7 +14,7 @@ SAME_CLASS, OTHER_CLASSES = "same class", "different classes"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A rare word, its class word, which together are its name, and the folder of the subject's photos."""
+    """A subject: rare word and class word, which together are its name, and the folder of its photos."""
 
     rare_word: str
     class_word: str
@@ -27,7 +27,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image file of a series, such as a composer, its prompt's category, and the subjects that it should show."""
+    """An image file: its series (such as a composer), its prompt's category, and the subjects that it should show."""
 
     path: Path
     series: str
@@ -38,7 +38,7 @@ class ImageRecord:
 
     @property
     def group(self) -> str:
-        """Its subjects as one name, whatever their order."""
+        """One name for the image's subjects, independent of their order."""
         return " + ".join(sorted(subject.name for subject in self.subjects))
 
     @property
@@ -49,7 +49,7 @@ class ImageRecord:
 
 
 def class_category(subjects: Sequence[Subject]) -> str:
-    """Whether any two subjects share a class, the hardest case; empty for a single subject."""
+    """Name of the category: two subjects share a class (the hardest case), or none do. Empty for a single subject."""
     if len(subjects) < 2:
         return ""
     same = any(one.class_word.casefold() == other.class_word.casefold() for one, other in combinations(subjects, 2))
@@ -57,7 +57,7 @@ def class_category(subjects: Sequence[Subject]) -> str:
 
 
 def prompted_subjects(prompt: str, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
-    """The subjects that a prompt names by rare word; if it has none of these, those that it names by class word.
+    """The subjects whose rare words are in the prompt; if there are none, those whose class words are in it.
 
     Subjects that share a rare word are distinguished by their class words.
     """
@@ -74,11 +74,11 @@ def prompted_subjects(prompt: str, subjects: Sequence[Subject]) -> tuple[Subject
 def read_subjects(references: Sequence[str], known: Sequence[tuple[str, str]] = ()) -> tuple[Subject, ...]:
     """Subjects from ``RARE_WORD=FOLDER`` or ``RARE_WORD CLASS_WORD=FOLDER``, the folder of their photos.
 
-    A class word that is left out is taken from ``known``, (rare word, class word) of adapters, or from a DreamBooth
+    A missing class word is taken from ``known``, (rare word, class word) of adapters, or from a DreamBooth
     table beside the folder.
 
     Raises:
-        TaraError: when one is not of that form, its class word is not known, or two have the same name.
+        TaraError: when a reference has another form, its class word is unknown, or two subjects have the same name.
     """
     subjects = tuple(_subject(text, known) for text in references)
     names = [subject.name.casefold() for subject in subjects]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-NUMERIC = "0123456789+-"  # what the text of a number begins with
+NUMERIC = "0123456789+-"  # characters with which a number's text can begin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Images side by side, one per column or None, and optionally a caption under each."""
+    """Images side by side, one per column (None: empty), each with an optional caption below."""
 
     label: str = ""
     images: tuple[Image.Image | None, ...]
@@ -19,7 +19,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Rows of images with a heading over each column; a page shows a ``folded`` grid when a reader opens its title."""
+    """Rows of images with a heading per column. On a page, a ``folded`` grid is hidden until its title is clicked."""
 
     rows: tuple[Row, ...]
     columns: tuple[str, ...] = ()
@@ -40,7 +40,10 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Headings and rows of text, a title, a note; of a ``folded`` table a page shows the title until it is opened."""
+    """Headings, rows of text, a title and a note.
+
+    On a page, a ``folded`` table is hidden until its title is clicked.
+    """
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -53,7 +56,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold only numbers, and so are aligned right."""
+        """For each column, whether it holds only numbers and is aligned right."""
         columns = zip(*self.rows, strict=True)
         return tuple(all(not text or text[0] in NUMERIC for text in column) for column in columns)
 

@@ -1,4 +1,4 @@
-"""Maps over an image: an attention map in the colours of heat, regions with a colour and a word for each."""
+"""Maps over an image: an attention map as a heat map; regions, each with a colour and a word."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#0072b2", "#d55e00", "#999999")
 """Distinguishable with any colour vision (Okabe and Ito, Color Universal Design, 2008)."""
-OPACITY = 0.45  # of regions
+OPACITY = 0.45  # opacity of the regions' colours
 SMALLEST = 384  # longest side in pixels, so that words can be read
-BRIGHTNESS = 0.55  # of the grey image where a map is lowest
-HEAT_OPACITY = 0.9  # of the colours where it is highest
+BRIGHTNESS = 0.55  # brightness of the grey image where the map is lowest
+HEAT_OPACITY = 0.9  # opacity of the colours where the map is highest
 
 
 def regions_over(image: Image.Image, labels: NDArray[np.integer], words: Sequence[str]) -> Image.Image:
-    """The image under its regions in colours, each with its word, as RGB; what belongs to nobody stays as it is.
+    """The image with coloured regions and their words, as RGB. Pixels outside all regions are unchanged.
 
     Args:
         image: of any size; small ones are enlarged.
-        labels: (height, width) at any resolution: each cell's number of a word, from 1; 0 for none.
-        words: in the order of their numbers.
+        labels: (height, width) at any resolution; 1 is the first of ``words``, 0 is no region.
+        words: the word of each label, from 1.
     """
     factor = max(1, SMALLEST / max(image.size))
     size = (round(image.width * factor), round(image.height * factor))
@@ -39,13 +39,13 @@ def regions_over(image: Image.Image, labels: NDArray[np.integer], words: Sequenc
 
 
 def heat_over(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
-    """The image in dim grey under a map in colours, as RGB.
+    """The image in dim grey with a coloured map over it, as RGB.
 
     Args:
         image: of any size, which the result has too.
         values: (height, width) at any resolution; scaled to its own range, so that weak maps are visible too.
     """
-    from matplotlib import colormaps  # here, because it takes a second to import
+    from matplotlib import colormaps  # imported here, because the import takes a second
 
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tara.report.grid import Grid, Table, shrunk
 
-PAGE = "index.html"  # the name of every page
+PAGE = "index.html"  # file name of every page
 LARGEST_CELL = 416  # twice the 208 pixels at which a page shows an image of a grid, for dense screens
 
 
@@ -23,7 +23,7 @@ def page(
     tables: Sequence[Table] = (),
     command: str = "",
 ) -> str:
-    """Build a page: images first, then plots and tables, last the command that made them.
+    """Build a page: images, plots, tables and finally the command that made them.
 
     Every text is escaped, and the page forbids scripts and addresses; images are embedded as PNG.
     """

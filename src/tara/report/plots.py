@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COLOURS = ("#2f6db5", "#d2642a", "#3c8d5a", "#8a4fa3", "#b5892f", "#5d6b78")
-LONGEST_OF_TWO = 36  # characters of a name, where the legend has two columns
+LONGEST_OF_TWO = 36  # longest name, in characters, for a legend with two columns
 
 
 def loss_curve(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
@@ -16,7 +16,7 @@ def loss_curve(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
 
     Losses that are not finite are left out.
     """
-    from matplotlib.figure import Figure  # here, because it takes a second to import
+    from matplotlib.figure import Figure  # imported here, because the import takes a second
 
     figure = Figure(figsize=(8, 4.5), dpi=140, layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -37,14 +37,14 @@ def loss_curve(series: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
     axes.margins(x=0.01)
     if axes.get_legend_handles_labels()[1]:
         columns = 2 if max(map(len, series)) <= LONGEST_OF_TWO else 1
-        figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=10)  # under the curves
+        figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=10)  # below the curves
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return png.getvalue()
 
 
 def running_mean(values: NDArray[np.float64], share: float = 0.1) -> NDArray[np.float64]:
-    """Mean over a centred window of ``share`` of all values; at both ends, over the part of the window that exists."""
+    """Mean over a centred window of ``share`` of all values. At both ends, the window is cut off."""
     half = max(1, round(len(values) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))

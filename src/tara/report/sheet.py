@@ -9,7 +9,7 @@ from tara.report.grid import Grid
 
 BACKGROUND, INK = "#ffffff", "#1c1f23"
 MARGIN, GAP = 20, 10
-SMALLEST, LARGEST = 176, 384  # longest side of an image in pixels, unless another is asked for
+SMALLEST, LARGEST = 176, 384  # limits of the default longest side of an image in pixels
 Block = tuple[int, Image.Image]  # text or an image, and its distance from the left
 
 
@@ -18,7 +18,7 @@ def contact_sheet(grid: Grid, *, side: int | None = None) -> Image.Image:
 
     Args:
         grid: what to show.
-        side: longest side of every image in pixels; None takes the largest one's, within 176 to 384.
+        side: longest side of every image in pixels; None means that of the largest image, clamped to 176..384.
     """
     images = [image for row in grid.rows for image in row.images if image is not None]
     side = side or min(LARGEST, max((SMALLEST, *(max(image.size) for image in images))))
@@ -52,7 +52,7 @@ def contact_sheet(grid: Grid, *, side: int | None = None) -> Image.Image:
 
 
 def _text(text: str, width: int, size: int, *, centred: bool = False) -> Image.Image:
-    """A text in lines of about ``width`` pixels; what is wider is cut off."""
+    """A text wrapped to about ``width`` pixels; a line that is still wider is cut off."""
     font, step = ImageFont.load_default(size), round(1.3 * size)
     lines: list[str] = []
     for part in text.splitlines():

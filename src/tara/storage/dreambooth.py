@@ -7,7 +7,7 @@ from pathlib import Path
 from tara.errors import TaraError, nearest
 
 TABLE = "prompts_and_classes.txt"
-LIVE_CLASSES = ("cat", "dog")  # the data set's living subjects, which have prompts of their own
+LIVE_CLASSES = ("cat", "dog")  # class words of the data set's living subjects, which have different prompts
 HEADINGS = ("classes", "prompts", "object prompts", "live subject prompts")
 PROMPT = re.compile(r"""(['"])(?P<template>.+)\1\.format\(unique_token, class_token\),?""")
 
@@ -43,7 +43,7 @@ def subject_of(images: Path) -> Subject | None:
 
 
 def read_table(path: Path) -> dict[str, Subject]:
-    """Every folder's row of ``prompts_and_classes.txt``: rows ``subject_name,class``, then prompts as Python code.
+    """Read ``prompts_and_classes.txt``: a row ``subject_name,class`` per folder, then prompts as Python code.
 
     Raises:
         TaraError: when it cannot be read, a row has no class, or there are no rows at all.

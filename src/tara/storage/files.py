@@ -11,11 +11,11 @@ from pathlib import Path
 from tara.errors import TaraError
 
 UNFINISHED = ".unfinished-"
-SMALL, LARGE = 2**20, 64 * 2**20  # bytes of a text: one that a person writes, one that a program writes for a person
+SMALL, LARGE = 2**20, 64 * 2**20  # largest text in bytes: written by a person, and by a program
 
 
 def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
-    """Write a file in one stroke: whoever looks sees the old file, the new one, or none, never half of one.
+    """Write a file atomically: a reader sees the old file (or none) or the new one, never a part of it.
 
     Args:
         path: the file; missing folders are made.
@@ -45,7 +45,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         for folder in new_folders:
-            with suppress(OSError):  # it may have been filled by somebody else, or never made
+            with suppress(OSError):  # another process may have written into it, or it was never made
                 folder.rmdir()
         if isinstance(failure, OSError):
             raise write_error(path, failure) from failure
@@ -53,11 +53,11 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
 
 
 def remove_unfinished(folder: Path, *of: Path) -> None:
-    """Remove what `atomic_write` was writing in a folder when its process was killed.
+    """Remove the temporary files of `atomic_write` in a folder whose process was killed.
 
     Args:
-        folder: nobody may be writing in it now.
-        of: the files whose leftovers are removed; those of all files in the folder and its subfolders when left out.
+        folder: no other process may be writing in it.
+        of: the files whose temporary files are removed; if empty, those of all files in the folder and its subfolders.
     """
     if of:
         prefixes, left = tuple(map(_prefix, of)), folder.glob(f".*{UNFINISHED}*")
@@ -69,7 +69,7 @@ def remove_unfinished(folder: Path, *of: Path) -> None:
 
 
 def _prefix(path: Path) -> str:
-    # hidden, so that nobody takes it for a result, and short enough whatever the file is called
+    # hidden, so that it is not taken for a result, and short enough for any file name
     return f".{path.stem[:40]}{UNFINISHED}"
 
 
@@ -77,8 +77,8 @@ def small_text(path: Path, most: int = SMALL, encoding: str = "utf-8") -> str:
     """A file's text.
 
     Raises:
-        TaraError: when it is larger than any that a person writes, ``most`` bytes; it is then not read.
-        OSError, UnicodeDecodeError: when it is not there, or no text.
+        TaraError: when it is larger than ``most`` bytes; it is then not read.
+        OSError, UnicodeDecodeError: when it does not exist or is not text.
     """
     if (size := path.stat().st_size) > most:
         raise TaraError(
@@ -94,7 +94,7 @@ def digest(path: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is something of a name that a file or a user gives; of a name that is too long there is nothing."""
+    """Whether a path exists; False for a path that is too long for the file system."""
     try:
         return path.exists()
     except OSError:
@@ -132,7 +132,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_error(path: Path, failure: OSError) -> TaraError:
-    """What to tell when a file or folder could not be written."""
+    """The error for a file or folder that could not be written."""
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return TaraError(f"The disk is full: '{path}' was not written. Free some space, or choose another disk.")
     reason = failure.strerror or str(failure)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from tara.errors import TaraError
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' training scripts call it, and where it looks first
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # written by diffusers' scripts, and tried first by diffusers
 PEFT_FILES = ("adapter_model.safetensors", "adapter_config.json")
 LONGEST_NAME = 96
-PATIENCE = 10.0  # seconds in which the hub has to answer
+PATIENCE = 10.0  # seconds to wait for the hub's response
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name could be a repository, ``owner/name``, and is not plainly a file."""
+    """Whether a name has the form of a repository, ``owner/name``, and does not end with ``.safetensors``."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not name.endswith(".safetensors")
 
 
 def is_repository(name: str) -> bool:
-    """Whether the hub takes a name for a new repository: ``owner/name``, or ``name`` for whoever is logged in."""
+    """Whether the hub accepts a name for a new repository: ``owner/name``, or ``name`` of the logged-in user."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -32,15 +32,15 @@ def is_repository(name: str) -> bool:
 
 
 def repository_name(text: str) -> str:
-    """The nearest name that a repository can have."""
+    """A valid repository name made from a text."""
     return re.sub(r"\W+", "-", text, flags=re.ASCII)[:LONGEST_NAME].strip("-") or "adapter"
 
 
 @contextmanager
 def one_try(name: str) -> Generator[None]:
-    """Ask the hub once whether it answers, for a ``with`` block that may fetch ``name``.
+    """Check once whether the hub can be reached, for a ``with`` block that may fetch ``name``.
 
-    Where it does not, the block works with what was fetched before: the library would ask for each file six times.
+    If it cannot, the block uses cached files only: the library would try six times for each file.
     """
     from huggingface_hub import constants, get_session
 
@@ -48,7 +48,7 @@ def one_try(name: str) -> Generator[None]:
     if not offline and not Path(name).exists():
         try:
             get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-        except Exception:  # of whatever library the hub's uses
+        except Exception:  # exceptions of whichever HTTP library huggingface_hub uses
             constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -68,14 +68,14 @@ def fetched_adapter(name: str) -> Path | None:
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
     repository = f"{owner}/{repository}"
-    # a file that is missing in a folder that is here is not looked for elsewhere
+    # a missing file in an existing folder is not searched on the hub
     if not is_hub_id(repository) or Path(repository).exists() or not (file.endswith(".safetensors") or not file):
         return None
     return fetch_file(repository, file, given=name) if file else _only_adapter(repository)
 
 
 def _only_adapter(repository: str) -> Path:
-    """The file that a repository's name stands for."""
+    """The adapter file that is meant when only the repository is given."""
     from huggingface_hub import list_repo_files
 
     try:
@@ -86,7 +86,7 @@ def _only_adapter(repository: str) -> Path:
     if ADAPTER_FILE in names:
         return fetch_file(repository, ADAPTER_FILE)
     if set(PEFT_FILES) <= set(names):
-        weights, _ = (fetch_file(repository, file) for file in PEFT_FILES)  # beside each other
+        weights, _ = (fetch_file(repository, file) for file in PEFT_FILES)  # both, in one folder
         return weights
     files = sorted(name for name in names if name.endswith(".safetensors"))
     if len(files) == 1:
@@ -96,7 +96,7 @@ def _only_adapter(repository: str) -> Path:
 
 
 def _fetched_before(repository: str, failure: Exception) -> Path:
-    """The file that a repository's name most likely stands for, where the hub does not say what it holds."""
+    """The cached adapter file of a repository whose files cannot be listed; raises TaraError if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in (ADAPTER_FILE, PEFT_FILES[0]):
@@ -106,7 +106,7 @@ def _fetched_before(repository: str, failure: Exception) -> Path:
 
 
 def fetch_file(repository: str, file: str, revision: str | None = None, given: str = "") -> Path:
-    """A file of a repository: the copy that was fetched before, else a new one; ``given`` is the name that was typed.
+    """A file of a repository, downloaded if it is not cached. ``given`` is the user's name for it, for errors.
 
     Raises:
         TaraError: when the hub cannot be reached, or has no such repository or file.
@@ -123,14 +123,14 @@ def fetch_file(repository: str, file: str, revision: str | None = None, given: s
 def not_fetched(
     repository: str, failure: Exception, *what: str, revision: str | None = None, given: str = ""
 ) -> TaraError:
-    """What to tell when a repository's files are neither here nor can be fetched.
+    """The error for files of a repository that are not cached and cannot be downloaded.
 
     Args:
         repository: ``owner/name``.
-        failure: what the hub's library has said.
-        what: files of it, or options of ``hf download`` that choose some; all when there are none.
+        failure: the exception of huggingface_hub.
+        what: files, or options of ``hf download`` that select files; all files if empty.
         revision: branch, tag or commit.
-        given: what was asked for, where it is not the repository.
+        given: the name that the user gave, if it is not ``repository``.
     """
     of = ["--revision", revision] if revision else []
     command = shlex.join(["hf", "download", repository, *of, *what])
@@ -141,22 +141,22 @@ def not_fetched(
 
 
 def with_owner(repository: str) -> str:
-    """``owner/name`` of a repository that has a name alone, where the hub tells who is logged in."""
+    """A repository's name with its owner, the user who is logged in; unchanged if the hub cannot tell."""
     from huggingface_hub import get_token, whoami
 
     if "/" in repository or get_token() is None:
         return repository
     try:
         return f"{whoami()['name']}/{repository}"
-    except Exception:  # of many kinds, as in `upload`, which then says what is the matter
+    except Exception:  # exceptions of many types; `upload` then reports the cause
         return repository
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Bring a folder's files to a repository, which is made if there is none; return its address.
+    """Upload a folder's files to a repository, which is created if it does not exist. Returns its URL.
 
     Raises:
-        TaraError: whatever goes wrong, with the command that does it later.
+        TaraError: for any failure, with the command that uploads later.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -176,7 +176,7 @@ def upload(folder: Path, repository: str) -> str:
 
 
 def _reason(failure: BaseException) -> str:
-    """What went wrong on the hub, or the beginning of what a library tells in a paragraph."""
+    """The cause of a failure in a few words, or the beginning of the library's message."""
     from huggingface_hub import errors
 
     if isinstance(failure, errors.GatedRepoError):

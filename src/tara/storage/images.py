@@ -19,8 +19,8 @@ PLAIN_SRGB = r"sRGB( IEC61966| built-in|$)"
 """How a profile begins to call itself that leaves every value as it is."""
 ROOM = 200 * 2**20
 """Bytes of memory that an image may need beyond twice its file size: a small file must not exhaust the memory."""
-BYTES_PER_PIXEL = 8  # while it is turned upright or laid on white there are two of it
-MOST_HEIC_PIXELS = 64_000_000  # telephones take them of 48 million; their decoder has no way to read fewer
+BYTES_PER_PIXEL = 8  # two copies exist while it is rotated or composited over white
+MOST_HEIC_PIXELS = 64_000_000  # phones take photos of 48 million; the HEIC decoder cannot read at a reduced size
 
 
 def read_image(path: Path) -> Image.Image:
@@ -60,12 +60,12 @@ def read_image_with_alpha(path: Path) -> Image.Image:
 def check_room(path: Path, opened: Image.Image) -> None:
     """Refuse (TaraError) an image that needs too much memory, before its pixels are read.
 
-    A JPEG is then read at a half, a quarter or an eighth of its sides instead, as far as that helps.
+    A JPEG that is too large is read at 1/2, 1/4 or 1/8 of its width and height instead, if that is enough.
     """
     most = (ROOM + 2 * path.stat().st_size) // BYTES_PER_PIXEL
     for _ in range(3):
         if opened.width * opened.height > most:
-            opened.draft("RGB", (opened.width // 2, opened.height // 2))  # nothing but JPEG heeds it
+            opened.draft("RGB", (opened.width // 2, opened.height // 2))  # has an effect on JPEG only
     if opened.width * opened.height > most:
         raise _too_many_pixels(path, *opened.size)
 
@@ -92,7 +92,7 @@ def opacity(image: Image.Image) -> Image.Image | None:
 def _in_srgb(image: Image.Image) -> Image.Image:
     """An opaque image as RGB in sRGB, which bases have learned from; phones write wider spaces such as Display P3."""
     profile_bytes: object = image.info.get("icc_profile")
-    if image.mode == "I;16":  # as of 16-bit scans, which Pillow would cut off at white
+    if image.mode == "I;16":  # for instance 16-bit scans, whose values Pillow would clip to 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not isinstance(profile_bytes, bytes):
         return image.convert("RGB")
@@ -103,7 +103,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         if not re.match(PLAIN_SRGB, ImageCms.getProfileDescription(profile)):
             srgb = ImageCms.createProfile("sRGB")
             image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB") or image
-    except (ImageCms.PyCMSError, OSError):  # no profile, or one for other channels: other programs ignore it, too
+    except (ImageCms.PyCMSError, OSError):  # a broken profile, or one for other channels; other programs ignore it too
         pass
     return image.convert("RGB")
 

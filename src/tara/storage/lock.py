@@ -18,10 +18,10 @@ LOCK, OWNER = ".lock", ".process"
 def folder_lock(folder: Path) -> Generator[None]:
     """Lock a folder for this process, creating it if needed, and remove files that a killed process left half-written.
 
-    The system forgets the lock together with its process. A folder that is made here and stays empty is removed again.
+    The system releases the lock when the process ends. A folder that is created here and stays empty is removed.
 
     Raises:
-        TaraError: when another process is at work in it (which is named), or it cannot be written to.
+        TaraError: when another process has the lock (the message names it), or the folder cannot be written to.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     writable_folder(folder)
@@ -32,16 +32,16 @@ def folder_lock(folder: Path) -> Generator[None]:
         yield
     finally:
         for name in (OWNER, LOCK):
-            with suppress(OSError):  # elsewhere than on Unix an open file cannot be removed; an old lock does no harm
+            with suppress(OSError):  # only Unix can remove an open file; a lock file that stays does no harm
                 (folder / name).unlink(missing_ok=True)
         lock.release()
         for place in made:
-            with suppress(OSError):  # it is no longer empty
+            with suppress(OSError):  # the folder is not empty
                 place.rmdir()
 
 
 def refuse_locked(folder: Path) -> None:
-    """Refuse (TaraError) a folder that another process is at work in, without a trace in one that is free."""
+    """Raises TaraError if another process has locked the folder. Leaves no files in an unlocked folder."""
     if (folder / LOCK).exists():
         _locked(folder).release()
 
@@ -69,5 +69,5 @@ def _write_owner(folder: Path) -> None:
 def _owner(folder: Path) -> str:
     try:
         return (folder / OWNER).read_text(encoding="utf-8")[:200] or "another process"
-    except (OSError, UnicodeDecodeError):  # it has only just begun
+    except (OSError, UnicodeDecodeError):  # that process has not written its name yet
         return "another process"

@@ -1,4 +1,4 @@
-"""What a command does where its output exists already: nothing is replaced in silence (docs/reliability.md)."""
+"""What a command does if its output already exists: nothing is replaced silently (docs/reliability.md)."""
 
 import filecmp
 import json
@@ -23,7 +23,7 @@ _NUMBERED = re.compile(r"(\d+)-.+\.png")
 def is_finished(
     place: Path, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, *, overwrite: bool = False
 ) -> bool:
-    """Whether an output exists and was made with the same settings, so that nothing is to be done.
+    """Whether an output exists and was made with the same settings, so that there is nothing to do.
 
     Args:
         place: the file or folder.
@@ -32,7 +32,7 @@ def is_finished(
         overwrite: whether it may be replaced.
 
     Raises:
-        TaraError: when it exists with other settings, which are named.
+        TaraError: when it exists and was made with other settings, which the message names.
     """
     if overwrite or not is_there(place):
         return False
@@ -49,15 +49,15 @@ def output_folder(out: Path, settings: Mapping[str, Any], *results: str, overwri
     """Lock an output folder; yields True if it already holds the complete results of these settings.
 
     Args:
-        out: the folder; it is made if it is missing, and removed again when nothing is written into it.
+        out: the folder; created if missing, and removed again if nothing is written into it.
         settings: the settings, by name; the folder keeps them in ``settings.json``.
-        results: names of the files that the command writes, the last one at the end.
+        results: names of the files that the command writes; the last name is the file that is written last.
         overwrite: whether results of other settings may be replaced.
 
     Raises:
         TaraError: see `is_finished` and `tara.storage.lock.folder_lock`.
     """
-    settings = json.loads(json.dumps(settings, default=str))  # as it is read back
+    settings = json.loads(json.dumps(settings, default=str))  # in the form in which JSON is read back
     check_writable(out)
     with folder_lock(out):
         existing = [name for name in (SETTINGS, *results) if (out / name).exists()]

@@ -32,7 +32,7 @@ MOST_NAMED = 4
 class PhotoFolder:
     """The files of one folder by name: photos, caption files, and those that are neither.
 
-    Each photo is trained with ``repeats`` times as often as one of a folder with 1.
+    ``repeats`` is the relative frequency of the folder's photos in training.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class KohyaName:
 
 
 def photo_folders(folder: Path, content: str = "the concept's photos") -> list[PhotoFolder]:
-    """A folder's photos, or those of its subfolders when some are named as kohya's scripts do, ``10_xlo dog``.
+    """The files of a folder or, if it has subfolders with kohya's names (``10_xlo dog``), those of these subfolders.
 
     Raises:
         TaraError: for a folder that does not exist or cannot be read, and subfolders of several concepts.
@@ -73,7 +73,7 @@ def photo_folders(folder: Path, content: str = "the concept's photos") -> list[P
             f"The folder {folder} has photos of several concepts, '{first.name}' and '{others[0].name}'. Give the "
             f"folder of one, such as '{first}', or all of them as [[concept]] tables of a TOML file."
         )
-    # only how often one folder counts beside another matters: training is counted in steps
+    # only the ratio of the folders' repeats matters, because the length of training is given in steps
     unit = math.gcd(*(name.repeats for name in numbered.values())) or 1
     folders = [replace(_listed(path, content), repeats=name.repeats // unit) for path, name in numbered.items()]
     beside = _listed(folder, content)
@@ -89,13 +89,13 @@ def kohya_name(folder: Path) -> KohyaName | None:
 
 
 def kohya_names(folder: Path) -> list[KohyaName]:
-    """The names of a folder's subfolders as kohya's scripts read them, or else its own; empty when there are none."""
+    """The kohya names of a folder's subfolders, else of the folder itself; empty if there are none."""
     paths = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     return [name for path in (paths if any(map(kohya_name, paths)) else [folder]) if (name := kohya_name(path))]
 
 
 def ignored_sentence(folder: Path, ignored: Sequence[Path]) -> str:
-    """One sentence that counts the files of a folder that are ignored; empty for hidden files alone."""
+    """One sentence about the ignored files of a folder; empty if all of them are hidden."""
     shown = [path for path in ignored if not path.name.startswith(".")]
     if not shown:
         return ""
@@ -129,7 +129,7 @@ def _entries(folder: Path, content: str) -> list[Path]:
 
 
 def _is_photo(path: Path) -> bool:
-    """Whether a file is meant to be a photo: by its ending, or by its content where the ending says nothing."""
+    """Whether a file is meant to be a photo, by its suffix or, if that says nothing, by its content."""
     suffix = path.suffix.lower()
     if path.name.startswith(".") or suffix in NO_PHOTOS:
         return False
@@ -141,4 +141,4 @@ def _is_photo(path: Path) -> bool:
     except UnidentifiedImageError:
         return False
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return True  # reading it says what is wrong
+        return True  # the error is reported when the photo is read

@@ -13,7 +13,7 @@ from tara.storage.images import on_white, opacity, read_image_with_alpha
 from tara.storage.photo_folders import CAPTION_TABLE, CAPTIONS, ignored_sentence, photo_folders
 
 MOST_TABLE = 16 * SMALL  # bytes
-SHAPE_TOLERANCE = 0.02  # a mask may be smaller than its photo, and its sides are then rounded
+SHAPE_TOLERANCE = 0.02  # tolerance of the aspect ratio: the sides of a smaller mask are rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def read_photos(
 
 
 def _nearby(folder: Path) -> str:
-    """What to do about a folder without photos: a subfolder may have some."""
+    """Advice for a folder without photos, for instance that a subfolder has some."""
     subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     within = next((path for path in subfolders if photo_folders(path)[0].photos), None)
     return f" '{within}' has some: give that folder." if within else " Put 3 to 5 photos of the concept there."
@@ -91,7 +91,7 @@ def _refuse_orphans(files: Iterable[Path], photos: Iterable[Path], belongs: str)
 
 
 def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[str, Path]) -> Image.Image | None:
-    """A photo's mask: its file in the folder of masks, or what is opaque of it."""
+    """A photo's mask: its file in the folder of masks, else its opacity."""
     if photo.stem in files:
         return _read_mask(files[photo.stem], image.size)
     opaque = opacity(image)
@@ -102,7 +102,7 @@ def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[s
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     image = read_image_with_alpha(path)
-    mask = opacity(image) or image.convert("L")  # a cut-out subject: what it leaves opaque
+    mask = opacity(image) or image.convert("L")  # the opacity of a photo with a cut-out subject
     if mask.getextrema()[1] == 0:
         raise TaraError(f"{path} is entirely black. Paint the subject white.")
     if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:
@@ -142,6 +142,6 @@ def _caption(path: Path) -> str:
 
 def _text(path: Path, most: int = SMALL) -> str:
     try:
-        return small_text(path, most, encoding="utf-8-sig")  # Windows editors put a mark before the text
+        return small_text(path, most, encoding="utf-8-sig")  # Windows editors write a byte order mark
     except (OSError, UnicodeDecodeError) as failure:
         raise TaraError(f"{path} cannot be read as text ({first_line(failure)}). Save it as UTF-8.") from failure

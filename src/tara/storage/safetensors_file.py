@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 
 from tara.errors import TaraError
 
-MOST_HEADER = 16 * 2**20  # bytes; the header of the largest LoRA has a few hundred thousand
-MOST_TENSORS = 20_000  # a LoRA of every layer of SDXL and its text encoders, with alphas, has 4,000
+MOST_HEADER = 16 * 2**20  # bytes; the largest LoRA's header has a few hundred thousand bytes
+MOST_TENSORS = 20_000  # a LoRA of all layers of SDXL and its text encoders, with alphas, has 4,000 tensors
 LONGEST_NAME = 500  # characters
 
 
@@ -19,7 +19,7 @@ def open_safetensors(path: Path, again: str = "Download the file again.") -> Gen
 
     Args:
         path: a file that is there.
-        again: how the reader's user comes by a good one.
+        again: sentence that tells the user how to get an undamaged file.
 
     Raises:
         TaraError: when it is damaged or empty, or its header is larger than that of any adapter or base.
@@ -30,7 +30,7 @@ def open_safetensors(path: Path, again: str = "Download the file again.") -> Gen
     try:
         with path.open("rb") as raw:
             header = int.from_bytes(raw.read(8), "little")
-        if MOST_HEADER < header <= size:  # a larger one is no header: the library says so
+        if MOST_HEADER < header <= size:  # a larger size is not that of a header; the library reports it
             raise TaraError(
                 f"'{path}' has a header of {header >> 20} MiB, more than the limit of {MOST_HEADER >> 20} MiB. {again}"
             )

@@ -32,7 +32,7 @@ def build(model: type[Model], values: Mapping[str, Any], where: str = "") -> Mod
 
 
 def takes(*models: type[BaseModel], only: Collection[str] = ()) -> Callable[[Function], Function]:
-    """Show the ``**settings`` of a function as what they are, fields of models, to `help` and to editors.
+    """Give a function with ``**settings`` a signature with the models' fields, for `help` and editors.
 
     ``only`` names some fields; all of them when it is empty.
     """
@@ -66,7 +66,7 @@ def _has_null(value: object) -> bool:
 
 
 def _sentence(model: type[BaseModel], refused: ValidationError, where: str) -> str:
-    # an unknown name first: it may be what a missing one was meant to be
+    # unknown names first: one may be a misspelling of a missing name
     fault = min(refused.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
