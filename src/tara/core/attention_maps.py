@@ -20,8 +20,8 @@ def word_maps(
     ``softmax(Q K^T / sqrt(d))`` over all tokens (Vaswani et al., arXiv 1706.03762), in float32 or better.
 
     Args:
-        query: of the image's positions.
-        key: of the text's tokens.
+        query: queries of the image's positions.
+        key: keys of the text's tokens.
         words: the positions of each word's tokens in the text.
         mask: added before the softmax.
     """
@@ -32,7 +32,7 @@ def word_maps(
 
 
 def map_size(positions: int, latents: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a feature map with this many positions: those of the latents, halved and rounded up."""
+    """Height and width of a feature map with this many positions: the latents' size, repeatedly halved, rounding up."""
     height, width = latents
     while height * width > positions:
         height, width = (height + 1) // 2, (width + 1) // 2
@@ -48,7 +48,7 @@ def resized(
 
 
 class RunningMean:
-    """The mean of tensors of one shape, of which only the sum is kept."""
+    """Mean of tensors of one shape. Stores only their sum and their number."""
 
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
@@ -61,23 +61,23 @@ class RunningMean:
 
     @property
     def mean(self) -> Tensor:
-        """Of all tensors that were added, which is at least one."""
+        """Mean of all tensors added so far. At least one must have been added."""
         return torch.as_tensor(self._sum) / self._count
 
 
 def map_correlation(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
     """Pearson correlation of two words' maps, from -1 to 1; 0 when one of them is the same everywhere.
 
-    The paper (TARA, arXiv 2508.08812) explains lost identities by a rare word whose map does not lie on its concept's
-    region, aligns its keys with the class word's, and has no formula for maps. This one compares in the maps what that
-    loss aligns in the keys. Unlike cosine similarity it does not depend on what a word gets everywhere.
+    The paper (TARA, arXiv 2508.08812) explains lost identities by a rare word whose map misses the region of its
+    concept. It aligns the rare word's keys with the class word's, but has no formula for maps. This correlation
+    measures the same alignment in the maps. Unlike cosine similarity, it ignores a constant added to a map.
     """
     a, b = (values.flatten().double() - values.double().mean() for values in (one, other))
     return float(F.cosine_similarity(a, b, dim=0, eps=1e-100))
 
 
 def overlap(one: Float[Tensor, "height width"], other: Float[Tensor, "height width"]) -> float:
-    """Intersection over union of where two maps are above half of their range, 0 to 1.
+    """Intersection over union, 0 to 1, of two maps thresholded by `above_half_range`.
 
     DAAM (Tang et al., arXiv 2210.04885) compares a word's thresholded map with an object in the same way.
     """

@@ -15,8 +15,8 @@ InitialWeights = Literal["uniform", "gaussian"]
 class LowRank:
     """The delta of one layer's weight, ``scale * B A`` (Hu et al., LoRA, arXiv 2106.09685); ``scale`` is alpha / rank.
 
-    A leading axis holds the deltas of several concepts, or of the rows of a batch. ``kernel`` is a convolution's
-    (height, width), None for a linear layer; a convolution's ``d_in`` is channels x height x width.
+    An optional leading axis holds the deltas of several concepts, or of the rows of a batch. ``kernel`` is the (height,
+    width) of a convolution's kernel, None for a linear layer. A convolution's ``d_in`` is channels x height x width.
     """
 
     a: Float[Tensor, "*concepts rank d_in"]
@@ -65,12 +65,12 @@ class LowRank:
         return replace(self, a=self.a, b=b if torch.equal(b.double(), exact) else exact.float(), scale=1.0)
 
     def take(self, concepts: Int[Tensor, " taken"]) -> "LowRank":
-        """The deltas of the given concepts or rows, in that order; one may occur several times."""
+        """The deltas of the given concepts or rows, in that order. Indices may repeat."""
         return replace(self, a=self.a[concepts], b=self.b[concepts])
 
 
 def low_rank_from_matrix(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, int] | None = None) -> LowRank:
-    """A matrix as two factors of which one is the identity: ``dense`` returns it exactly."""
+    """Factor a matrix into itself and an identity matrix, so that ``dense`` returns it exactly."""
     d_out, d_in = delta.shape
     identity = torch.eye(min(d_out, d_in), dtype=delta.dtype, device=delta.device)
     return LowRank(delta, identity, 1.0, kernel) if d_out <= d_in else LowRank(identity, delta, 1.0, kernel)
@@ -79,7 +79,7 @@ def low_rank_from_matrix(delta: Float[Tensor, "d_out d_in"], kernel: tuple[int, 
 def truncate_rank(delta: LowRank, rank: int) -> tuple[LowRank, float]:
     """The nearest delta of a lower rank (truncated SVD), and the relative Frobenius error.
 
-    By subspace iteration (Halko et al., arXiv 0909.4061) from fixed random vectors: the same delta has the same cut.
+    Uses subspace iteration (Halko et al., arXiv 0909.4061) from fixed random vectors, so the result is deterministic.
     """
     if delta.rank <= rank:
         return delta, 0.0

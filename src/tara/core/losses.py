@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-SMALLEST_MEAN_WEIGHT = 0.01  # bounds the weights of crops with hardly any of the subject
+SMALLEST_MEAN_WEIGHT = 0.01  # limits the weights to 100 in crops that contain almost none of the subject
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Batch = Float[Tensor, "rows *shape"]
 
@@ -18,9 +18,9 @@ def denoising_loss(
     weights: Float[Tensor, " rows"] | None = None,
     pixel_weights: Float[Tensor, "rows *places"] | None = None,
 ) -> Float[Tensor, " rows"]:
-    """Mean squared error of each row, times the row's weight.
+    """Mean squared error of each row, times the row's weight (1 if ``weights`` is None).
 
-    ``pixel_weights`` are of each row's positions; they broadcast over the channels, and their mean is 1.
+    ``pixel_weights`` weight the positions of each row, with mean 1, and broadcast over the channels. None: all 1.
     """
     error = (predicted - target).square()
     loss = (error if pixel_weights is None else error * pixel_weights).flatten(1).mean(1)
@@ -40,7 +40,7 @@ def subject_weights(
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """The noise schedule of a DDPM (arXiv 2006.11239): ``abar`` at each training timestep, and what is predicted."""
+    """The noise schedule of a DDPM (arXiv 2006.11239): ``abar`` of each training timestep, and the prediction type."""
 
     alphas_cumprod: Float[Tensor, " timesteps"]
     prediction_type: PredictionType
@@ -77,7 +77,10 @@ class NoiseSchedule:
         return signal / (1 - signal)
 
     def min_snr_weights(self, timesteps: Int[Tensor, " rows"], gamma: float) -> Float[Tensor, " rows"]:
-        """Min-SNR weights (Hang et al., arXiv 2303.09556): ``min(snr, gamma)`` for the error of the latents."""
+        """Min-SNR weights (Hang et al., arXiv 2303.09556) by prediction type.
+
+        ``min(snr, gamma)`` for sample, divided by ``snr`` for epsilon and by ``snr + 1`` for v_prediction.
+        """
         ratio = self.snr(timesteps)
         clipped = ratio.clamp(max=gamma)
         if self.prediction_type == "sample":

@@ -44,8 +44,9 @@ def add_masked_delta(
     Args:
         frozen: keys or values of the base.
         low_rank: the adapter's delta of this projection, with a leading axis for several concepts.
-        inputs: the text embeddings X that the delta reads, concept by concept.
-        positions: where M is 1: each input's index among all rows * tokens. None: everywhere, in order.
+        inputs: the text embeddings X that the delta reads, for each concept.
+        positions: where M is 1: the flat index (row * tokens + token) of each input. None: M is 1 everywhere, and
+            inputs are in the order of the tokens.
         weight: the adapter's weight w.
     """
     delta = (weight * low_rank.delta(inputs)).flatten(0, -2).to(frozen.dtype)

@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepRandomness:
-    """The random choices for a concept's rows of one network call, on the CPU, noise in float32."""
+    """The random choices for one concept's rows in one network call. Tensors are on the CPU, noise is float32."""
 
     photos: tuple[int, ...]
     variants: tuple[int, ...]
@@ -26,12 +26,12 @@ class StepRandomness:
 
 
 def concept_key(rare_word: str, class_word: str) -> str:
-    """What identifies a concept's random numbers: its two words, not the other concepts or their order."""
+    """Key of a concept's random numbers. It depends on its two words only, not on the other concepts or their order."""
     return f"{rare_word.lower()}\n{class_word.lower()}"
 
 
 def generator_for(seed: int, *parts: str | int) -> torch.Generator:
-    """A CPU generator that is a function of the seed and the parts, the same on every machine."""
+    """A CPU generator seeded from a hash of the seed and the parts, the same on every machine."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *parts))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -63,24 +63,24 @@ def step_randomness(
 
 
 def offset_noise(seed: int, key: str, call: int, shapes: Sequence[Shape]) -> tuple[Float[Tensor, "_channels 1 1"], ...]:
-    """One number for each channel of each row, whose multiple the noise offset adds to the noise.
+    """One normal random number per channel of each row. Noise offset adds a multiple of it to the noise.
 
     Args:
         seed, key, call: see `step_randomness`.
-        shapes: of each row's latents.
+        shapes: shape of each row's latents.
     """
     generator = generator_for(seed, key, "noise offset", call)
     return tuple(torch.randn(shape[0], 1, 1, generator=generator) for shape in shapes)
 
 
 def dropped_rows(seed: int, key: str, call: int, *, rows: int, rate: float) -> tuple[bool, ...]:
-    """For each row of a concept in one network call whether its caption is dropped, with probability ``rate``."""
+    """Whether to drop the caption of each row of a concept in one network call, with probability ``rate``."""
     generator = generator_for(seed, key, "caption dropout", call)
     return tuple((torch.rand(rows, generator=generator, dtype=torch.float64) < rate).tolist())
 
 
 def tag_orders(seed: int, key: str, caption: str, *, kept: int, count: int) -> tuple[str, ...]:
-    """A caption with its tags, the parts between commas, in at most ``count`` orders; the first ``kept`` tags stay."""
+    """Up to ``count`` different shuffles of a caption's comma-separated tags. The first ``kept`` tags stay first."""
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     head, tail = tags[:kept], tags[kept:]
     generator = generator_for(seed, key, "tags", caption)
@@ -89,7 +89,7 @@ def tag_orders(seed: int, key: str, caption: str, *, kept: int, count: int) -> t
 
 
 def _noise(shapes: Sequence[Shape], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Noise of each row; rows of one shape share one call of the generator."""
+    """Noise of each row. Rows of the same shape are generated in one call."""
     noise = {
         shape: iter(torch.randn(shapes.count(shape), *shape, generator=generator)) for shape in dict.fromkeys(shapes)
     }

@@ -1,4 +1,4 @@
-"""Positions of feature maps in blocks of one group each, so that any number of adapters costs what one costs."""
+"""Sorts positions of feature maps into blocks, one group per block, so that the cost hardly grows with the adapters."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,14 @@ from tara.core.lora import LowRank
 
 @dataclass(frozen=True, eq=False)
 class PositionBlocks:
-    """Positions sorted by group, each group filled up to whole blocks, so that one batched product serves all groups.
+    """Positions sorted by group and padded to whole blocks, so that one batched product computes all groups.
 
     Attributes:
-        positions: each block's, as indices into rows * positions; fillers repeat a position of their group.
-        group: each block's group.
-        weight: each position's factor, 0 for fillers.
-        slot: for each of all rows * positions its index among the blocks' entries; -1 for one in no block.
+        positions: for each block its positions, as flat indices (row * positions + position). A block that is not full
+            is padded with a position of its group.
+        group: the group of each block.
+        weight: factor of each entry, 0 for padding.
+        slot: for each flat index, where it is among the flattened entries of ``positions``; -1 if it is in no block.
     """
 
     positions: Int[Tensor, "blocks size"]
@@ -30,7 +31,7 @@ class PositionBlocks:
         return x.flatten(0, 1)[self.positions]
 
     def scatter(self, values: Float[Tensor, "blocks size d"], rows: int) -> Float[Tensor, "rows positions d"]:
-        """`gather` undone, where every position is in a block."""
+        """The inverse of `gather`. Every position must be in a block."""
         return values.flatten(0, 1)[self.slot].unflatten(0, (rows, -1))
 
     def add_delta(
@@ -39,9 +40,9 @@ class PositionBlocks:
         low_rank: LowRank,
         x: Float[Tensor, "rows positions d_in"],
     ) -> Float[Tensor, "rows positions d_out"]:
-        """``y + m_c (s B_c A_c x)`` at the positions of each group c, with their weight m; one pass for all groups.
+        """Add ``m s B_c A_c x`` at each position, where c is its group and m its weight.
 
-        ``low_rank`` holds the groups' deltas along its leading axis.
+        ``low_rank`` holds the groups' deltas along its leading axis. Positions in no block stay unchanged.
         """
         delta = low_rank.take(self.group).delta(self.gather(x)) * self.weight[..., None].to(x.dtype)
         added = output.flatten(0, 1).index_add(0, self.positions.flatten(), delta.flatten(0, 1).to(output.dtype))
@@ -51,14 +52,14 @@ class PositionBlocks:
 def position_blocks(
     groups: Int[Tensor, "rows positions"], size: int, weight: Float[Tensor, "rows positions"] | None = None
 ) -> PositionBlocks:
-    """Sort positions into blocks of ``size``; positions of a negative group are in none."""
+    """Sort positions into blocks of ``size``. Positions with a negative group are in no block."""
     flat = groups.flatten()
     order = flat.argsort(stable=True)
     order = order[flat[order] >= 0]
     group, counts = flat[order].unique_consecutive(return_counts=True)
     blocks = (counts + size - 1) // size
     first = counts.cumsum(0) - counts  # of each group, among the sorted positions
-    padding = (blocks.cumsum(0) - blocks) * size - first  # fillers before each group
+    padding = (blocks.cumsum(0) - blocks) * size - first  # padding entries before each group
     slots = torch.arange(len(order), device=flat.device) + padding.repeat_interleave(counts)
     positions = order[first].repeat_interleave(blocks * size)
     positions[slots] = order

@@ -1,4 +1,4 @@
-"""From maps of words to regions: which cells of an image belong to which concept."""
+"""Computes regions from the attention maps of words: which cell of an image belongs to which concept."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,29 @@ from torch import Tensor
 from tara.core.attention_maps import resized
 
 Labels = Int[Tensor, "height width"]
-"""The number of each cell's concept, counted from 1; 0 is the background, which belongs to nobody."""
+"""The number of each cell's concept, from 1; 0 is the background, which belongs to no concept."""
 
 
 def region_scores(
     maps: Sequence[Float[Tensor, "concepts _height _width"]],
 ) -> Float[Tensor, "concepts height width"]:
-    """Maps of several resolutions as one at the finest: their mean, each over its own highest value."""
+    """Divide each map by its maximum, resize all to the largest resolution and return their mean."""
     size = max((one.shape[-2], one.shape[-1]) for one in maps)
     scaled = [one / one.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(one.dtype).tiny) for one in maps]
     return torch.stack([resized(one[None], size)[0] for one in scaled]).mean(0)
 
 
 def region_labels(scores: Float[Tensor, "concepts height width"]) -> Labels:
-    """Each cell to the concept with the highest score."""
+    """Assign each cell to the concept with the highest score."""
     return scores.argmax(0) + 1
 
 
 def labels_at(labels: Labels, size: tuple[int, int]) -> Int[Tensor, "new_height new_width"]:
-    """The same regions at another resolution: each cell's most common label, or bilinearly the nearest one."""
+    """The regions at another resolution.
+
+    A smaller map takes the most common label of each cell; a larger one interpolates each label's indicator bilinearly
+    and takes the largest.
+    """
     if labels.shape == size:
         return labels
     count = int(labels.max()) + 1

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Span = tuple[int, int]
-"""First character and the one after the last, as in a slice."""
+"""Index of the first character, and of the one after the last, as in a slice."""
 
 
 def word_spans(text: str, word: str) -> list[Span]:
-    """Every occurrence of a word in a text, by characters.
+    """The character spans of every occurrence of a word in a text.
 
-    Whole words only (``lo`` is not in ``xlo``, but ``xlo's`` counts), whatever the case; any white space separates the
-    parts of a word such as ``toy dog``. A combining mark belongs to its letter, a joined emoji to the one before it.
+    Matches whole words only (``lo`` is not in ``xlo``, but ``xlo`` is in ``xlo's``) and ignores case. Any white space
+    may separate the parts of a word such as ``toy dog``. A combining mark belongs to the letter before it, and a joined
+    emoji to the emoji before it.
     """
     pattern = r"\s+".join(re.escape(part) for part in word.split())
     if not pattern:
@@ -28,7 +29,7 @@ def _modifies(character: str) -> bool:
 
 
 def class_word_of(text: str, rare: Span, class_word: str) -> Span | None:
-    """The class word that belongs to a rare word: the first one after it, else the last one before it."""
+    """The class word that belongs to a rare word: the first one after it, else the last one in the text, else None."""
     spans = word_spans(text, class_word)
     following = [span for span in spans if span[0] >= rare[1]]
     return next(iter(following), spans[-1] if spans else None)
@@ -55,7 +56,7 @@ def _normalized(text: str) -> str:
 
 
 def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
-    """Positions of the tokens that hold characters of a span; ``offsets`` are the tokens' characters."""
+    """Positions of the tokens that overlap a span of characters; ``offsets`` are the tokens' character spans."""
     first, end = span
     return [position for position, (start, stop) in enumerate(offsets) if start < stop and start < end and stop > first]
 
@@ -64,9 +65,9 @@ def find_word(offsets: Sequence[Span], span: Span) -> list[int]:
 class Tokenized:
     """A text as the text encoder reads it.
 
-    ``written`` is what a user has written, with the syntax that ``text`` has not, where there is some.
-    ``offsets`` are the characters of each of the encoder's tokens, padding included; special tokens are empty.
-    ``characters_read`` is how many the encoder reads, from the first; the rest is cut off.
+    ``written`` is the prompt as the user wrote it, if it had syntax (such as weights) that ``text`` lacks; else None.
+    ``offsets`` are the character spans of the encoder's tokens, including padding; special tokens have empty spans.
+    ``characters_read`` is the number of characters, from the start, that the encoder reads. The rest is cut off.
     """
 
     text: str
@@ -76,7 +77,7 @@ class Tokenized:
 
     @property
     def lost(self) -> str:
-        """The end of the text that is cut off; empty when nothing is."""
+        """The end of the text that is cut off; empty if the encoder reads all of it."""
         return self.text[self.characters_read :].strip()
 
     def holds(self, span: Span) -> bool:

@@ -1,4 +1,4 @@
-"""An adapter as one image uses it: its weight and words, also read from a text such as ``FILE:0.8``."""
+"""An adapter with the options for one image: weights and words. Parses texts such as ``FILE:0.8``."""
 
 import math
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ from tara.errors import TaraError, nearest, warn
 OPTIONS = ("weight", "rare_word", "class_word", "global", "alpha")
 MOST_NUMBER = 1e6
 PUBLISHED_ALPHA = 32
-"""The published SD 1.5 script's default; its files, whole U-Nets, store none."""
+"""Default alpha of the published SD 1.5 script. Its files are whole U-Nets and store no alpha."""
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveAdapter:
-    """An adapter as one image uses it.
+    """An adapter with the options for one image.
 
-    ``weight`` scales all of it, ``global_weight`` its global part once more; ``rare_word`` and ``class_word`` are the
-    card's unless others are given.
+    ``weight`` scales the whole adapter. ``global_weight`` is a further factor of its global part. If ``rare_word`` or
+    ``class_word`` is empty, the card's word is used.
     """
 
     adapter: Adapter
@@ -39,33 +39,33 @@ class ActiveAdapter:
 
     @property
     def is_style(self) -> bool:
-        """Whether it is the style of whole images."""
+        """Whether the adapter is a style, which acts on the whole image."""
         return self.adapter.card.is_style or self.class_word.casefold() == "style"
 
     @property
     def global_strength(self) -> float:
-        """The factor of the global part, 0 when there is none."""
+        """The factor of the global part; 0 if the adapter has no global part."""
         return self.weight * self.global_weight if self.adapter.global_deltas else 0.0
 
     @property
     def order(self) -> tuple[str, str, str, float]:
-        """A fixed order of summation makes adapters commute to the last bit."""
+        """Sort key for summation, so that the order of the adapters does not change any bit of the result."""
         return self.rare_word, self.class_word, self.name, self.weight
 
 
 ActiveAdapters = tuple[ActiveAdapter, ...]
 AdapterLike = str | Path | Adapter | ActiveAdapter
-"""A file, a hub id, either followed by ``:key=value,...``, a loaded adapter, or one with options."""
+"""A file or hub id, with or without options (``:key=value,...``), an `Adapter` or an `ActiveAdapter`."""
 
 
 def split_options(text: str) -> tuple[str, str]:
-    """``FILE:0.8`` to ``FILE`` and ``0.8``: an existing path wins, otherwise the last colon splits."""
+    """Split ``FILE:0.8`` at the last colon into ``FILE`` and ``0.8``. A path that exists is not split."""
     name, colon, options = text.rpartition(":")
     return (name, options) if colon and not Path(text).exists() else (text, "")
 
 
 def parse_adapter(text: str) -> ActiveAdapter:
-    """Load ``FILE[:key=value,...]``: keys weight, rare_word, class_word, global, alpha; ``FILE:0.8`` is a weight.
+    """Load ``FILE[:key=value,...]`` with keys from `OPTIONS`. ``FILE:0.8`` means ``FILE:weight=0.8``.
 
     Raises:
         TaraError: for an unknown key, a value that is no number, or a file that `load_adapter` refuses.
@@ -94,7 +94,7 @@ def parse_adapter(text: str) -> ActiveAdapter:
 
 
 def warn_of_lost_scale(adapter: Adapter) -> None:
-    """Warn (TaraWarning) of a file that has not the scale of its training, or changes nothing."""
+    """Warn (TaraWarning) if a file does not store the scale of its training, or if the adapter changes nothing."""
     card = adapter.card
     if (card.source, card.family) == ("saved U-Net", "sd1") and card.alpha == card.rank != PUBLISHED_ALPHA:
         warn(
@@ -119,7 +119,7 @@ def _number(text: str, key: str, value: str) -> float:
 
 
 def as_active_adapter(adapter: AdapterLike) -> ActiveAdapter:
-    """An adapter in any of its forms, loaded and with its options."""
+    """Load an adapter if necessary, and return it with its options."""
     if isinstance(adapter, ActiveAdapter):
         return adapter
     if isinstance(adapter, Adapter):

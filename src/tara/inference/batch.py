@@ -1,4 +1,4 @@
-"""A batch of prompts and their adapters, made ready for a call of a stock pipeline."""
+"""Prepares a batch of prompts and their adapters for a call of a stock pipeline."""
 
 import inspect
 from collections.abc import Generator, Iterable, Sequence
@@ -26,14 +26,14 @@ from tara.inference.stock_pipeline import stock_guidance
 from tara.inference.text_kv import CachedTextEncoder, compute_text_kv
 
 EncodedRow = tuple[TextEncoding, list[Binding]]
-"""One row of text, and the tokens on which adapters act there."""
+"""One row of encoded text, and for each adapter the tokens of this row on which it acts."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptRow:
-    """One prompt of a batch, as its composer arranges it: what is encoded of it, and the adapters that act.
+    """One prompt of a batch after its composer: the texts to encode, and the adapters that act.
 
-    ``chunks``: in how many the text encoder reads the longer one of the prompt and the negative prompt.
+    ``chunks`` is the number of chunks of the longer of prompt and negative prompt. ``masks`` has the given regions.
     """
 
     text: str
@@ -45,7 +45,7 @@ class PromptRow:
 
     @property
     def confined_adapters(self) -> ActiveAdapters:
-        """The adapters that act in their own regions only: with such a composer all but the styles."""
+        """The adapters that act only in their own regions. Empty unless the composer is regional. Styles act everywhere."""
         return tuple(
             active for active in self.acting if self.composer.regional and not self._acts_on_whole_image(active)
         )
@@ -60,17 +60,18 @@ class PromptRow:
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
-        """What rows must share for one batch: the number of chunks, the composer, what is fused into the weights."""
+        """Rows of one batch have equal keys: number of chunks, composer, and deltas that are fused into the weights."""
         parts = [(id(active.adapter), active.global_strength) for active in self.unconfined if active.global_strength]
-        # with one evaluation for each adapter, their number and order count too
+        # with one evaluation per adapter, rows must also have equally many adapters, in the same order
         return self.chunks, id(self.composer), *((len(self.acting), *parts) if self.composer.turns else sorted(parts))
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationInputs:
-    """What one network evaluation of a batch uses.
+    """The inputs of one network evaluation of a batch.
 
-    ``encoding`` has the rows of the network's batch; ``adapters`` are those whose global parts are in the weights.
+    ``arguments`` are those of the pipeline call, ``encoding`` has the rows of the network's batch, and the global parts
+    of ``adapters`` are fused into the weights. ``confined`` is None if no adapter is confined to a region.
     """
 
     arguments: dict[str, Any]
@@ -82,7 +83,7 @@ class EvaluationInputs:
 
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
-    """A batch that is ready for its pipeline call; several evaluations only for sequential composers."""
+    """A batch that is ready for its pipeline call. It has several evaluations only with a sequential composer."""
 
     rows: Sequence[PromptRow]
     arguments: dict[str, Any]
@@ -90,7 +91,7 @@ class PreparedBatch:
 
 
 def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[PromptRow]:
-    """One row for each request, its adapters checked against the base and arranged by the composer.
+    """Check each request's adapters against the base, apply its composer and return one row per request.
 
     Raises:
         TaraError: for an adapter that does not fit the base, the composer or the prompt, or an impossible region.
@@ -124,13 +125,13 @@ def prepared_batch(
     settings: GenerationSettings,
     copies: int = 1,
 ) -> PreparedBatch:
-    """Rows of one batch made ready for a call of ``pipe``, which shares its parts with the base's pipeline.
+    """Prepare the rows of one batch for a call of ``pipe``.
 
     Args:
-        encoder: of the base.
-        pipe: what will be called.
-        rows: of one `PromptRow.batch_key`.
-        settings: guidance_scale, clip_skip and context are used.
+        encoder: the text encoder of the base.
+        pipe: the pipeline that will be called. It shares its components with the base's pipeline.
+        rows: rows with equal `PromptRow.batch_key`.
+        settings: uses guidance_scale (None: the pipeline's default), clip_skip and context.
         copies: ``num_images_per_prompt`` of the call.
 
     Raises:
@@ -146,7 +147,7 @@ def prepared_batch(
     guided = encoder.base.family.is_guided(pipe, guidance)
     batch = _Batch(encoder=encoder, settings=settings, copies=copies, guided=guided)
     count = len(rows[0].acting) if rows[0].composer.turns else 1
-    # with several evaluations, each has one adapter
+    # if there are several evaluations, each uses one adapter
     parts = [[replace(row, acting=(row.acting[n],)) for row in rows] for n in range(count)] if count > 1 else [rows]
     evaluations = tuple(map(batch.inputs, parts))
     arguments = {
@@ -160,7 +161,7 @@ def prepared_batch(
 
 @contextmanager
 def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
-    """The base as a batch's pipeline calls need it, for a ``with`` block: processors in, global parts fused."""
+    """In a ``with`` block, install the attention processors and apply the adapters' global parts for a batch."""
     before = base.processors.installed
     base.processors.install()
     first, turns = batch.evaluations[0], batch.rows[0].composer.turns
@@ -178,11 +179,11 @@ def applied(base: Base, batch: PreparedBatch) -> Generator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Batch:
-    """How the rows of one batch are encoded.
+    """Encodes the rows of one batch.
 
-    The order of encoded rows: first the stock rows, those of the pipeline call, ``[negative..., conditional...]``; then
-    the regional rows, one for each confined adapter of each stock row, in the same order. The copies of a row are
-    neighbours. Without guidance there are no negative rows.
+    The stock rows come first. They are the rows of the pipeline call, ``[negative..., conditional...]``. Then come the
+    regional rows: for each stock row, in the same order, one row per confined adapter. The copies of a row are
+    consecutive. Without guidance there are no negative rows.
     """
 
     encoder: CachedTextEncoder
@@ -192,11 +193,11 @@ class _Batch:
 
     @property
     def _parts(self) -> tuple[bool, ...]:
-        """Whether the rows of each part of the batch are negative, in order."""
+        """The parts of the batch in order: True for negative rows, False for conditional rows."""
         return (True, False) if self.guided else (False,)
 
     def inputs(self, rows: Sequence[PromptRow]) -> EvaluationInputs:
-        """The embeddings of the pipeline call, and what the network evaluation uses."""
+        """Encode the rows and compute the inputs of one network evaluation."""
         copied = [row for row in rows for _ in range(self.copies)]
         stock_rows, regional_rows = self._stock_rows(copied), self._regional_rows(copied)
         conditioning = compute_text_kv(
@@ -228,12 +229,12 @@ class _Batch:
         ]
 
     def _encoded(self, row: PromptRow, acting: ActiveAdapters, *, negative: bool) -> EncodedRow:
-        """A row's prompt or negative prompt, and the tokens on which the ``acting`` ones of its adapters act."""
+        """Encode a row's prompt or negative prompt, and find the tokens on which the ``acting`` adapters act."""
         composer = row.composer
         masked = [
             one for one in acting if composer.masked or (composer.regional and one.adapter.trained_with_token_mask)
         ]
-        # plain LoRAs are in the encoders for all of a row's text; else an adapter reads its own word there, alone
+        # text-encoder deltas of plain LoRAs act on the whole text; those of masked adapters only on their own rare word
         plain = tuple(active for active in acting if active not in masked)
         if negative:
             encoding = self.encoder.encode_negative(row.negative, plain, row.chunks)
@@ -245,7 +246,7 @@ class _Batch:
         return encoding, bindings
 
     def _pipeline_arguments(self, encoding: TextEncoding) -> dict[str, Tensor]:
-        """The stock rows' embeddings, of each row the first copy: the pipeline call makes the others itself."""
+        """The stock rows' embeddings, only the first copy of each row, because the pipeline call repeats them itself."""
         arguments: dict[str, Tensor] = {}
         rows = encoding.rows // len(self._parts)
         for part, negative in enumerate(self._parts):
@@ -261,7 +262,7 @@ class _Batch:
         return ConfinedAdapters(self.encoder.base, images, self.guided) if any(images) else None
 
     def _confined_in(self, row: PromptRow) -> list[ConfinedAdapter]:
-        """A row's confined adapters, with the tokens by which their regions are found."""
+        """A row's confined adapters, with their masks, or without one the tokens whose attention maps find the region."""
         tokens = tokenize_prompt(self.encoder.base, row.text).tokenized
         bindings = bind(tokens, row.acting) if row.confined_adapters else []
         return [

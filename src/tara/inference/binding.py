@@ -10,7 +10,7 @@ from tara.inference.active_adapter import ActiveAdapter, check_named
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """The tokens of one prompt that one adapter acts on: positions of each occurrence of its rare word."""
+    """The tokens of one prompt on which one adapter acts: for each occurrence of its rare word, the token positions."""
 
     active: ActiveAdapter
     occurrences: tuple[tuple[int, ...], ...]
@@ -18,9 +18,10 @@ class Binding:
 
 
 def bind(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
-    """Find each adapter's rare word; adapters that share one are distinguished by the class word that follows it.
+    """Find the tokens of each adapter's rare word.
 
-    Where one adapter's word is a part of a longer one's, the longer word wins.
+    Adapters with the same rare word are distinguished by the class word that follows it. If one adapter's rare word is
+    part of another adapter's longer rare word, the longer word wins.
 
     Raises:
         TaraError: when an adapter's word is unknown, missing or ambiguous.
@@ -32,7 +33,7 @@ def bind(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
 
 
 def find_words(prompt: str, adapters: Iterable[ActiveAdapter]) -> list[tuple[ActiveAdapter, list[Span]]]:
-    """Where each adapter's rare word stands in a prompt, which needs no tokenizer and so no base.
+    """Find the character spans of each adapter's rare word in a prompt. Needs no tokenizer and no base.
 
     Raises:
         TaraError: when an adapter's word is unknown, missing or ambiguous.
@@ -56,7 +57,7 @@ def find_words(prompt: str, adapters: Iterable[ActiveAdapter]) -> list[tuple[Act
 
 
 def class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
-    """The tokens of the class words that belong to a rare word; its own tokens, with a warning, where there is none."""
+    """The tokens of the class words that belong to a rare word. If there is none, warn and return the rare word's."""
     tokens: dict[int, None] = {}
     for occurrence in binding.occurrences:
         rare = prompt.offsets[occurrence[0]][0], prompt.offsets[occurrence[-1]][1]
@@ -74,7 +75,7 @@ def class_tokens(prompt: Tokenized, binding: Binding) -> tuple[int, ...]:
 
 
 def _own_spans(text: str, active: ActiveAdapter, adapters: Sequence[ActiveAdapter]) -> list[Span]:
-    """Where the adapter's rare word stands, except inside a longer one of another adapter."""
+    """Spans of the adapter's rare word, except inside a longer rare word of another adapter."""
     longer = [
         span
         for other in adapters
@@ -86,7 +87,7 @@ def _own_spans(text: str, active: ActiveAdapter, adapters: Sequence[ActiveAdapte
 
 
 def bind_all_tokens(prompt: Tokenized, adapters: Iterable[ActiveAdapter]) -> list[Binding]:
-    """Let each adapter act on every token, as summed plain LoRAs do."""
+    """Bind each adapter to every token, as plain LoRAs act."""
     return [Binding(active, (tuple(range(len(prompt.offsets))),), unmasked=True) for active in adapters]
 
 
@@ -95,7 +96,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _owner(text: str, span: Span, rivals: Sequence[ActiveAdapter]) -> ActiveAdapter:
-    """Whose class word follows this occurrence first (before the next one); the longer word wins."""
+    """The adapter whose class word comes first between this occurrence and the next. On a tie, the longer word wins."""
     later = [start for start, _ in word_spans(text, rivals[0].rare_word) if start >= span[1]]
     following = text[span[1] : min(later, default=len(text))]
     candidates = [

@@ -1,4 +1,4 @@
-"""How much fits the memory: rows of one network call, and prepared prompts."""
+"""What fits into memory: the rows of one network call, and a cache of bounded size."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
@@ -12,14 +12,14 @@ from tara.families.base import Base
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-MEMORY_SHARE = 0.6  # of the free memory: the rest is for decoding images and for other programs
-LIVE_OUTPUTS = 6  # of the widest, measured: so many are alive at once in a gated feed-forward layer
+MEMORY_SHARE = 0.6  # fraction of the free memory; the rest is for decoding images and for other programs
+LIVE_OUTPUTS = 6  # measured: as many of the largest outputs are in memory at once in a gated feed-forward layer
 MOST_ROWS = {"cpu": 8}  # more do not make a CPU faster
 MOST_ROWS_ELSEWHERE = 64
 
 
 class ByteBoundedCache(MutableMapping[Key, Value]):
-    """A mapping of bounded size in bytes; the least recently used entries go first, the newest one stays always."""
+    """A mapping of bounded size in bytes. Drops the least recently used entries, but never the newest one."""
 
     def __init__(self, most: int, size: Callable[[Value], int]) -> None:
         self._entries: OrderedDict[Key, tuple[int, Value]] = OrderedDict()
@@ -52,17 +52,17 @@ class ByteBoundedCache(MutableMapping[Key, Value]):
 
 @torch.no_grad()
 def rows_that_fit(base: Base) -> int:
-    """Rows of the base's own resolution that one network call can have in the free memory, at least 1."""
+    """Number of rows at the base's own resolution that one network call can have in the free memory; at least 1."""
     free = torch.cuda.mem_get_info(base.device)[0] if base.device.type == "cuda" else psutil.virtual_memory().available
     most = MOST_ROWS.get(base.device.type, MOST_ROWS_ELSEWHERE)
     return max(1, min(most, int(MEMORY_SHARE * free / bytes_per_row(base))))
 
 
 def bytes_per_row(base: Base) -> int:
-    """Memory that one more row of a network call takes, from the outputs of the network's modules for one row.
+    """Estimated memory in bytes of one row of a network call, from the sizes of the modules' outputs for one row.
 
-    A U-Net keeps the outputs of its way down until they are used on the way up; beside them a few of the widest are
-    alive at a time.
+    It is the sum of the skip connections, which a U-Net stores until its up blocks use them, plus `LIVE_OUTPUTS` times
+    the largest output.
     """
     widest, skips = 0, 0
 
@@ -70,7 +70,7 @@ def bytes_per_row(base: Base) -> int:
         nonlocal widest, skips
         if isinstance(output, torch.Tensor):
             widest = max(widest, output.nbytes)
-        elif isinstance(output, tuple):  # a block of the way down: its output, and what it keeps
+        elif isinstance(output, tuple):  # a down block returns its output and its skip connections
             skips += sum(kept.nbytes for kept in output[-1] if isinstance(kept, torch.Tensor))
 
     hooks = [module.register_forward_hook(record) for module in base.denoiser.modules()]

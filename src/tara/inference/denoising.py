@@ -1,4 +1,4 @@
-"""One image of a request between two network calls: what its owner sees of it, its latents and its scheduler."""
+"""The state of one image in denoising: progress and result for the caller, latents and scheduler for the engine."""
 
 import inspect
 from collections.abc import Callable
@@ -14,60 +14,60 @@ from tara.inference.request import GenerationRequest
 from tara.inference.settings import GenerationSettings
 from tara.inference.stock_pipeline import scheduler_for
 
-PREVIEW_CELLS = 16  # sides of a preview in latents: decoding one takes a hundredth of an image's time
+PREVIEW_CELLS = 16  # largest side of a preview, in latents; decoding takes about 1 % of the time of an image
 
 
 @dataclass(eq=False)
 class Generation:
-    """One image of a request on its way through an `Engine`, and its result.
+    """Progress and result of one image of a request in an `Engine`.
 
-    ``on_change`` is called in the engine's thread when a step, a preview, the image or the failure is there.
+    ``on_change`` is called in the engine's thread after each step, and when the image or the failure is set.
     """
 
     request: GenerationRequest
     seed: int
     on_change: Callable[["Generation"], object] = lambda _: None
     preview_every: int = 0
-    """Steps between previews, 0 for none; may be changed at any time."""
+    """Steps between previews; 0 for no previews. May be changed at any time."""
     step: int = 0
     steps: int = 0
-    """0 until it is in flight."""
+    """Number of denoising steps; 0 while the image waits."""
     preview: Image.Image | None = None
     image: Image.Image | None = None
     failure: Exception | None = None
     cancelled: bool = False
 
     def cancel(self) -> None:
-        """Stop generating it; its rows are free at the next step."""
+        """Stop generating this image. Its rows are free from the next step on."""
         self.cancelled = True
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the image is finished, has failed or was cancelled."""
         return self.cancelled or self.image is not None or self.failure is not None
 
 
 class Denoising:
-    """The denoising of one image, for a caller who evaluates the network; the loop of diffusers' stock pipelines.
+    """The denoising loop of diffusers' stock pipelines for one image. The caller makes the network calls.
 
-    A scheduler remembers earlier predictions, and so each image has one. The noise is the stock pipeline's for a CPU
-    generator with this seed, whatever the device.
+    Each image has its own scheduler, because schedulers store earlier predictions. On every device, the noise is that
+    of the stock pipeline with a CPU generator of this seed.
 
     Args:
-        base: what is generated on.
-        settings: steps, scheduler, guidance_scale (resolved), width and height are used.
-        seed: of the initial noise, and of the scheduler's where it adds some.
-        guided: whether the network gets two rows, ``[unconditional, conditional]``, or the conditional one alone.
+        base: the base.
+        settings: uses steps, scheduler, guidance_scale (None counts as 0), width and height.
+        seed: seed of the initial noise, and of the noise that some schedulers add.
+        guided: True for two rows, ``[unconditional, conditional]``; False for the conditional row only.
 
     Raises:
-        TaraError: for a scheduler that does not fit the base, or more steps than it has.
+        TaraError: for a scheduler that does not fit the base, or for too many steps; see `scheduler_for`.
     """
 
     def __init__(self, base: Base, settings: GenerationSettings, seed: int, *, guided: bool) -> None:
         self.guided, self.guidance_scale = guided, settings.guidance_scale or 0.0
         self.step = 0
         self._scheduler = scheduler_for(base, settings)
-        self.steps = len(self._scheduler.timesteps)  # second-order schedulers take more than they were asked for
+        self.steps = len(self._scheduler.timesteps)  # second-order schedulers have more timesteps than requested
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._arguments = _step_arguments(self._scheduler, self._generator)
         height, width = settings.height or base.resolution, settings.width or base.resolution
@@ -94,7 +94,7 @@ class Denoising:
         """Latents (rows, channels, height, width) and timesteps (rows,) of the next network call."""
         timestep = self._scheduler.timesteps[self.step]
         scaled = self._scheduler.scale_model_input(self._latents, timestep)
-        # float32 for every scheduler, as diffusers' timestep embedding makes it: rows of several schedulers mix
+        # schedulers differ in dtype, and their rows share a call; diffusers' timestep embedding casts to float32 anyway
         return scaled.expand(self.rows, -1, -1, -1), timestep.to(torch.float32).expand(self.rows)
 
     def advance(self, prediction: Tensor) -> None:
@@ -109,11 +109,11 @@ class Denoising:
         self.step += 1
 
     def image(self, base: Base) -> Image.Image:
-        """The image that the latents stand for."""
+        """The decoded latents."""
         return _decoded(base, self._latents)
 
     def preview(self, base: Base) -> Image.Image:
-        """A small image of what is to be expected, from the scheduler's estimate where it has one."""
+        """A small preview, from the scheduler's estimate of the final latents, else from the current latents."""
         estimate = self._latents if self._image_estimate is None else self._image_estimate
         factor = max(1, max(estimate.shape[-2:]) // PREVIEW_CELLS)
         small = torch.nn.functional.avg_pool2d(estimate, factor) if factor > 1 else estimate
@@ -128,5 +128,5 @@ def _decoded(base: Base, latents: Tensor) -> Image.Image:
 
 
 def _step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """What ``step`` takes besides prediction, timestep and latents: the generator, where it adds noise."""
+    """Further arguments of ``scheduler.step``: the generator for schedulers that add noise, else none."""
     return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}

@@ -6,8 +6,8 @@
  one call     rows  a- a+  b+  c- c+   each with its own timestep, text keys and values, guidance and scheduler
 ```
 
-Rows of one call share the network's weights and the image size, and nothing else. Images of other sizes, or whose
-adapters have another global part, take turns.
+Rows of one call share the network's weights and the image size, and nothing else. Images that differ in size or in the
+global part of their adapters are in different calls, which take turns.
 """
 
 import threading
@@ -38,7 +38,7 @@ CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class EngineStep:
-    """One network call: its rows, all seconds that it took, and those spent on joining text keys and values."""
+    """One network call: its rows, its total seconds, and the seconds spent on joining text keys and values."""
 
     rows: int
     seconds: float
@@ -46,18 +46,18 @@ class EngineStep:
 
 
 class Engine:
-    """Generates images of many requests at once on one base; a context manager that gives the base back as it was.
+    """Generates images of many requests at once on one base. As a context manager it restores the base at the end.
 
-    `submit`, `stop` and `Generation.cancel` may be called from any thread, everything else from one.
+    `submit`, `stop` and `Generation.cancel` may be called from any thread, all other methods from one thread only.
 
     Args:
-        base: the base, which nobody else may change meanwhile.
-        rows: of the base's own resolution in flight at once; as many as fit the memory when None. A guided image has 2.
-        cache_bytes: for prepared prompts (encoded, with their adapters' keys and values); the least recently used go.
+        base: the base. Other code must not change it while the engine is open.
+        rows: most rows in flight, counted at the base's own resolution; a guided image has 2. None: as many as fit.
+        cache_bytes: memory for prepared prompts (embeddings, keys and values). The least recently used are dropped.
         on_step: called after each network call.
 
     Raises:
-        TaraError: for a base that only its own pipeline can generate with.
+        TaraError: for a base that only its own diffusers pipeline can generate with.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class Engine:
         self.close()
 
     def stop(self) -> None:
-        """Let `run` return after the network call that it is making, and take no more requests."""
+        """Refuse new requests, and make `run` return after its current network call."""
         with self._wake:
             self._is_stopped = True
             self._wake.notify_all()
 
     def close(self) -> None:
-        """Cancel what is left, and give the base back as it was; `run` must have returned."""
+        """Cancel all unfinished images and restore the base. `run` must have returned before."""
         self.stop()
         for generation in (*self._waiting, *(member.generation for member in self._in_flight)):
             generation.cancel()
@@ -113,7 +113,7 @@ class Engine:
         """Queue a request: one `Generation` for each of its seeds.
 
         Raises:
-            TaraError: for what only `tara.Pipeline` does, see `check_request`.
+            TaraError: for requests that only `tara.Pipeline` supports, see `check_request`.
         """
         check_request(request)
         if request.settings.guidance_scale is None:
@@ -140,11 +140,11 @@ class Engine:
 
     @property
     def cached_bytes(self) -> int:
-        """Memory of the prepared prompts."""
+        """Memory of the prepared prompts, in bytes."""
         return self._prepared.bytes
 
     def run(self, poll_seconds: float = 1.0) -> None:
-        """Work until `stop` is called from another thread: the body of the engine's own thread."""
+        """Make steps until another thread calls `stop`. The target of the engine's thread."""
         while not self._is_stopped:
             if not self.step():
                 with self._wake:
@@ -152,7 +152,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Let requests in and out, and make one network call; False when there is nothing to do."""
+        """Drop cancelled images, start waiting ones and make one network call. False if there is nothing to do."""
         self._drop_finished()
         self._let_in()
         members = self._calls.next_members(self._in_flight, self.rows)
@@ -166,7 +166,7 @@ class Engine:
         except torch.OutOfMemoryError as failure:
             self._make_room(members, failure)
             return True
-        except Exception as failure:  # the engine goes on for the others
+        except Exception as failure:  # the other requests go on
             self._calls.give_up()
             for member in members:
                 _end(member.generation, failure=failure)
@@ -183,22 +183,22 @@ class Engine:
                 self._waiting = deque(generation for generation in self._waiting if not generation.cancelled)
 
     def _let_in(self) -> None:
-        """Start waiting images, in their order, while rows are free: nobody is overtaken."""
+        """Start waiting images in order of arrival while rows are free; a later image never starts first."""
         while self._waiting:
             generation = self._waiting[0]
             rows, load = self._rows(generation.request.settings)
-            # what is larger than everything is generated alone
+            # an image with more rows than allowed is generated alone
             if self._in_flight and load + sum(member.load for member in self._in_flight) > self.rows:
                 return
             try:
                 self._in_flight.append(self._started(generation, load, guided=rows == 2))
-            except Exception as failure:  # whatever is wrong with one request is no matter of the others
+            except Exception as failure:  # an error of one request must not end the others
                 _end(generation, failure=failure)
             with self._wake:
                 self._waiting.popleft()
 
     def _rows(self, settings: GenerationSettings) -> tuple[int, float]:
-        """An image's rows of a network call, and the same counted as rows of the base's own resolution."""
+        """An image's number of rows in a network call, and the same counted as rows of the base's own resolution."""
         rows = 2 if self.base.family.is_guided(self._pipe, settings.guidance_scale or 0.0) else 1
         height, width = settings.height or self.base.resolution, settings.width or self.base.resolution
         return rows, rows * height * width / self.base.resolution**2
@@ -246,7 +246,7 @@ class Engine:
             _end(generation, failure=failure)
 
     def _make_room(self, members: list[InFlight], failure: torch.OutOfMemoryError) -> None:
-        """After a call that did not fit the memory: fewer rows from now on, or an end for what does not fit alone."""
+        """After a call ran out of memory: allow fewer rows from now on; an image that does not fit alone fails."""
         self._calls.give_up()
         torch.cuda.empty_cache()
         if len(members) > 1:
@@ -258,7 +258,7 @@ class Engine:
 
 
 def check_request(request: GenerationRequest) -> None:
-    """Refuse (TaraError) a composer whose network calls cannot be shared, and what starts from an image."""
+    """Refuse (TaraError) a composer whose network calls cannot be shared, and image-to-image and inpainting."""
     if request.settings.image is not None:
         raise TaraError("The engine generates from text alone. Leave the image out, or use tara.Pipeline.")
     composer = request.settings.composer_for(request.adapters)

@@ -1,4 +1,4 @@
-"""Makes an adapter ready for one base: whether it fits, what depends on the base's weights, the words it brings."""
+"""Prepares an adapter for a base: checks it, computes deltas that depend on base weights, loads bundled embeddings."""
 
 import math
 from collections.abc import Mapping
@@ -14,19 +14,20 @@ from tara.families.text import TEXT_ENCODERS
 from tara.inference.active_adapter import ActiveAdapter
 
 REGION_RANK = 64
-"""The rank to which what is no plain LoRA is cut for regions, where every cell pays for it."""
+"""Rank to which deltas of methods other than LoRA are reduced for regions, because the cost per position grows with the
+rank."""
 LARGEST_RATIO = 1.5
-"""Beyond a delta of one and a half times the norm of its layer's weight hardly an image shows its subject, and soon
-all are noise (``benchmarks/strength_toyland.py``). Trained adapters have less than the norm itself."""
+"""Largest norm of a delta relative to its layer's weight. Above it, hardly any image shows its subject
+(``benchmarks/strength_toyland.py``). Deltas of trained adapters are below 1."""
 
 
 def adapter_for_base(base: Base, active: ActiveAdapter, *, regional: bool) -> ActiveAdapter:
-    """An adapter as it acts on a base, checked; the words that its file brings along are loaded.
+    """Check an adapter, load its bundled embeddings and return it as it acts on the base.
 
     Args:
         base: the base.
         active: the adapter.
-        regional: whether it is to be confined to regions.
+        regional: whether the composer confines it to regions; then other methods than LoRA are reduced to low rank.
 
     Raises:
         TaraError: when it does not fit the base.
@@ -40,10 +41,10 @@ def adapter_for_base(base: Base, active: ActiveAdapter, *, regional: bool) -> Ac
 
 @torch.no_grad()
 def with_resolved_changes(base: Base, active: ActiveAdapter) -> ActiveAdapter:
-    """The adapter with what depends on the base's weights (DoRA, OFT, IA3) computed from them, as full matrices.
+    """The adapter with its changes that depend on the base's weights (DoRA, OFT, IA3) computed as full matrices.
 
     Raises:
-        TaraError: when a layer is not this base's.
+        TaraError: when the base lacks a layer, or has it with another shape.
     """
     adapter = active.adapter
     if not adapter.weight_changes:
@@ -70,9 +71,9 @@ def with_resolved_changes(base: Base, active: ActiveAdapter) -> ActiveAdapter:
 
 
 def truncated_for_regions(active: ActiveAdapter) -> ActiveAdapter:
-    """An adapter that is no plain LoRA as one, for composers that confine it: cut to a low rank, biases left out.
+    """Reduce an adapter of another method to a plain LoRA of rank `REGION_RANK`, without changes of biases and norms.
 
-    Warns (TaraWarning) with the part of its difference that is lost (Frobenius norm over all layers).
+    Warns (TaraWarning) with the relative error (Frobenius norm over all layers).
     """
     adapter, lost, whole = active.adapter, 0.0, 0.0
     parts: list[dict[str, LowRank]] = []
@@ -93,13 +94,13 @@ def truncated_for_regions(active: ActiveAdapter) -> ActiveAdapter:
 
 
 def check_fits(base: Base, active: ActiveAdapter) -> None:
-    """Refuse an adapter whose layers are not this base's.
+    """Refuse an adapter if the base lacks one of its layers, or has it with another shape.
 
     Raises:
-        TaraError: naming both families, or the first layer that differs.
+        TaraError: names both families, or the first layer that does not fit.
     """
     card = active.adapter.card
-    if card.family and card.family != base.family.name:  # a card-less file's is not always known
+    if card.family and card.family != base.family.name:  # a file without a card may not tell its family
         raise TaraError(
             f"{active.name} was trained on a base of family '{card.family}', but this base is '{base.family.name}'. "
             f"Use a '{card.family}' base{f' such as {card.base}' if card.base else ''}, or train it again on this one."
@@ -117,12 +118,14 @@ def check_fits(base: Base, active: ActiveAdapter) -> None:
 
 
 def strengths(base: Base, layers: Mapping[str, LowRank]) -> dict[str, float]:
-    """The norm of each delta divided by that of the weight that it changes (Frobenius), by layer."""
+    """Frobenius norm of each layer's delta, divided by the norm of the weight that it changes."""
     return {path: low_rank.norm() / max(base.weight_norm(path), 1e-12) for path, low_rank in layers.items()}
 
 
 def check_strength(base: Base, active: ActiveAdapter) -> None:
-    """Warn (TaraWarning) of an adapter whose weight leaves nothing of the base."""
+    """Warn (TaraWarning) if a delta, times the adapter weight, is more than `LARGEST_RATIO` times the norm of its
+    layer's weight.
+    """
     ratios = strengths(base, active.adapter.layers)
     layer = max(ratios, key=ratios.__getitem__, default=None)
     if layer is None or abs(active.weight) * ratios[layer] <= LARGEST_RATIO:
@@ -137,10 +140,10 @@ def check_strength(base: Base, active: ActiveAdapter) -> None:
 
 
 def load_bundled_embeddings(base: Base, active: ActiveAdapter) -> None:
-    """Give the pipeline's text encoders an adapter's own words; they stay until ``pipe.unload_textual_inversion()``.
+    """Load an adapter's textual inversions into the pipeline, until ``pipe.unload_textual_inversion()``.
 
     Raises:
-        TaraError: when the base lacks an encoder, its width differs, or a word means something else there already.
+        TaraError: when the base lacks an encoder, its width differs, or the pipeline has another embedding of a word.
     """
     for word, vectors in active.adapter.embeddings.items():
         for name, embedding in vectors.items():

@@ -1,4 +1,4 @@
-"""Fuses adapters' deltas into a base's weights for a while."""
+"""Fuses adapters' deltas into a base's weights temporarily."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ Deltas = Mapping[str, Sequence[tuple[float, LowRank]]]
 
 
 def global_part(adapters: Iterable[ActiveAdapter]) -> dict[str, list[tuple[float, LowRank]]]:
-    """The adapters' deltas outside the text's keys and values, with their weights."""
+    """The adapters' deltas of all layers except the text's keys and values, with their strengths."""
     return _collected((active.adapter.global_deltas, active.global_strength, active) for active in adapters)
 
 
 @contextmanager
 def fused(base: Base, deltas: Deltas) -> Generator[None]:
-    """Add deltas to the layers' weights for a ``with`` block; afterwards the kept originals are put back."""
+    """Add deltas to the layers' weights in a ``with`` block. At its end, the original weights are restored."""
     originals: list[tuple[torch.nn.Parameter, Tensor]] = []
     try:
         for path, weighted in deltas.items():
@@ -36,7 +36,7 @@ def fused(base: Base, deltas: Deltas) -> Generator[None]:
 
 @contextmanager
 def fused_text(base: Base, adapters: Iterable[ActiveAdapter]) -> Generator[None]:
-    """The same for the adapters' deltas of text encoders, each with its adapter's weight."""
+    """`fused` for the adapters' text-encoder deltas, each times its adapter's weight."""
     with fused(base, _collected((active.adapter.text_layers, active.weight, active) for active in adapters)):
         yield
 

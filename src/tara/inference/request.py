@@ -1,4 +1,4 @@
-"""The generation request: what Python, the command line and the server ask for, in one form."""
+"""The generation request, which Python, the command line and the server share."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -33,14 +33,14 @@ BOXES = {
     "bottom": (0.0, 0.5, 1.0, 1.0),
 }
 """Left, top, right and bottom edge in fractions of the image, by name."""
-GRID = 128  # cells a side of a given region, which is scaled to every layer's map
+GRID = 128  # height and width of the mask of a given region, which is resized for each layer
 
 RegionMasks = Mapping[str, Tensor | None]
-"""By rare word: a mask (`GRID`, `GRID`), or None for the whole image."""
+"""For each rare word with a given region: a mask (`GRID`, `GRID`), or None for the whole image."""
 
 
 class GenerationRequest(BaseModel):
-    """A prompt, its adapters, one image for each seed, and how."""
+    """What to generate: a prompt, its adapters, seeds (one image each) and settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class GenerationRequest(BaseModel):
         return value
 
     def check(self) -> None:
-        """Refuse what needs no base to be seen, because that may take minutes to load.
+        """Check what can be checked without a base, because loading one may take minutes.
 
         Raises:
             TaraError: for an unreadable image, or an adapter whose words are unknown, missing or ambiguous.
@@ -75,7 +75,7 @@ class GenerationRequest(BaseModel):
 
 
 def _advise_on_words(located: Sequence[tuple[ActiveAdapter, Sequence[Span]]]) -> None:
-    """Warn (TaraWarning) of a rare word that stands in the prompt more than once, or for two classes."""
+    """Warn (TaraWarning) if a rare word occurs more than once in the prompt, or has several class words."""
     classes: dict[str, set[str]] = {}
     for active, spans in located:
         classes.setdefault(active.rare_word.casefold(), set()).add(active.class_word)
@@ -101,8 +101,8 @@ def requests_for(
     """One request for each prompt, with its adapters loaded: the arguments of `tara.Pipeline` and `tara.prepare`.
 
     Raises:
-        TaraError: without a prompt, for adapters that are not lists as above, an impossible seed, or a file that
-            `tara.load_adapter` refuses.
+        TaraError: if there is no prompt, if ``adapters`` is neither one list nor one list per prompt, for an invalid
+            seed, or for a file that `tara.load_adapter` refuses.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
@@ -116,7 +116,7 @@ def requests_for(
 
 
 def _adapters_per_prompt(adapters: AdapterLists, prompts: int) -> list[ActiveAdapters]:
-    """Each prompt's adapters, loaded; each file is read once, and rows that name the same one share it."""
+    """Load the adapters of each prompt. Each file is read once and shared by the prompts that name it."""
     if isinstance(adapters, (str, Path, Adapter, ActiveAdapter)):
         raise TaraError("adapters is one adapter, not a list. Write adapters=[...].")
     flat = cast(list[AdapterLike], [entry for entry in adapters if not isinstance(entry, (list, tuple))])

@@ -1,4 +1,4 @@
-"""Network calls that several images share: whose turn it is, their rows in one batch, their weights in the network."""
+"""Network calls shared by several images: selects the images of a call, joins their rows and fuses their adapters."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,12 +15,12 @@ from tara.inference.batch import PreparedBatch
 from tara.inference.denoising import Denoising, Generation
 from tara.inference.fusing import fused, global_part
 
-TURN = 4  # network calls of one size and global part before another's: fusing a global part costs about one call
+TURN = 4  # network calls before another key has its turn; fusing a global part costs about as much as one call
 
 
 @dataclass(frozen=True, eq=False)
 class InFlight:
-    """An image that is being denoised; ``load`` is its rows, counted as rows of the base's own resolution."""
+    """An image in denoising. ``load`` is its number of rows, counted as rows of the base's own resolution."""
 
     generation: Generation
     prepared: PreparedBatch
@@ -29,13 +29,13 @@ class InFlight:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What images share whose rows go into one call."""
+        """Images with equal keys can share a network call."""
         return self.denoising.size, self.prepared.rows[0].batch_key
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedText:
-    """The texts of some images in one batch."""
+    """The text embeddings, keys and values of several images, joined to one batch."""
 
     members: list[InFlight]
     conditioning: TextConditioning
@@ -43,10 +43,10 @@ class JoinedText:
 
 
 class SharedCalls:
-    """Makes network calls for images that share one; images of other keys take turns.
+    """Makes network calls for images with equal keys. Groups of images with different keys take turns.
 
     Args:
-        base: the base; from `predict` to `end_turn` its weights hold the global part of the images whose turn it is.
+        base: the base. From `predict` to `end_turn`, the global part of the current group is fused into its weights.
     """
 
     def __init__(self, base: Base) -> None:
@@ -59,14 +59,14 @@ class SharedCalls:
         self._joined: JoinedText | None = None
 
     def next_members(self, in_flight: Sequence[InFlight], rows: int) -> list[InFlight]:
-        """The images of the next call: of those that can share one, the first that fit ``rows``, at least one."""
+        """The images of the next call: as many of the current group as fit into ``rows``, but at least one."""
         keys = dict.fromkeys(member.key for member in in_flight)
         if not keys:
             self.end_turn()
             return []
         if self._key not in keys or (self._calls_in_turn >= TURN and len(keys) > 1):
             self.end_turn()
-            # the one that has waited longest; of several new ones the first that came
+            # the key that has waited longest; among new keys, the first that arrived
             self._key = min(keys, key=lambda key: self._last_served.get(key, -1))
             self._calls_in_turn = 0
         self._calls_in_turn += 1
@@ -81,7 +81,7 @@ class SharedCalls:
         return members
 
     def join(self, members: list[InFlight]) -> JoinedText:
-        """The members' texts in one batch, made anew only when somebody has come or gone."""
+        """The members' texts in one batch. Reuses the last result while the members are the same."""
         if self._joined is None or self._joined.members != members:
             parts = [member.prepared.evaluations[0] for member in members]
             self._joined = JoinedText(
@@ -102,12 +102,12 @@ class SharedCalls:
         return predicted.split([member.denoising.rows for member in joined.members])
 
     def end_turn(self) -> None:
-        """Take the global part out of the network again."""
+        """Restore the weights that were before the global part was fused."""
         if self._weights is not None:
             self._weights.close()
             self._weights = None
 
     def give_up(self) -> None:
-        """After a call that failed: forget what was made for it."""
+        """After a failed call: drop the joined texts and restore the weights."""
         self._joined = None
         self.end_turn()

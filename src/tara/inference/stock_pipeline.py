@@ -1,4 +1,4 @@
-"""diffusers' stock pipelines as generation uses them: task, scheduler, the call, and how the base is executed."""
+"""Selects and calls diffusers' stock pipelines: task, scheduler, arguments and execution settings."""
 
 import copy
 import inspect
@@ -17,13 +17,13 @@ from tara.families.settings import ExecutionSettings
 from tara.inference.settings import SCHEDULERS, GenerationSettings
 from tara.storage.images import read_image
 
-ZERO_SNR = "rescale_betas_zero_snr"  # what diffusers calls a noise schedule that ends in nothing but noise
+ZERO_SNR = "rescale_betas_zero_snr"  # diffusers' option for a noise schedule that ends in pure noise
 
 
 def task_pipeline(base: Base, settings: GenerationSettings) -> tuple[Any, dict[str, Any]]:
-    """The stock pipeline for these settings, and the arguments that only it takes.
+    """The stock pipeline for these settings, and its additional arguments.
 
-    It shares every part with the base's, whose own settings stay as they are.
+    It shares all components with the base's pipeline, which is not changed.
     """
     task: Task = "text-to-image"
     arguments: dict[str, Any] = {
@@ -44,7 +44,9 @@ def task_pipeline(base: Base, settings: GenerationSettings) -> tuple[Any, dict[s
 
 
 def scheduler_for(base: Base, settings: GenerationSettings) -> Any:
-    """A scheduler of its own for one image or batch, its timesteps set: the base's, or the one that the settings name.
+    """A new scheduler for one image or batch, with its timesteps set.
+
+    Its class is that of the base's scheduler unless the settings name another one.
 
     Raises:
         TaraError: as `make_scheduler`, and for more steps than the base's noise schedule has.
@@ -54,7 +56,7 @@ def scheduler_for(base: Base, settings: GenerationSettings) -> Any:
     if steps > most:
         raise TaraError(f"steps is {steps}, but this base has {most} timesteps. Give at most that many.")
     scheduler.set_timesteps(steps, device=base.device)
-    # an offset (steps_offset) moves all timesteps towards more noise, so that as many as the schedule has do not fit
+    # steps_offset moves all timesteps towards more noise, so fewer steps are possible than the schedule has
     if (first := float(scheduler.timesteps.max())) > most - 1:
         raise TaraError(
             f"steps is {steps}, with which this base's scheduler begins at timestep {first:g}; the noisiest that the "
@@ -64,11 +66,11 @@ def scheduler_for(base: Base, settings: GenerationSettings) -> Any:
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
-    """A scheduler by its name in `SCHEDULERS`, with a base's noise schedule and prediction type.
+    """Make the scheduler of this name in `SCHEDULERS`, with a base's noise schedule and prediction type.
 
     Raises:
-        TaraError: for one that does not know all of the base's noise schedule, which diffusers would leave out, and
-            for one that takes fewer steps.
+        TaraError: if the scheduler lacks an option of the base's noise schedule (diffusers would ignore the option), or
+            if it does not support as many steps.
     """
     import diffusers
 
@@ -89,12 +91,12 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
 def call_pipeline(
     pipe: Any, settings: GenerationSettings, seeds: Sequence[int], on_step: Callable[[int, int], None], **arguments: Any
 ) -> list[Image.Image]:
-    """One call of a stock pipeline; ``on_step`` gets the number of finished steps and of all."""
+    """Call a stock pipeline. ``on_step`` gets the number of finished steps and the number of all steps."""
     finished = 0
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal finished
-        finished += 1  # second-order schedulers take more steps than they were asked for
+        finished += 1  # second-order schedulers take more steps than requested
         on_step(finished, max(int(pipe.num_timesteps), finished))
         return tensors
 
@@ -109,17 +111,17 @@ def call_pipeline(
 
 
 def stock_guidance(pipe: Any) -> float:
-    """The guidance scale of a pipeline call that names none."""
+    """The default guidance scale of a pipeline call."""
     return float(inspect.signature(pipe.__call__).parameters["guidance_scale"].default)
 
 
 def apply_execution_settings(base: Base, settings: ExecutionSettings, device: torch.device) -> None:
-    """Compile, slice or offload a base as the settings say; stays in force.
+    """Permanently compile, slice or offload a base as the settings say.
 
     Args:
-        base: ``offload`` moves its parts to ``device`` and back, wherever they are.
+        base: the base. ``offload`` moves its parts to ``device`` while they compute, and then back to the CPU.
         settings: see `ExecutionSettings`.
-        device: where it computes.
+        device: the device that computes.
 
     Raises:
         TaraError: for ``offload`` without a GPU, and ``attention_slicing`` between ``prepare`` and ``release``.
@@ -155,7 +157,10 @@ def _read(image: Image.Image | Path) -> Image.Image:
 
 
 def _resized(image: Image.Image, settings: GenerationSettings, resolution: int) -> Image.Image:
-    """The start image at the asked size; without one, its shape with the base's resolution as the short side."""
+    """The start image resized to the requested size in pixels.
+
+    If the settings give no width or height, its short side becomes ``resolution`` pixels, with the same shape.
+    """
     scale = resolution / min(image.size)
     width, height = (max(8, round(side * scale / 8) * 8) for side in image.size)
     size = (settings.width or width, settings.height or height)

@@ -19,15 +19,15 @@ from tara.inference.binding import Binding
 from tara.inference.capacity import ByteBoundedCache
 from tara.inference.fusing import fused_text
 
-CACHE_BYTES = 64 * 2**20  # a text is about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
+CACHE_BYTES = 64 * 2**20  # one encoded text has about 0.2 MB (SD 1.5) to 0.6 MB (SDXL)
 
 
 class CachedTextEncoder:
-    """Encodes texts on one base, with the text-encoder deltas of adapters; what was encoded last is kept.
+    """Encodes texts on one base with the text-encoder deltas of adapters, and caches the encoded texts.
 
     Args:
-        base: the base, whose weights are changed while a text is encoded.
-        cache_bytes: memory for encoded texts; the least recently used go first.
+        base: the base. Its weights are changed while a text is encoded.
+        cache_bytes: memory for encoded texts, in bytes. The least recently used are dropped first.
     """
 
     def __init__(self, base: Base, cache_bytes: int = CACHE_BYTES) -> None:
@@ -37,23 +37,23 @@ class CachedTextEncoder:
     def encode(
         self, text: str, clip_skip: int | None, adapters: Iterable[ActiveAdapter], chunks: int = 1
     ) -> TextEncoding:
-        """One row, see `encode_prompt`."""
+        """Encode a prompt to one row, see `encode_prompt`."""
         key = text, clip_skip, chunks
         return self._cached(key, adapters, lambda: encode_prompt(self.base, text, clip_skip, chunks))
 
     def encode_caption(self, text: str, adapters: Iterable[ActiveAdapter]) -> TextEncoding:
-        """One row as training reads it: no weights, and what does not fit is cut off."""
+        """Encode one row as training does: without prompt weights, and truncated to what the text encoder reads."""
         return self._cached(("caption", text), adapters, lambda: self.base.encode([text]))
 
     def encode_negative(self, text: str | None, adapters: Iterable[ActiveAdapter], chunks: int = 1) -> TextEncoding:
-        """One unconditional or negative row, see `encode_negative_prompt`."""
+        """Encode one negative row (unconditional if ``text`` is None), see `encode_negative_prompt`."""
         return self._cached((text, chunks), adapters, lambda: encode_negative_prompt(self.base, text, chunks))
 
     def _cached(
         self, key: Hashable, adapters: Iterable[ActiveAdapter], encode: Callable[[], TextEncoding]
     ) -> TextEncoding:
         own = [active for active in adapters if active.adapter.text_layers and active.weight]
-        # adapters themselves, not their ids: an id may be given to another one as soon as the first is gone
+        # the adapters themselves, not their ids: Python reuses the id of a deleted object
         full_key = key, tuple((active.adapter, active.weight) for active in own)
         if full_key not in self._encoded:
             with fused_text(self.base, own):
@@ -65,8 +65,9 @@ class CachedTextEncoder:
 class MaskedInput:
     """Where one adapter's mask is 1 in a batch, and the embeddings that its deltas read there.
 
-    ``positions`` (n,) index all rows * tokens, ``inputs`` is (n, d). ``own_embeddings`` (n, d), if given,
-    replace the embeddings there: the base's keys and values are computed from them before the delta is added.
+    ``positions`` (n,) are flat indices (row * tokens + token). ``inputs`` is (n, d). ``own_embeddings`` is (n, d) for
+    an adapter with text-encoder deltas: the base's keys and values at these positions are computed from them before the
+    delta is added. None: they are computed from the embeddings of the batch.
     """
 
     active: ActiveAdapter
@@ -85,15 +86,16 @@ def compute_text_kv(
     """Keys and values of every text layer for a batch of prompts.
 
     ``K = X W_K^T + sum_c M_c (w_c s_c X_c A_c^T B_c^T)``, the same for V (TARA, arXiv 2508.08812): the base's current
-    projections, plus each adapter's delta at its rare word's tokens. An adapter with text-encoder deltas takes the
-    rows of its own word from the prompt encoded with these deltas; all other rows of X stay the base's.
+    projections, plus each adapter's delta at its rare word's tokens. For an adapter with text-encoder deltas, the
+    embeddings of its rare word are taken from the prompt encoded with these deltas. All other embeddings X are the
+    base's.
 
     Args:
-        encoder: of the base; encodes prompts and instance prompts for adapters with text-encoder deltas.
+        encoder: the text encoder of the base, for instance prompts, and prompts of adapters with text-encoder deltas.
         encoding: (rows, tokens, d), in the order of the network's batch.
-        bindings: for each row its adapters' tokens; empty for rows that stay the base's (unconditional, negative).
-        context: where X_c is taken from, see `tara.adapters.card.Context`; each card's own choice if None.
-        clip_skip: how the prompts of ``encoding`` were encoded; instance prompts never skip.
+        bindings: for each row, the tokens of its adapters. Empty for rows without adapters (unconditional, negative).
+        context: where X_c is taken from, see `tara.adapters.card.Context`. None: as each adapter's card says.
+        clip_skip: the clip_skip with which ``encoding`` was made. Instance prompts are always encoded without it.
 
     Raises:
         TaraError: when a card's instance prompt lacks its rare word.
@@ -108,7 +110,7 @@ def compute_text_kv(
 
 @torch.no_grad()
 def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[MaskedInput]) -> tuple[Tensor, Tensor]:
-    # all rows in one product, as the stock processor does it: rows without adapters then equal the base's bit by bit
+    # all rows in one product, as in the stock processor, so that rows without adapters equal the base's bit by bit
     projected = list(base.project(layer, embeddings))
     for one in masked:
         if one.own_embeddings is not None:
@@ -120,7 +122,7 @@ def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[Ma
             if low_rank is not None:
                 precise = torch.promote_types(one.inputs.dtype, torch.float32)
                 delta = low_rank.to(one.inputs.device, precise)
-                # with a concept axis, as in training: products of a batch round differently from those of a matrix
+                # with a concept axis, as in training, because batched products round differently from matrix products
                 delta = replace(delta, a=delta.a[None], b=delta.b[None])
                 inputs = one.inputs[None].to(precise)
                 projected[number] = add_masked_delta(projected[number], delta, inputs, one.positions, one.active.weight)
@@ -128,12 +130,12 @@ def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[Ma
 
 
 Entries = Sequence[tuple[int, Binding]]
-"""The rows of a batch that one adapter acts on, with its tokens there."""
+"""For one adapter: (row, its tokens in this row) for each row of the batch on which it acts."""
 
 
 @dataclass(frozen=True, eq=False)
 class _MaskedInputs:
-    """Where adapters read the embeddings of their words; arguments as of `compute_text_kv`."""
+    """Makes the `MaskedInput` of each adapter. The arguments are those of `compute_text_kv`."""
 
     encoder: CachedTextEncoder
     encoding: TextEncoding
@@ -141,7 +143,7 @@ class _MaskedInputs:
     clip_skip: int | None
 
     def of(self, bindings: Sequence[Sequence[Binding]]) -> list[MaskedInput]:
-        """One entry for each adapter with a weight, in a fixed order of summation."""
+        """One entry for each adapter whose weight is not 0, in a fixed order of summation."""
         grouped: dict[int, list[tuple[int, Binding]]] = {}
         for row, of_row in enumerate(bindings):
             for binding in of_row:
@@ -155,7 +157,7 @@ class _MaskedInputs:
         at = [(row, position) for row, binding in entries for word in binding.occurrences for position in word]
         rows, tokens = torch.tensor(at, dtype=torch.long, device=x.device).view(-1, 2).unbind(1)
         positions = rows * x.shape[1] + tokens
-        # a plain LoRA's encoder has made all of the encoding
+        # text-encoder deltas of plain LoRAs were applied when the whole row was encoded
         own = None if unmasked or not active.adapter.text_layers else self._encoded(entries).to(x)
         context: Context = "prompt" if unmasked else self.context or active.adapter.card.context
         if context == "prompt":
@@ -166,7 +168,7 @@ class _MaskedInputs:
         return MaskedInput(active, positions, inputs, own_embeddings=own)
 
     def _encoded(self, entries: Entries) -> Tensor:
-        """Embeddings (n, d) of the adapter's word in its rows, read with its text-encoder deltas."""
+        """Embeddings (n, d) of the adapter's rare word in its rows, encoded with its text-encoder deltas."""
         parts: list[Tensor] = []
         for row, binding in entries:
             prompt = self.encoding.tokenized[row]
@@ -190,8 +192,9 @@ class _MaskedInputs:
 
 
 def _match(wanted: int, given: int) -> list[int]:
-    """Which of the phrase's ``given`` pieces stands at each of a rebound word's ``wanted`` tokens.
+    """For each of ``wanted`` tokens in the prompt, the index of the token (of ``given``) in the instance prompt.
 
-    Aligned at the end, where a causal text encoder has read the whole word; the first piece is repeated.
+    The numbers of tokens differ if the user chose another rare word. They are aligned at the last token, because there
+    a causal text encoder has read the whole word. If tokens are missing, the first one is repeated.
     """
     return [max(0, given - wanted + position) for position in range(wanted)]
