@@ -45,7 +45,7 @@ class PromptRow:
 
     @property
     def confined_adapters(self) -> ActiveAdapters:
-        """The adapters that act only in their own regions. Empty unless the composer is regional. Styles act everywhere."""
+        """The adapters that act in their own regions only. Empty unless the composer is regional."""
         return tuple(
             active for active in self.acting if self.composer.regional and not self._acts_on_whole_image(active)
         )
@@ -246,7 +246,7 @@ class _Batch:
         return encoding, bindings
 
     def _pipeline_arguments(self, encoding: TextEncoding) -> dict[str, Tensor]:
-        """The stock rows' embeddings, only the first copy of each row, because the pipeline call repeats them itself."""
+        """The embeddings of each stock row's first copy. The pipeline call makes the other copies itself."""
         arguments: dict[str, Tensor] = {}
         rows = encoding.rows // len(self._parts)
         for part, negative in enumerate(self._parts):
@@ -262,7 +262,7 @@ class _Batch:
         return ConfinedAdapters(self.encoder.base, images, self.guided) if any(images) else None
 
     def _confined_in(self, row: PromptRow) -> list[ConfinedAdapter]:
-        """A row's confined adapters, with their masks, or without one the tokens whose attention maps find the region."""
+        """A row's confined adapters, each with its mask or with the tokens whose attention finds its region."""
         tokens = tokenize_prompt(self.encoder.base, row.text).tokenized
         bindings = bind(tokens, row.acting) if row.confined_adapters else []
         return [

@@ -1,4 +1,4 @@
-"""Adapters confined to regions: found while the base lays out the scene, then applied at their positions."""
+"""Confines adapters to regions: finds each region in the first steps, then applies each adapter in its region only."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -22,13 +22,13 @@ from tara.families.processors import CONDITIONING_KEY, Watch
 from tara.inference.active_adapter import ActiveAdapter
 from tara.inference.request import GRID
 
-LAYOUT = 0.84  # of the noise schedule: above, the base lays out the scene and no adapter acts
-RESOLUTIONS = 2  # the coarsest of the cross-attentions, whose maps are read
+LAYOUT = 0.84  # fraction of the noise schedule; at higher timesteps the base lays out the scene and no adapter acts
+RESOLUTIONS = 2  # number of cross-attention resolutions whose maps are used, from the coarsest
 
 
 @dataclass(frozen=True, eq=False)
 class ConfinedAdapter:
-    """An adapter that is confined in one image, the tokens of its class word there, and its region if that is given."""
+    """An adapter confined to a region of one image. ``mask`` is its given region; None: ``class_tokens`` find it."""
 
     active: ActiveAdapter
     class_tokens: tuple[int, ...]
@@ -37,21 +37,21 @@ class ConfinedAdapter:
 
 @dataclass(frozen=True, eq=False)
 class ImageRegions:
-    """The regions of one image: ``labels`` holds each position's word by number from 1, 0 where no adapter acted."""
+    """The regions of one image. ``labels`` holds the number of each position's word, from 1; 0: no adapter acted."""
 
     words: tuple[str, ...]
     labels: Int[Tensor, "height width"]
 
 
 class ConfinedAdapters:
-    """The state of one batch's pipeline calls: where each image's concepts are, and the deltas that act there.
+    """The regions of each image during the pipeline calls of one batch, and the deltas that act in them.
 
-    The texts of the network calls are one for each row, ``[unconditional..., conditional...]``, and then one for each
-    row and concept.
+    A network call has one text per row, ``[unconditional..., conditional...]``. After them come the regional texts: for
+    each row, one text per concept.
 
     Args:
         base: the base.
-        images: each image's concepts.
+        images: the confined adapters (concepts) of each image.
         guided: whether there are unconditional rows.
     """
 
@@ -60,14 +60,14 @@ class ConfinedAdapters:
         self.rows = len(images) * (2 if guided else 1)
         adapters = list({id(one.active): one.active for concepts in images for one in concepts}.values())
         numbers = {id(active): number for number, active in enumerate(adapters, start=1)}
-        # (images, 1 + concepts): by label, the adapter's number in the deltas' leading axis; 0 for none
+        # (images, 1 + concepts): for each label, the adapter's index on the leading axis of the deltas; 0: no adapter
         self._adapter_of = _padded([[0, *(numbers[id(one.active)] for one in concepts)] for concepts in images])
         of_rows = list(images) * (2 if guided else 1)
         after = [self.rows + sum(map(len, of_rows[:row])) for row in range(self.rows)]
-        # (rows, 1 + concepts): by label, the index of the text that a position reads
+        # (rows, 1 + concepts): for each label, the index of the text that its positions read
         self._text_of = _padded([[row, *range(after[row], after[row] + len(of_rows[row]))] for row in range(self.rows)])
         of_texts = [0] * self.rows + [numbers[id(one.active)] for concepts in of_rows for one in concepts]
-        # (texts,): the number of the adapter whose deltas a text's attention has
+        # (texts,): the index of the adapter whose deltas act where the text is read; 0: no adapter
         self._adapter_of_text = torch.tensor(of_texts)
         self.deltas = _stacked(adapters, base.device, base.dtype)
         self._sought = any(map(_is_sought, images))
@@ -75,7 +75,7 @@ class ConfinedAdapters:
         self.begin()
 
     def begin(self, timestep: float = math.inf) -> None:
-        """Forget the regions of the last images; those that are given hold from the first network call."""
+        """Drop the regions found for the last images. Given regions act from the first network call on."""
         nothing = torch.zeros(1, 1, dtype=torch.long)
         self.labels = [nothing if _is_sought(concepts) else given_labels(concepts) for concepts in self._images]
         self._reading = self._sought
@@ -84,7 +84,7 @@ class ConfinedAdapters:
         self._timestep, self._acting = timestep, False
 
     def begin_call(self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A forward pre-hook of the denoiser: decides whether adapters act in this network call."""
+        """Forward pre-hook of the denoiser. Decides whether adapters act in this network call."""
         given = (kwargs.get("cross_attention_kwargs") or {}).get(CONDITIONING_KEY)
         self._acting = False
         if given is None or given.regional is not self:
@@ -93,7 +93,7 @@ class ConfinedAdapters:
             args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep"))
         )
         now = float(torch.as_tensor(timestep).max())
-        if now > self._timestep:  # an image's timesteps fall or stay: after a rise other images have begun
+        if now > self._timestep:  # timesteps of an image never rise, so a higher one means that new images have begun
             self.begin(now)
         self._timestep, self._latents = now, (int(latents.shape[-2]), int(latents.shape[-1]))
         if self._reading and self._maps and now < LAYOUT * self._base.noise_schedule.timesteps:
@@ -106,12 +106,12 @@ class ConfinedAdapters:
         self._acting = any(bool(labels.any()) for labels in self.labels)
 
     def end_call(self, *_: object) -> None:
-        """A forward hook of the denoiser."""
+        """Forward hook of the denoiser. Ends the effect of the adapters."""
         self._acting = False
 
     @property
     def watch(self) -> Watch | None:
-        """Reads the maps while the scene is laid out."""
+        """The function that reads attention maps, until the regions are found; then None."""
         return self._read if self._reading else None
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class ConfinedAdapters:
                 mean.add(word_maps(query[at], key[at], words, None if mask is None else mask[at])[0])
 
     def _found(self, image: int) -> Tensor:
-        """Numbers of an image's concepts at the latents' resolution: given regions, and those found around them."""
+        """Labels at the latents' resolution: the given regions, and elsewhere the regions found from the maps."""
         coarsest = sorted(self._maps)[:RESOLUTIONS]
         maps = [self._maps[size][image].mean.unflatten(-1, map_size(size, self._latents)) for size in coarsest]
         sought = [number for number, one in enumerate(self._images[image]) if one.mask is None]
@@ -139,7 +139,7 @@ class ConfinedAdapters:
         return torch.where(given > 0, given, labels_at(found, self._latents))
 
     def regions_of(self, image: int) -> ImageRegions:
-        """Where adapters act in one image of the last pipeline call, at the latents' resolution."""
+        """The regions of one image of the last pipeline call, at the latents' resolution."""
         words = tuple(one.active.rare_word for one in self._images[image])
         return ImageRegions(words, labels_at(self.labels[image], self._latents))
 
@@ -153,7 +153,7 @@ class ConfinedAdapters:
         return None if delta is None else delta.take(self._adapter_of_text.to(text.device)[text])
 
     def _blocks_at(self, positions: int) -> tuple[PositionBlocks, PositionBlocks]:
-        """All positions by text, and the positions of regions by adapter."""
+        """All positions grouped by text, and the positions in regions grouped by adapter."""
         if positions not in self._blocks:
             size = map_size(positions, self._latents)
             labels = torch.stack([labels_at(of_image, size).flatten() for of_image in self.labels])
@@ -167,11 +167,11 @@ class ConfinedAdapters:
         return self._blocks[positions]
 
     def add_delta(self, path: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """A forward hook of a layer outside the text's attentions: adds each adapter's delta in its region."""
+        """Forward hook of a layer outside the text's attentions. Adds each adapter's delta in its region."""
         if not self._acting:
             return None
         x: Tensor = args[0]
-        if x.ndim == 2:  # one vector per row, such as the timestep's
+        if x.ndim == 2:  # one vector per row, such as the timestep embedding
             warn(
                 f"The layer '{path}' computes one value for the whole image and cannot be confined to regions: deltas "
                 "of this layer have no effect with the composer 'regions'."
@@ -189,12 +189,12 @@ class ConfinedAdapters:
 
 
 def _is_sought(concepts: Sequence[ConfinedAdapter]) -> bool:
-    """Whether a region is to be found."""
+    """Whether at least one region of the image must be found, because it is not given."""
     return any(one.mask is None for one in concepts)
 
 
 def given_labels(concepts: Sequence[ConfinedAdapter]) -> Tensor:
-    """The numbers of the concepts whose regions are given, 0 elsewhere; at the resolution of the masks."""
+    """Labels (`GRID`, `GRID`) of the given regions; 0 in all other cells."""
     labels = torch.zeros(GRID, GRID, dtype=torch.long)
     for number, one in enumerate(concepts, start=1):
         if one.mask is not None:
@@ -208,9 +208,9 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _stacked(adapters: Sequence[ActiveAdapter], device: torch.device, dtype: torch.dtype) -> dict[str, LowRank]:
-    """The adapters' deltas outside the text's keys and values, along a leading axis whose first entry is zero.
+    """Stack the adapters' deltas outside the text's keys and values along a leading axis. Entry 0 is a delta of zero.
 
-    Weights and scales are in the factors, smaller ranks filled with zeros.
+    Weights and scales are multiplied into B. Deltas of lower rank are padded with zeros.
     """
     paths = dict.fromkeys(
         path for active in adapters if active.global_strength for path in active.adapter.global_deltas
@@ -234,7 +234,7 @@ def _stacked(adapters: Sequence[ActiveAdapter], device: torch.device, dtype: tor
 
 @contextmanager
 def confined(base: Base, adapters: ConfinedAdapters | None) -> Generator[None]:
-    """Let adapters act in their regions in a ``with`` block; needs our attention processors, see `Base.processors`."""
+    """In a ``with`` block, adapters act in their regions. `Base.processors` must be installed. None: no effect."""
     hooks: list[Any] = []
     try:
         if adapters is not None:

@@ -24,14 +24,14 @@ BATCH_SIZE = 4
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImage:
-    """One image and what made it; ``index`` counts requests first, then seeds."""
+    """One image with its request and seed. ``index`` numbers all seeds of the first request, then those of the next."""
 
     index: int
     seed: int
     image: Image.Image
     request: GenerationRequest
     regions: ImageRegions | None = None
-    """Where each adapter acted, for composers that confine adapters to regions."""
+    """Where each adapter acted; None if no adapter was confined to a region."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DenoisingStep:
 
     @property
     def fraction(self) -> float:
-        """How much of everything is done, 0 to 1."""
+        """Fraction of the work on all images that is done, from 0 to 1."""
         return (self.done + self.batch * self.step / self.steps) / self.images
 
 
@@ -58,8 +58,8 @@ class Pipeline:
 
     Args:
         base: ``sd15``, ``sdxl``, a folder, a checkpoint, a hub id, a `Base` or a loaded diffusers pipeline.
-        device: the best one found when None; a loaded pipeline stays where it is.
-        precision: auto, fp32, fp16 or bf16. This and the next four apply to a base that is loaded by name.
+        device: cuda, mps or cpu. None: the best one available. A loaded pipeline stays on its device.
+        precision: auto, fp32, fp16 or bf16. This and the next four apply only to a base that is given by name.
         revision, variant, vae, prediction_type: see `tara.families.loading.load_base`.
         execution: fields of `tara.families.settings.ExecutionSettings`: compile, attention_slicing, offload.
 
@@ -87,7 +87,7 @@ class Pipeline:
             moved_to = device_named(device)
             self.base = load_base(
                 base,
-                # parts that wait in CPU memory need not all have been on the GPU at once
+                # with offloading, the parts need not all fit on the GPU at once
                 device="cpu" if self._execution.offload else device,
                 precision=precision,
                 revision=revision,
@@ -116,7 +116,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
-        """The images of every prompt with every seed, prompts first; arguments as in `stream`."""
+        """Generate every prompt with every seed. Returns all images of the first prompt first. Arguments: see `stream`."""
         made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
         return [one.image for one in sorted(made, key=lambda one: one.index)]
 
@@ -136,8 +136,8 @@ class Pipeline:
         Args:
             prompt: one prompt or several.
             adapters: for all prompts, or one list for each prompt.
-            seeds: one image each; a number is one seed.
-            batch_size: images in one network call; changes a value by at most 1/255.
+            seeds: one seed or several; each gives one image per prompt.
+            batch_size: number of images in one network call. It changes pixel values by at most 1/255.
             on_step: called after each denoising step, for progress bars.
             settings: fields of `tara.inference.settings.GenerationSettings`; ``num_inference_steps`` is ``steps``.
 
@@ -150,9 +150,9 @@ class Pipeline:
     def generate(
         self, requests: Sequence[GenerationRequest], *, batch_size: int = BATCH_SIZE, on_step: OnStep | None = None
     ) -> Iterator[GeneratedImage]:
-        """Generate requests of the same settings; each image is a function of its prompt, adapters and seed.
+        """Generate requests with equal settings. Each image depends on its own prompt, adapters and seed only.
 
-        The base is given back as it was after each batch.
+        After each batch, the base is restored.
 
         Raises:
             TaraError: as `stream`.
@@ -188,14 +188,14 @@ class Pipeline:
                 images = call_pipeline(pipe, settings, seeds, report, **ready.arguments, **arguments)
             done += len(batch)
             state = ready.evaluations[0].confined
-            # all before the next batch, which may have the same state
+            # computed before the next batch, which may use the same state object
             regions = [state.regions_of(row) if state else None for row in range(len(batch))]
             for number, (request, _, seed), image, of_image in zip(numbers, batch, images, regions, strict=True):
                 yield GeneratedImage(number, seed, image, request, of_image)
 
 
 def _batches(rows: Sequence[PromptRow], size: int) -> Iterator[list[int]]:
-    """Numbers of rows, split where the global parts, which are fused into the weights, differ."""
+    """Split the indices of the rows into batches of at most ``size`` rows with equal `PromptRow.batch_key`."""
     groups: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(row.batch_key, []).append(number)

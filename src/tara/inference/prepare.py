@@ -1,4 +1,4 @@
-"""``tara.prepare`` and its siblings: prompts and adapters as the arguments of a stock diffusers pipeline call."""
+"""``tara.prepare``, ``prepared`` and ``release``: turn prompts and adapters into arguments of a diffusers pipeline."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -31,17 +31,17 @@ def prepare(
 
     For text-to-image, image-to-image, inpainting and ControlNet pipelines of SD 1.x, 2.x and SDXL. Installs attention
     processors; until `release` removes them, other code must not load LoRAs into the pipeline, set its processors or
-    compile it. Calls without these arguments give what they gave before.
+    compile it. Pipeline calls without these arguments give the same images as before.
 
     Args:
         pipe: a loaded pipeline.
         prompt: one prompt or several.
         adapters: for all prompts, or one list for each prompt; see `tara.inference.active_adapter.AdapterLike`.
-        negative_prompt: for all prompts, or one for each; the composer tara keeps adapters out of it. It is given here,
-            not to the pipeline call, which refuses a negative prompt beside its embeddings.
-        num_images_per_prompt: given here, not to the pipeline call.
+        negative_prompt: for all prompts, or one for each. With the composer tara, no adapter acts on it. Give it here,
+            not to the pipeline call, which refuses a negative prompt together with its embeddings.
+        num_images_per_prompt: give it here, not to the pipeline call.
         settings: guidance_scale, clip_skip, context, composer and region of
-            `tara.inference.settings.GenerationSettings`, given here alone. Everything else, such as
+            `tara.inference.settings.GenerationSettings`. Give them here only. Everything else, such as
             num_inference_steps, generator, width, height and image, goes to the pipeline call.
 
     Returns:
@@ -49,8 +49,8 @@ def prepare(
         ``num_images_per_prompt`` and ``cross_attention_kwargs`` with the adapters' keys and values.
 
     Raises:
-        TaraError: when an adapter does not fit the base or the prompt, or has a global part, and for a composer that
-            takes several network evaluations a step (use `prepared`).
+        TaraError: when an adapter does not fit the base or the prompt; also when an adapter has a global part, or the
+            composer takes several network evaluations per step (use `prepared` in these two cases).
     """
     base, batch = _prepared(pipe, prompt, adapters, negative_prompt, num_images_per_prompt, settings)
     if len(batch.evaluations) > 1:
@@ -81,9 +81,10 @@ def prepared(
     num_images_per_prompt: int = 1,
     **settings: Any,
 ) -> Generator[dict[str, Any]]:
-    """`prepare` for a ``with`` block, also for adapters with a global part, which is fused into the weights.
+    """`prepare` for a ``with`` block. Supports every composer, and adapters with a global part.
 
-    And for every composer. Afterwards, also after an exception, the pipeline is what it was.
+    The global part is fused into the weights. At the end of the block, also after an exception, the pipeline is
+    restored.
 
     Raises:
         TaraError: as `prepare`, and when the prompts' global parts differ.
@@ -95,7 +96,7 @@ def prepared(
 
 def release(pipe: Any) -> None:
     """Remove our attention processors from a pipeline again."""
-    # whatever the pipeline has become since: what is to be undone needs no supported base
+    # needs no check of the base, which may have become unsupported since `prepare`
     for part in vars(pipe).values():
         if hasattr(part, INSTALLED):
             getattr(part, INSTALLED).release()
@@ -132,7 +133,7 @@ def _prepared(
 def _with_negatives(
     requests: Sequence[GenerationRequest], negatives: str | Sequence[str] | None
 ) -> list[GenerationRequest]:
-    """The requests with one negative prompt for all, or one for each."""
+    """The requests with their negative prompts: one for all requests, or one for each."""
     if negatives is None or isinstance(negatives, str):
         settings = [{"negative_prompt": negatives}] * len(requests)
     else:

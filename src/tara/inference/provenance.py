@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from tara.inference.request import GenerationRequest
 
 PROVENANCE_KEY = "tara"  # the text chunk of a PNG
-FOLDERS_ABOVE = 3  # of an image, in which its files are looked for too
+FOLDERS_ABOVE = 3  # number of folders above an image in which its files are also searched
 
 
 class UsedFile(BaseModel, frozen=True):
-    """A file that an image depends on: as it was named (with options, for an adapter), and its content."""
+    """A file that an image depends on: the name as given (an adapter's with its options), path and SHA-256."""
 
     given: str
     path: str
@@ -34,14 +34,14 @@ class UsedFile(BaseModel, frozen=True):
 
 
 class StoredRegions(BaseModel, frozen=True):
-    """Where each adapter acted: rows of cells from the top, each cell the number of its word from 1, 0 for none."""
+    """Where each adapter acted. ``cells`` are rows from the top, with the number of the word from 1; 0: no adapter."""
 
     words: tuple[str, ...]
     cells: tuple[tuple[int, ...], ...]
 
 
 class Provenance(BaseModel, frozen=True):
-    """Everything that it takes to generate one image again."""
+    """Everything that is needed to generate one image again."""
 
     prompt: str
     seed: int = Field(ge=0, lt=2**63)
@@ -51,13 +51,13 @@ class Provenance(BaseModel, frozen=True):
     base: BaseSettings
     settings: GenerationSettings = GenerationSettings()
     regions: StoredRegions | None = None
-    """What the composer `regions` found."""
+    """The regions that the composer `regions` used; None for other composers."""
     tara_version: str = Field(default_factory=tara_version)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RequestProvenance:
-    """A request with everything else that its images depend on: the base, and the content of files."""
+    """A request and everything else that its images depend on: the base and the contents of files."""
 
     request: GenerationRequest
     base: BaseSettings
@@ -65,7 +65,7 @@ class RequestProvenance:
 
     @cached_property
     def inputs(self) -> tuple[UsedFile, ...]:
-        """The other files; raises TaraError for one that cannot be read."""
+        """The files other than adapters. Raises TaraError if one cannot be read."""
         from tara.adapters.formats.peft_config import config_beside  # here, because it brings torch
 
         settings = self.request.settings
@@ -75,7 +75,7 @@ class RequestProvenance:
         return tuple(used_file(path) for path in paths if isinstance(path, Path))
 
     def of_image(self, seed: int, regions: ImageRegions | None = None, **changes: Any) -> Provenance:
-        """The provenance of the image of a seed; ``changes`` are settings that differ from the request's."""
+        """The provenance of the image with this seed. ``changes`` are settings that differ from the request's."""
         found = None
         if regions is not None:
             found = StoredRegions(words=regions.words, cells=tuple(map(tuple, regions.labels.tolist())))
@@ -90,14 +90,14 @@ class RequestProvenance:
         )
 
     def by_name(self) -> dict[str, Any]:
-        """Everything that the images depend on by name, for `tara.storage.outputs.output_folder`."""
+        """Everything that the images depend on, as a dict for `tara.storage.outputs.output_folder`."""
         facts = self.of_image(0).model_dump(mode="json", include={"prompt", "adapters", "inputs"})
         settings = self.base.model_dump(mode="json") | self.request.settings.model_dump(mode="json")
         return {**facts, **settings, "seeds": self.request.seeds}
 
 
 def used_file(path: Path, given: str | None = None) -> UsedFile:
-    """Name a file and its content."""
+    """A file with its SHA-256. ``given`` is its name as given by the user; None: the path."""
     try:
         sha256 = digest(path)
     except OSError as failure:
@@ -106,9 +106,10 @@ def used_file(path: Path, given: str | None = None) -> UsedFile:
 
 
 def relocated(provenance: Provenance, image: Path) -> Provenance:
-    """The same with its files where they are now: where it names them, or relative to the image's folders.
+    """The provenance with the present paths of its files.
 
-    A file is known by its content. One that is nowhere keeps its name, and so does a base that is no file or folder.
+    Files are searched at their stored path, relative to the folders above the image, and beside the image. They are
+    identified by SHA-256. A file that is not found keeps its stored path, and so does a base that is a hub id.
     """
 
     def place(name: str, sha256: str | None = None) -> str:
@@ -144,7 +145,7 @@ def relocated(provenance: Provenance, image: Path) -> Provenance:
 
 
 def png_with_provenance(image: Image.Image, provenance: Provenance) -> bytes:
-    """The image as a PNG file that holds its provenance."""
+    """Encode the image as a PNG file with its provenance in a text chunk."""
     from PIL import PngImagePlugin
 
     information = PngImagePlugin.PngInfo()
@@ -167,7 +168,7 @@ def read_provenance(path: Path) -> Provenance:
     try:
         with Image.open(path) as image:
             check_room(path, image)
-            image.load()  # text chunks may stand after the pixels
+            image.load()  # text chunks may follow the pixels
             text: object = image.info.get(PROVENANCE_KEY)
     # ValueError: a text that unpacks to far more than its chunk
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as failure:
@@ -187,11 +188,11 @@ def read_provenance(path: Path) -> Provenance:
 
 
 def was_made_as(path: Path, wanted: Provenance) -> bool:
-    """Whether a file is a whole image that was made in this very way, by whatever version of tara."""
+    """Whether a file is a complete image with this provenance. The version of tara may differ."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:  # without its pixels: a folder may hold thousands of images of one seed
+        with Image.open(path) as image:  # reads no pixels, because a folder may hold thousands of images of one seed
             made = Provenance.model_validate_json(image.info.get(PROVENANCE_KEY, ""))
         same = made.model_copy(update={"tara_version": wanted.tara_version, "regions": None}) == wanted
         return same and read_provenance(path) == made

@@ -52,14 +52,17 @@ COMPOSERS: dict[str, Composer] = {
 
 
 def default_composer(adapters: ActiveAdapters) -> Composer:
-    """Regions for several subjects of which one acts outside the text's keys and values, which no mask can hold."""
+    """The composer `regions` if there are several subjects and at least one has a global part, else `tara`.
+
+    A token mask cannot confine a global part.
+    """
     subjects = [active for active in adapters if not active.is_style]
     several = len(subjects) > 1 and any(active.global_strength for active in subjects)
     return COMPOSERS["regions" if several else "tara"]
 
 
 def composer_named(composer: str | Composer) -> Composer:
-    """A composer by its name; one that is given itself stays what it is.
+    """The composer of this name. A `Composer` is returned unchanged.
 
     Raises:
         TaraError: for an unknown name.

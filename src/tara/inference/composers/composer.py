@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tara.inference.active_adapter import ActiveAdapters
 
 Turns = Callable[[int, int], Sequence[int]]
-"""From the number of a denoising step (0 first) and the number of adapters: those that this step evaluates."""
+"""(index of the denoising step from 0, number of adapters) to the indices of the adapters that the step evaluates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,13 @@ class Composer:
     """What it does, in a few words for tables and help."""
     masked: bool = False
     """Whether adapters act on their rare words' tokens in the conditional rows. Otherwise they act as plain LoRAs do:
-    on every token of every row, the unconditional ones too, and on all that the text encoders read."""
+    on every token of every row, including unconditional rows, and in the text encoders on the whole text."""
     regional: bool = False
     """Whether each adapter acts in its own region of the image only, see `tara.inference.confining`."""
     adapters: Callable[[ActiveAdapters], ActiveAdapters] = lambda adapters: adapters
-    """The adapters that act, such as a merge of all."""
+    """From the user's adapters to the adapters that act, for instance their merge."""
     prompt: Callable[[str, ActiveAdapters], str] = lambda prompt, adapters: prompt
-    """The text that is encoded, from the user's prompt."""
+    """From the user's prompt and adapters to the text that is encoded."""
     turns: Turns | None = None
-    """Where a step takes several network evaluations, one for each adapter, see
+    """For composers that evaluate the network with one adapter at a time: the adapters of each step, see
     `tara.inference.composers.sequential`. None: one evaluation with all adapters."""

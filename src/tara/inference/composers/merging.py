@@ -30,10 +30,10 @@ DENSITY: dict[Method, float] = {"ties": 0.2, "dare_linear": 0.5}
 
 
 def merged(adapters: ActiveAdapters, method: Method) -> ActiveAdapters:
-    """One plain LoRA in place of several; their weights are in it.
+    """Merge several adapters, times their weights, into one plain LoRA.
 
-    A layer that only some adapters have is merged from those. What a merge leaves to chance is the same every time, and
-    torch's generator stays as it was.
+    A layer that only some adapters have is merged from these. Random choices use a fixed seed, and torch's global
+    generator is not changed.
     """
     import torch
     from peft.utils import merge_utils  # here, because peft takes seconds to import
@@ -70,7 +70,7 @@ def _by_layer(adapters: ActiveAdapters) -> dict[str, list[tuple[float, LowRank]]
     for active in sorted(adapters, key=lambda active: active.order):  # a fixed order of summation, as everywhere
         for path, delta in active.adapter.all_layers.items():
             weight = active.global_strength if path in active.adapter.global_deltas else active.weight
-            if weight:  # one that is off must not vote either
+            if weight:  # an adapter of weight 0 must not vote on signs
                 deltas.setdefault(path, []).append((weight, delta))
     return deltas
 

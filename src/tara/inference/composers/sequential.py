@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def switch_every(steps: int) -> Composer:
-    """LoRA Switch that goes on to the next LoRA after so many steps."""
+    """LoRA Switch that changes to the next LoRA every ``steps`` denoising steps."""
 
     def turns(step: int, adapters: int) -> Sequence[int]:
         return (step // steps % adapters,)
@@ -38,7 +38,7 @@ def switch_every(steps: int) -> Composer:
 
 
 def _sorted(adapters: ActiveAdapters) -> ActiveAdapters:
-    # a fixed order of summation: the order in which adapters are given changes nothing, to the last bit
+    # a fixed order of summation, so that the order of the adapters does not change any bit
     return tuple(sorted(adapters, key=lambda active: active.order))
 
 
@@ -52,10 +52,10 @@ COMPOSITE = Composer(
 
 @contextmanager
 def evaluated(base: Base, evaluations: Sequence[EvaluationInputs], turns: Turns) -> Generator[None]:
-    """For a ``with`` block, each network call gives the mean over the evaluations whose turn it is.
+    """In a ``with`` block, each network call returns the mean prediction of the evaluations that ``turns`` selects.
 
-    Of a call with prepared text each evaluation takes its own text and pooled vector; any other call is left alone.
-    Weights are changed within an evaluation only; afterwards the denoiser's ``forward`` is the one that was found.
+    Each evaluation uses its own text and pooled vector. Network calls without prepared text are not changed. Weights
+    are changed only during an evaluation. At the end of the block, the denoiser's ``forward`` is restored.
     """
     denoiser = base.denoiser
     original = denoiser.__dict__.get("forward")  # accelerate's hooks, for instance, put one there
@@ -70,7 +70,7 @@ def evaluated(base: Base, evaluations: Sequence[EvaluationInputs], turns: Turns)
 
 @dataclass
 class _MeanForward:
-    """Stands for the denoiser's ``forward`` and counts denoising steps."""
+    """Replacement of the denoiser's ``forward``, which counts denoising steps."""
 
     base: Base
     forward: Callable[..., Any]
@@ -87,7 +87,7 @@ class _MeanForward:
         if CONDITIONING_KEY not in (kwargs.get("cross_attention_kwargs") or {}):
             return self.forward(sample, timestep, *args, **kwargs)
         now = float(torch.as_tensor(timestep).max())
-        # an image's timesteps fall or stay: after a rise another image has begun
+        # timesteps of an image never rise, so a higher one means that a new image has begun
         self.step = 0 if now > self.timestep else self.step + 1
         self.timestep = now
         chosen = [self.evaluations[index] for index in self.turns(self.step, len(self.evaluations))]
