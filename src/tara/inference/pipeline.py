@@ -116,7 +116,7 @@ class Pipeline:
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
-        """Generate every prompt with every seed. Returns all images of the first prompt first. Arguments: see `stream`."""
+        """Generate every prompt with every seed. All images of the first prompt come first. Arguments: see `stream`."""
         made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
         return [one.image for one in sorted(made, key=lambda one: one.index)]
 
