@@ -59,7 +59,7 @@ class Recorder:
 
     @torch.no_grad()
     def __call__(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        """One cross-attention of one network call, see `tara.families.processors.Watch`."""
+        """Add the attention of one cross-attention layer in one network call; see `tara.families.processors.Watch`."""
         # rows = [unconditional..., conditional...] with guidance, [conditional...] without: only these read the prompt
         assert query.shape[0] in (self._images, 2 * self._images), "one row, or a guided pair, for each image"
         conditional = slice(query.shape[0] - self._images, None)

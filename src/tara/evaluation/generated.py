@@ -83,7 +83,7 @@ def generate(
     for _, same_settings in groupby(planned, lambda one: one.provenance.request.settings.composer):
         left = list(same_settings)
         while left:
-            # a call first prepares all of its requests: ties and dare merge the adapters of each into full matrices
+            # small calls: a call prepares all its requests first, and ties and dare merge adapters into full matrices
             call, left = left[:batch_size], left[batch_size:]
             wanted = [(one.provenance, seed, record) for one in call for seed, record in one.records.items()]
             images = pipeline.generate(

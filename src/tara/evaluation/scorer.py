@@ -28,7 +28,7 @@ LabelledBox = tuple[Box, str]  # a detection and its class word
 class SubjectScorer:
     """Detects each class by its word, crops the detections, and compares the crops with crops of the subjects' photos.
 
-    ``dino`` assigns detections to subjects. ``clip``, which sees the class better than the individual, and
+    ``dino`` assigns detections to subjects. ``clip``, which represents the class better than the individual, and
     ``plain_dino``, an encoder of whole images, add metrics. ``same_subject`` replaces the default of `thresholds`.
 
     Raises:

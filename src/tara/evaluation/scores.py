@@ -13,7 +13,7 @@ WHOLE_IMAGE = -1  # used as the subject's index for a metric of the whole image
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """What was detected in one image, compared with the subjects that it should show."""
+    """The detections in one image, and their similarities to the subjects that it should show."""
 
     boxes: tuple[Box, ...]
     class_match: Bool[np.ndarray, "subjects detections"]
@@ -85,7 +85,7 @@ class ImageScore:
 
 
 def score(detections: Detections) -> ImageScore:
-    """Assign detections to subjects, and score each subject; an image succeeds when all are correct.
+    """Assign detections to subjects and score each subject. An image is a success if all its subjects are correct.
 
     With S (subjects, detections) the similarity by one encoder and d the detection of subject s: identity is S[s, d],
     leakage max(0, max over the other subjects t of S[t, d] - S[s, d]).
@@ -111,7 +111,7 @@ def score(detections: Detections) -> ImageScore:
 
 
 def leakage(similarity: Float[np.ndarray, " subjects"], own: int) -> float:
-    """How much more similar a detection is to another subject than to its ``own``; 0 if it is most similar to that."""
+    """How much more similar a detection is to another subject than to subject ``own``; 0 if ``own`` is most similar."""
     return max(0.0, float(np.delete(similarity, own).max() - similarity[own]))
 
 

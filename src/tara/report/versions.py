@@ -1,4 +1,4 @@
-"""The versions of everything that numbers depend on."""
+"""The versions of all software that results depend on."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +11,7 @@ PACKAGES = (DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "p
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """The versions of Python, the platform, the device and the packages, on which numbers depend."""
+    """The versions of Python, the platform, the device and the packages that results depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     if device is not None:
         found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

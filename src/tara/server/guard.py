@@ -31,7 +31,7 @@ class ApiError(Exception):
 
 
 class BodyLimit:
-    """Middleware that adds security headers, and refuses a body larger than its route allows while reading it."""
+    """Middleware that adds security headers and rejects bodies, while reading, that are too large for their route."""
 
     def __init__(self, app: ASGIApp, most: int, most_upload: int) -> None:
         self._app, self._most, self._most_upload = app, most, most_upload
@@ -85,7 +85,7 @@ class RateLimit:
         self._times: dict[str, deque[float]] = {}
 
     def check(self, owner: str) -> None:
-        """Count a request; raises ApiError (429) for one beyond the limit."""
+        """Count a request. Raises ApiError (429) if the key is over its limit."""
         now = time.monotonic()  # the system clock may be set back
         times = self._times.setdefault(owner, deque(maxlen=self._most))
         while times and now - times[0] > MINUTE:

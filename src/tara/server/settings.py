@@ -48,7 +48,7 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this computer reaches the server."""
+        """Whether the server can be reached from this computer only."""
         try:
             return ip_address(self.host).is_loopback
         except ValueError:
@@ -60,7 +60,7 @@ class ServerSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 def read_settings(path: Path | None, **changes: Any) -> ServerSettings:
-    """Settings from a TOML file, if there is one, with changes from elsewhere.
+    """Settings from a TOML file (None: the defaults); ``changes`` take precedence.
 
     Raises:
         TaraError: for a file that cannot be read, an unknown name or a value out of range.

@@ -79,7 +79,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
 
 
 def next_number(folder: Path) -> int:
-    """The number of a folder's next image: one more than its largest, from 1."""
+    """The number of a folder's next image: its largest number plus 1; 1 in an empty folder."""
     names = (_NUMBERED.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
     return max((int(match[1]) for match in names if match), default=0) + 1
 

@@ -34,14 +34,14 @@ def read_photos(
 ) -> list[Photo]:
     """Read every photo of a folder, sorted by name, with its captions and, if it is ``masked``, its mask.
 
-    A photo's captions are, the first that exists: the ``.txt`` or ``.caption`` file of its name, its ``text`` in
-    ``metadata.jsonl`` (a line ``{"file_name": ..., "text": ...}`` per photo), the ``templates``. Its mask is, the first
-    that exists: the image of its name in the folder ``masks``, its own opacity. Of kohya's subfolders, ``10_xlo dog``,
-    each photo counts as often as the number says. Warns (TaraWarning) of other files, which are ignored.
+    A photo's captions come from its ``.txt`` or ``.caption`` file, else from its ``text`` in ``metadata.jsonl`` (a line
+    ``{"file_name": ..., "text": ...}`` per photo), else from the ``templates``. Its mask is the image of the same name
+    in the folder ``masks``, else its opacity. Photos in a kohya subfolder such as ``10_xlo dog`` are used as often as
+    its number says. Warns (TaraWarning) of other files, which are ignored.
 
     Raises:
-        TaraError: for a missing or empty folder, a file that is not a whole image (by name), captions or masks without
-            a photo, a photo without its mask when there is a folder of them.
+        TaraError: for a missing or empty folder, a damaged image, captions or masks without a photo, or a photo
+            without a mask in the folder ``masks``.
     """
     folders = photo_folders(folder)
     if not any(listed.photos for listed in folders):

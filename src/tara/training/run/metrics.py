@@ -1,4 +1,4 @@
-"""Where the numbers of a run's steps go: its ``metrics.jsonl``, and TensorBoard or Weights & Biases."""
+"""Logs the metrics of a run's steps: to its ``metrics.jsonl``, and to TensorBoard or Weights & Biases."""
 
 import json
 import os

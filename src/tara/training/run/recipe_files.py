@@ -19,7 +19,7 @@ from tara.training.settings import BASE_DEFAULTS, Recipe, TrainSettings
 
 RUN_SETTINGS = SETTINGS  # a recipe in a run folder
 WITHOUT_EFFECT = {"device", "threads", "checkpoint_every"}  # neither on the adapter nor on the files of a run
-MOST_TOML = 2**16  # bytes; the parser takes a time that grows with the square of a key's parts
+MOST_TOML = 2**16  # bytes; the parser's time grows with the square of the number of a key's parts
 PATHS = ("images", "masks", "out", "class_folder")
 NAMES_OR_PATHS = ("base", "vae")
 
@@ -35,7 +35,7 @@ class _Tables(BaseModel, extra="forbid"):
 def read_recipe(path: Path, **overrides: Any) -> Recipe:
     """Read a TOML file with a ``[settings]`` table and one ``[[concept]]`` table per concept, or a run folder.
 
-    Relative paths are taken from the file's folder. ``overrides`` (the command line's flags) win over ``[settings]``.
+    Relative paths start at the file's folder. ``overrides`` (command-line flags) take precedence over ``[settings]``.
     A run folder (``rex.run``) gives the recipe that the run was started with, to be resumed.
 
     Raises:
@@ -49,9 +49,9 @@ def read_recipe(path: Path, **overrides: Any) -> Recipe:
 
 
 def recipe_json(recipe: Recipe, asked: Mapping[str, Any]) -> str:
-    """The recipe for a run folder: with absolute paths, because the run may be resumed from elsewhere.
+    """The recipe as JSON for a run folder. Paths are absolute, because a run may be resumed from another folder.
 
-    ``asked`` is its `comparable` form before the base's defaults were filled in.
+    ``asked`` is the result of `comparable` for the recipe without the base's defaults.
     """
     concepts = [concept.model_dump(mode="json") | {"out": str(concept.file)} for concept in recipe.concepts]
     tables = {

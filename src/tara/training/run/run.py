@@ -85,26 +85,25 @@ def train_recipe(
 
     `tara.train`, `tara train` and the published scripts call this.
 
-    In a program that a launcher has started in several processes, each takes its share of every step, and the main
-    process writes.
+    If a launcher has started several processes, each computes its share of every step, and the main process writes.
 
     Args:
         recipe: settings and concepts.
         base: a base or loaded pipeline instead of the one that the settings name.
-        resume: go on from the run folder's last checkpoint, if there is one.
-        overwrite: start anew although there is an unfinished training, or an adapter of other settings.
-        on_inputs: called in the main process with what is trained, once it has been read and checked.
+        resume: continue from the run folder's last checkpoint, if there is one.
+        overwrite: start from step 0 even if there is an unfinished training, or an adapter with other settings.
+        on_inputs: called in the main process with the inputs, after they have been read and checked.
         on_step: called after each step.
         on_class_image: called after each class image that is generated for prior preservation.
-        on_upload: called with the adapters' address on the hub; a TaraWarning says what to do when they are not there.
+        on_upload: called with the URL on the hub. If the upload fails, a TaraWarning says what to do.
 
     Returns:
         The adapters, in the order of the concepts. If they exist and were trained with the same settings, they are
             loaded, with a TaraWarning.
 
     Raises:
-        TaraError: when something is wrong with the photos, words, settings, base or output.
-        TrainingInterrupted: on Ctrl-C once training has begun, after a checkpoint has been written.
+        TaraError: for invalid photos, words, settings, base or output.
+        TrainingInterrupted: on Ctrl-C during the steps, after a checkpoint has been written.
         OtherProcessEnded: when the run cannot go on, because one of its other processes has ended.
     """
     folder, processes = RunFolder(recipe.run_folder), join(_device(recipe, base))
@@ -129,14 +128,14 @@ def train_recipe(
             on_inputs(inputs)
         training = _prepared(recipe, inputs, folder, state, processes, on_class_image)
         run = Run(training=training, folder=folder, asked=asked, on_step=on_step or (lambda _: None))
-        # nothing is refused from here on, in no process, so what an earlier run left may be deleted
+        # all checks of all processes have passed, so files of an earlier run may be deleted
         processes.barrier()
         repository = with_owner(recipe.repository) if recipe.settings.push_to_hub and processes.is_main else None
         if processes.is_main:
             run.in_main_process(repository)
         else:
             run.in_other_process()
-        processes.barrier()  # the files are there for all
+        processes.barrier()  # the main process has written the files
     if repository is not None:
         _upload(folder.hub, repository, on_upload)
     return training.adapters()
@@ -150,13 +149,13 @@ def _prepared(
     processes: Processes,
     on_class_image: OnClassImage | None,
 ) -> Training:
-    """The training before its first step, or at the step of a checkpoint, with all class images generated."""
+    """The training at step 0 or at the step of ``state``, with all class images generated."""
     done, steps = (0 if state is None else state.step), inputs.settings.steps
     if done > steps:
         raise TaraError(f"'{folder.path}' is at step {done}, but steps is {steps}. Set steps to {done} or more.")
     if processes.is_main:
         generate_class_images(recipe, inputs.base, on_class_image)
-    processes.barrier()  # the class images are there for all
+    processes.barrier()  # the main process has generated the class images
     training = Training(inputs, class_folders(recipe), processes)
     if state is not None:
         training.load(state)
@@ -166,7 +165,7 @@ def _prepared(
 def _upload(folder: Path, repository: str, on_upload: OnUpload | None) -> None:
     try:
         address = upload(folder, repository)
-    except TaraError as failure:  # the training is worth more than its place on the hub
+    except TaraError as failure:  # a failed upload must not end the training
         warn(str(failure))
     else:
         if on_upload is not None:
@@ -191,7 +190,7 @@ def _base(recipe: Recipe, base: Base | Any | None) -> Base:
 
 
 def _check_earlier_run(folder: RunFolder, recipe: Recipe) -> None:
-    """Refuse (TaraError) to replace a training that is unfinished, or whose adapters are gone."""
+    """Raises TaraError if the run folder has an unfinished training, or a finished one whose adapters are missing."""
     done = folder.steps_done()
     if not done:
         return

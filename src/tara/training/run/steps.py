@@ -26,7 +26,7 @@ OnStep = Callable[[StepRecord], object]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C in a training run; ``step`` is that of the last checkpoint (0: none), ``command`` goes on from there."""
+    """Ctrl-C in a training run. ``step`` is that of the last checkpoint (0: none); ``command`` resumes from it."""
 
     def __init__(self, folder: Path, step: int, processes: int = 1) -> None:
         self.folder, self.step, self.command = folder, step, resume_command(folder)
@@ -36,7 +36,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with a run."""
+    """The command that resumes a run."""
     return f"tara train {shlex.quote(str(folder))} --resume"
 
 
@@ -80,7 +80,7 @@ def asked_to_stop(may_stop: Callable[[], bool]) -> Generator[StopRequest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training and what belongs to its steps: metrics, tracker, checkpoints, previews, and Ctrl-C."""
+    """Runs the steps of a training, with metrics, tracker, checkpoints, previews, and Ctrl-C."""
 
     training: Training
     folder: RunFolder
@@ -94,7 +94,7 @@ class Run:
         Ctrl-C stops cleanly.
         """
         training, folder, settings = self.training, self.folder, self.training.settings
-        # several processes stop between steps only, where they wait for one another
+        # several processes stop only between steps, at a barrier
         alone = training.processes.count == 1
         with folder_lock(folder.path), asked_to_stop(lambda: training.is_whole and alone) as stop:
             folder.begin(self._recipe(), training.base.device, self.asked, training.step)
