@@ -23,10 +23,11 @@ __all__ = ["Adapter", "AdapterCard", "Context", "load_adapter"]
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A card and its low-rank deltas, keyed by the path of the layer inside the denoiser.
+    """A card and its low-rank deltas by the path of the layer inside the denoiser.
 
-    For instance ``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k``. ``name`` is what messages call it.
-    ``text_layers`` are those of the text encoders: ``text_encoder.text_model...``, ``text_encoder_2.text_model...``.
+    A path is for instance ``down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k``. ``text_layers`` has the
+    deltas of the text encoders: ``text_encoder.text_model...``, ``text_encoder_2.text_model...``. ``name`` is used in
+    messages.
     """
 
     card: AdapterCard
@@ -42,29 +43,29 @@ class Adapter:
 
     @cached_property
     def text_kv_deltas(self) -> dict[str, LowRank]:
-        """The part on the text's keys and values: masked by token, computed once per prompt."""
+        """The deltas of the text's keys and values. They can be masked by token, and are computed once per prompt."""
         return {path: low_rank for path, low_rank in self.layers.items() if path.endswith(self.card.text_kv)}
 
     @cached_property
     def global_deltas(self) -> dict[str, LowRank]:
-        """The rest: it acts on everything, whether the rare word is in the prompt or not."""
+        """The global part: all other deltas of the denoiser. They act whether the rare word is in the prompt or not."""
         return {path: low_rank for path, low_rank in self.layers.items() if path not in self.text_kv_deltas}
 
     @property
     def trained_with_token_mask(self) -> bool:
-        """Whether it was trained with a token mask, to act on its rare word only; other tools' LoRAs never are."""
+        """Whether it was trained with a token mask, to act on its rare word only. False for LoRAs of other tools."""
         return bool(self.card.settings.get("token_mask"))
 
     @cached_property
     def all_layers(self) -> dict[str, LowRank]:
-        """The deltas of the denoiser and the text encoders, as files hold them."""
+        """The deltas of the denoiser and the text encoders together."""
         return {**self.layers, **self.text_layers}
 
     @cached_property
     def unit_scale(self) -> "Adapter":
-        """The same adapter with every scale multiplied into B, so that alpha = rank: what files hold.
+        """The same adapter with every scale multiplied into B, so that alpha = rank. Files are written in this form.
 
-        Some readers lose an alpha that only a header has, and act two to three times too strong or too weak.
+        Some tools ignore an alpha that is stored only in the header; the adapter would act at a wrong scale there.
         """
         layers, text_layers = (
             {path: delta.unit_scale() for path, delta in part.items()} for part in (self.layers, self.text_layers)
@@ -74,13 +75,13 @@ class Adapter:
         return replace(self, card=card, layers=layers, text_layers=text_layers)
 
     def save(self, path: str | Path) -> Path:
-        """Write the adapter as one ``.safetensors`` file, whole or not at all; diffusers and PEFT read it too.
+        """Write the adapter atomically as one ``.safetensors`` file, which diffusers and PEFT can read, too.
 
         Raises:
             TaraError: when the folder is not writable or the disk is full.
         """
         path = Path(path)
-        # called by its words, not by the path: the same adapter is the same file
+        # titled by its words, not by the path, so that the same adapter gives the same file
         title = f"{self.card.rare_word} {self.card.class_word}".strip() or Path(self.name).stem
         written = self.unit_scale
         write_diffusers(path, written.all_layers, written.card, header_entries(written.card, title))
@@ -90,16 +91,16 @@ class Adapter:
 def load_adapter(path: str | Path, alpha: float | None = None) -> Adapter:
     """Read an adapter onto the CPU: our own file, or a plain LoRA or textual inversion of another tool.
 
-    Another tool's file has no card: the adapter's card then holds what the weights tell, and no rare word; give it one
-    where it is used (``FILE:rare_word=xlo,class_word=dog``).
+    Another tool's file has no card. Then the card is made from the weights and has no rare word. Give the rare word
+    where the adapter is used (``FILE:rare_word=xlo,class_word=dog``).
 
     Args:
         path: a ``.safetensors`` file, a folder of PEFT, of diffusers or with a saved U-Net, or one of these on the hub,
             see `tara.adapters.formats.locating.lora_file`.
-        alpha: overrides every layer's alpha (scale = alpha / rank).
+        alpha: overrides every layer's alpha (scale = alpha / rank). None: as the file says.
 
     Raises:
-        TaraError: when the file is missing, damaged, incomplete, of a newer version, or no plain LoRA.
+        TaraError: when the file is missing, damaged, incomplete, of a newer version, or of an unsupported kind.
     """
     path = Path(path)
     name = path.name if path.exists() else path.as_posix()  # on the hub, a file's name alone says little
@@ -146,7 +147,7 @@ def _check_ranks(path: Path, card: AdapterCard, pairs: Mapping[str, Pair]) -> No
 
 
 def _card_from_weights(file: LoraFile) -> AdapterCard:
-    """The card of another tool's file, as far as its weights show it."""
+    """The card of another tool's file, from its weights and its header."""
     endings = AdapterCard.model_fields["text_kv"].default
     widths = {path: pair.a.shape[1] for path, pair in file.pairs.items() if not path.endswith((".bias", ".weight"))}
     convolved = any(pair.kernel for layer, pair in file.pairs.items() if layer.endswith("proj_in"))

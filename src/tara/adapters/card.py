@@ -18,17 +18,17 @@ Context = Literal["prompt", "delta"]
 """Where the embedding of a rare word is taken from when an adapter is composed.
 
 - ``prompt``: from the prompt itself, as published.
-- ``delta``: the frozen keys and values from the prompt, the input of the low-rank delta from the instance prompt. The
-  word keeps its place among its neighbours and adds what was learned; ``benchmarks/context_toyland.py`` compares both.
+- ``delta``: the frozen keys and values are computed from the prompt, the low-rank delta from the instance prompt, on
+  which it was trained. ``benchmarks/context_toyland.py`` compares both.
 """
 
 
 class AdapterCard(BaseModel, frozen=True):
     """The metadata that an adapter file stores about itself.
 
-    Of another tool's file only a part is known: words, phrase and family are empty where the file does not say.
-    ``rank`` and ``alpha`` are those of most layers; ``rank_pattern`` and ``alpha_pattern`` hold the other layers', by
-    path (a text encoder's begin with its name), as in PEFT's ``LoraConfig``.
+    For another tool's file, words, phrase and family are empty if the file does not tell them.
+    ``rank`` and ``alpha`` are those of most layers. ``rank_pattern`` and ``alpha_pattern`` hold those of the other
+    layers by path, as in PEFT's ``LoraConfig``. Paths in a text encoder begin with its name.
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1)
@@ -76,12 +76,12 @@ class AdapterCard(BaseModel, frozen=True):
 
 
 def parse_card(path: Path, text: str) -> AdapterCard:
-    """The card in a file's header.
+    """Parse the card in a file's header.
 
     Raises:
         TaraError: when it is damaged, or newer than this version of tara.
     """
-    _check_version(path, text)  # first: a newer card may have entries that are wrong here
+    _check_version(path, text)  # checked first, because a newer card may have entries that are invalid in this version
     try:
         return AdapterCard.model_validate_json(text)
     except ValidationError as failure:
@@ -109,8 +109,8 @@ class _Version(BaseModel):
 
 
 def commonest_and_rest(numbers: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
-    """The number that most layers have, and those of the other layers, sorted by path."""
+    """The most common number, and the numbers of the layers that differ from it, sorted by path."""
     counted = Counter(numbers.values())
-    # the smaller of two that are as common: the answer does not depend on the order of the layers
+    # of two equally common numbers the smaller, so that the order of the layers does not matter
     commonest = min(counted, key=lambda number: (-counted[number], number))
     return commonest, {layer: other for layer, other in sorted(numbers.items()) if other != commonest}

@@ -23,17 +23,17 @@ WRITERS: dict[Target, Writer] = {
 
 
 def convert(adapter: Adapter, to: Target, out: str | Path, *, overwrite: bool = False) -> Path:
-    """Write an adapter in another tool's style: the same deltas, each scale multiplied into B, and the card.
+    """Write an adapter in the format of another tool, with each scale multiplied into B, and with its card.
 
     Args:
-        adapter: from `tara.adapters.adapter.load_adapter`, whatever its file's style.
+        adapter: from `tara.adapters.adapter.load_adapter`. Its file may be in any format.
         to: kohya (A1111, ComfyUI), diffusers, peft or tara.
         out: a ``.safetensors`` file; for peft a folder.
-        overwrite: replace another file or folder of that name.
+        overwrite: whether to replace an existing file or folder of that name.
 
     Raises:
-        TaraError: when the style has no room for a part of it, a tara file would name no word, there is another file
-            ``out``, or it cannot be written.
+        TaraError: when the format cannot store a part of the adapter, a tara file would have no rare word, ``out``
+            exists already, or it cannot be written.
     """
     out = Path(out)
     if to == "peft" and (out.suffix == ".safetensors" or out.is_file()):

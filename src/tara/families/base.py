@@ -23,11 +23,11 @@ class Base:
 
     Args:
         pipe: a loaded diffusers pipeline.
-        family: what kind of base it is; recognised from the pipeline when None.
-        defaults: settings that suit this base better than its family's.
+        family: the family of the base. None: recognised from the pipeline.
+        defaults: default settings for this base. None: those of its family.
 
     Raises:
-        TaraError: when the pipeline is of no known family, or adapters cannot work on it.
+        TaraError: when no family recognises the pipeline, or adapters cannot work on it.
     """
 
     def __init__(self, pipe: Any, family: Family | None = None, defaults: Defaults | None = None) -> None:
@@ -47,7 +47,7 @@ class Base:
         self._norms: dict[str, float] = {}
 
     def _check_precision(self) -> None:
-        """Refuse (TaraError) text in another precision than the denoiser's; diffusers fails at the first product."""
+        """Refuse (TaraError) text encoders in another precision than the denoiser: diffusers would fail later."""
         precisions = {part.dtype for part in (self.denoiser, *self.text_encoders)}
         if len(precisions) > 1:
             names = " and ".join(sorted(str(precision).removeprefix("torch.") for precision in precisions))
@@ -71,7 +71,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser computes; with offloading (accelerate's hook) its weights may be elsewhere."""
+        """The device on which the denoiser computes. With accelerate's offloading its weights may be elsewhere."""
         device = getattr(getattr(self.denoiser, "_hf_hook", None), "execution_device", None)
         return self.denoiser.device if device is None else torch.device(device)
 
@@ -81,12 +81,12 @@ class Base:
 
     @cached_property
     def attention_layers(self) -> list[str]:
-        """Paths of all attentions, self- and cross-."""
+        """Paths of all attentions: self-attentions and cross-attentions."""
         return self.family.attention_layers(self.denoiser)
 
     @cached_property
     def text_layers(self) -> list[str]:
-        """Paths of the attentions whose keys and values are the text's."""
+        """Paths of the attentions whose keys and values are computed from the text."""
         attention = self.family.text_kv_paths[0].rpartition(".")[0]
         return [layer for layer in self.attention_layers if f".{layer}".endswith(f".{attention}")]
 
@@ -97,7 +97,7 @@ class Base:
         return [f"{layer}.{name}" for layer in self.attention_layers for name in self.family.attention_projections]
 
     def layer(self, path: str) -> Any:
-        """The module at an adapter's path, in the denoiser or a text encoder; AttributeError when there is none."""
+        """The module at an adapter's path, in the denoiser or a text encoder; AttributeError if there is none."""
         model, _, inner = path.partition(".")
         if model not in TEXT_ENCODERS:
             return self.denoiser.get_submodule(path)
@@ -106,7 +106,7 @@ class Base:
         return encoder.get_submodule(inner if hasattr(encoder, "text_model") else inner.removeprefix("text_model."))
 
     def parameter(self, path: str) -> torch.nn.Parameter:
-        """A layer's weight, or with ``.bias`` or ``.weight`` after its path that one; AttributeError without one."""
+        """A layer's weight, or for a path with ``.bias`` or ``.weight`` this parameter; else AttributeError."""
         layer, _, name = path.rpartition(".")
         module = self.layer(layer if name in ("bias", "weight") else path)
         module = getattr(module, "base_layer", module)  # PEFT wraps layers that have a LoRA loaded
@@ -116,7 +116,7 @@ class Base:
         return parameter
 
     def projection_sizes(self, path: str) -> tuple[int, int]:
-        """(d_in, d_out) of a layer such as ``....attn2.to_k``; a convolution's d_in includes its kernel."""
+        """(d_in, d_out) of a layer such as ``....attn2.to_k``. For a convolution, d_in is channels x height x width."""
         weight = self.parameter(path)
         return weight[0].numel(), weight.shape[0]
 
@@ -133,7 +133,7 @@ class Base:
         return hashlib.sha256(weight.detach().cpu().float().numpy().tobytes()).hexdigest()[:16]
 
     def tokenize(self, text: str) -> Tokenized:
-        """The text's tokens by characters, as many as the encoder reads (77 for CLIP)."""
+        """Tokenize a text, padded or truncated to the text encoder's length (77 tokens for CLIP)."""
         return self.family.tokenize(self.pipe, text)
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class Base:
 
     @torch.no_grad()
     def encode_negative(self, text: str | None) -> TextEncoding:
-        """The unconditional or negative text as stock pipelines encode it: zeros for None where the base says so."""
+        """Encode a negative text as stock pipelines do. None: the empty text, or zeros if the base's config says so."""
         encoding = self.family.encode(self.pipe, text or "", None, self.device)
         if text is None and getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
             pooled = None if encoding.pooled is None else torch.zeros_like(encoding.pooled)
@@ -174,7 +174,7 @@ class Base:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the square images that the base was made for."""
+        """Side, in pixels, of the square images for which the base was trained."""
         return self.family.latent_side(self.denoiser) * self.vae_scale
 
     @property
@@ -195,12 +195,12 @@ class Base:
         Args:
             latents: (rows, channels, height, width), noisy.
             timesteps: (rows,).
-            encoding: the rows' texts; keys and values come from ``conditioning`` where it is given.
-            conditioning: see `TextConditioning`; needs ``processors.install()`` first.
-            sizes: (rows, 6) original size, crop corner, target size, for families that take them; uncropped if None.
+            encoding: the texts of the rows. Keys and values are taken from ``conditioning`` if it is given.
+            conditioning: see `TextConditioning`. Call ``processors.install()`` first. None: the base without adapters.
+            sizes: (rows, 6) original size, crop corner, target size in pixels, used by SDXL. None: not cropped.
 
         Returns:
-            The prediction, shaped as ``latents``: `noise_schedule` has its type.
+            The prediction, in the shape of ``latents``. Its type is that of `noise_schedule`.
         """
         if sizes is None:
             height, width = latents.shape[-2] * self.vae_scale, latents.shape[-1] * self.vae_scale
@@ -209,7 +209,7 @@ class Base:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the network's latents of images (rows, 3, height, width) in [-1, 1]."""
+        """Mean and standard deviation of the latents of images (rows, 3, height, width) with values in [-1, 1]."""
         with self._without_overflow():
             posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         shift, scale = self.vae.config.shift_factor or 0.0, float(self.vae.config.scaling_factor)
@@ -217,7 +217,7 @@ class Base:
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Images (rows, 3, height, width) in [-1, 1] of the network's latents, as the stock pipelines decode them."""
+        """Decode latents as the stock pipelines do, to images (rows, 3, height, width) with values in [-1, 1]."""
         config = self.vae.config
         scaled, shift = latents / float(config.scaling_factor), config.shift_factor or 0.0
         if getattr(config, "latents_mean", None) is not None:  # as SDXL's stock pipeline does for such VAEs
@@ -230,7 +230,7 @@ class Base:
 
     @contextmanager
     def _without_overflow(self) -> Generator[None]:
-        """The VAE in float32 for a ``with`` block, where float16 is too narrow for it, as for SDXL's."""
+        """In a ``with`` block, cast the VAE to float32 if it overflows in float16, as SDXL's does."""
         overflows = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         try:
             if overflows:
@@ -246,12 +246,12 @@ class Base:
         return [self.denoiser, self.vae, *self.text_encoders]
 
     def offload(self) -> None:
-        """Move the text encoders and the VAE to CPU memory: denoising steps do not need them."""
+        """Move the text encoders and the VAE to CPU memory, because denoising steps do not need them."""
         for part in (self.vae, *self.text_encoders):
             part.to("cpu")
 
     def onload(self) -> None:
-        """Move back what `offload` moved, except parts that hooks of accelerate move."""
+        """Move back the modules that `offload` moved, except those that accelerate's hooks move."""
         for part in (self.vae, *self.text_encoders):
             if part.device != self.device and not hasattr(part, "_hf_hook"):
                 part.to(self.device)

@@ -1,4 +1,4 @@
-"""What people call a base: a short name, a folder, a checkpoint file or a hub id."""
+"""The names of bases: a short name, a folder, a checkpoint file or a hub id."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ALIASES = {
 
 
 def check_base_name(name: str) -> None:
-    """Refuse (TaraError) a name that can be neither a base here nor a hub id."""
+    """Refuse (TaraError) a name that is neither a short name, nor a folder or file on this machine, nor a hub id."""
     if base_here(name) or name in ALIASES:
         return
     path, known = Path(name), f"Known names: {', '.join(SHORT_NAMES)}."
@@ -32,19 +32,19 @@ def check_base_name(name: str) -> None:
 
 
 def resolve_base(name: str | Path) -> str:
-    """The folder, file or hub id that a base's name stands for: ``sd15`` and ``sdxl`` are short names."""
+    """The folder, file or hub id of a base's name. ``sd15`` and ``sdxl`` are short names."""
     return str(name) if base_here(name) else ALIASES.get(str(name), str(name))
 
 
 def public_name(name: str) -> str:
-    """A base's name without its folder, for files that are shared; a hub id as it is."""
+    """A base's name without its folder, for files that are shared. A hub id is not changed."""
     return Path(name).absolute().name if Path(name).exists() else name
 
 
 def base_here(name: str | Path) -> Path | None:
-    """The folder or file here that a base's name stands for; None for a short name or a hub id.
+    """The folder or file on this machine with this name. None for a short name or a hub id.
 
-    Before a short name only a pipeline's folder comes: one called ``sdxl`` may as well hold what was trained on it.
+    A folder with a short name, such as ``sdxl``, is used only if it is a pipeline's: it may also hold adapters.
     """
     path = Path(name)
     try:

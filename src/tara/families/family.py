@@ -1,4 +1,4 @@
-"""The definition of a base family: data, and the few functions in which families differ."""
+"""The definition of a family of bases: data, and the functions that differ between families."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ Predict = Callable[[nn.Module, Tensor, Tensor, TextEncoding, TextConditioning | 
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Settings that suit a family, or one base of it."""
+    """Default settings of a family, or of one base."""
 
     resolution: int | None = None
-    """None: the size that the network was made for."""
+    """Side of the images in pixels. None: the size for which the network was trained."""
     rank: int = 8
     alpha: float | None = None
     """None: equal to the rank."""
@@ -37,12 +37,12 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class FileNames:
-    """What a family is called in other tools' adapter files."""
+    """The names of a family in adapter files of other tools."""
 
     architecture: Mapping[str, str] = field(default_factory=dict[str, str])
-    """``modelspec.architecture`` by prediction type; the empty key for any."""
+    """``modelspec.architecture`` by prediction type. The empty key stands for every prediction type."""
     kohya_base: Mapping[str, str] = field(default_factory=dict[str, str])
-    """kohya's ``ss_base_model_version``, in the same way."""
+    """kohya's ``ss_base_model_version`` by prediction type, in the same way."""
     sgm_blocks: bool = False
     """Whether kohya's files name its blocks as the original checkpoint does (input_blocks), not as diffusers."""
     hub_tag: str = ""
@@ -59,32 +59,32 @@ def ddpm_schedule(pipe: Any) -> NoiseSchedule:
 
 
 def configured_side(denoiser: Any) -> int:
-    """The side of the latents that diffusers' config of a network names."""
+    """The side of the latents in the diffusers config of a network."""
     size = denoiser.config.sample_size
     return int(size if isinstance(size, int) else size[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A group of bases with one architecture: where the text's keys and values are, and what the network predicts.
+    """Bases with the same architecture: their text projections, and functions that encode, predict and check.
 
     The defaults of the function fields are right for a diffusers pipeline whose ``encode_prompt`` encodes the text and
-    whose attentions have processors. A new family is one file that builds one of these and a line in
-    `tara.families.registry`, or an argument of `tara.families.base.Base`.
+    whose attentions have processors. To add a family, write a file that builds a `Family`, and register it in
+    `tara.families.registry` or pass it to `tara.families.base.Base`.
     """
 
     name: str
     denoiser: str
-    """The pipeline's component that predicts, such as ``unet``."""
+    """Name of the pipeline's denoising network, such as ``unet``."""
     text_width: int = 0
     text_kv_paths: tuple[str, str] = ("attn2.to_k", "attn2.to_v")
-    """Endings of the paths of the projections that make the text's keys and values."""
+    """Path endings of the projections that compute the text's keys and values."""
     text_kv_fixed: bool = True
     """Whether the text's keys and values depend on the prompt alone, so that one computation serves all steps."""
     attention_projections: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Projections of every attention, the query's first."""
+    """Names of the projections of every attention. The first is the query's."""
     stock_processors: tuple[type, ...] = (AttnProcessor2_0, AttnProcessor, SlicedAttnProcessor)
-    """Attention processors that call every one of these projections."""
+    """Attention processors that call all `attention_projections`."""
     defaults: Defaults = Defaults()
     files: FileNames = FileNames()
 
@@ -93,7 +93,7 @@ class Family:
     check: Callable[[Any], None] = lambda pipe: None
     """Refuse (TaraError) a pipeline on which adapters cannot work."""
     check_trainable: Callable[[Any], None] = lambda pipe: None
-    """Refuse (TaraError) a pipeline that generates but cannot be trained, such as one for inpainting."""
+    """Refuse (TaraError) a pipeline on which tara can generate but not train, such as one for inpainting."""
     attention_layers: Callable[[nn.Module], list[str]] = attentions
     """Paths of the denoiser's attentions, self- and cross-."""
     tokenize: Callable[[Any, str], Tokenized] = tokenize
@@ -103,16 +103,16 @@ class Family:
     noise_schedule: Callable[[Any], NoiseSchedule] = ddpm_schedule
     """The pipeline's noise schedule and prediction target."""
     latent_side: Callable[[Any], int] = configured_side
-    """The side of the latents of the images that a denoiser was made for."""
+    """Side of the latents for which a denoiser was trained."""
     latent_multiple: Callable[[Any], int] = lambda denoiser: 1
-    """What a denoiser divides both sides of the latents by."""
+    """Both sides of a denoiser's latents must be multiples of this."""
     task_pipeline: Callable[[Any, Task], Any] = lambda pipe, task: pipe
-    """The stock pipeline of a task, which shares all parts with the given one."""
+    """(pipe, task) to the stock pipeline of the task, which shares all components with ``pipe``."""
     is_guided: Callable[[Any, float], bool] = lambda pipe, guidance_scale: guidance_scale > 1
-    """Whether a pipeline call with this scale has unconditional rows."""
+    """(pipe, guidance_scale) to whether a pipeline call has unconditional rows."""
 
     @property
     def kv_names(self) -> tuple[str, str]:
-        """What a text layer calls its projections to keys and to values."""
+        """Names of a text layer's projections to keys and to values."""
         keys, values = (path.rpartition(".")[2] for path in self.text_kv_paths)
         return keys, values

@@ -47,16 +47,16 @@ def load_base(
     vae: str | Path | None = None,
     prediction_type: Prediction | None = None,
 ) -> Base:
-    """Load a base: every part in one precision on one device.
+    """Load a base, with all components in one precision on one device.
 
     Args:
         name: see `resolve_base`.
-        device: cuda, mps or cpu; the best one available when None.
-        precision: auto is the best one for the device; a VAE that overflows in fp16 is upcast where it is used.
+        device: cuda, mps or cpu. None: the best one available.
+        precision: auto, fp32, fp16 or bf16; auto: see `best_precision`. A VAE that overflows in fp16 runs in fp32.
         revision: branch, tag or commit of a hub id.
-        variant: of the files of a folder or hub id, such as ``fp16``.
-        vae: VAE to use instead of the base's own: a folder, a ``.safetensors`` file or a hub id.
-        prediction_type: what the network predicts; if a checkpoint does not say, it is observed, with a warning.
+        variant: variant of the files in a folder or hub repository, such as ``fp16``. None: the files without one.
+        vae: replaces the base's VAE: a folder, a ``.safetensors`` file or a hub id. None: the base's own.
+        prediction_type: prediction type of the network. None: as the base says; else it is observed, with a warning.
 
     Raises:
         TaraError: when there is no such base or device, or adapters cannot work on the base.
@@ -85,7 +85,7 @@ def load_base(
 
 
 def _with_own_defaults(folder: Path, defaults: Defaults) -> Defaults:
-    """The family's defaults, changed by those in a base's own folder."""
+    """The family's defaults, overridden by `DEFAULTS` in the base's folder if it is there."""
     path = folder / DEFAULTS
     if not path.is_file():
         return defaults
@@ -114,7 +114,7 @@ def best_precision(device: torch.device) -> torch.dtype:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of this name, or the best one available; TaraError when there is none."""
+    """The device of this name. None: the best one available. Raises TaraError if the device is not available."""
     try:
         device = torch.device(name or best_device())
         torch.empty(1, device=device).item()  # also fails on devices without memory, such as meta
@@ -172,7 +172,7 @@ def _from_folder_or_hub(name: str, where: str, dtype: torch.dtype, revision: str
 
 
 def _check_parts(folder: Path) -> None:
-    """Refuse (TaraError) a pipeline folder that lacks a component; the libraries' own messages do not name it."""
+    """Refuse (TaraError) a pipeline folder that lacks a component, because the libraries' messages do not name it."""
     index = folder / INDEX
     if not index.is_file():
         raise TaraError(f"'{folder}' is no pipeline folder: it has no {INDEX}. {ACCEPTED_BASES}")
@@ -213,7 +213,7 @@ def _replace_vae(pipe: Any, name: str | Path, dtype: torch.dtype) -> None:
 
 
 def _load_vae(name: str | Path, dtype: torch.dtype, configs: Path) -> Any:
-    """A VAE by name; ``configs/vae/config.json`` describes a file in the original layout."""
+    """Load a VAE. A file in the original layout is loaded with the config ``configs/vae/config.json``."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     path = Path(name)

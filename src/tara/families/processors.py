@@ -28,35 +28,36 @@ Watch = Callable[[str, Tensor, Tensor, Tensor | None], object]
 
 
 class RegionalText(Protocol):
-    """Which of a row's texts each position reads in a network call, and its deltas there."""
+    """For one network call: the text that each position of each row reads, and the deltas that act there."""
 
     @property
     def rows(self) -> int:
-        """Rows of the network's batch; the first so many texts are theirs, before and outside any region."""
+        """Number of rows of the network's batch. Text i < rows is the text of row i outside any region."""
         ...
 
     @property
     def watch(self) -> Watch | None:
-        """What observes the text cross-attentions of this call."""
+        """The function that observes the text cross-attentions of this call; None if nothing does."""
         ...
 
     def text_blocks(self, positions: int) -> PositionBlocks | None:
-        """All positions of a map with so many, grouped by text; None while every row reads its first one."""
+        """All positions of a map of this many positions, grouped by text. None: every row reads its own text."""
         ...
 
     def text_delta(self, path: str, text: Tensor) -> LowRank | None:
-        """The deltas of a projection for these texts (n,), along a leading axis."""
+        """The deltas of a projection for these texts (n,), along a leading axis. None if there are none."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class TextConditioning:
-    """The text and adapters of one network call, as its attention layers use them.
+    """What the attention layers need of the text and the adapters in one network call.
 
-    ``kv`` are keys and values by cross-attention layer (``....attn2``), with the adapters' deltas. ``deltas`` are those
-    of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are those of the network's
-    batch: ``[unconditional..., conditional...]`` in a guided stock pipeline. With ``regional`` there are more texts
-    than rows, and each position reads one of them. ``watch`` observes the call's text cross-attentions.
+    ``kv`` has the keys and values of each cross-attention layer (``....attn2``), including the adapters' deltas.
+    ``deltas`` has the deltas of other projections (``....attn1.to_q``, ``....attn2.to_out.0``), one per row. Rows are
+    those of the network's batch: ``[unconditional..., conditional...]`` in a guided stock pipeline. If ``regional`` is
+    given, there are more texts than rows, and each position reads one of them. ``watch`` observes the text
+    cross-attentions of the call.
     """
 
     kv: Mapping[str, KeysValues]
@@ -69,7 +70,7 @@ class TextConditioning:
         return self.regional.rows if self.regional else next(iter(self.kv.values()))[0].shape[0]
 
     def take(self, rows: Sequence[int]) -> TextConditioning:
-        """The conditioning of the given rows."""
+        """The conditioning of the given rows, in that order."""
         index = torch.tensor(list(rows), device=next(iter(self.kv.values()))[0].device)
         kv = {layer: (keys[index], values[index]) for layer, (keys, values) in self.kv.items()}
         deltas = self.deltas and {path: delta.take(index) for path, delta in self.deltas.items()}
@@ -77,7 +78,7 @@ class TextConditioning:
 
     @staticmethod
     def join(parts: Sequence[TextConditioning]) -> TextConditioning:
-        """All rows of all parts, one after the other; none may have regions or deltas of other projections."""
+        """Concatenate the rows of all parts. No part may have regions or deltas of other projections."""
         assert all(part.deltas is None and part.regional is None for part in parts), "these are made for one batch"
         if len(parts) == 1:
             return parts[0]
@@ -88,15 +89,15 @@ class TextConditioning:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the keys and values."""
+        """Memory of the keys and values, in bytes."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.kv.values())
 
 
 class TextKVProcessor:
-    """Calls the stock processor that it replaces, and gives it prepared keys and values where there are some.
+    """Calls the stock processor that it replaces, with the keys, values and deltas of a `TextConditioning`.
 
-    The stock processor computes the attention; it sees an attention whose projections return the keys and values of a
-    `TextConditioning`, or add a delta. Without a `TextConditioning` it sees the attention itself.
+    The stock processor computes the attention. It gets an attention module whose projections return the prepared keys
+    and values, or add a delta. Without a `TextConditioning` it gets the original attention module.
     """
 
     def __init__(self, layer: str, stock: Any, family: Family) -> None:
@@ -114,7 +115,7 @@ class TextKVProcessor:
         tara: TextConditioning | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """``hidden_states`` is (rows, positions, channels); raises TaraError when the rows do not match."""
+        """``hidden_states`` is (rows, positions, channels). Raises TaraError if ``tara`` has another number of rows."""
         replaced = {} if tara is None else self._replaced(attn, hidden_states, tara)
         if tara is None or not replaced:
             if tara is not None and encoder_hidden_states is not None:
@@ -136,7 +137,7 @@ class TextKVProcessor:
         if blocks is None:
             attn = _ModuleWithReplacements(attn, replaced)
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
-        # the stock processor sees each block as a row with a text of its own
+        # the stock processor gets each block as a row with its own text
         rows = blocks.positions[:, 0] // hidden_states.shape[1]
         text, mask = (None if of_row is None else of_row[rows] for of_row in (encoder_hidden_states, attention_mask))
         attn = _ModuleWithReplacements(attn, self._replaced(attn, hidden_states, tara, blocks.group))
@@ -145,7 +146,7 @@ class TextKVProcessor:
     def _replaced(
         self, attn: Any, x: Tensor, tara: TextConditioning, texts: Tensor | None = None
     ) -> dict[str, Projection]:
-        """The functions that stand for the attention's projections, by name; ``texts`` (rows,) are read in regions."""
+        """Replacements of the projections, by name. ``texts`` (rows,) is the text of each row; None: its own."""
         replaced: dict[str, Projection] = {}
         for name in self._projections:
             path = f"{self.layer}.{name}"
@@ -182,7 +183,7 @@ def _changed(projection: nn.Module, delta: LowRank, inputs: Tensor) -> Tensor:
 
 
 class _ModuleWithReplacements:
-    """A module with functions in place of some of its submodules, which are named by their paths."""
+    """A module in which some submodules, named by their paths, are replaced by functions."""
 
     def __init__(self, module: Any, replaced: Mapping[str, Projection]) -> None:
         self._module, self._by_path = module, replaced
@@ -199,10 +200,10 @@ class _ModuleWithReplacements:
 
 
 class AttentionProcessors:
-    """Our processors for every attention of a denoiser, and a hook that reports when someone else replaces them.
+    """Our processors for every attention of a denoiser, and a hook that checks that no other code has replaced them.
 
-    They are made once: installing them again after a release puts the same objects back, so that a compiled denoiser is
-    not compiled anew.
+    They are made once. Installing them again after a release uses the same objects, so that a compiled denoiser is not
+    compiled again.
     """
 
     def __init__(self, denoiser: nn.Module, family: Family) -> None:
@@ -216,7 +217,7 @@ class AttentionProcessors:
         return getattr(self._denoiser, INSTALLED, None) is self
 
     def install(self) -> None:
-        """Put our processors in place of the stock ones; doing it twice changes nothing.
+        """Replace the stock processors by ours. A second call has no effect.
 
         Raises:
             TaraError: when a processor is neither stock nor ours.
@@ -240,7 +241,7 @@ class AttentionProcessors:
             self._guard = self._denoiser.register_forward_pre_hook(self._check, with_kwargs=True)
 
     def release(self) -> None:
-        """Put the stock processors back where ours still are."""
+        """Restore the stock processors, except where other code has replaced ours."""
         if not self.installed:
             return
         self._guard.remove()
@@ -253,7 +254,7 @@ class AttentionProcessors:
         return self._denoiser.get_submodule(layer)
 
     def _check(self, _denoiser: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each network call: a processor that does not know our text would silently ignore the adapters."""
+        """Pre-hook of the denoiser. Refuses (TaraError) other processors, which would ignore the adapters."""
         if CONDITIONING_KEY not in (kwargs.get("cross_attention_kwargs") or {}):
             return
         for layer in self._ours:

@@ -1,4 +1,4 @@
-"""Encodes prompts of any length and with weights, by what a family's text encoder reads at once."""
+"""Encodes prompts of any length and with weights, in chunks that fit a family's text encoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from tara.families.text import TextEncoding
 
 @dataclass(frozen=True, eq=False)
 class Chunks:
-    """A prompt in the parts that the text encoder reads one by one."""
+    """A prompt split into chunks, which the text encoder reads separately."""
 
     prompt: Prompt
     spans: tuple[Span, ...]
@@ -26,7 +26,7 @@ def tokenize_prompt(base: Base, text: str) -> Chunks:
     """A prompt's chunks and tokens; see `tara.families.prompt_syntax` for its syntax.
 
     Raises:
-        TaraError: when a weight meets a textual inversion that stands for several tokens.
+        TaraError: when a weighted prompt contains a textual inversion of several tokens.
     """
     prompt = parse_prompt(text)
     spans = chunk_spans(prompt, lambda part: base.tokenize(part).characters_read)
@@ -48,15 +48,15 @@ def tokenize_prompt(base: Base, text: str) -> Chunks:
 
 @torch.no_grad()
 def encode_prompt(base: Base, text: str, clip_skip: int | None = None, chunks: int = 1) -> TextEncoding:
-    """One row of a prompt's chunks, each encoded as the stock pipeline encodes a prompt, joined along the tokens.
+    """Encode a prompt to one row: each chunk as the stock pipeline encodes a prompt, joined along the tokens.
 
-    The pooled vector is the first chunk's. A prompt of one chunk without weights is encoded as by `Base.encode`.
+    The pooled vector is that of the first chunk. A prompt of one chunk without weights is encoded by `Base.encode`.
 
     Args:
         base: the base.
         text: the prompt, with the syntax of `tara.families.prompt_syntax`.
         clip_skip: as in `Base.encode`.
-        chunks: at least so many; empty ones are added at the end.
+        chunks: smallest number of chunks. Empty chunks are added at the end.
     """
     read = tokenize_prompt(base, text)
     texts = [read.prompt.text[first:end] for first, end in read.spans]
@@ -77,7 +77,7 @@ def encode_prompt(base: Base, text: str, clip_skip: int | None = None, chunks: i
 
 
 def encode_negative_prompt(base: Base, text: str | None, chunks: int = 1) -> TextEncoding:
-    """The negative prompt as `encode_prompt`; None as `Base.encode_negative`, once for each chunk."""
+    """Encode the negative prompt as `encode_prompt` does. None: `Base.encode_negative`, repeated for each chunk."""
     if text is not None:
         return encode_prompt(base, text, None, chunks)
     empty = base.encode_negative(None)
@@ -87,6 +87,6 @@ def encode_negative_prompt(base: Base, text: str | None, chunks: int = 1) -> Tex
 
 
 def _weights(read: Chunks, first: int, end: int) -> Sequence[float]:
-    """The weight of each token from one position to another; a token has the weight of its first character."""
+    """Weights of the tokens at positions ``first`` to ``end - 1``. A token has the weight of its first character."""
     weights = read.prompt.weights
     return [weights[start] if start < stop else 1.0 for start, stop in read.tokenized.offsets[first:end]]

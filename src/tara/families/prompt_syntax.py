@@ -17,12 +17,12 @@ from tara.core.tokens import Span
 
 WEIGHT = re.compile(r":\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
-LATEST_COMMA = 0.7  # of a full chunk: a comma before this leaves too much of it empty
+LATEST_COMMA = 0.7  # fraction of a full chunk; ending it at an earlier comma would leave too much of it empty
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt without its syntax: what is read, a weight for each character, and where new chunks must begin."""
+    """A prompt without its syntax: the text, the weight of each character, and the positions where new chunks begin."""
 
     text: str
     weights: tuple[float, ...]
@@ -35,7 +35,7 @@ class Prompt:
 
 
 def parse_prompt(text: str) -> Prompt:
-    """Separate a prompt's text from its weights and breaks; without such syntax the text stays as it is."""
+    """Separate a prompt's text from its weights and breaks. Text without such syntax is not changed."""
     levels: list[list[tuple[str, float]]] = [[]]
     characters = iter(text)
     for character in characters:
@@ -72,13 +72,13 @@ def _split_at_breaks(text: str, weights: list[float]) -> Prompt:
 
 
 def chunk_spans(prompt: Prompt, characters_read: Callable[[str], int]) -> list[Span]:
-    """The parts of a prompt that a text encoder reads one by one; at least one, which may be empty.
+    """The character spans of a prompt's chunks. There is at least one, and it may be empty.
 
-    A chunk that is full ends at a comma near its end, else at a space, else anywhere.
+    A full chunk ends at a comma near its end, else at a space, else within a word.
 
     Args:
         prompt: the prompt.
-        characters_read: the number of characters of a text, from its first, that one chunk holds.
+        characters_read: from a text to the number of its first characters that fit one chunk.
     """
     spans: list[Span] = []
     for start, end in pairwise((0, *prompt.breaks, len(prompt.text))):
@@ -107,7 +107,7 @@ def _chunk_end(text: str, room: int) -> int:
 def apply_token_weights(
     embeddings: Float[Tensor, "*rows tokens d"], weights: Float[Tensor, " tokens"]
 ) -> Float[Tensor, "*rows tokens d"]:
-    """Embeddings times their token's weight, rescaled to the mean they had (as AUTOMATIC1111's web UI).
+    """Multiply embeddings by their token's weight, then rescale them to their former mean (as AUTOMATIC1111's web UI).
 
     Undefined where the weighted mean is 0.
     """

@@ -13,7 +13,7 @@ RECOGNISERS: tuple[Callable[[Any], Family | None], ...] = (stable_diffusion,)
 
 
 def family_of(pipe: Any) -> Family:
-    """The family of a loaded pipeline; TaraError when none recognises it."""
+    """The family of a loaded pipeline. Raises TaraError if no family recognises it."""
     for recognise in RECOGNISERS:
         if (family := recognise(pipe)) is not None:
             return family
@@ -22,11 +22,11 @@ def family_of(pipe: Any) -> Family:
 
 
 def family_named(name: str) -> Family | None:
-    """A family by the name that adapter files give it; ``sdxl-64``, of another text width, is like ``sdxl``."""
+    """The family with this name. ``sdxl-64``, with another text width, gives ``sdxl``. None if unknown."""
     return next((family for family in FAMILIES if family.name in (name, name.partition("-")[0])), None)
 
 
 def family_of_widths(text_projections: Mapping[str, int]) -> str:
-    """The family whose text width an adapter's text projections have, by layer; empty when none has it."""
+    """The name of the family with the input width of an adapter's text projections; empty if no family has it."""
     widths = set(text_projections.values())
     return next((family.name for family in FAMILIES if widths == {family.text_width}), "")

@@ -29,7 +29,7 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "stable-diffusion-v2-768-v": "v_prediction",
 }
 """From ``modelspec.prediction_type``, or ``modelspec.architecture`` of SD 2.x."""
-LARGEST_TEST_SIDE = 64  # latents; larger noise shows nothing more
+LARGEST_TEST_SIDE = 64  # in latents; larger noise gives no more information
 SIMILAR = 0.5
 
 
@@ -52,7 +52,7 @@ ORIGINALS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint's header says: the family of its base, the prediction type, the end of the noise schedule."""
+    """What a checkpoint's header says: its family, its prediction type, and whether its schedule ends in pure noise."""
 
     family: str
     prediction_type: Prediction | None = None
@@ -69,7 +69,7 @@ def read_contents(path: Path) -> Contents:
     """Read a checkpoint's header, without its weights.
 
     Raises:
-        TaraError: when it is no whole safetensors file, or no text-to-image base of a family that tara knows.
+        TaraError: when it is not a complete safetensors file, or not a text-to-image base of a supported family.
     """
     with open_safetensors(path, "Copy it again.") as file:
         names, metadata = set(file.keys()), file.metadata() or {}
@@ -111,9 +111,9 @@ def load_single_file(
     Args:
         path: the ``.safetensors`` file.
         dtype: precision of its weights.
-        vae: VAE in place of the file's own.
+        vae: a VAE that replaces the file's own. None: the file's own.
         configs: folder with a folder of diffusers configs for each family.
-        contents: from `read_contents`, if it has been called already.
+        contents: result of `read_contents`. None: it is called here.
 
     Raises:
         TaraError: see `read_contents`; also when parts of the base are missing in the file.
@@ -141,7 +141,7 @@ def load_single_file(
 
 
 def configure(pipe: Any, contents: Contents) -> None:
-    """Set what a checkpoint's weights do not say: prediction type, end of the noise schedule, size of the images."""
+    """Set what is not in the weights: prediction type, end of the noise schedule, size of the images."""
     changes: dict[str, Any] = {"rescale_betas_zero_snr": True} if contents.zero_terminal_snr else {}
     if contents.prediction_type is not None:
         changes["prediction_type"] = contents.prediction_type
@@ -152,7 +152,7 @@ def configure(pipe: Any, contents: Contents) -> None:
 
 
 def observed_prediction(pipe: Any) -> Prediction:
-    """The prediction type of a pipeline's U-Net, by its output for pure noise at the last timestep.
+    """Determine the prediction type of a pipeline's U-Net from its output for pure noise at the last timestep.
 
     There the noisy latents are almost pure noise. A U-Net that predicts epsilon returns its input; one that predicts
     ``v = sqrt(abar) noise - sqrt(1 - abar) x`` returns an estimate of the latents ``x``, which is not similar to it.
@@ -169,7 +169,7 @@ def observed_prediction(pipe: Any) -> Prediction:
 
 
 def clip_tokenizer(padding: str, length: int = 77) -> Any:
-    """CLIP's tokenizer, built from its merges: a vocabulary is the bytes, the bytes that end a word, the merges.
+    """Build CLIP's tokenizer from its merges. Its vocabulary is all bytes, all bytes that end a word, and the merges.
 
     ``tools/clip_merges.py`` takes the merges from open_clip (MIT licence, ``original_configs/merges.LICENSE``).
     """

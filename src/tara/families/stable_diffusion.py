@@ -17,7 +17,7 @@ STOCK_INPAINTING = (4, 9)  # input channels of the U-Nets that diffusers' inpain
 
 
 def _check(pipe: Any) -> None:
-    """Refuse a U-Net whose text keys and values are not a linear function of the text alone, by the layer's name."""
+    """Refuse (TaraError) a U-Net whose text keys and values are not a linear function of the text alone."""
     unet = pipe.unet
     if getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj":  # diffusers' mark of a loaded IP-Adapter
         raise TaraError(
@@ -88,7 +88,7 @@ def _predict(
     conditioning: TextConditioning | None,
     sizes: Tensor,
 ) -> Tensor:
-    """``sizes`` go to SDXL's size conditioning (arXiv 2307.01952), with the pooled text."""
+    """One network call. SDXL also gets ``sizes`` (its size conditioning, arXiv 2307.01952) and the pooled text."""
     added: dict[str, Tensor] = {}
     if encoding.pooled is not None:
         added = {"text_embeds": encoding.pooled, "time_ids": sizes.to(encoding.pooled)}
@@ -134,7 +134,7 @@ SD1 = Family(
     check_trainable=_check_trainable,
     encode=_encode,
     predict=_predict,
-    latent_multiple=lambda unet: 2 ** (len(unet.config.block_out_channels) - 1),  # it halves the sides so often
+    latent_multiple=lambda unet: 2 ** (len(unet.config.block_out_channels) - 1),  # each block but one halves the sides
     task_pipeline=_task_pipeline,
     is_guided=_is_guided,
 )
@@ -164,9 +164,9 @@ SDXL = replace(
 
 
 def stable_diffusion(pipe: Any) -> Family | None:
-    """The family of a Stable Diffusion pipeline by its U-Net's config, None for any other pipeline.
+    """The family of a Stable Diffusion pipeline, from its U-Net's config. None for any other pipeline.
 
-    A text width that no released family has gives a family of its own, named after it.
+    A U-Net with a text width that no released family has gets a new family, whose name includes the width.
     """
     if not all(hasattr(pipe, part) for part in ("unet", "vae", "tokenizer", "encode_prompt")):
         return None
@@ -174,7 +174,7 @@ def stable_diffusion(pipe: Any) -> Family | None:
     if (family := released(width, sized)) is not None:
         return family
     if not isinstance(width, int):
-        return SD1  # whose check refuses it
+        return SD1  # the check of SD1 then refuses the pipeline
     like = SDXL if sized else SD1
     return replace(like, name=f"{'sdxl' if sized else 'sd'}-{width}", text_width=width, defaults=Defaults())
 

@@ -11,13 +11,13 @@ from tara.core.tokens import Span, Tokenized
 from tara.errors import TaraError
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-SMALLEST_VOCABULARY = 10_000  # a smaller one does not tell common words from rare ones
-COMMON = 0.9  # of the vocabulary; CLIP has zebra at 0.46 and koala at 0.74, and made-up words such as sks above 0.97
+SMALLEST_VOCABULARY = 10_000  # in a smaller vocabulary, token numbers do not separate common from rare words
+COMMON = 0.9  # part of the vocabulary; in CLIP, zebra is at 0.46, koala at 0.74, invented words such as sks above 0.97
 
 
 @dataclass(frozen=True, eq=False)
 class TextEncoding:
-    """Encoded texts: ``embeddings`` (rows, tokens, d), ``pooled`` (rows, d) where the family has it, their tokens."""
+    """Encoded texts: ``embeddings`` (rows, tokens, d), ``pooled`` (rows, d) or None, and the tokens of each row."""
 
     embeddings: Tensor
     pooled: Tensor | None
@@ -29,18 +29,18 @@ class TextEncoding:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the embeddings."""
+        """Memory of the embeddings, in bytes."""
         return self.embeddings.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
     def take(self, rows: Sequence[int]) -> "TextEncoding":
-        """The given rows, in that order, repeated as often as they are named."""
+        """The given rows, in that order. Rows may repeat."""
         index = torch.tensor(list(rows), device=self.embeddings.device)
         pooled = None if self.pooled is None else self.pooled[index]
         return TextEncoding(self.embeddings[index], pooled, tuple(self.tokenized[row] for row in rows))
 
     @staticmethod
     def join(parts: Sequence["TextEncoding"]) -> "TextEncoding":
-        """All rows of all parts, one after the other."""
+        """Concatenate the rows of all parts."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return TextEncoding(
             torch.cat([part.embeddings for part in parts]),
@@ -50,7 +50,7 @@ class TextEncoding:
 
 
 def tokenize(pipe: Any, text: str) -> Tokenized:
-    """A text's tokens with their character offsets, padded or cut to what the text encoder reads (77 for CLIP).
+    """Tokenize a text, with character offsets. Pads or truncates to the text encoder's length (77 tokens for CLIP).
 
     Raises:
         TaraError: when a pipeline's tokenizers split the text differently.
@@ -72,14 +72,14 @@ def _tokenize(pipe: Any, tokenizer: Any, text: str) -> Tokenized:
         padding="max_length",
         return_overflowing_tokens=True,
     )
-    pieces: Sequence[Sequence[Span]] = encoded["offset_mapping"]  # more than one when the text is too long
+    pieces: Sequence[Sequence[Span]] = encoded["offset_mapping"]  # several entries if the text is too long
     offsets: tuple[Span, ...] = tuple((int(first), int(end)) for first, end in pieces[0])
     characters_read = len(text) if len(pieces) == 1 else max(end for _, end in offsets)
     return Tokenized(text, offsets, characters_read)
 
 
 def encode_with_pipeline(pipe: Any, text: str, clip_skip: int | None, device: torch.device) -> TextEncoding:
-    """One text as the pipeline's own ``encode_prompt`` encodes it."""
+    """Encode one text with the pipeline's ``encode_prompt``."""
     encoded: Sequence[Tensor | None] = pipe.encode_prompt(
         prompt=text, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=clip_skip
     )  # (conditional, unconditional) and, with a second encoder, their pooled vectors
@@ -89,7 +89,7 @@ def encode_with_pipeline(pipe: Any, text: str, clip_skip: int | None, device: to
 
 
 def with_inversions(pipe: Any, tokenizer: Any, text: str) -> str:
-    """The text with the tokens of textual inversions that the pipeline has loaded: one word may have several."""
+    """Replace the words of loaded textual inversions by their tokens. One word may have several tokens."""
     # without any it would only warn that a long text is long
     if set(tokenizer.added_tokens_encoder) <= set(tokenizer.all_special_tokens):
         return text
@@ -97,9 +97,10 @@ def with_inversions(pipe: Any, tokenizer: Any, text: str) -> str:
 
 
 def is_common_word(pipe: Any, word: str) -> bool:
-    """Whether the base surely has a meaning for a word: its parts are whole tokens that were merged early.
+    """Whether a word is so common that the base knows a meaning of it.
 
-    Byte-pair tokenizers number whole words by how common they were in their training text.
+    Byte-pair tokenizers number tokens in the order of their frequency in the training text. A word is common if each of
+    its parts is one token with a low number.
     """
     tokenizer = pipe.tokenizer
     size = len(tokenizer)

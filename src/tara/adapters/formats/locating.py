@@ -1,4 +1,4 @@
-"""Finds the weights file that an adapter's name stands for: a file, a folder of some tool, a repository on the hub."""
+"""Finds the weights file of an adapter that is given as a file, a folder of a tool, or a repository on the hub."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tara.storage.hub import ADAPTER_FILE, fetched_adapter
 from tara.storage.safetensors_file import open_safetensors
 
 AGAIN = "Download the file again, or train the adapter again."
-# in a folder, the first that is there
+# in a folder, the first of these that exists is used
 _IN_FOLDERS = (
     WEIGHTS_FILE,
     ADAPTER_FILE,
@@ -20,13 +20,13 @@ _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 
 def lora_file(path: Path) -> Path:
-    """The weights file that a name stands for.
+    """The weights file of an adapter.
 
-    It is the file itself, the one inside a folder of PEFT, diffusers or a U-Net, or, where there is nothing of that
-    name, the local copy of one on the hub: ``owner/name`` or ``owner/name/file.safetensors``.
+    ``path`` is the file, or a folder of PEFT, of diffusers or with a saved U-Net. If no such file or folder exists, it
+    is a hub id, ``owner/name`` or ``owner/name/file.safetensors``, whose local copy is returned.
 
     Raises:
-        TaraError: when there is none, only a pickle, or a second one for a text encoder.
+        TaraError: when there is no weights file, only a pickled one, or a second one for a text encoder.
     """
     if path.suffix in _PICKLES and path.is_file():
         raise _pickle(path)
@@ -58,7 +58,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _check_alone(folder: Path) -> None:
-    """A folder of several models may have LoRA layers in its text encoders, too."""
+    """Refuse (TaraError) a folder with a second LoRA, for a text encoder."""
     for file in sorted(folder.glob("text_encoder*/*.safetensors")):
         with open_safetensors(file, AGAIN) as weights:
             keys = list(weights.keys())
@@ -70,7 +70,7 @@ def _check_alone(folder: Path) -> None:
 
 
 def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
-    """The keys and the header of an adapter file, of any family, without its weights; raises as `lora_file`."""
+    """Read the keys and the header of an adapter file of any family, without its weights. Raises as `lora_file`."""
     with open_safetensors(lora_file(path), AGAIN) as file:
         return list(file.keys()), dict(file.metadata() or {})
 

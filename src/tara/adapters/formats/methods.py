@@ -1,4 +1,4 @@
-"""Methods other than plain LoRA as the matrices that they add to a weight, exactly.
+"""Computes the exact matrices that methods other than plain LoRA add to a weight.
 
 LoHa (FedPara, arXiv 2108.06098), LoKr and (IA)^3 as in LyCORIS (arXiv 2309.14859) and PEFT, LoCon's Tucker core, full
 differences, DoRA (arXiv 2402.09353), OFT (arXiv 2306.07280, Cayley form).
@@ -17,7 +17,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class WeightChange:
-    """A difference that depends on the base's own weight; as a function of that weight."""
+    """A change that depends on the base's weight, as a function of that weight."""
 
     difference_from: Callable[[Tensor], Tensor]
 
@@ -38,12 +38,12 @@ METHODS: Mapping[str, str] = {
 
 
 def method_of(tensors: Tensors) -> str | None:
-    """The method that a layer's tensors belong to; None for a plain LoRA."""
+    """The method of a layer's tensors; None for a plain LoRA."""
     return next((name for start, name in METHODS.items() if any(role.startswith(start) for role in tensors)), None)
 
 
 def vector_differences(tensors: Tensors, scale: float) -> dict[str, Tensor]:
-    """Differences of a norm's or bias's own vector, by the parameter's name."""
+    """Differences of the vectors of norms and biases, by the parameter's name."""
     named = {"w_norm": "weight", "b_norm": "bias", "diff_b": "bias"}
     changes = {name: tensors[role] for role, name in named.items() if role in tensors}
     if "diff" in tensors and tensors["diff"].ndim == 1:
@@ -57,9 +57,9 @@ def difference(tensors: Tensors, alpha: float | None, in_config: float | None = 
     """The matrix (out, in x kernel) of LoHa, LoKr or a full difference, with its scale; None for other methods.
 
     Args:
-        tensors: the layer's.
-        alpha: the layer's own.
-        in_config: PEFT's alpha / rank, which it also applies to a LoKr of two whole matrices.
+        tensors: the layer's tensors.
+        alpha: the layer's alpha. None if the file has none.
+        in_config: alpha / rank from PEFT's config, which PEFT also applies to a LoKr of two full matrices.
     """
     if "hada_w1_a" in tensors or "hada_w1_b" in tensors:
         return _scale(alpha, tensors["hada_w1_b"]) * (_product(tensors, "hada", "1") * _product(tensors, "hada", "2"))
@@ -73,7 +73,7 @@ def difference(tensors: Tensors, alpha: float | None, in_config: float | None = 
 
 
 def weight_change(tensors: Tensors, delta: Tensor | None, alpha: float | None) -> WeightChange | None:
-    """The change of a DoRA, OFT or (IA)^3 layer; ``delta`` (out, in x kernel) is what a DoRA adds first."""
+    """The change of a DoRA, OFT or (IA)^3 layer. ``delta`` (out, in x kernel) is the low-rank delta of a DoRA."""
     if "dora_scale" in tensors:
         assert delta is not None
         return WeightChange(partial(_dora, delta=delta, magnitude=tensors["dora_scale"].float()))
@@ -89,7 +89,7 @@ def weight_change(tensors: Tensors, delta: Tensor | None, alpha: float | None) -
 
 
 def tucker(down: Tensor, core: Tensor) -> Tensor:
-    """The down matrix (rank, in, h, w) of LoCon's (rank, in, 1, 1) and its core (rank, rank, h, w)."""
+    """Multiply LoCon's down matrix (rank, in, 1, 1) and Tucker core (rank, rank, h, w) to (rank, in, h, w)."""
     return torch.einsum("ijhw,jc->ichw", core.float(), down.float().flatten(1))
 
 
@@ -111,7 +111,7 @@ def _scale(alpha: float | None, factor: Tensor) -> float:
 def _dora(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     whole = weight + delta.view_as(weight)
     magnitude = magnitude.reshape(*magnitude.shape, *[1] * (whole.ndim - magnitude.ndim))
-    # PEFT keeps a length of each row; LyCORIS, unless told otherwise, one of each input channel
+    # PEFT stores a norm for each row, LyCORIS by default one for each input channel
     kept = 0 if magnitude.shape[0] == whole.shape[0] else 1
     norm = torch.linalg.vector_norm(whole, dim=[axis for axis in range(whole.ndim) if axis != kept], keepdim=True)
     return whole * (magnitude / norm) - weight

@@ -27,7 +27,7 @@ _SETTINGS = {
 
 
 def header_entries(card: AdapterCard, title: str) -> dict[str, str]:
-    """The header entries, without those that the card has nothing to say for."""
+    """The header entries, except those for which the card has no value."""
     trigger = f"{card.rare_word} {card.class_word}".strip()
     predicts = _PREDICTIONS.get(card.settings.get("predicts", ""), "")
     family = family_named(card.family)
@@ -68,7 +68,7 @@ _OF_ONE_FILE = ("sshs_", "modelspec.hash_", "format", CARD_KEY, METADATA_KEY)
 
 
 def with_source(entries: Mapping[str, str], source: Mapping[str, str]) -> dict[str, str]:
-    """A converted file's header: what its source's told, but for ranks, alphas, words and sums, which have changed."""
+    """The header of a converted file: the source's entries, except ranks, alphas, words and hashes, which change."""
     kept = {
         key: value
         for key, value in source.items()

@@ -1,4 +1,4 @@
-"""Layer names: diffusers' paths, the same with underscores instead of dots, and the blocks of the sgm U-Net."""
+"""Converts layer names: diffusers' paths, flattened paths (underscores for dots), and the sgm U-Net's block names."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ ROOTS = (
 TEXT_ROOTS = ("text_model", "text_projection")
 """What the path of a layer of a CLIP text encoder begins with."""
 
-# names with an underscore of their own: all the others in a flattened path stand for dots
+# names that contain an underscore; every other underscore in a flattened path stands for a dot
 _COMPOUND = (
     *ROOTS,
     *TEXT_ROOTS,
@@ -53,7 +53,7 @@ _DIFFUSERS = re.compile(r"((?:down_blocks|up_blocks)\.\d+\.\w+\.\d+|mid_block\.\
 
 @cache
 def _from_sgm(layers_per_block: int) -> dict[str, str]:
-    """What diffusers calls the blocks and single layers of the sgm U-Net."""
+    """From names of the sgm U-Net's blocks and single layers to diffusers' names."""
     names = dict(_SGM_NAMES)
     for block in range(MOST_BLOCKS):
         first = block * (layers_per_block + 1)
@@ -79,15 +79,15 @@ def flatten(path: str) -> str:
 
 
 def unflatten(name: str) -> str:
-    """The path behind a flattened one, of a U-Net or a CLIP text encoder."""
+    """The path of a flattened name, for layers of a U-Net or a CLIP text encoder."""
     return ".".join(_NAME.findall(name))
 
 
 def sgm_layers_per_block(names: Iterable[str]) -> int:
-    """Resnets per down block of the U-Net that flattened sgm names are from, as far as they tell.
+    """The number of resnets per down block of a U-Net, from its flattened sgm names.
 
-    A down block is its resnets and then one downsampler, so the places of both rule numbers out; where several are
-    left, it is the released models'.
+    A down block has resnets and then one downsampler, so their positions exclude some numbers. If several numbers are
+    possible, the released models' number is preferred.
     """
     layers: set[int] = set()
     downsamplers: set[int] = set()
@@ -103,7 +103,7 @@ def sgm_layers_per_block(names: Iterable[str]) -> int:
 
 
 def from_sgm(name: str, layers_per_block: int) -> str:
-    """The diffusers path of a flattened name, which may also be a flattened diffusers path already."""
+    """The diffusers path of a flattened sgm name. Also accepts a flattened diffusers path."""
     names, match = _from_sgm(layers_per_block), _SGM.fullmatch(name)
     if name in names or match is None or match[1] not in names:
         return names.get(name) or unflatten(name)
@@ -119,9 +119,9 @@ def to_sgm(path: str, layers_per_block: int) -> str:
 
 
 def layers_per_block(paths: Iterable[str]) -> int | None:
-    """Resnets per down block of the U-Net that diffusers paths are from; None where the paths do not tell.
+    """The number of resnets per down block of a U-Net, from its diffusers paths. None if it is not certain.
 
-    An up block has one more, so the last places of both sides agree where all blocks with attention are there.
+    An up block has one resnet more. The number is certain if the highest indices in down and up blocks agree.
     """
     counts = {"down_blocks": 0, "up_blocks": 0}
     for side, _, kind, place, *_ in (path.split(".") for path in paths if _DIFFUSERS.fullmatch(path)):

@@ -1,4 +1,4 @@
-"""Where another tool's file comes from: the base family that it is for, the program that wrote it, what was trained."""
+"""Determines the origin of another tool's file: its base family, the program that wrote it, and its training."""
 
 import json
 import re
@@ -43,7 +43,7 @@ _SECOND_ENCODER = 1280  # of SDXL
 
 
 def other_family(keys: Iterable[str], header: Mapping[str, str]) -> str:
-    """The family of a file that is for none of tara's, by its header or the names of its layers; else empty."""
+    """The name of an unsupported family, from a file's header or layer names. Empty if none is recognised."""
     named = _named_base(header).casefold()
     for family, (in_header, _) in _OTHER_FAMILIES.items():
         if re.search(in_header, named):
@@ -55,12 +55,12 @@ def other_family(keys: Iterable[str], header: Mapping[str, str]) -> str:
 def family_of_file(
     widths: Mapping[str, int], text_kv_paths: tuple[str, ...], header: Mapping[str, str], convolved: bool
 ) -> str:
-    """The family of bases that a file fits, as far as it tells: by the text's width, its header, its layers.
+    """The family of bases that a file fits, from the text's width, its header and its layers. Empty if unknown.
 
     Args:
-        widths: input widths by path; a text encoder's begin with its name.
+        widths: input widths by path. Paths in a text encoder begin with its name.
         text_kv_paths: endings of the layers whose input is the text.
-        header: the file's.
+        header: the file's header.
         convolved: whether ``proj_in`` layers are convolutions, as in SD 1.x.
     """
     if text := {layer: width for layer, width in widths.items() if layer.endswith(text_kv_paths)}:
@@ -92,7 +92,7 @@ def _named_base(header: Mapping[str, str]) -> str:
 
 
 def program(header: Mapping[str, str], style: str) -> str:
-    """The program that wrote a file, by its header, else by the style of its keys."""
+    """The program that wrote a file, from its header, else from the style of its keys."""
     if "ai-toolkit" in header.get("software", ""):
         return f"ai-toolkit {_object(header['software']).get('version', '')}".strip()
     if any(key.startswith("ot_") for key in header):
@@ -105,7 +105,7 @@ def program(header: Mapping[str, str], style: str) -> str:
 
 
 def trigger_words(header: Mapping[str, str]) -> dict[str, str]:
-    """Words that may call what a file learned, by the header entry that has them; the commonest tags first."""
+    """Possible trigger words by the header entry that contains them, the most common tags first."""
     counts: dict[str, int] = {}
     for folder in _object(header.get("ss_tag_frequency", "")).values():
         for tag, count in cast(dict[str, Any], folder if isinstance(folder, dict) else {}).items():
@@ -122,7 +122,7 @@ def trigger_words(header: Mapping[str, str]) -> dict[str, str]:
 
 
 def training(header: Mapping[str, str]) -> dict[str, str]:
-    """Resolution, steps and epochs, where the header has them."""
+    """Resolution, steps and epochs, as far as the header has them."""
     facts = {
         "resolution": header.get("ss_resolution") or header.get("modelspec.resolution", ""),
         "steps": header.get("ss_steps") or str(_object(header.get("training_info", "")).get("step", "")),

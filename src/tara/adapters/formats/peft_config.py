@@ -1,4 +1,4 @@
-"""Rank and alpha of each layer by PEFT's config: beside a folder's weights, or in the header of a diffusers file."""
+"""Rank and alpha of each layer from PEFT's config, a file beside the weights or an entry in a diffusers header."""
 
 import json
 import math
@@ -21,17 +21,17 @@ METADATA_KEY = "lora_adapter_metadata"  # diffusers' name of the header entry th
 Number = TypeVar("Number")
 
 _READ = ("LORA", "LOHA", "LOKR", "IA3")
-# ways to begin training that change the base's own weights: the pair alone then says nothing
+# initialisations that change the base's weights, without which the low-rank pair is useless
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 MOST_EXPRESSIONS, SECONDS_OF_ONE, SECONDS_OF_ALL = 64, 0.2, 3.0
-# a compiled expression is as long as the product of its counts
+# the length of a compiled expression is the product of its repetition counts
 _BOUNDED = re.compile(r"(?=.{0,200}$)[^{]*(\{\d{0,2}(,\d{0,2})?\}[^{]*){0,2}", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """Rank and alpha of a model's layers; ``ranks`` and ``alphas`` are those that differ, by path."""
+    """Rank and alpha of a model's layers. ``ranks`` and ``alphas`` have, by path, those that differ."""
 
     rank: int | None = None
     alpha: float | None = None
@@ -40,27 +40,27 @@ class PeftConfig:
     use_rslora: bool = False
     is_dora: bool = False
     paths: tuple[str, ...] = ()
-    """The layers that it names in full."""
+    """The layers that the config names by their full paths."""
 
     def alpha_of(self, layer: str, rank: int) -> float | None:
-        """The alpha with which alpha / rank is the layer's scale; None when the config does not tell."""
+        """The layer's alpha, such that its scale is alpha / rank. None if the config has none."""
         alpha = self.alphas.get(layer, self.alpha)
         # rank-stabilised: the scale is alpha / sqrt(rank)
         return alpha * math.sqrt(rank) if alpha is not None and self.use_rslora else alpha
 
     def rank_of(self, layer: str) -> int | None:
-        """The layer's rank; None when the config does not tell."""
+        """The layer's rank. None if the config has none."""
         return self.ranks.get(layer, self.rank)
 
 
 def config_beside(file: Path) -> Path | None:
-    """The config that belongs to a PEFT weights file, where there is one."""
+    """The config file that belongs to a PEFT weights file. None if there is none."""
     path = file.parent / CONFIG_FILE
     return path if file.name == WEIGHTS_FILE and path.is_file() else None
 
 
 def peft_configs(file: Path, header: Mapping[str, str], layers: Mapping[str, list[str]]) -> dict[str, PeftConfig]:
-    """The config of each model of a file, whose layers are given; an empty one where nothing tells.
+    """The config of each model in ``layers``. A model without a config gets an empty `PeftConfig`.
 
     Raises:
         TaraError: when a config is damaged, or of a method that is not read.
@@ -121,15 +121,15 @@ def _parsed(path: Path, entries: Mapping[str, Any], layers: Iterable[str]) -> Pe
 
 
 def first_fitting(pattern: Mapping[str, Number], layers: Iterable[str]) -> dict[str, Number]:
-    """The numbers of the layers that PEFT's ``rank_pattern`` or ``alpha_pattern`` fits.
+    """The numbers of the layers that PEFT's ``rank_pattern`` or ``alpha_pattern`` matches.
 
-    A key is the end of a path, or a regular expression for it; the first that fits a layer counts, as in PEFT
+    A key is the end of a path, or a regular expression for it. The first key that matches a layer counts, as in PEFT
     (`peft.utils.other.get_pattern_key`).
 
     Raises:
-        ValueError: when there are so many or such complex expressions that they could fill the memory.
-        regex.error: when one is no expression.
-        TimeoutError: when one takes more than 0.2 seconds for a layer, or all more than 3.
+        ValueError: when there are too many expressions, or one is so complex that it could fill the memory.
+        regex.error: when a key is not a valid expression.
+        TimeoutError: when one expression takes more than 0.2 seconds for a layer, or all take more than 3 seconds.
     """
     places = {key: place for place, key in enumerate(pattern)}
     expressions = [key for key in pattern if not re.fullmatch(r"\w+(\.\w+)*", key)]

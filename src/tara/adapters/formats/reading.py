@@ -1,4 +1,4 @@
-"""Reads any LoRA file into pairs of matrices by layer; anything else in it is refused by name, never skipped."""
+"""Reads LoRA files into pairs of matrices by layer. Unknown content is refused by name, never skipped."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -49,11 +49,11 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class LoraFile:
-    """What a file holds by path, its header, and the name of the style that its keys are in.
+    """The content of a file by path, its header, and the name of the style of its keys.
 
-    A text encoder's paths begin with its name. ``pairs`` are the low-rank and full matrices, a bias's or norm's with
-    ``.bias`` or ``.weight`` after the path; ``changes`` depend on the base's weights. ``method`` names what is no
-    plain LoRA, empty where all is.
+    Paths in a text encoder begin with its name. ``pairs`` has low-rank and full matrices; paths of biases and norms end
+    in ``.bias`` or ``.weight``. ``changes`` has the changes that depend on the base's weights. ``method`` names the
+    methods other than plain LoRA; it is empty for a plain LoRA.
     """
 
     style: str
@@ -61,7 +61,7 @@ class LoraFile:
     pairs: Mapping[str, Pair]
     changes: Mapping[str, WeightChange]
     embeddings: Mapping[str, Mapping[str, Tensor]]
-    """Vectors (n, d) of words that the file brings along, by word and text encoder."""
+    """Bundled textual inversions: vectors (n, d) by word and text encoder."""
     method: str
 
 
@@ -69,7 +69,7 @@ def read_lora(path: Path) -> LoraFile:
     """Read a LoRA of any known style onto the CPU, in the precision that it is stored in.
 
     Raises:
-        TaraError: when the file is missing, damaged, incomplete, too strange, or holds what a pair cannot stand for.
+        TaraError: when the file is missing, damaged or incomplete, or has content that is not supported.
     """
     path = lora_file(path)
     with open_safetensors(path, AGAIN) as file:
@@ -111,7 +111,7 @@ class _Layers:
     names: set[str] = field(default_factory=set[str])
 
     def add(self, path: str, layer: str, tensors: dict[str, Tensor], config: PeftConfig) -> None:
-        """Include a layer: ``path`` begins with its model's name unless that is the denoiser, ``layer`` never does."""
+        """Add a layer. ``layer`` is its path in its model; ``path`` begins with a text encoder's name."""
         if "lora_mid" in tensors and {"down", "lora_mid"} <= tensors.keys():
             tensors["down"] = self._formula(layer, lambda: methods.tucker(tensors["down"], tensors.pop("lora_mid")))
         if "magnitude" in tensors:  # PEFT's, one length of each row; a convolution's has the shape (1, out, 1, 1)
@@ -126,7 +126,7 @@ class _Layers:
             self.names.add(method)
             self._add_method(path, layer, tensors, pair, config)
         elif pair is None:
-            self.pairs[path] = _pair(self.file, layer, tensors, config)  # says what is missing
+            self.pairs[path] = _pair(self.file, layer, tensors, config)  # raises an error that names the missing tensor
         elif rest := tensors.keys() - {"down", "up", "alpha"}:
             raise _damaged(self.file, layer, f"holds '{min(rest)}' beside a LoRA")
 
@@ -183,12 +183,12 @@ def _embeddings(path: Path, file: Any, keys: Iterable[str]) -> dict[str, dict[st
 
 
 def _zero_differences(file: Any, keys: Iterable[str]) -> set[str]:
-    """ComfyUI extracts a difference of every bias and norm, also of those that never changed."""
+    """Keys of differences that are all zeros. ComfyUI writes them for each bias and norm that was not changed."""
     return {key for key in keys if key.endswith((".diff", ".diff_b")) and not bool(file.get_tensor(key).any())}
 
 
 def _known_parts(path: Path, keys: Iterable[str]) -> dict[str, Part]:
-    """What each tensor is; refuses all that is no part of a pair, but for the weights of a whole saved U-Net."""
+    """Parse each key. Refuses (TaraError) unknown keys, except the base weights in a saved U-Net."""
     found = parts(keys)
     saved_unet = "conv_in.weight" in found or "conv_in.base_layer.weight" in found
     known: dict[str, Part] = {}
@@ -237,7 +237,7 @@ def _damaged(path: Path, layer: str, fault: str) -> TaraError:
 
 
 def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
-    """What is wrong with the down matrix (rank, in[, h, w]) and the up matrix (out, rank[, 1, 1]) of a layer."""
+    """The fault of a layer's down matrix (rank, in[, h, w]) and up matrix (out, rank[, 1, 1]), or None."""
     if a.ndim not in (2, 4) or b.ndim not in (2, 4) or b.shape[2:].numel() != 1 or a.shape[0] != b.shape[1]:
         return f"has matrices of {_shape(a)} and {_shape(b)}, which do not match"
     if 0 in (*a.shape, *b.shape):

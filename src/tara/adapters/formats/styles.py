@@ -86,7 +86,7 @@ KEPT_KEYS = 8192  # parsed ones: adapters of one base have the same keys, a few 
 DIFFERENCES = (".diff", ".diff_b")
 """The ends of the names of a weight's and a bias's own difference."""
 
-# what is not read; the first that fits names it
+# unsupported methods; the first pattern that matches gives the name
 _OTHER_METHODS = {
     "OFT of another form": r"\.b?oft_",
     "GLoRA": r"\.[ab][12]\.weight$",
@@ -102,7 +102,7 @@ _NO_WEIGHTS = re.compile(r"(.*\.)?(__\w+|scale_weight|global_step|epoch|scaled_f
 
 @dataclass(frozen=True)
 class Part:
-    """What one tensor of a file is: ``model`` is unet, text_encoder or text_encoder_2, ``layer`` a path inside it."""
+    """The meaning of a key. ``model`` is unet, text_encoder or text_encoder_2; ``layer`` is a path inside it."""
 
     model: str
     layer: str
@@ -111,25 +111,25 @@ class Part:
 
 
 def other_method(key: str) -> str | None:
-    """The name of the method, other than plain LoRA, that a key belongs to."""
+    """The name of the unsupported method to which a key belongs. None if there is none."""
     return next((name for name, pattern in _OTHER_METHODS.items() if re.search(pattern, key)), None)
 
 
 def is_no_weight(key: str) -> bool:
-    """Whether a key holds a number of its trainer's that changes no layer."""
+    """Whether a key holds a number that its trainer stored and that changes no layer."""
     return _NO_WEIGHTS.fullmatch(key) is not None
 
 
 def is_embedding(keys: Sequence[str]) -> bool:
     """Whether a file holds a textual inversion.
 
-    A1111 and kohya write ``emb_params``, or for SDXL ``clip_l`` and ``clip_g``; diffusers the word itself.
+    A1111 and kohya use the key ``emb_params``, or for SDXL ``clip_l`` and ``clip_g``. Diffusers uses the word as key.
     """
     return (len(keys) == 1 and "." not in keys[0]) or (bool(keys) and set(keys) <= {"clip_l", "clip_g"})
 
 
 def parts(keys: Iterable[str]) -> dict[str, Part | None]:
-    """What the tensors of a file are by their keys; None for a key of no known style."""
+    """Parse the keys of a file. None for a key of no known style."""
     matches = {key: _match(key) for key in keys}
     flat = [flatten(match["layer"]) for style, match in filter(None, matches.values()) if style in _LIKE_CHECKPOINTS]
     layers_per_block = sgm_layers_per_block(flat)

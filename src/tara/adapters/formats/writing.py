@@ -62,7 +62,7 @@ def write_peft(folder: Path, layers: Layers, card: AdapterCard, header: Mapping[
 
 
 def write_kohya(path: Path, layers: Layers, card: AdapterCard, header: Mapping[str, str]) -> None:
-    """Write ``lora_unet_...`` keys with alpha = rank: diffusers' names flattened, or sgm's for SDXL."""
+    """Write ``lora_unet_...`` keys with alpha = rank. Names are flattened diffusers paths, or sgm names for SDXL."""
     tensors: dict[str, Tensor] = {}
     family = family_named(card.family)
     sdxl = (family is not None and family.files.sgm_blocks) or any(
@@ -83,10 +83,12 @@ def write_kohya(path: Path, layers: Layers, card: AdapterCard, header: Mapping[s
 
 
 def _layers_per_block(layers: Layers, card: AdapterCard) -> int:
-    """Resnets per down block, which kohya's block numbers count: a released base's, else what the layers tell.
+    """The number of resnets per down block, on which kohya's block numbers depend.
+
+    It is that of the released bases, or for other bases is determined from the layers.
 
     Raises:
-        TaraError: for another base's adapter with so few layers that they do not tell.
+        TaraError: for an adapter of another base with too few layers to determine it.
     """
     family = family_named(card.family)
     if family is None or family.name == card.family:
@@ -100,7 +102,7 @@ def _layers_per_block(layers: Layers, card: AdapterCard) -> int:
 
 
 def split_model(layer: str) -> tuple[str, str]:
-    """``text_encoder.text_model...`` to its model and the path inside it; everything else is the U-Net's."""
+    """Split ``text_encoder.text_model...`` into the model and the path inside it. All other paths are the U-Net's."""
     model, _, inner = layer.partition(".")
     return (model, inner) if model in TEXT_ENCODERS else (UNET, layer)
 
@@ -118,7 +120,7 @@ def _matrices(low_rank: LowRank) -> tuple[Tensor, Tensor]:
 
 
 def _config(layers: Layers) -> dict[str, Any]:
-    """PEFT's config of one model's layers: only LoraConfig's own fields, which diffusers hands to its constructor."""
+    """PEFT's config of one model's layers. Has LoraConfig's fields only, because diffusers passes all to it."""
     if not layers:
         return {}
     # by the end of the path, which PEFT compares: some releases of transformers have no module `text_model`
@@ -134,7 +136,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str],
 
 
 def _in_order(file: bytes) -> bytes:
-    """The same safetensors file with its header sorted: the library writes metadata in a random order."""
+    """The same safetensors file with a sorted header, because the library writes metadata in random order."""
     size = int.from_bytes(file[:8], "little")
     header = json.dumps(json.loads(file[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8 bytes
