@@ -16,7 +16,7 @@ from PIL import Image
 from tara.errors import TaraError, first_line
 from tara.storage.hub import is_hub_id, not_fetched, one_try
 
-# model types whose class token represents the image
+# types of models with a class token that represents the image
 VISION_TRANSFORMERS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 OWL = "a photo of a {class_word}", 0.2
 DETECTORS = {"owlv2": OWL, "owlvit": OWL, "grounding-dino": ("a {class_word}", 0.3)}

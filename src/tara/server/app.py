@@ -196,7 +196,7 @@ def _add_adapters(app: FastAPI, jobs: Jobs) -> None:
         record = AdapterRecord(owner=owner, name=name, shared=shared, bytes=len(content))
         try:
             atomic_write(jobs.adapter_path(record), content)
-            card = jobs.load(record).adapter.card  # refuses what is no adapter of this base
+            card = jobs.load(record).adapter.card  # raises TaraError if the file is no adapter for this base
             store.add_adapter(record)
         except TaraError as failure:
             jobs.forget(record)

@@ -88,7 +88,7 @@ class Jobs:
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._thread = threading.Thread(target=self.engine.run, name="engine", daemon=True)
-        # files are written beside the engine: the next step need not wait for the disk
+        # files are written in a separate thread, so that the next step does not wait for the disk
         self._writer = ThreadPoolExecutor(1, "writer")
 
     def start(self) -> None:

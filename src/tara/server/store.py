@@ -22,7 +22,7 @@ BUSY_SECONDS = 5
 
 
 def new_id() -> str:
-    """An id that nobody can guess."""
+    """A random id that cannot be guessed."""
     return uuid.uuid4().hex
 
 

@@ -53,7 +53,7 @@ def atomic_write(path: Path, content: bytes | Callable[[Path], object]) -> None:
 
 
 def remove_unfinished(folder: Path, *of: Path) -> None:
-    """Remove the temporary files of `atomic_write` in a folder whose process was killed.
+    """Remove the temporary files that `atomic_write` left in a folder because its process was killed.
 
     Args:
         folder: no other process may be writing in it.

@@ -169,7 +169,7 @@ def upload(folder: Path, repository: str) -> str:
         hub = HfApi()
         made = hub.create_repo(repository, exist_ok=True)
         hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Adapter, images and model card")
-    # of many kinds, in somebody's account or network; a Ctrl-C here, too, leaves what was trained as it is
+    # many types, from account or network; like a failure, Ctrl-C leaves the trained adapters as they are
     except (Exception, KeyboardInterrupt) as failure:
         raise TaraError(f"'{folder}' was not uploaded ({_reason(failure)}). Do it later: {later}.") from failure
     return str(made)

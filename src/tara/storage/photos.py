@@ -102,7 +102,7 @@ def _mask(photo: Path, image: Image.Image, folder: Path | None, files: Mapping[s
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     image = read_image_with_alpha(path)
-    mask = opacity(image) or image.convert("L")  # the opacity of a photo with a cut-out subject
+    mask = opacity(image) or image.convert("L")  # a cut-out subject as mask: its opacity
     if mask.getextrema()[1] == 0:
         raise TaraError(f"{path} is entirely black. Paint the subject white.")
     if abs((mask.width / mask.height) / (size[0] / size[1]) - 1) > SHAPE_TOLERANCE:

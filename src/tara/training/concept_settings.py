@@ -88,7 +88,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         return self.out or Path(f"{file_name(self.label)}.safetensors")
 
     def file_at(self, step: int) -> Path:
-        """Where the adapter of an earlier step is kept, ``rex-step-000500.safetensors`` beside ``rex.safetensors``."""
+        """The file for the adapter of an earlier step: ``rex-step-000500.safetensors`` beside ``rex.safetensors``."""
         return self.file.with_name(f"{self.file.stem}-step-{step:06d}.safetensors")
 
     @property
@@ -103,7 +103,7 @@ class ConceptSettings(BaseModel, frozen=True, extra="forbid"):
         return template.replace("{rare_word}", self.rare_word).replace("{class_word}", self.class_word)
 
     def captions(self, source: CaptionSource) -> tuple[str, ...]:
-        """The captions, filled in, of a photo that has none of its own."""
+        """The captions, with words filled in, of a photo without captions of its own."""
         if self.caption_templates is not None:
             return tuple(self.fill(template) for template in self.caption_templates)
         if source == "fixed":

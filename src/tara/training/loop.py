@@ -25,7 +25,7 @@ from tara.training.optimizers import ConceptOptimizers, learning_rate_schedule
 from tara.training.text_batch import TextBatch, TextCache, alignment, text_batch, text_conditioning
 from tara.training.weights import ConceptWeights
 
-SKIPPED_IN_A_ROW = 50  # after so many steps, the loss scale has become small enough: the cause is another
+SKIPPED_IN_A_ROW = 50  # after so many halvings, the loss scale cannot be the cause
 SAME_WHEN_RESUMED = ("seed", "targets", "token_mask", "alpha", "optimizer")  # others may change at a resume
 
 

@@ -141,7 +141,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
             raise ValueError(f"= -1 is refused: give 0 or more, or '{RANDOM}' for a random seed")
         if value != RANDOM:
             return value
-        if os.environ.get("WORLD_SIZE", "1") != "1":  # each process would draw its own
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # each process would draw a different seed
             raise ValueError("is random, but several processes were launched, which need one seed; give a number")
         return secrets.randbelow(2**32)
 
@@ -188,7 +188,7 @@ class TrainSettings(BaseSettings, frozen=True, extra="forbid"):
         return max(1, self.steps // 10) if self.preview_every is None else self.preview_every
 
     def kept_steps(self) -> range:
-        """The steps before the last whose adapters are kept."""
+        """The steps, without the last one, whose adapters are also saved; empty if `save_every` is 0."""
         return range(self.save_every, self.steps, self.save_every) if self.save_every else range(0)
 
     @property

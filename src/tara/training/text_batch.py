@@ -21,7 +21,7 @@ KV_BUDGET = 2**30  # bytes of cached keys and values; those of further captions 
 
 @dataclass(frozen=True, eq=False)
 class Caption:
-    """An encoded caption and where its words are."""
+    """An encoded caption and the positions of its words."""
 
     text: str
     encoding: TextEncoding
