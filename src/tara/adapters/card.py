@@ -18,8 +18,8 @@ Context = Literal["prompt", "delta"]
 """Where the embedding of a rare word is taken from when an adapter is composed.
 
 - ``prompt``: from the prompt itself, as published.
-- ``delta``: the frozen keys and values are computed from the prompt, the low-rank delta from the instance prompt, on
-  which it was trained. ``benchmarks/context_toyland.py`` compares both.
+- ``delta``: the frozen keys and values are computed from the prompt, and the low-rank delta reads the embedding in the
+  instance prompt. ``benchmarks/context_toyland.py`` compares both.
 """
 
 

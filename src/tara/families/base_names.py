@@ -49,6 +49,6 @@ def base_here(name: str | Path) -> Path | None:
     path = Path(name)
     try:
         there = (path / INDEX).is_file() if str(name) in SHORT_NAMES else path.exists()
-    except OSError:  # too long for a file
+    except OSError:  # the name is too long for a path
         return None
     return path if there else None

@@ -35,7 +35,7 @@ SIMILAR = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """How diffusers loads a family: its pipeline, and each tokenizer's padding."""
+    """How diffusers loads a family: the pipeline class, and the padding of each tokenizer."""
 
     pipeline: str
     padding: Mapping[str, str]
@@ -61,7 +61,7 @@ class Contents:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether the prediction type has to be observed: SD 2.x was released with both."""
+        """Whether the prediction type must be observed, because SD 2.x was released with both types."""
         return self.family == "sd2" and self.prediction_type is None
 
 

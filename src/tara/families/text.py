@@ -90,7 +90,7 @@ def encode_with_pipeline(pipe: Any, text: str, clip_skip: int | None, device: to
 
 def with_inversions(pipe: Any, tokenizer: Any, text: str) -> str:
     """Replace the words of loaded textual inversions by their tokens. One word may have several tokens."""
-    # without any it would only warn that a long text is long
+    # without textual inversions, maybe_convert_prompt would only warn about long texts
     if set(tokenizer.added_tokens_encoder) <= set(tokenizer.all_special_tokens):
         return text
     return pipe.maybe_convert_prompt(text, tokenizer) if hasattr(pipe, "maybe_convert_prompt") else text

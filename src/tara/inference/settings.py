@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SchedulerName = Literal["ddim", "ddpm", "dpm", "euler", "euler_a", "heun", "lcm", "pndm", "unipc"]
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    # latents are no pixels: what these two clip unless a base's own schedule tells them is a part of the image
+    # by default these two clip predicted values as if they were pixels, which would damage latents
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "dpm": ("DPMSolverMultistepScheduler", {}),
@@ -27,7 +27,7 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # as the published bases have it
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-"""Our names of schedulers, diffusers' classes, and what those need besides a base's own schedule."""
+"""From our scheduler names to diffusers' class and its options beyond those of the base's scheduler."""
 
 
 class GenerationSettings(BaseModel):
@@ -122,7 +122,7 @@ class GenerationSettings(BaseModel):
         return self
 
     def composer_for(self, adapters: "ActiveAdapters") -> Composer:
-        """The composer itself; where none is chosen, the one that suits an image's adapters."""
+        """The chosen composer. If none is chosen: `regions` if regions are given, else `default_composer`."""
         if self.composer is None:
             return COMPOSERS["regions"] if self.region else default_composer(adapters)
         return composer_named(self.composer)

@@ -252,7 +252,7 @@ def _fault(a: Tensor, b: Tensor, expected_rank: int | None) -> str | None:
 
 
 def _finite(matrix: Tensor) -> bool:
-    # a sum is finite only if all its terms are, and takes a sixth of the time; terms that are may still overflow it
+    # a finite sum proves that all terms are finite, in a sixth of the time; finite terms may overflow the sum
     return math.isfinite(matrix.sum(dtype=torch.float32)) or bool(torch.isfinite(matrix.float()).all())
 
 
