@@ -117,7 +117,7 @@ def run(out: Path, on_progress: OnProgress = lambda activity, fraction: None) ->
         "seconds": {"training": round(trained - begun, 1), "total": round(time.perf_counter() - begun, 1)},
         "peak_memory_mib": round(most / (2**20 if sys.platform == "darwin" else 2**10)),
         "columns": {
-            name: _metrics([each for one in columns if one.column.name == name for each in one.scores])
+            name: _metrics([each for column in columns if column.column.name == name for each in column.scores])
             for name in dict.fromkeys(column.name for column in COLUMNS)
         },
     }
@@ -184,8 +184,8 @@ def _generate(base: Base, adapters: Mapping[str, Mapping[str, Adapter]], on_prog
 
 def _metrics(scores: Sequence[ImageScore]) -> dict[str, float]:
     """Share of images that show every subject like itself, and mean similarity of the subjects present (0 if none)."""
-    identities = [value for one in scores for value in one.values()["identity"].values()]
-    success = np.mean([one.success for one in scores])
+    identities = [value for score in scores for value in score.values()["identity"].values()]
+    success = np.mean([score.success for score in scores])
     return {"success": round(float(success), 4), "identity": round(float(np.mean(identities or [0])), 4)}
 
 
@@ -214,10 +214,10 @@ def _write(out: Path, photos: list[list[Image.Image]], columns: Sequence[Generat
 def _grid(photos: Sequence[Sequence[Image.Image]], columns: Sequence[Generated]) -> Grid:
     """One row per seed: a photo of each subject, each subject alone, then both in three ways."""
     cells = [
-        [*(of[i] if i < len(of) else None for of in photos), *(one.images[i] for one in columns)]
+        [*(of[i] if i < len(of) else None for of in photos), *(column.images[i] for column in columns)]
         for i in range(SHOWN_SEEDS)
     ]
     rows = [Row(label=f"seed {seed}", images=tuple(row)) for seed, row in zip(SEEDS, cells, strict=False)]
-    headings = [f"{one.column.heading}\nsuccess {_metrics(one.scores)['success']:.0%}" for one in columns]
+    headings = [f"{column.column.heading}\nsuccess {_metrics(column.scores)['success']:.0%}" for column in columns]
     photos_of = (f"photos of {subject.name}" for subject in SUBJECTS)
     return Grid(rows=tuple(rows), columns=(*photos_of, *headings), title=columns[-1].column.prompt)

@@ -65,7 +65,9 @@ def record_attention(
     check_words(request)
     subjects = subjects_of(tokenize_prompt(pipeline.base, request.prompt).tokenized, request.adapters)
     count = len(request.seeds)
-    recorder = Recorder([tokens for one in subjects for tokens in (one.rare_positions, one.class_positions)], count)
+    recorder = Recorder(
+        [tokens for subject in subjects for tokens in (subject.rare_positions, subject.class_positions)], count
+    )
     with recording(pipeline.base, recorder):
         images = list(pipeline.generate([request], batch_size=count, on_step=on_step))
     return [ImageAttention(image, subjects, maps) for image, maps in zip(images, recorder.maps(), strict=True)]

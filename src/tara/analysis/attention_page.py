@@ -55,9 +55,11 @@ class AttentionRow:
     @property
     def words(self) -> tuple[str, ...]:
         """The headings over the maps: rare, class, rare, class, ..."""
-        adapters = [one.active for one in self.attention.subjects]
+        adapters = [subject.active for subject in self.attention.subjects]
         return tuple(
-            text for one in adapters for text in (f"rare word {one.rare_word}", f"class word {one.class_word}")
+            text
+            for adapter in adapters
+            for text in (f"rare word {adapter.rare_word}", f"class word {adapter.class_word}")
         )
 
 
@@ -88,8 +90,8 @@ def write_attention(out: Path, rows: Sequence[AttentionRow], *, seed: int, comma
 
 def _row(label: str, image: Image.Image, maps: Tensor, first: Image.Image | None = None) -> Row:
     """The words' maps over an image, with the map correlation under each rare word."""
-    images = [heat_over(image, one.numpy()) for one in maps]
-    captions = [text for one in scores_of(maps) for text in (f"correlation {one.map_correlation:.2f}", "")]
+    images = [heat_over(image, word_map.numpy()) for word_map in maps]
+    captions = [text for scores in scores_of(maps) for text in (f"correlation {scores.map_correlation:.2f}", "")]
     if first is not None:
         images, captions = [first, *images], ["", *captions]
     return Row(label=label, images=tuple(images), captions=tuple(captions))

@@ -125,7 +125,7 @@ def costs(request: GenerationRequest, images: Composed) -> dict[str, dict[str, A
 def _time_ratio(images: Sequence[ComposedImage], reference: Sequence[ComposedImage]) -> float | None:
     if len(reference) < 2:
         return None
-    ratios = [one.seconds / other.seconds for one, other in zip(images, reference, strict=True)]
+    ratios = [image.seconds / other.seconds for image, other in zip(images, reference, strict=True)]
     return round(median(ratios[1:]), 3)
 
 
@@ -144,7 +144,7 @@ def grid(request: GenerationRequest, images: Composed) -> Grid:
     rows = tuple(
         Row(
             label=f"{name}: {COMPOSERS[name].description}",
-            images=tuple(one.image for one in composed[:SHOWN_SEEDS]),
+            images=tuple(image.image for image in composed[:SHOWN_SEEDS]),
         )
         for name, composed in images.items()
     )

@@ -86,10 +86,10 @@ def _generate(
         def on_step(step: Any) -> None:
             advance(sum(map(len, images.values())) + step.step / step.steps, "")
 
-        for one in compare_composers(pipeline, provenance.request, names, on_step):
-            of_image = provenance.of_image(one.seed, composer=one.composer)
-            atomic_write(out / one.path, png_with_provenance(one.image, of_image))
-            images[one.composer].append(one)
+        for image in compare_composers(pipeline, provenance.request, names, on_step):
+            of_image = provenance.of_image(image.seed, composer=image.composer)
+            atomic_write(out / image.path, png_with_provenance(image.image, of_image))
+            images[image.composer].append(image)
     return images
 
 

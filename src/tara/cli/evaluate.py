@@ -144,21 +144,21 @@ def _generate(
     sampling = settings_from(GenerationSettings, values)
     composers, seeds = requests.parse_composers(flags.composers), requests.parse_seeds(flags.seeds)
     active, files = requests.loaded(flags.adapter)
-    subjects = read_subjects(flags.references, [(one.rare_word, one.class_word) for one in active])
+    subjects = read_subjects(flags.references, [(adapter.rare_word, adapter.class_word) for adapter in active])
     prompts = prompts_of(trained_subjects(active, files, subjects))
     planned = plan(prompts, base, sampling, composers, seeds, flags.out)
 
     def generate_missing() -> None:
-        missing = [rest for one in planned if (rest := one.missing()).records]
+        missing = [rest for images in planned if (rest := images.missing()).records]
         if missing:
             pipeline = requests.pipeline_for(base, settings.device)
-            with progress("Generating", sum(len(one.records) for one in missing)) as advance:
+            with progress("Generating", sum(len(images.records) for images in missing)) as advance:
                 generate(pipeline, missing, settings.batch_size, advance)
 
-    prompted = [[one.text, [each.file.model_dump() for each in one.trained]] for one in prompts]
+    prompted = [[prompt.text, [each.file.model_dump() for each in prompt.trained]] for prompt in prompts]
     wanted = {"prompts": prompted, "seeds": seeds, "composers": composers}
     wanted |= base.model_dump(mode="json") | sampling.model_dump(mode="json")
-    records = [record for one in planned for record in one.records.values()]
+    records = [record for images in planned for record in images.records.values()]
     run = Run(protocol, command_line, flags.out, flags.overwrite, wanted)
     _score(run, records, subjects, settings, generate_missing)
 

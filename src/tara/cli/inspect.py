@@ -131,9 +131,9 @@ def _show(file: Path, facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for one, several in (("rank", "ranks"), ("alpha", "alphas"), ("scale", "scales")):
+    for singular, several in (("rank", "ranks"), ("alpha", "alphas"), ("scale", "scales")):
         if numbers := facts.pop(several, None):
-            facts[one] = " to ".join(dict.fromkeys(f"{number:g}" for number in (numbers[0], numbers[-1])))
+            facts[singular] = " to ".join(dict.fromkeys(f"{number:g}" for number in (numbers[0], numbers[-1])))
     table = Table(title=Text(visible(str(file)), style="bold"), title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column()

@@ -61,7 +61,9 @@ def with_options(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        parameters = [
+            parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD
+        ]
         for order, (model, title) in enumerate(models.items()):
             group, rare = Group(title, sort_key=order), Group("Rarely needed", sort_key=len(models))
             for name, field in model.model_fields.items():
@@ -87,7 +89,7 @@ def settings_from(model: type[Settings], values: Mapping[str, Any]) -> Settings:
 def _option(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
     union = typing.get_args(field.annotation) if field.default is None else (field.annotation,)
     # without objects that only Python can give
-    types = [one for one in union if typing.get_origin(one) is not Annotated]
+    types = [member for member in union if typing.get_origin(member) is not Annotated]
     default = None if field.is_required() else field.default
     is_shown = default is not None and "[default" not in (field.description or "")
     extra = field.json_schema_extra

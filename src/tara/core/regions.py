@@ -17,9 +17,12 @@ def region_scores(
     maps: Sequence[Float[Tensor, "concepts _height _width"]],
 ) -> Float[Tensor, "concepts height width"]:
     """Divide each map by its maximum, resize all to the largest resolution and return their mean."""
-    size = max((one.shape[-2], one.shape[-1]) for one in maps)
-    scaled = [one / one.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(one.dtype).tiny) for one in maps]
-    return torch.stack([resized(one[None], size)[0] for one in scaled]).mean(0)
+    size = max((layer_maps.shape[-2], layer_maps.shape[-1]) for layer_maps in maps)
+    scaled = [
+        layer_maps / layer_maps.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(layer_maps.dtype).tiny)
+        for layer_maps in maps
+    ]
+    return torch.stack([resized(layer_maps[None], size)[0] for layer_maps in scaled]).mean(0)
 
 
 def region_labels(scores: Float[Tensor, "concepts height width"]) -> Labels:

@@ -53,10 +53,13 @@ def plan(
     written: Counter[Path] = Counter()  # images by folder
     for composer, prompt in product(composers, prompts):
         own = settings.model_copy(update={"composer": composer})
-        adapters, files = tuple(one.active for one in prompt.trained), tuple(one.file for one in prompt.trained)
+        adapters, files = (
+            tuple(adapter.active for adapter in prompt.trained),
+            tuple(adapter.file for adapter in prompt.trained),
+        )
         request = GenerationRequest(prompt=prompt.text, adapters=adapters, seeds=seeds, settings=own)
         request.check()
-        folder = out / "images" / composer / file_name("+".join(one.name for one in prompt.subjects))
+        folder = out / "images" / composer / file_name("+".join(subject.name for subject in prompt.subjects))
         records = {
             seed: ImageRecord(
                 folder / image_name(number, seed), composer, prompt.text, seed, prompt.subjects, prompt.category
@@ -80,14 +83,14 @@ def generate(
         TaraError: when an adapter does not fit the base.
     """
     done = 0
-    for _, same_settings in groupby(planned, lambda one: one.provenance.request.settings.composer):
+    for _, same_settings in groupby(planned, lambda images: images.provenance.request.settings.composer):
         left = list(same_settings)
         while left:
             # small calls: a call prepares all its requests first, and ties and dare merge adapters into full matrices
             call, left = left[:batch_size], left[batch_size:]
-            wanted = [(one.provenance, seed, record) for one in call for seed, record in one.records.items()]
+            wanted = [(images.provenance, seed, record) for images in call for seed, record in images.records.items()]
             images = pipeline.generate(
-                [one.provenance.request for one in call],
+                [images.provenance.request for images in call],
                 batch_size=batch_size,
                 on_step=lambda step, done=done: on_progress(done + step.fraction * step.images, ""),
             )

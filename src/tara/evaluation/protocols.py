@@ -34,7 +34,7 @@ class EvaluationPrompt:
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        return tuple(one.subject for one in self.trained)
+        return tuple(member.subject for member in self.trained)
 
 
 def trained_subjects(
@@ -56,7 +56,7 @@ def trained_subjects(
             raise TaraError(f"There are no photos of '{name}'. Add --references '{name}=FOLDER'.")
         trained.append(TrainedSubject(by_name.pop(name.casefold()), active, file))
     if by_name:
-        known = ", ".join(one.subject.name for one in trained) or "none"
+        known = ", ".join(member.subject.name for member in trained) or "none"
         raise TaraError(f"There is no adapter for '{next(iter(by_name))}', only for: {known}. Add it with --adapter.")
     return trained
 
@@ -77,7 +77,7 @@ def group_prompts(
         raise TaraError(f"A pair needs two subjects, but only {len(trained)} is given. Give --adapter at least twice.")
     planned: list[EvaluationPrompt] = []
     for group in chosen:
-        subjects = [one.subject for one in group]
+        subjects = [member.subject for member in group]
         texts = [prompt.replace(SUBJECTS, joined_names(subjects)) for prompt in prompts]
         planned += [EvaluationPrompt(text, group, class_category(subjects)) for text in texts]
     return planned
@@ -92,17 +92,19 @@ def dreambooth_prompts(trained: Sequence[TrainedSubject]) -> list[EvaluationProm
         TaraError: when there is no table, or it has no prompts.
     """
     prompts: list[EvaluationPrompt] = []
-    for one in trained:
-        row = subject_of(one.subject.photos)
+    for member in trained:
+        row = subject_of(member.subject.photos)
         if row is None or not row.prompts:
             raise TaraError(
-                f"There is no {TABLE} with prompts beside '{one.subject.photos}', the folder of --references "
-                f"'{one.subject.name}'. Put the data set's table there, or use `tara evaluate pairs`."
+                f"There is no {TABLE} with prompts beside '{member.subject.photos}', the folder of --references "
+                f"'{member.subject.name}'. Put the data set's table there, or use `tara evaluate pairs`."
             )
         category = LIVING if row.class_word in LIVE_CLASSES else OBJECTS
         for template in row.prompts:
-            text = template.replace("{rare_word}", one.active.rare_word).replace("{class_word}", one.active.class_word)
-            prompts.append(EvaluationPrompt(text, (one,), category))
+            text = template.replace("{rare_word}", member.active.rare_word).replace(
+                "{class_word}", member.active.class_word
+            )
+            prompts.append(EvaluationPrompt(text, (member,), category))
     return prompts
 
 
@@ -113,7 +115,9 @@ def joined_names(subjects: Sequence[Subject]) -> str:
 
 
 def _group(text: str, trained: Sequence[TrainedSubject]) -> tuple[TrainedSubject, ...]:
-    by_name = {name.casefold(): one for one in trained for name in (one.subject.rare_word, one.subject.name)}
+    by_name = {
+        name.casefold(): member for member in trained for name in (member.subject.rare_word, member.subject.name)
+    }
     group: list[TrainedSubject] = []
     for part in text.split("+"):
         one = by_name.get(part.strip().casefold())

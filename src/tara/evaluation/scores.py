@@ -77,10 +77,12 @@ class ImageScore:
         }
         for encoder in self.encoders:
             suffix = "" if encoder == self.encoders[0] else f"_{encoder}"
-            identity = {n: one.identity[encoder] for n, one in enumerate(self.subjects) if one.identity}
+            identity = {n: subject.identity[encoder] for n, subject in enumerate(self.subjects) if subject.identity}
             values[f"identity{suffix}"] = identity
             values[f"identity_absent_zero{suffix}"] = {n: identity.get(n, 0.0) for n in range(len(self.subjects))}
-            values[f"leakage{suffix}"] = {n: one.leakage[encoder] for n, one in enumerate(self.subjects) if one.leakage}
+            values[f"leakage{suffix}"] = {
+                n: subject.leakage[encoder] for n, subject in enumerate(self.subjects) if subject.leakage
+            }
         return values | {name: {WHOLE_IMAGE: value} for name, value in self.image_metrics.items()}
 
 

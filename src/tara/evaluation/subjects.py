@@ -44,7 +44,11 @@ class ImageRecord:
     @property
     def plain_prompt(self) -> str:
         """The prompt with class words in place of rare words, which CLIP's text encoder does not know."""
-        named = ((span, one.class_word) for one in self.subjects for span in word_spans(self.prompt, one.rare_word))
+        named = (
+            (span, subject.class_word)
+            for subject in self.subjects
+            for span in word_spans(self.prompt, subject.rare_word)
+        )
         return with_class_words(self.prompt, named)
 
 
@@ -52,7 +56,9 @@ def class_category(subjects: Sequence[Subject]) -> str:
     """Name of the category: two subjects share a class (the hardest case), or none do. Empty for a single subject."""
     if len(subjects) < 2:
         return ""
-    same = any(one.class_word.casefold() == other.class_word.casefold() for one, other in combinations(subjects, 2))
+    same = any(
+        subject.class_word.casefold() == other.class_word.casefold() for subject, other in combinations(subjects, 2)
+    )
     return SAME_CLASS if same else OTHER_CLASSES
 
 

@@ -41,14 +41,14 @@ def parse_prompt(text: str) -> Prompt:
     for character in characters:
         if character == "\\":
             escaped = next(characters, "")
-            levels[-1] += [(one, 1.0) for one in (escaped if escaped in ("(", ")") else character + escaped)]
+            levels[-1] += [(part, 1.0) for part in (escaped if escaped in ("(", ")") else character + escaped)]
         elif character == "(":
             levels.append([])
         elif character == ")" and len(levels) > 1:
             inner = levels.pop()
-            weight = WEIGHT.search("".join(one for one, _ in inner))
+            weight = WEIGHT.search("".join(character for character, _ in inner))
             if weight:
-                levels[-1] += [(one, old * float(weight[1])) for one, old in inner[: weight.start()]]
+                levels[-1] += [(character, old * float(weight[1])) for character, old in inner[: weight.start()]]
             else:
                 levels[-1] += [("(", 1.0), *inner, (")", 1.0)]
         else:
@@ -56,7 +56,7 @@ def parse_prompt(text: str) -> Prompt:
     while len(levels) > 1:
         unclosed = levels.pop()
         levels[-1] += [("(", 1.0), *unclosed]
-    return _split_at_breaks("".join(one for one, _ in levels[0]), [weight for _, weight in levels[0]])
+    return _split_at_breaks("".join(character for character, _ in levels[0]), [weight for _, weight in levels[0]])
 
 
 def _split_at_breaks(text: str, weights: list[float]) -> Prompt:

@@ -96,7 +96,7 @@ def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[Promp
     Raises:
         TaraError: for an adapter that does not fit the base, the composer or the prompt, or an impossible region.
     """
-    rare_words = {active.rare_word for one in requests for active in one.adapters}
+    rare_words = {active.rare_word for request in requests for active in request.adapters}
     masks = parse_regions(requests[0].settings.region, rare_words)
     ready: dict[tuple[ActiveAdapter, Composer], ActiveAdapter] = {}
     # prompts with the same adapters share their merge, and so a batch
@@ -113,7 +113,7 @@ def prompt_rows(base: Base, requests: Sequence[GenerationRequest]) -> list[Promp
             _check_maskable(acting[own] if composer.masked else ())
         text = composer.prompt(request.prompt, own)
         negative = request.settings.negative_prompt
-        chunks = max(len(tokenize_prompt(base, one).spans) for one in (text, negative or ""))
+        chunks = max(len(tokenize_prompt(base, prompt).spans) for prompt in (text, negative or ""))
         rows.append(PromptRow(text, negative, chunks, acting[own], composer, masks))
     return rows
 
@@ -232,7 +232,9 @@ class _Batch:
         """Encode a row's prompt or negative prompt, and find the tokens on which the ``acting`` adapters act."""
         composer = row.composer
         masked = [
-            one for one in acting if composer.masked or (composer.regional and one.adapter.trained_with_token_mask)
+            active
+            for active in acting
+            if composer.masked or (composer.regional and active.adapter.trained_with_token_mask)
         ]
         # text-encoder deltas of plain LoRAs act on the whole text; those of masked adapters only on their own rare word
         plain = tuple(active for active in acting if active not in masked)
@@ -242,7 +244,7 @@ class _Batch:
             encoding = self.encoder.encode(row.text, self.settings.clip_skip, plain, row.chunks)
         bindings = bind_all_tokens(encoding.tokenized[0], plain)
         if masked and not negative:
-            bindings += [one for one in bind(encoding.tokenized[0], row.acting) if one.active in masked]
+            bindings += [binding for binding in bind(encoding.tokenized[0], row.acting) if binding.active in masked]
         return encoding, bindings
 
     def _pipeline_arguments(self, encoding: TextEncoding) -> dict[str, Tensor]:
@@ -266,10 +268,10 @@ class _Batch:
         tokens = tokenize_prompt(self.encoder.base, row.text).tokenized
         bindings = bind(tokens, row.acting) if row.confined_adapters else []
         return [
-            ConfinedAdapter(one.active, () if mask is not None else class_tokens(tokens, one), mask)
-            for one in bindings
-            if one.active in row.confined_adapters
-            for mask in (row.masks.get(one.active.rare_word),)
+            ConfinedAdapter(binding.active, () if mask is not None else class_tokens(tokens, binding), mask)
+            for binding in bindings
+            if binding.active in row.confined_adapters
+            for mask in (row.masks.get(binding.active.rare_word),)
         ]
 
 

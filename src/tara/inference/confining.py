@@ -58,15 +58,15 @@ class ConfinedAdapters:
     def __init__(self, base: Base, images: Sequence[Sequence[ConfinedAdapter]], guided: bool) -> None:
         self._base, self._images, self._guided = base, images, guided
         self.rows = len(images) * (2 if guided else 1)
-        adapters = list({id(one.active): one.active for concepts in images for one in concepts}.values())
+        adapters = list({id(concept.active): concept.active for concepts in images for concept in concepts}.values())
         numbers = {id(active): number for number, active in enumerate(adapters, start=1)}
         # (images, 1 + concepts): for each label, the adapter's index on the leading axis of the deltas; 0: no adapter
-        self._adapter_of = _padded([[0, *(numbers[id(one.active)] for one in concepts)] for concepts in images])
+        self._adapter_of = _padded([[0, *(numbers[id(concept.active)] for concept in concepts)] for concepts in images])
         of_rows = list(images) * (2 if guided else 1)
         after = [self.rows + sum(map(len, of_rows[:row])) for row in range(self.rows)]
         # (rows, 1 + concepts): for each label, the index of the text that its positions read
         self._text_of = _padded([[row, *range(after[row], after[row] + len(of_rows[row]))] for row in range(self.rows)])
-        of_texts = [0] * self.rows + [numbers[id(one.active)] for concepts in of_rows for one in concepts]
+        of_texts = [0] * self.rows + [numbers[id(concept.active)] for concepts in of_rows for concept in concepts]
         # (texts,): the index of the adapter whose deltas act where the text is read; 0: no adapter
         self._adapter_of_text = torch.tensor(of_texts)
         self.deltas = _stacked(adapters, base.device, base.dtype)
@@ -125,14 +125,14 @@ class ConfinedAdapters:
         ):
             if _is_sought(concepts):
                 at = slice(row, row + 1)
-                words = [one.class_tokens for one in concepts if one.mask is None]
+                words = [concept.class_tokens for concept in concepts if concept.mask is None]
                 mean.add(word_maps(query[at], key[at], words, None if mask is None else mask[at])[0])
 
     def _found(self, image: int) -> Tensor:
         """Labels at the latents' resolution: the given regions, and elsewhere the regions found from the maps."""
         coarsest = sorted(self._maps)[:RESOLUTIONS]
         maps = [self._maps[size][image].mean.unflatten(-1, map_size(size, self._latents)) for size in coarsest]
-        sought = [number for number, one in enumerate(self._images[image]) if one.mask is None]
+        sought = [number for number, concept in enumerate(self._images[image]) if concept.mask is None]
         numbers = torch.tensor([0, *(number + 1 for number in sought)])
         found = numbers[region_labels(region_scores(maps)).cpu()]
         given = labels_at(given_labels(self._images[image]), self._latents)
@@ -140,7 +140,7 @@ class ConfinedAdapters:
 
     def regions_of(self, image: int) -> ImageRegions:
         """The regions of one image of the last pipeline call, at the latents' resolution."""
-        words = tuple(one.active.rare_word for one in self._images[image])
+        words = tuple(concept.active.rare_word for concept in self._images[image])
         return ImageRegions(words, labels_at(self.labels[image], self._latents))
 
     def text_blocks(self, positions: int) -> PositionBlocks | None:
@@ -157,7 +157,7 @@ class ConfinedAdapters:
         if positions not in self._blocks:
             size = map_size(positions, self._latents)
             labels = torch.stack([labels_at(of_image, size).flatten() for of_image in self.labels])
-            of_rows, tables = (torch.cat([one] * (self.rows // len(one))) for one in (labels, self._adapter_of))
+            of_rows, tables = (torch.cat([table] * (self.rows // len(table))) for table in (labels, self._adapter_of))
             adapters, texts = (table.gather(1, of_rows).to(self._base.device) for table in (tables, self._text_of))
             block = max(1, round(math.sqrt(positions) / 2))
             self._blocks[positions] = (
@@ -190,15 +190,15 @@ class ConfinedAdapters:
 
 def _is_sought(concepts: Sequence[ConfinedAdapter]) -> bool:
     """Whether at least one region of the image must be found, because it is not given."""
-    return any(one.mask is None for one in concepts)
+    return any(concept.mask is None for concept in concepts)
 
 
 def given_labels(concepts: Sequence[ConfinedAdapter]) -> Tensor:
     """Labels (`GRID`, `GRID`) of the given regions; 0 in all other cells."""
     labels = torch.zeros(GRID, GRID, dtype=torch.long)
-    for number, one in enumerate(concepts, start=1):
-        if one.mask is not None:
-            labels[one.mask] = number
+    for number, concept in enumerate(concepts, start=1):
+        if concept.mask is not None:
+            labels[concept.mask] = number
     return labels
 
 

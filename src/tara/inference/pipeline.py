@@ -118,7 +118,7 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Generate every prompt with every seed. All images of the first prompt come first. Arguments: see `stream`."""
         made = self.stream(prompt, adapters, seeds, batch_size=batch_size, on_step=on_step, **settings)
-        return [one.image for one in sorted(made, key=lambda one: one.index)]
+        return [generated.image for generated in sorted(made, key=lambda generated: generated.index)]
 
     @takes(GenerationSettings)
     def stream(
@@ -164,7 +164,9 @@ class Pipeline:
         settings = requests[0].settings
         if settings.guidance_scale is None:
             settings = settings.model_copy(update={"guidance_scale": self.base.defaults.guidance_scale})
-        assert all(one.settings == requests[0].settings for one in requests), "one settings model for all requests"
+        assert all(request.settings == requests[0].settings for request in requests), (
+            "one settings model for all requests"
+        )
         rows = prompt_rows(self.base, requests)
         jobs = [(request, row, seed) for request, row in zip(requests, rows, strict=True) for seed in request.seeds]
         self.base.onload()  # training may have moved parts away

@@ -58,13 +58,13 @@ def prepare(
             "This composer evaluates the network with one adapter after the other. Use `with tara.prepared(...) as "
             "kwargs:`."
         )
-    for active in (active for one in batch.evaluations for active in one.adapters):
+    for active in (active for evaluation in batch.evaluations for active in evaluation.adapters):
         if active.global_strength:
             raise TaraError(
                 f"{active.name} also changes layers that act on the whole image. Use `with tara.prepared(...) as "
                 f"kwargs:`, or leave that part out with {active.name}:global=0."
             )
-    if any(one.confined for one in batch.evaluations):
+    if any(evaluation.confined for evaluation in batch.evaluations):
         raise TaraError("This composer confines adapters to regions of the image. Use `with tara.prepared(...)`.")
     base.processors.install()
     return batch.arguments
@@ -143,6 +143,6 @@ def _with_negatives(
             f"There are {len(requests)} prompts but {len(settings)} negative prompts. Give one, or one for each prompt."
         )
     return [
-        one.model_copy(update={"settings": one.settings.model_copy(update=update)})
-        for one, update in zip(requests, settings, strict=True)
+        request.model_copy(update={"settings": request.settings.model_copy(update=update)})
+        for request, update in zip(requests, settings, strict=True)
     ]

@@ -148,9 +148,9 @@ def parse_regions(regions: Sequence[str], rare_words: Collection[str]) -> Region
             hint = nearest(word, known)
             raise TaraError(f"The region '{region}' is for '{word}', which is no adapter's rare word.{hint}")
         masks[known[word.casefold()]] = None if where == EVERYWHERE else _mask(region, where)
-    for (one, mask), (other, second) in combinations(masks.items(), 2):
+    for (word, mask), (other, second) in combinations(masks.items(), 2):
         if mask is not None and second is not None and bool((mask & second).any()):
-            raise TaraError(f"The regions of '{one}' and '{other}' overlap. Regions must be disjoint.")
+            raise TaraError(f"The regions of '{word}' and '{other}' overlap. Regions must be disjoint.")
     return masks
 
 

@@ -112,20 +112,22 @@ def compute_text_kv(
 def _keys_values(base: Base, layer: str, embeddings: Tensor, masked: Sequence[MaskedInput]) -> tuple[Tensor, Tensor]:
     # all rows in one product, as in the stock processor, so that rows without adapters equal the base's bit by bit
     projected = list(base.project(layer, embeddings))
-    for one in masked:
-        if one.own_embeddings is not None:
-            for whole, part in zip(projected, base.project(layer, one.own_embeddings), strict=True):
-                whole.flatten(0, 1)[one.positions] = part
+    for masked_input in masked:
+        if masked_input.own_embeddings is not None:
+            for whole, part in zip(projected, base.project(layer, masked_input.own_embeddings), strict=True):
+                whole.flatten(0, 1)[masked_input.positions] = part
     for number, name in enumerate(base.family.kv_names):
-        for one in masked:
-            low_rank = one.active.adapter.text_kv_deltas.get(f"{layer}.{name}")
+        for masked_input in masked:
+            low_rank = masked_input.active.adapter.text_kv_deltas.get(f"{layer}.{name}")
             if low_rank is not None:
-                precise = torch.promote_types(one.inputs.dtype, torch.float32)
-                delta = low_rank.to(one.inputs.device, precise)
+                precise = torch.promote_types(masked_input.inputs.dtype, torch.float32)
+                delta = low_rank.to(masked_input.inputs.device, precise)
                 # with a concept axis, as in training, because batched products round differently from matrix products
                 delta = replace(delta, a=delta.a[None], b=delta.b[None])
-                inputs = one.inputs[None].to(precise)
-                projected[number] = add_masked_delta(projected[number], delta, inputs, one.positions, one.active.weight)
+                inputs = masked_input.inputs[None].to(precise)
+                projected[number] = add_masked_delta(
+                    projected[number], delta, inputs, masked_input.positions, masked_input.active.weight
+                )
     return projected[0], projected[1]
 
 

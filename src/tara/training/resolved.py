@@ -43,7 +43,7 @@ def resolved_settings(settings: TrainSettings, base: Base) -> list[ResolvedSetti
         resolved.append(
             ResolvedSetting(name=name, value=in_effect[name], default=default, default_of=_owner(name, base))
         )
-    return sorted(resolved, key=lambda one: list(TrainSettings.model_fields).index(one.name))
+    return sorted(resolved, key=lambda setting: list(TrainSettings.model_fields).index(setting.name))
 
 
 def resolved_values(settings: TrainSettings, base: Base) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def resolved_values(settings: TrainSettings, base: Base) -> dict[str, Any]:
 
 def settings_summary(settings: TrainSettings, base: Base) -> str:
     """The settings that a training prints at its start: one line, and a second one if the base has its own defaults."""
-    shown = {one.name: one for one in resolved_settings(settings, base) if one.name in SHOWN_FIRST}
-    own = {name for name, one in shown.items() if one.is_default and one.default_of == "base"}
+    shown = {setting.name: setting for setting in resolved_settings(settings, base) if setting.name in SHOWN_FIRST}
+    own = {name for name, setting in shown.items() if setting.is_default and setting.default_of == "base"}
     line = ", ".join(f"{name} {setting_text(name, shown[name].value)}{'*' * (name in own)}" for name in SHOWN_FIRST)
     return f"Settings: {line}." + ("\n(* the base's own default)" if own else "")
 

@@ -141,7 +141,7 @@ def first_fitting(pattern: Mapping[str, Number], layers: Iterable[str]) -> dict[
     for layer in layers:
         ends = (layer.split(".", dots)[-1] for dots in range(layer.count(".") + 1))
         fitting = [end for end in ends if end in places]
-        fitting += [key for key, one in compiled.items() if one.match(layer, timeout=SECONDS_OF_ONE)]
+        fitting += [key for key, pattern in compiled.items() if pattern.match(layer, timeout=SECONDS_OF_ONE)]
         if fitting:
             numbers[layer] = pattern[min(fitting, key=places.__getitem__)]
         if time.thread_time() > latest:

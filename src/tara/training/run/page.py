@@ -128,12 +128,14 @@ def _settings(settings: TrainSettings, base: Base) -> list[Table]:
     """Tables of all settings except the base, as used: those that differ from the default, and the others folded."""
     resolved = resolved_settings(settings, base)
     changed = tuple(
-        (one.name, setting_text(one.name, one.value), _default(one)) for one in resolved if not one.is_default
+        (setting.name, setting_text(setting.name, setting.value), _default(setting))
+        for setting in resolved
+        if not setting.is_default
     )
     others = tuple(
-        (one.name, setting_text(one.name, one.value), OWNERS.get(one.default_of, one.default_of))
-        for one in resolved
-        if one.is_default
+        (setting.name, setting_text(setting.name, setting.value), OWNERS.get(setting.default_of, setting.default_of))
+        for setting in resolved
+        if setting.is_default
     )
     return [
         Table(
