@@ -63,3 +63,10 @@ def test_a_weight_beside_an_inversion_of_several_tokens_is_refused(sd_pipe: Any)
     encode_prompt(base, "a <rex> here")
     with pytest.raises(TaraError, match=r"textual inversion of several tokens .* leave the weights out"):
         encode_prompt(base, "a <rex> (here:1.2)")
+
+
+@pytest.mark.parametrize("prompt", ["a dog BREAK " * 17, "big " * 5000])
+def test_a_prompt_of_too_many_chunks_is_refused(sd_pipe: Any, prompt: str) -> None:
+    with pytest.raises(TaraError, match="A prompt of more than 16 chunks is too long"):
+        tokenize_prompt(Base(sd_pipe), prompt)
+    assert len(tokenize_prompt(Base(sd_pipe), " BREAK ".join(["a dog"] * 16)).spans) == 16

@@ -49,7 +49,7 @@ def test_a_break_begins_a_new_chunk_and_is_no_word():
 @given(words=WORDS, room=st.integers(1, 40))
 def test_chunks_cover_the_prompt_in_order_and_each_fits(words: list[str], room: int):
     prompt = parse_prompt(" ".join(words))
-    spans = chunk_spans(prompt, lambda text: min(room, len(text)))
+    spans = list(chunk_spans(prompt, lambda text: min(room, len(text))))
     assert "".join(prompt.text[first:end] for first, end in spans) == prompt.text
     assert all(len(prompt.text[first:end].rstrip()) <= room for first, end in spans)
     longest = max(len(word) for word in words)
@@ -59,8 +59,8 @@ def test_chunks_cover_the_prompt_in_order_and_each_fits(words: list[str], room: 
 
 def test_a_full_chunk_ends_at_a_comma_near_its_end():
     prompt = parse_prompt("a dog on a beach, with a hat")
-    assert chunk_spans(prompt, lambda text: min(22, len(text)))[0] == (0, len("a dog on a beach,"))
-    assert chunk_spans(prompt, lambda text: min(26, len(text)))[0] == (0, len("a dog on a beach, with a "))
+    assert next(chunk_spans(prompt, lambda text: min(22, len(text)))) == (0, len("a dog on a beach,"))
+    assert next(chunk_spans(prompt, lambda text: min(26, len(text)))) == (0, len("a dog on a beach, with a "))
 
 
 def test_a_weight_scales_its_tokens_and_keeps_the_mean():
@@ -74,5 +74,5 @@ def test_a_weight_scales_its_tokens_and_keeps_the_mean():
 def test_any_text_is_a_prompt(text: str):
     prompt = parse_prompt(text)
     assert len(prompt.text) == len(prompt.weights)
-    spans = chunk_spans(prompt, lambda part: min(5, len(part)))
+    spans = list(chunk_spans(prompt, lambda part: min(5, len(part))))
     assert "".join(prompt.text[first:end] for first, end in spans) == prompt.text

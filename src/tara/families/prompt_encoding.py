@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -10,6 +11,8 @@ from tara.errors import TaraError
 from tara.families.base import Base
 from tara.families.prompt_syntax import Prompt, apply_token_weights, chunk_spans, parse_prompt
 from tara.families.text import TextEncoding
+
+MOST_CHUNKS = 16  # each adds a prompt's worth of keys and values to every layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +29,16 @@ def tokenize_prompt(base: Base, text: str) -> Chunks:
     """A prompt's chunks and tokens; see `tara.families.prompt_syntax` for its syntax.
 
     Raises:
-        TaraError: when a weighted prompt contains a textual inversion of several tokens.
+        TaraError: when the prompt has more than `MOST_CHUNKS` chunks, or weights or several chunks and a textual
+            inversion of several tokens.
     """
     prompt = parse_prompt(text)
-    spans = chunk_spans(prompt, lambda part: base.tokenize(part).characters_read)
+    spans = tuple(islice(chunk_spans(prompt, lambda part: base.tokenize(part).characters_read), MOST_CHUNKS + 1))
+    if len(spans) > MOST_CHUNKS:
+        raise TaraError(f"A prompt of more than {MOST_CHUNKS} chunks is too long. Shorten it, or leave out some BREAK.")
     parts = [base.tokenize(prompt.text[first:end]) for first, end in spans]
     if len(parts) == 1 and not prompt.is_weighted:
-        return Chunks(prompt, tuple(spans), replace(parts[0], written=text))
+        return Chunks(prompt, spans, replace(parts[0], written=text))
     if any(part.text != prompt.text[first:end] for part, (first, end) in zip(parts, spans, strict=True)):
         raise TaraError(
             "A textual inversion of several tokens stands in a prompt with weights or of several chunks, which tara "
@@ -43,7 +49,7 @@ def tokenize_prompt(base: Base, text: str) -> Chunks:
         for part, (first, _) in zip(parts, spans, strict=True)
         for of_part in part.offsets
     )
-    return Chunks(prompt, tuple(spans), Tokenized(prompt.text, offsets, len(prompt.text), text))
+    return Chunks(prompt, spans, Tokenized(prompt.text, offsets, len(prompt.text), text))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ Weights of nested parentheses multiply. Parentheses without a number are text, a
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,7 +71,7 @@ def _split_at_breaks(text: str, weights: list[float]) -> Prompt:
     return Prompt(text, tuple(weights), tuple(breaks))
 
 
-def chunk_spans(prompt: Prompt, characters_read: Callable[[str], int]) -> list[Span]:
+def chunk_spans(prompt: Prompt, characters_read: Callable[[str], int]) -> Iterator[Span]:
     """The character spans of a prompt's chunks. There is at least one, and it may be empty.
 
     A full chunk ends at a comma near its end, else at a space, else within a word.
@@ -80,18 +80,16 @@ def chunk_spans(prompt: Prompt, characters_read: Callable[[str], int]) -> list[S
         prompt: the prompt.
         characters_read: from a text to the number of its first characters that fit one chunk.
     """
-    spans: list[Span] = []
     for start, end in pairwise((0, *prompt.breaks, len(prompt.text))):
         while True:
             part = prompt.text[start:end]
             room = characters_read(part)
             if not part[room:].strip() or not room:
-                spans.append((start, end))
+                yield start, end
                 break
             cut = start + _chunk_end(part, room)
-            spans.append((start, cut))
+            yield start, cut
             start = cut
-    return spans
 
 
 def _chunk_end(text: str, room: int) -> int:
