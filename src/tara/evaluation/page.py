@@ -100,16 +100,16 @@ def _row(label: str, images: Sequence[ScoredImage | None], seeds: Sequence[str])
 
 
 def _photos(scored: ScoredImage) -> Image.Image | None:
-    """A column of photos, one per subject of an image, in the frames' colours; None without photos."""
+    """One photo per subject of an image, side by side in the frames' colours; None without photos."""
     folders = [subject.photos for subject in scored.record.subjects if subject.photos.is_dir()]
     files = [photos[0] for folder in folders if (photos := photo_folders(folder)[0].photos)]
     if not files:
         return None
-    column = Image.new("RGB", (PHOTO, PHOTO * len(files)))
+    joined = Image.new("RGB", (PHOTO * len(files), PHOTO))
     for number, file in enumerate(files):
         photo = ImageOps.fit(read_image(file), (PHOTO - 6, PHOTO - 6))
-        column.paste(ImageOps.expand(photo, 3, COLOURS[number % len(COLOURS)]), (0, number * PHOTO))
-    return column
+        joined.paste(ImageOps.expand(photo, 3, COLOURS[number % len(COLOURS)]), (number * PHOTO, 0))
+    return joined
 
 
 def _seed(scored: ScoredImage) -> str:
